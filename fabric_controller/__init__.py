@@ -1,0 +1,1 @@
+"""The fabric controller: outside the boundary, sees the enclave interface only."""

@@ -1,0 +1,1 @@
+"""Typed clients of a pool, synchronous and asyncio."""

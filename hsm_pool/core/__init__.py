@@ -1,0 +1,1 @@
+"""Decisions without I/O: key life cycle, drains, freshness leases."""

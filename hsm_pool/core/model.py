@@ -1,0 +1,137 @@
+"""The records of a pool: keys, key versions, answered requests, the pool itself.
+
+All records are immutable values. Private material is an opaque sealed blob here:
+the core never sees a key (G3). Times are Unix milliseconds of the pool's time.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from enum import IntEnum
+
+
+class KeyType(IntEnum):
+    """Kind of key; numbers as in mhsm.keys.v1.KeyType."""
+
+    RSA = 1
+    EC = 2
+    OCT = 3
+
+
+class Curve(IntEnum):
+    """Curve of an EC key; numbers as in mhsm.keys.v1.Curve."""
+
+    NONE = 0
+    P256 = 1
+    P384 = 2
+    P521 = 3
+    P256K = 4
+
+
+class KeyOperation(IntEnum):
+    """What a key may be used for; numbers as in mhsm.keys.v1.KeyOperation."""
+
+    ENCRYPT = 1
+    DECRYPT = 2
+    SIGN = 3
+    VERIFY = 4
+    WRAP_KEY = 5
+    UNWRAP_KEY = 6
+
+
+@dataclass(frozen=True, slots=True)
+class SealedMaterial:
+    """Private or secret key material sealed under the KEK of an epoch (AES-256-GCM-SIV)."""
+
+    epoch: int
+    nonce: bytes
+    ciphertext: bytes
+
+
+@dataclass(frozen=True, slots=True)
+class KeyRecord:
+    """A key: the ordered list of its versions and whether it is soft-deleted."""
+
+    key_id: str
+    version_ids: tuple[str, ...]
+    deleted_time_ms: int = 0
+    scheduled_purge_time_ms: int = 0
+
+    @property
+    def deleted(self) -> bool:
+        """Whether the key is soft-deleted."""
+        return self.deleted_time_ms != 0
+
+
+@dataclass(frozen=True, slots=True)
+class KeyVersionRecord:
+    """A key version; times are Unix milliseconds, 0 for none."""
+
+    key_id: str
+    version_id: str
+    key_type: KeyType
+    curve: Curve
+    size_bits: int
+    public_key_der: bytes
+    key_operations: tuple[KeyOperation, ...]
+    enabled: bool
+    not_before_ms: int
+    expires_ms: int
+    created_ms: int
+    updated_ms: int
+    exportable: bool
+    tags: Mapping[str, str]
+    sealed_material: SealedMaterial
+
+
+@dataclass(frozen=True, slots=True)
+class RequestRecord:
+    """The first answer to a request id: which request it was and what it changed."""
+
+    request_key: bytes
+    request_digest: bytes
+    reply: bytes
+    answered_ms: int
+
+
+@dataclass(frozen=True, slots=True)
+class PoolRecord:
+    """State of the whole pool."""
+
+    recoverable_days: int = 90
+    drained: frozenset[int] = field(default_factory=frozenset)
+
+
+Record = KeyRecord | KeyVersionRecord | RequestRecord | PoolRecord
+
+RecordName = tuple[str, ...]
+"""Name of a record: ("key", id), ("version", id, version), ("request", hex), ("pool",)."""
+
+POOL: RecordName = ("pool",)
+
+
+def key_name(key_id: str) -> RecordName:
+    """Return the record name of a key."""
+    return ("key", key_id)
+
+
+def version_name(key_id: str, version_id: str) -> RecordName:
+    """Return the record name of a key version."""
+    return ("version", key_id, version_id)
+
+
+def request_name(request_key: bytes) -> RecordName:
+    """Return the record name of an answered request."""
+    return ("request", request_key.hex())
+
+
+def name_of(record: Record) -> RecordName:
+    """Return the name under which a record is kept."""
+    if isinstance(record, KeyRecord):
+        return key_name(record.key_id)
+    if isinstance(record, KeyVersionRecord):
+        return version_name(record.key_id, record.version_id)
+    if isinstance(record, RequestRecord):
+        return request_name(record.request_key)
+    return POOL

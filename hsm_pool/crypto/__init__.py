@@ -1,0 +1,1 @@
+"""Cryptographic operations and key custody, on top of pyca/cryptography."""

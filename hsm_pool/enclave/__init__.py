@@ -1,0 +1,1 @@
+"""What ties a partition to its code and its peers: evidence and healing."""

@@ -1,0 +1,263 @@
+"""Every way a call can be refused: one exception, one (code, reason) pair.
+
+::
+
+    MHSMError
+    ├── RequestError           the caller must change the request
+    ├── StateError             the resource or the pool is in another state
+    ├── AvailabilityError      try again, here or on another partition
+    └── AccessError            identity or permission
+
+``code`` is the name of a google.rpc.Code and ``reason`` the ErrorInfo reason
+(proto/mhsm/error/v1/reasons.proto); one interceptor maps them to the wire and one
+function of the client maps them back. ``definite`` says whether the caller may be
+sure that nothing was changed (Jepsen's rule); only an indefinite error leaves the
+outcome open.
+"""
+
+from __future__ import annotations
+
+from typing import ClassVar
+
+DOMAIN = "mhsm"
+
+
+class MHSMError(Exception):
+    """Base of all typed errors. The message is shown to the caller."""
+
+    code: ClassVar[str] = "INTERNAL"
+    reason: ClassVar[str] = "INTERNAL"
+    definite: ClassVar[bool] = True
+
+    def __init__(self, message: str, **metadata: str) -> None:
+        super().__init__(message)
+        self.message = message
+        self.metadata = metadata
+
+
+class RequestError(MHSMError):
+    """The request itself is wrong; repeating it cannot help."""
+
+    code = "INVALID_ARGUMENT"
+
+
+class InvalidField(RequestError):
+    """A field is malformed or out of its bounds; metadata names the field."""
+
+    reason = "INVALID_FIELD"
+
+
+class AlgorithmNotSupported(RequestError):
+    """The algorithm does not exist or does not fit the key."""
+
+    reason = "ALGORITHM_NOT_SUPPORTED"
+
+
+class DigestLength(RequestError):
+    """A digest's length does not fit the algorithm."""
+
+    reason = "DIGEST_LENGTH"
+
+
+class PayloadTooLarge(RequestError):
+    """The payload or the batch exceeds its bound."""
+
+    reason = "PAYLOAD_TOO_LARGE"
+
+
+class RequestIdReused(RequestError):
+    """request_id was used before for another request."""
+
+    reason = "REQUEST_ID_REUSED"
+
+
+class DecryptionFailed(RequestError):
+    """Decrypt or unwrap failed, whatever the cause."""
+
+    reason = "DECRYPTION_FAILED"
+
+    def __init__(self) -> None:
+        super().__init__("the ciphertext could not be decrypted with this key")
+
+
+class ShareRefused(RequestError):
+    """A share was refused; metadata names the officer."""
+
+    reason = "SHARE_REFUSED"
+
+
+class StateError(MHSMError):
+    """The resource or the pool is in a state that does not allow the call."""
+
+    code = "FAILED_PRECONDITION"
+
+
+class KeyNotFound(StateError):
+    """The key or key version does not exist."""
+
+    code = "NOT_FOUND"
+    reason = "KEY_NOT_FOUND"
+
+
+class KeySoftDeleted(StateError):
+    """The key is soft-deleted: it can be recovered or purged only."""
+
+    code = "NOT_FOUND"
+    reason = "KEY_SOFT_DELETED"
+
+
+class DeletedKeyNotFound(StateError):
+    """No soft-deleted key of that name exists."""
+
+    code = "NOT_FOUND"
+    reason = "DELETED_KEY_NOT_FOUND"
+
+
+class KeyExists(StateError):
+    """A key of that name exists, active or soft-deleted."""
+
+    code = "ALREADY_EXISTS"
+    reason = "KEY_EXISTS"
+
+
+class KeyNotUsable(StateError):
+    """The key version is disabled, not yet valid or expired."""
+
+    reason = "KEY_NOT_USABLE"
+
+
+class OperationNotPermitted(StateError):
+    """The operation is not among the key's key_operations."""
+
+    reason = "OPERATION_NOT_PERMITTED"
+
+
+class LimitExceeded(StateError):
+    """A documented limit (keys, versions) is reached."""
+
+    reason = "LIMIT_EXCEEDED"
+
+
+class NotActivated(StateError):
+    """The pool is provisioned but its security domain was not downloaded yet."""
+
+    reason = "NOT_ACTIVATED"
+
+
+class AlreadyActivated(StateError):
+    """The pool is active already."""
+
+    reason = "ALREADY_ACTIVATED"
+
+
+class PoolLocked(StateError):
+    """No partition holds the keys: a quorum of officers must unlock the pool."""
+
+    reason = "POOL_LOCKED"
+
+
+class CeremonyState(StateError):
+    """A ceremony is under way, or none is where one is needed."""
+
+    reason = "CEREMONY_STATE"
+
+
+class FloorOfTwo(StateError):
+    """Fewer than two partitions would go on serving (G5)."""
+
+    reason = "FLOOR_OF_TWO"
+
+
+class AvailabilityError(MHSMError):
+    """This partition cannot answer now; another one, or a later try, may."""
+
+    code = "UNAVAILABLE"
+
+
+class PartitionStarting(AvailabilityError):
+    """The partition is starting or healing."""
+
+    reason = "PARTITION_STARTING"
+
+
+class PartitionDrained(AvailabilityError):
+    """The partition was taken out of service by the fabric controller."""
+
+    reason = "PARTITION_DRAINED"
+
+
+class PartitionQuarantined(AvailabilityError):
+    """The partition found its store tampered with and refuses to serve (G6)."""
+
+    reason = "PARTITION_QUARANTINED"
+
+
+class NotFresh(AvailabilityError):
+    """The partition holds no freshness lease at the moment (G2)."""
+
+    reason = "NOT_FRESH"
+
+
+class StoreUnavailable(AvailabilityError):
+    """No store member was reached; nothing was proposed."""
+
+    reason = "STORE_UNAVAILABLE"
+
+
+class CommitUnknown(AvailabilityError):
+    """The mutation was proposed and its outcome is not known; repeat it with the same request_id."""
+
+    reason = "COMMIT_UNKNOWN"
+    definite = False
+
+
+class Overloaded(AvailabilityError):
+    """Too many calls are under way."""
+
+    code = "RESOURCE_EXHAUSTED"
+    reason = "OVERLOADED"
+
+
+class AccessError(MHSMError):
+    """The caller's identity does not allow the call."""
+
+    code = "PERMISSION_DENIED"
+
+
+class Unauthenticated(AccessError):
+    """The caller presented no usable identity."""
+
+    code = "UNAUTHENTICATED"
+    reason = "UNAUTHENTICATED"
+
+
+class PermissionDenied(AccessError):
+    """The caller's identity may not call this method."""
+
+    reason = "PERMISSION_DENIED"
+
+
+class EvidenceRefused(AccessError):
+    """The evidence of a peer was refused."""
+
+    reason = "EVIDENCE_REFUSED"
+
+
+class InternalError(MHSMError):
+    """Anything else. The message holds a correlation id only."""
+
+    reason = "INTERNAL"
+    definite = False
+
+
+def _concrete(base: type[MHSMError]) -> list[type[MHSMError]]:
+    found: list[type[MHSMError]] = []
+    for subclass in base.__subclasses__():
+        if "reason" in vars(subclass):
+            found.append(subclass)
+        found.extend(_concrete(subclass))
+    return found
+
+
+BY_REASON: dict[str, type[MHSMError]] = {error.reason: error for error in _concrete(MHSMError)}
+"""All concrete errors by their ErrorInfo reason."""

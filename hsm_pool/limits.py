@@ -1,0 +1,98 @@
+"""Every bound of the pool, with its unit and its reason."""
+
+from __future__ import annotations
+
+from typing import Final
+
+KEY_ID_LENGTH_MAX: Final = 127
+"""Characters of a key id (Azure Key Vault, service limits)."""
+
+KEYS_MAX: Final = 5_000
+"""Keys per pool, soft-deleted ones included (Azure Managed HSM service limits)."""
+
+VERSIONS_PER_KEY_MAX: Final = 100
+"""Versions per key (Azure Managed HSM service limits)."""
+
+TAGS_MAX: Final = 15
+"""Tags per key version (Azure Key Vault)."""
+
+TAG_LENGTH_MAX: Final = 256
+"""Characters of a tag's name and of its value (Azure Key Vault)."""
+
+PAGE_SIZE_MAX: Final = 25
+"""Items of a page (Key Vault REST API, maxresults)."""
+
+BATCH_ITEMS_MAX: Final = 256
+"""Items of a batch with an EC or oct key: about 10 ms of work."""
+
+BATCH_ITEMS_RSA_MAX: Final = 32
+"""Items of a batch with an RSA key: about 30 ms of work at 2048 bits."""
+
+PAYLOAD_BYTES_MAX: Final = 64 * 1024
+"""Bytes of one plaintext, ciphertext or additional data."""
+
+WRAPPED_KEY_BYTES_MAX: Final = 1024
+"""Bytes of a key to wrap with AES-KW; more than any key of this pool."""
+
+MESSAGE_BYTES_MAX: Final = 4 * 1024 * 1024
+"""Bytes of one gRPC message; also grpcio's own default for receiving."""
+
+IMPORT_BYTES_MAX: Final = 16 * 1024
+"""Bytes of imported key material; an RSA-4096 PKCS#8 has about 2.4 KiB."""
+
+RANDOM_BYTES_MAX: Final = 128
+"""Bytes of one GetRandomBytes (Key Vault REST API, /rng)."""
+
+REQUEST_RETENTION_MS: Final = 24 * 3600 * 1000
+"""How long the first answer to a request_id is kept."""
+
+REQUESTS_MAX: Final = 20_000
+"""Answered requests kept at most; the oldest go first."""
+
+RECOVERABLE_DAYS_MIN: Final = 7
+"""Days of retention at least (Azure Managed HSM)."""
+
+RECOVERABLE_DAYS_MAX: Final = 90
+"""Days of retention at most, and the default (Azure Managed HSM)."""
+
+OFFICERS_MIN: Final = 3
+"""Officers of a security domain at least (Azure Managed HSM)."""
+
+OFFICERS_MAX: Final = 10
+"""Officers of a security domain at most (Azure Managed HSM)."""
+
+QUORUM_MIN: Final = 2
+"""Quorum of a security domain at least (Azure Managed HSM)."""
+
+CALLS_IN_FLIGHT_MAX: Final = 64
+"""Calls under way in one partition; more are refused as OVERLOADED."""
+
+COMMANDS_PER_TRANSACTION_MAX: Final = 40
+"""Mutations committed together (group commit)."""
+
+OPERATIONS_PER_TRANSACTION_MAX: Final = 120
+"""Puts and deletes of one transaction; etcd's default allows 128."""
+
+LOG_RING_ENTRIES: Final = 65_536
+"""Log entries kept in the store (sequence modulo this number)."""
+
+LEASE_SECONDS: Final = 3.0
+"""T: how long a committed renewal lets a partition serve, on its own clock."""
+
+RENEWAL_SECONDS: Final = 0.5
+"""Renewals are sent this often, and at once after a mutation."""
+
+CLOCK_RATE_ERROR: Final = 0.01
+"""Bound on the difference of clock rates between machines."""
+
+WAIT_MARGIN_SECONDS: Final = 0.010
+"""Added to T x (1 + rate error) by whoever waits for a lease to run out."""
+
+CLOCK_SKEW_SECONDS_MAX: Final = 1.0
+"""A partition whose clock is further from the median is not fresh."""
+
+MUTATION_SECONDS_MAX: Final = 15.0
+"""How long a mutation may wait for its acknowledgement when the caller sets no deadline."""
+
+RECOVERY_ATTEMPT_SECONDS: Final = 600
+"""How long an unlock attempt stays open."""

@@ -1,0 +1,1 @@
+"""The gRPC front: thin services over the core, interceptors, TLS."""

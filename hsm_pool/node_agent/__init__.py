@@ -1,0 +1,1 @@
+"""Parent process of one partition and one store member."""

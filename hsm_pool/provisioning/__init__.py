@@ -1,0 +1,1 @@
+"""Making and running a pool on one machine: identities, files, supervisor."""

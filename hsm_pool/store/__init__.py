@@ -1,0 +1,1 @@
+"""The replicated store: etcd, sealed records, the hash chain and freshness leases."""

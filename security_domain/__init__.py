@@ -1,0 +1,1 @@
+"""The security domain as a leaf library, usable on an offline machine."""
