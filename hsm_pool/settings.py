@@ -1,0 +1,155 @@
+"""Settings of the pool's processes: frozen dataclasses, read from JSON files.
+
+A file is written once by :mod:`hsm_pool.provisioning` and read at every start.
+Unknown and missing keys are refused, so a misspelt setting cannot be ignored.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import types
+import typing
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal, TypeVar
+
+T = TypeVar("T")
+
+
+@dataclass(frozen=True, slots=True)
+class Identity:
+    """A TLS identity: files in PEM, absolute paths."""
+
+    certificate_file: str
+    key_file: str
+    ca_file: str
+    """Roots that the other side's certificate must lead to."""
+
+
+@dataclass(frozen=True, slots=True)
+class Peer:
+    """Another partition of the pool; endpoints are host:port."""
+
+    index: int
+    peer_endpoint: str
+    node_endpoint: str
+
+
+@dataclass(frozen=True, slots=True)
+class StoreSettings:
+    """How the store is reached. The first endpoint is the member beside the partition."""
+
+    endpoints: tuple[str, ...]
+    identity: Identity
+    prefix: str
+
+
+@dataclass(frozen=True, slots=True)
+class PlatformSettings:
+    """The simulated hardware root of one node: files in PEM, the sealing key raw."""
+
+    certificate_file: str
+    key_file: str
+    root_certificate_file: str
+    sealing_key_file: str
+
+
+@dataclass(frozen=True, slots=True)
+class PartitionSettings:
+    """Everything a partition process needs; endpoints are host:port."""
+
+    pool_id: str
+    index: int
+    partition_count: int
+    data_directory: str
+    client_endpoint: str
+    peer_endpoint: str
+    enclave_endpoint: str
+    node_endpoint: str
+    client_plane: Identity
+    peer_plane: Identity
+    fabric_plane: Identity
+    node_plane: Identity
+    peers: tuple[Peer, ...]
+    store: StoreSettings
+    platform: PlatformSettings
+    sealing: Literal["platform", "none"]
+    recoverable_days: int
+
+
+@dataclass(frozen=True, slots=True)
+class StoreMemberSettings:
+    """The etcd member that a node agent runs; absent when the store is external."""
+
+    binary: str
+    name: str
+    data_directory: str
+    client_url: str
+    peer_url: str
+    initial_cluster: str
+    cluster_token: str
+    client_identity: Identity
+    peer_identity: Identity
+
+
+@dataclass(frozen=True, slots=True)
+class NodeSettings:
+    """Everything a node agent needs."""
+
+    pool_id: str
+    index: int
+    data_directory: str
+    partition_settings_file: str
+    partition_lock_file: str
+    incarnation_file: str
+    log_directory: str
+    identity: Identity
+    peer_node_endpoints: tuple[str, ...]
+    """Node endpoints of all other partitions: they receive exit notices."""
+    store_member: StoreMemberSettings | None
+
+
+def _decode(kind: Any, value: Any, where: str) -> Any:
+    origin = typing.get_origin(kind)
+    if dataclasses.is_dataclass(kind) and isinstance(kind, type):
+        if not isinstance(value, dict):
+            raise ValueError(f"{where}: an object is needed")
+        hints = typing.get_type_hints(kind)
+        unknown, missing = set(value) - set(hints), set(hints) - set(value)
+        if unknown or missing:
+            raise ValueError(f"{where}: unknown {sorted(unknown)}, missing {sorted(missing)}")
+        return kind(**{name: _decode(hint, value[name], f"{where}.{name}") for name, hint in hints.items()})
+    if origin is tuple:
+        if not isinstance(value, list):
+            raise ValueError(f"{where}: a list is needed")
+        element = typing.get_args(kind)[0]
+        return tuple(_decode(element, item, f"{where}[{i}]") for i, item in enumerate(value))
+    if origin is Literal:
+        if value not in typing.get_args(kind):
+            raise ValueError(f"{where}: one of {typing.get_args(kind)} is needed")
+        return value
+    if origin is types.UnionType:
+        if value is None:
+            return None
+        (inner,) = [option for option in typing.get_args(kind) if option is not type(None)]
+        return _decode(inner, value, where)
+    if not isinstance(value, kind) or (kind is int and isinstance(value, bool)):
+        raise ValueError(f"{where}: {kind.__name__} is needed")
+    return value
+
+
+def load(kind: type[T], path: Path) -> T:
+    """Read settings of the given kind.
+
+    Raises:
+        ValueError: The file is not JSON, or a key is unknown, missing or of the wrong type.
+        OSError: The file cannot be read.
+    """
+    decoded: T = _decode(kind, json.loads(path.read_text()), path.name)
+    return decoded
+
+
+def dump(settings: Any) -> str:
+    """Return settings as the JSON text that :func:`load` reads."""
+    return json.dumps(dataclasses.asdict(settings), indent=2) + "\n"
