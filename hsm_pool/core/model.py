@@ -101,6 +101,7 @@ class PoolRecord:
 
     recoverable_days: int = 90
     drained: frozenset[int] = field(default_factory=frozenset)
+    header_digest: bytes = b""
 
 
 Record = KeyRecord | KeyVersionRecord | RequestRecord | PoolRecord

@@ -584,8 +584,11 @@ class PoolRecord(_message.Message):
 
     RECOVERABLE_DAYS_FIELD_NUMBER: _builtins.int
     DRAINED_FIELD_NUMBER: _builtins.int
+    HEADER_DIGEST_FIELD_NUMBER: _builtins.int
     recoverable_days: _builtins.int
     """Days a deleted key can be recovered."""
+    header_digest: _builtins.bytes
+    """SHA-256 of the header, which stands plain in the store."""
     @_builtins.property
     def drained(self) -> _containers.RepeatedScalarFieldContainer[_builtins.int]:
         """Indices of the drained partitions."""
@@ -595,10 +598,11 @@ class PoolRecord(_message.Message):
         *,
         recoverable_days: _builtins.int = ...,
         drained: _abc.Iterable[_builtins.int] | None = ...,
+        header_digest: _builtins.bytes = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["drained", b"drained", "recoverable_days", b"recoverable_days"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["drained", b"drained", "header_digest", b"header_digest", "recoverable_days", b"recoverable_days"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -1,0 +1,170 @@
+"""Client of the enclave interface: the only module that knows its messages (G5).
+
+A partition is trusted as little as the partition trusts the controller: replies are
+bounded, unknown fields are dropped, values outside the contract refuse the whole
+reply, and of an error nothing but the name of its code is kept.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any, Final, Self
+
+import grpc
+from mhsm.enclave.v1 import enclave_pb2, enclave_pb2_grpc
+
+from fabric_controller.observe import Failure, Observation, State, Status
+from fabric_controller.settings import FabricSettings
+
+CALL_SECONDS: Final = 2.0
+"""Deadline of every call."""
+
+MESSAGE_BYTES_MAX: Final = 256
+"""Bytes of one message; the largest legal reply has about 30."""
+
+METADATA_BYTES_MAX: Final = 4096
+"""Bytes of all headers or trailers of one call."""
+
+REPLY_REFUSED: Final = "REPLY_REFUSED"
+"""Code of a reply that does not keep the contract; all other codes are gRPC's."""
+
+UNREACHABLE_CODES: Final = frozenset({"UNAVAILABLE", "DEADLINE_EXCEEDED", "CANCELLED"})
+"""Codes that say nothing about the command: it was not answered."""
+
+_CHANNEL_OPTIONS: Final = (
+    ("grpc.max_receive_message_length", MESSAGE_BYTES_MAX),
+    ("grpc.max_send_message_length", MESSAGE_BYTES_MAX),
+    ("grpc.max_metadata_size", METADATA_BYTES_MAX),
+    ("grpc.absolute_max_metadata_size", METADATA_BYTES_MAX),
+    # A repeat is the loop's or the administrator's decision; a proxy would see the traffic.
+    ("grpc.enable_retries", 0),
+    ("grpc.enable_http_proxy", 0),
+    ("grpc.service_config_disable_resolution", 1),
+    # A restarted partition is seen within about one round.
+    ("grpc.initial_reconnect_backoff_ms", 100),
+    ("grpc.min_reconnect_backoff_ms", 100),
+    ("grpc.max_reconnect_backoff_ms", 1000),
+)
+
+
+class EnclaveError(Exception):
+    """A call failed or its reply was refused. ``code`` is all that is known."""
+
+    def __init__(self, code: str) -> None:
+        super().__init__(code)
+        self.code = code
+
+    @property
+    def unreachable(self) -> bool:
+        """Whether the partition did not answer, so that the outcome of a command is open."""
+        return self.code in UNREACHABLE_CODES
+
+
+class EnclaveClient:
+    """One mutually authenticated channel a partition. Close it, or use it as a context manager."""
+
+    def __init__(self, settings: FabricSettings) -> None:
+        """Open the channels; connecting happens with the first call.
+
+        Raises:
+            OSError: A file of the identity cannot be read.
+        """
+        identity = settings.identity
+        credentials = grpc.ssl_channel_credentials(
+            root_certificates=Path(identity.ca_file).read_bytes(),
+            private_key=Path(identity.key_file).read_bytes(),
+            certificate_chain=Path(identity.certificate_file).read_bytes(),
+        )
+        self._channels = {
+            partition.index: grpc.secure_channel(
+                partition.enclave_endpoint, credentials, options=_CHANNEL_OPTIONS
+            )
+            for partition in settings.partitions
+        }
+        self._stubs: Mapping[int, enclave_pb2_grpc.EnclaveServiceStub] = {
+            index: enclave_pb2_grpc.EnclaveServiceStub(channel) for index, channel in self._channels.items()
+        }
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Close all channels; calls under way end."""
+        for channel in self._channels.values():
+            channel.close()
+
+    def get_status_of_all(self) -> dict[int, Observation]:
+        """Ask all partitions at once; takes at most one deadline. Never raises for a partition."""
+        # All calls are started before the first is waited for: three silent partitions cost 2 s, not 6.
+        calls: dict[int, Any] = {
+            index: stub.GetStatus.future(enclave_pb2.GetStatusRequest(), timeout=CALL_SECONDS)
+            for index, stub in self._stubs.items()
+        }
+        observations: dict[int, Observation] = {}
+        for index, call in calls.items():
+            try:
+                observations[index] = self._status(_reply(call))
+            except EnclaveError as error:
+                observations[index] = Failure(error.code)
+        return observations
+
+    def drain(self, index: int) -> State:
+        """Take a partition out of service and return its state.
+
+        Raises:
+            EnclaveError: Refused (FAILED_PRECONDITION: fewer than two would serve), or not answered.
+        """
+        stub = self._stubs[index]
+        return _state(_reply(stub.Drain.future(enclave_pb2.DrainRequest(), timeout=CALL_SECONDS)).state)
+
+    def resume(self, index: int) -> State:
+        """Put a partition back into service and return its state.
+
+        Raises:
+            EnclaveError: Refused, or not answered.
+        """
+        stub = self._stubs[index]
+        return _state(_reply(stub.Resume.future(enclave_pb2.ResumeRequest(), timeout=CALL_SECONDS)).state)
+
+    def _status(self, reply: enclave_pb2.GetStatusResponse) -> Status:
+        if reply.serving_count > len(self._stubs):
+            raise EnclaveError(REPLY_REFUSED)
+        return Status(_state(reply.state), reply.fresh, reply.applied_sequence, reply.serving_count)
+
+
+def _reply(call: Any) -> Any:
+    code = None
+    try:
+        # The deadline ends the call; the second bound holds even if the library did not.
+        reply = call.result(timeout=CALL_SECONDS + 1)
+    except grpc.RpcError as error:
+        code = _code_name(error)
+    except grpc.FutureTimeoutError:
+        call.cancel()
+        code = "DEADLINE_EXCEEDED"
+    except grpc.FutureCancelledError:
+        code = "CANCELLED"
+    if code is not None:
+        # Raised outside the handler: the gRPC error with its details and trailers is not kept as context.
+        raise EnclaveError(code)
+    reply.DiscardUnknownFields()
+    return reply
+
+
+def _code_name(error: grpc.RpcError) -> str:
+    read_code: Callable[[], object] | None = getattr(error, "code", None)
+    code = read_code() if callable(read_code) else None
+    return code.name if isinstance(code, grpc.StatusCode) else "UNKNOWN"
+
+
+def _state(number: enclave_pb2.PartitionState.ValueType) -> State:
+    # proto3 enums are open: a number outside the contract arrives unhindered.
+    try:
+        return State(enclave_pb2.PartitionState.Name(number).removeprefix("PARTITION_STATE_"))
+    except ValueError:
+        pass
+    raise EnclaveError(REPLY_REFUSED)

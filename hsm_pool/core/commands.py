@@ -1,0 +1,118 @@
+"""Everything that can change a pool. The clock and new key material are inputs."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from hsm_pool.core.model import Curve, KeyOperation, KeyRecord, KeyType, KeyVersionRecord, SealedMaterial
+
+
+@dataclass(frozen=True, slots=True)
+class CreateKeyVersion:
+    """Adds a version with new material; makes the key when it does not exist."""
+
+    time_ms: int
+    key_id: str
+    version_id: str
+    key_type: KeyType
+    curve: Curve
+    size_bits: int
+    public_key_der: bytes
+    sealed_material: SealedMaterial
+    key_operations: tuple[KeyOperation, ...]
+    enabled: bool = True
+    not_before_ms: int = 0
+    expires_ms: int = 0
+    exportable: bool = False
+    tags: Mapping[str, str] | None = None
+    must_not_exist: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class UpdateKeyVersion:
+    """Changes what is not None; version_id "" means the newest."""
+
+    time_ms: int
+    key_id: str
+    version_id: str = ""
+    enabled: bool | None = None
+    not_before_ms: int | None = None
+    expires_ms: int | None = None
+    key_operations: tuple[KeyOperation, ...] | None = None
+    tags: Mapping[str, str] | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class DeleteKey:
+    """Soft-deletes a key."""
+
+    time_ms: int
+    key_id: str
+
+
+@dataclass(frozen=True, slots=True)
+class RecoverDeletedKey:
+    """Makes a soft-deleted key usable again."""
+
+    time_ms: int
+    key_id: str
+
+
+@dataclass(frozen=True, slots=True)
+class PurgeDeletedKey:
+    """Destroys a soft-deleted key."""
+
+    time_ms: int
+    key_id: str
+
+
+@dataclass(frozen=True, slots=True)
+class DrainPartition:
+    """Takes a partition out of service; serving are the indices that hold a lease."""
+
+    index: int
+    serving: frozenset[int]
+
+
+@dataclass(frozen=True, slots=True)
+class ResumePartition:
+    """Puts a partition back into service."""
+
+    index: int
+
+
+Command = (
+    CreateKeyVersion
+    | UpdateKeyVersion
+    | DeleteKey
+    | RecoverDeletedKey
+    | PurgeDeletedKey
+    | DrainPartition
+    | ResumePartition
+)
+
+
+@dataclass(frozen=True, slots=True)
+class VersionReply:
+    """A key version after the command."""
+
+    version: KeyVersionRecord
+    recoverable_days: int
+
+
+@dataclass(frozen=True, slots=True)
+class DeletedKeyReply:
+    """A key after its deletion, with its newest version."""
+
+    key: KeyRecord
+    version: KeyVersionRecord
+    recoverable_days: int
+
+
+@dataclass(frozen=True, slots=True)
+class EmptyReply:
+    """Nothing to say but that it is done."""
+
+
+Reply = VersionReply | DeletedKeyReply | EmptyReply

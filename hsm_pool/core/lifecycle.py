@@ -1,0 +1,279 @@
+"""The pure core: ``apply(command, view) -> (reply, changes)``, and the rules of use.
+
+Sources: Azure Key Vault REST API (keys) and Managed HSM soft delete; the rules are
+tabulated in docs/architecture.md. Nothing here reads a clock, a file or a socket.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+
+from hsm_pool import limits
+from hsm_pool.core.commands import (
+    Command,
+    CreateKeyVersion,
+    DeletedKeyReply,
+    DeleteKey,
+    DrainPartition,
+    EmptyReply,
+    PurgeDeletedKey,
+    RecoverDeletedKey,
+    Reply,
+    ResumePartition,
+    UpdateKeyVersion,
+    VersionReply,
+)
+from hsm_pool.core.model import (
+    POOL,
+    KeyOperation,
+    KeyRecord,
+    KeyVersionRecord,
+    PoolRecord,
+    Record,
+    RecordName,
+    RequestRecord,
+    key_name,
+    request_name,
+    version_name,
+)
+from hsm_pool.core.state import Changes, View
+from hsm_pool.errors import (
+    DeletedKeyNotFound,
+    FloorOfTwo,
+    InvalidField,
+    KeyExists,
+    KeyNotFound,
+    KeyNotUsable,
+    KeySoftDeleted,
+    LimitExceeded,
+    OperationNotPermitted,
+    RequestIdReused,
+)
+
+_DAY_MS = 24 * 3600 * 1000
+_EXEMPT_FROM_TIME = frozenset({KeyOperation.DECRYPT, KeyOperation.UNWRAP_KEY, KeyOperation.VERIFY})
+"""Operations that a disabled or expired version still does, as the real service (Azure key attributes)."""
+
+
+@dataclass(frozen=True, slots=True)
+class Outcome:
+    """What a command answers and what it changes."""
+
+    reply: Reply
+    changes: Changes
+
+
+def apply(command: Command, view: View) -> Outcome:
+    """Decide a command.
+
+    Raises:
+        MHSMError: The command is refused; nothing changes (G8).
+    """
+    match command:
+        case CreateKeyVersion():
+            return _create(command, view)
+        case UpdateKeyVersion():
+            return _update(command, view)
+        case DeleteKey():
+            return _delete(command, view)
+        case RecoverDeletedKey():
+            return _recover(command, view)
+        case PurgeDeletedKey():
+            return _purge(command, view)
+        case DrainPartition():
+            return _drain(command, view)
+        case ResumePartition():
+            return _resume(command, view)
+
+
+def pool_record(view: View) -> PoolRecord:
+    """Return the pool's own record."""
+    record = view.get(POOL)
+    return record if isinstance(record, PoolRecord) else PoolRecord()
+
+
+def active_key(view: View, key_id: str) -> KeyRecord:
+    """Return a key that is not deleted.
+
+    Raises:
+        KeyNotFound: No such key.
+        KeySoftDeleted: The key is soft-deleted.
+    """
+    record = view.get(key_name(key_id))
+    if not isinstance(record, KeyRecord):
+        raise KeyNotFound(f"key {key_id} does not exist")
+    if record.deleted:
+        raise KeySoftDeleted(f"key {key_id} is soft-deleted: recover or purge it")
+    return record
+
+
+def deleted_key(view: View, key_id: str) -> KeyRecord:
+    """Return a soft-deleted key.
+
+    Raises:
+        DeletedKeyNotFound: No soft-deleted key of that id.
+    """
+    record = view.get(key_name(key_id))
+    if not isinstance(record, KeyRecord) or not record.deleted:
+        raise DeletedKeyNotFound(f"no soft-deleted key {key_id}")
+    return record
+
+
+def version_of(view: View, key: KeyRecord, version_id: str = "") -> KeyVersionRecord:
+    """Return a version of a key, "" for the newest.
+
+    Raises:
+        KeyNotFound: No such version.
+    """
+    wanted = version_id or key.version_ids[-1]
+    record = view.get(version_name(key.key_id, wanted))
+    if not isinstance(record, KeyVersionRecord):
+        raise KeyNotFound(f"key {key.key_id} has no version {wanted}")
+    return record
+
+
+def check_use(version: KeyVersionRecord, operation: KeyOperation, time_ms: int) -> None:
+    """Check that a version may be used for an operation at a time.
+
+    Raises:
+        OperationNotPermitted: The operation is not among its key operations.
+        KeyNotUsable: It is disabled, not yet valid or expired.
+    """
+    if operation not in version.key_operations:
+        raise OperationNotPermitted(
+            f"key {version.key_id} does not permit {operation.name.lower()}",
+            operation=operation.name,
+        )
+    if not version.enabled and operation not in _EXEMPT_FROM_TIME:
+        raise KeyNotUsable(f"key {version.key_id} is disabled", cause="disabled")
+    if operation in _EXEMPT_FROM_TIME:
+        return
+    if version.not_before_ms and time_ms < version.not_before_ms:
+        raise KeyNotUsable(f"key {version.key_id} is not valid yet", cause="not_before")
+    if version.expires_ms and time_ms >= version.expires_ms:
+        raise KeyNotUsable(f"key {version.key_id} has expired", cause="expires")
+
+
+def answered_before(view: View, request_key: bytes, request_digest: bytes) -> RequestRecord | None:
+    """Return the first answer to a request id, if there is one.
+
+    Raises:
+        RequestIdReused: The id was used for another request.
+    """
+    record = view.get(request_name(request_key))
+    if not isinstance(record, RequestRecord):
+        return None
+    if record.request_digest != request_digest:
+        raise RequestIdReused("request_id was used before for another request")
+    return record
+
+
+def remember(view: View, record: RequestRecord) -> Changes:
+    """Return the changes that keep an answer and forget up to two old ones."""
+    changes: dict[RecordName, Record | None] = {request_name(record.request_key): record}
+    surplus = view.request_count() >= limits.REQUESTS_MAX
+    for old in view.oldest_requests(2):
+        if surplus or old.answered_ms + limits.REQUEST_RETENTION_MS < record.answered_ms:
+            changes[request_name(old.request_key)] = None
+    return changes
+
+
+def _create(command: CreateKeyVersion, view: View) -> Outcome:
+    existing = view.get(key_name(command.key_id))
+    version_ids: tuple[str, ...] = ()
+    if isinstance(existing, KeyRecord):
+        if existing.deleted:
+            raise KeyExists(f"key {command.key_id} is soft-deleted: recover or purge it", state="deleted")
+        if command.must_not_exist:
+            raise KeyExists(f"key {command.key_id} exists", state="active")
+        if len(existing.version_ids) >= limits.VERSIONS_PER_KEY_MAX:
+            raise LimitExceeded(f"key {command.key_id} has {limits.VERSIONS_PER_KEY_MAX} versions")
+        version_ids = existing.version_ids
+    elif view.key_count() >= limits.KEYS_MAX:
+        raise LimitExceeded(f"the pool has {limits.KEYS_MAX} keys")
+    _check_times(command.not_before_ms, command.expires_ms)
+    version = KeyVersionRecord(
+        key_id=command.key_id,
+        version_id=command.version_id,
+        key_type=command.key_type,
+        curve=command.curve,
+        size_bits=command.size_bits,
+        public_key_der=command.public_key_der,
+        key_operations=command.key_operations,
+        enabled=command.enabled,
+        not_before_ms=command.not_before_ms,
+        expires_ms=command.expires_ms,
+        created_ms=command.time_ms,
+        updated_ms=command.time_ms,
+        exportable=command.exportable,
+        tags=dict(command.tags or {}),
+        sealed_material=command.sealed_material,
+    )
+    key = KeyRecord(command.key_id, (*version_ids, command.version_id))
+    return Outcome(
+        VersionReply(version, pool_record(view).recoverable_days),
+        {key_name(key.key_id): key, version_name(key.key_id, version.version_id): version},
+    )
+
+
+def _update(command: UpdateKeyVersion, view: View) -> Outcome:
+    key = active_key(view, command.key_id)
+    old = version_of(view, key, command.version_id)
+    new = replace(
+        old,
+        enabled=old.enabled if command.enabled is None else command.enabled,
+        not_before_ms=old.not_before_ms if command.not_before_ms is None else command.not_before_ms,
+        expires_ms=old.expires_ms if command.expires_ms is None else command.expires_ms,
+        key_operations=old.key_operations if command.key_operations is None else command.key_operations,
+        tags=old.tags if command.tags is None else dict(command.tags),
+        updated_ms=max(command.time_ms, old.updated_ms),
+    )
+    _check_times(new.not_before_ms, new.expires_ms)
+    return Outcome(
+        VersionReply(new, pool_record(view).recoverable_days),
+        {version_name(new.key_id, new.version_id): new},
+    )
+
+
+def _check_times(not_before_ms: int, expires_ms: int) -> None:
+    if not_before_ms and expires_ms and expires_ms <= not_before_ms:
+        raise InvalidField("expires must lie after not_before", field="attributes.expires")
+
+
+def _delete(command: DeleteKey, view: View) -> Outcome:
+    key = active_key(view, command.key_id)
+    days = pool_record(view).recoverable_days
+    deleted = replace(
+        key,
+        deleted_time_ms=command.time_ms,
+        scheduled_purge_time_ms=command.time_ms + days * _DAY_MS,
+    )
+    return Outcome(DeletedKeyReply(deleted, version_of(view, key), days), {key_name(key.key_id): deleted})
+
+
+def _recover(command: RecoverDeletedKey, view: View) -> Outcome:
+    key = deleted_key(view, command.key_id)
+    recovered = replace(key, deleted_time_ms=0, scheduled_purge_time_ms=0)
+    reply = VersionReply(version_of(view, key), pool_record(view).recoverable_days)
+    return Outcome(reply, {key_name(key.key_id): recovered})
+
+
+def _purge(command: PurgeDeletedKey, view: View) -> Outcome:
+    key = deleted_key(view, command.key_id)
+    changes: dict[RecordName, Record | None] = {key_name(key.key_id): None}
+    for version_id in key.version_ids:
+        changes[version_name(key.key_id, version_id)] = None
+    return Outcome(EmptyReply(), changes)
+
+
+def _drain(command: DrainPartition, view: View) -> Outcome:
+    pool = pool_record(view)
+    remaining = command.serving - pool.drained - {command.index}
+    if len(remaining) < 2:
+        raise FloorOfTwo("fewer than two partitions would go on serving")
+    return Outcome(EmptyReply(), {POOL: replace(pool, drained=pool.drained | {command.index})})
+
+
+def _resume(command: ResumePartition, view: View) -> Outcome:
+    pool = pool_record(view)
+    return Outcome(EmptyReply(), {POOL: replace(pool, drained=pool.drained - {command.index})})

@@ -1,0 +1,151 @@
+"""The applied state of a pool and a read-tracking overlay over it.
+
+Commands are decided against a :class:`View`; what they change is a mapping from
+record name to new record (``None`` deletes). The same classes serve the partition
+and the tests' reference model.
+"""
+
+from __future__ import annotations
+
+import bisect
+from collections.abc import Iterable, Mapping
+from typing import Protocol
+
+from hsm_pool.core.model import (
+    POOL,
+    KeyRecord,
+    PoolRecord,
+    Record,
+    RecordName,
+    RequestRecord,
+)
+
+Changes = Mapping[RecordName, Record | None]
+"""New records by name; None stands for a deletion."""
+
+
+class View(Protocol):
+    """What a command may look at."""
+
+    def get(self, name: RecordName) -> Record | None:
+        """Return a record, or None when it does not exist."""
+
+    def key_count(self) -> int:
+        """Return the number of keys, soft-deleted ones included."""
+
+    def oldest_requests(self, count: int) -> list[RequestRecord]:
+        """Return up to count answered requests, the oldest first."""
+
+    def request_count(self) -> int:
+        """Return the number of answered requests that are kept."""
+
+
+class State:
+    """All records of a pool, by name. Not thread-safe: one writer, guarded by its owner."""
+
+    def __init__(self, records: Iterable[tuple[RecordName, Record]] = ()) -> None:
+        self._records: dict[RecordName, Record] = {}
+        self._key_ids: list[str] = []
+        self._requests: dict[RecordName, RequestRecord] = {}
+        for name, record in records:
+            self._put(name, record)
+
+    def get(self, name: RecordName) -> Record | None:
+        """Return a record, or None when it does not exist."""
+        return self._records.get(name)
+
+    def pool(self) -> PoolRecord:
+        """Return the pool's own record."""
+        record = self._records.get(POOL)
+        return record if isinstance(record, PoolRecord) else PoolRecord()
+
+    def key_count(self) -> int:
+        """Return the number of keys, soft-deleted ones included."""
+        return len(self._key_ids)
+
+    def key_ids_after(self, key_id: str, count: int) -> list[str]:
+        """Return up to count key ids greater than key_id, in order; "" starts at the first."""
+        start = bisect.bisect_right(self._key_ids, key_id) if key_id else 0
+        return self._key_ids[start : start + count]
+
+    def oldest_requests(self, count: int) -> list[RequestRecord]:
+        """Return up to count answered requests, the oldest first."""
+        found: list[RequestRecord] = []
+        for record in self._requests.values():
+            if len(found) >= count:
+                break
+            found.append(record)
+        return found
+
+    def request_count(self) -> int:
+        """Return the number of answered requests that are kept."""
+        return len(self._requests)
+
+    def names(self) -> list[RecordName]:
+        """Return the names of all records."""
+        return list(self._records)
+
+    def apply(self, changes: Changes) -> None:
+        """Make the changes."""
+        for name, record in changes.items():
+            if record is None:
+                self._remove(name)
+            else:
+                self._put(name, record)
+
+    def _put(self, name: RecordName, record: Record) -> None:
+        if isinstance(record, KeyRecord) and name not in self._records:
+            bisect.insort(self._key_ids, record.key_id)
+        if isinstance(record, RequestRecord):
+            self._requests[name] = record
+        self._records[name] = record
+
+    def _remove(self, name: RecordName) -> None:
+        record = self._records.pop(name, None)
+        if isinstance(record, KeyRecord):
+            index = bisect.bisect_left(self._key_ids, record.key_id)
+            del self._key_ids[index]
+        self._requests.pop(name, None)
+
+
+class Overlay:
+    """A view with uncommitted changes on top, which notes every name that was read."""
+
+    def __init__(self, base: View) -> None:
+        self._base = base
+        self.changes: dict[RecordName, Record | None] = {}
+        self.reads: set[RecordName] = set()
+
+    def get(self, name: RecordName) -> Record | None:
+        """Return the newest record of that name."""
+        self.reads.add(name)
+        if name in self.changes:
+            return self.changes[name]
+        return self._base.get(name)
+
+    def key_count(self) -> int:
+        """Return the number of keys with the changes counted."""
+        count = self._base.key_count()
+        for name, record in self.changes.items():
+            if name[0] == "key":
+                existed = self._base.get(name) is not None
+                count += (record is not None) - existed
+        return count
+
+    def oldest_requests(self, count: int) -> list[RequestRecord]:
+        """Return up to count answered requests that no change touches, the oldest first."""
+        extra = len(self.changes)
+        kept = [
+            record
+            for record in self._base.oldest_requests(count + extra)
+            if ("request", record.request_key.hex()) not in self.changes
+        ]
+        return kept[:count]
+
+    def request_count(self) -> int:
+        """Return the number of answered requests, changes not counted."""
+        return self._base.request_count()
+
+    def put(self, changes: Changes) -> None:
+        """Lay changes on top."""
+        self.changes.update(changes)

@@ -1,0 +1,134 @@
+"""Records of the core to their stored protobuf form and back."""
+
+from __future__ import annotations
+
+from hsm_pool.core.model import (
+    Curve,
+    KeyOperation,
+    KeyRecord,
+    KeyType,
+    KeyVersionRecord,
+    PoolRecord,
+    Record,
+    RequestRecord,
+    SealedMaterial,
+)
+from mhsm.record.v1 import record_pb2
+
+KEY = record_pb2.RECORD_TYPE_KEY
+KEY_VERSION = record_pb2.RECORD_TYPE_KEY_VERSION
+REQUEST = record_pb2.RECORD_TYPE_REQUEST
+POOL = record_pb2.RECORD_TYPE_POOL
+
+
+def encode(record: Record) -> tuple[int, bytes]:
+    """Return (record type, body) of a record."""
+    message = record_pb2.Record()
+    match record:
+        case KeyRecord():
+            message.key.CopyFrom(
+                record_pb2.KeyRecord(
+                    key_id=record.key_id,
+                    version_ids=record.version_ids,
+                    deleted_time_ms=record.deleted_time_ms,
+                    scheduled_purge_time_ms=record.scheduled_purge_time_ms,
+                )
+            )
+            kind = KEY
+        case KeyVersionRecord():
+            message.key_version.CopyFrom(_encode_version(record))
+            kind = KEY_VERSION
+        case RequestRecord():
+            message.request.CopyFrom(
+                record_pb2.RequestRecord(
+                    request_key=record.request_key,
+                    request_digest=record.request_digest,
+                    reply=record.reply,
+                    answered_ms=record.answered_ms,
+                )
+            )
+            kind = REQUEST
+        case PoolRecord():
+            message.pool.CopyFrom(
+                record_pb2.PoolRecord(
+                    recoverable_days=record.recoverable_days,
+                    drained=sorted(record.drained),
+                    header_digest=record.header_digest,
+                )
+            )
+            kind = POOL
+    return kind, message.SerializeToString(deterministic=True)
+
+
+def decode(record_type: int, body: bytes) -> Record:
+    """Return the record of a body.
+
+    Raises:
+        ValueError: The body is not a record of that type.
+    """
+    message = record_pb2.Record.FromString(body)
+    which = message.WhichOneof("record")
+    if which == "key" and record_type == KEY:
+        key = message.key
+        return KeyRecord(
+            key.key_id, tuple(key.version_ids), key.deleted_time_ms, key.scheduled_purge_time_ms
+        )
+    if which == "key_version" and record_type == KEY_VERSION:
+        return _decode_version(message.key_version)
+    if which == "request" and record_type == REQUEST:
+        request = message.request
+        return RequestRecord(
+            request.request_key, request.request_digest, request.reply, request.answered_ms
+        )
+    if which == "pool" and record_type == POOL:
+        pool = message.pool
+        return PoolRecord(pool.recoverable_days, frozenset(pool.drained), pool.header_digest)
+    raise ValueError("a record's body does not fit its type")
+
+
+def _encode_version(record: KeyVersionRecord) -> record_pb2.KeyVersionRecord:
+    return record_pb2.KeyVersionRecord(
+        key_id=record.key_id,
+        version_id=record.version_id,
+        key_type=int(record.key_type),  # type: ignore[arg-type]
+        curve=int(record.curve),  # type: ignore[arg-type]
+        size_bits=record.size_bits,
+        public_key_der=record.public_key_der,
+        key_operations=[int(operation) for operation in record.key_operations],  # type: ignore[misc]
+        enabled=record.enabled,
+        not_before_ms=record.not_before_ms,
+        expires_ms=record.expires_ms,
+        created_ms=record.created_ms,
+        updated_ms=record.updated_ms,
+        exportable=record.exportable,
+        tags=dict(record.tags),
+        sealed_material=record_pb2.SealedMaterial(
+            epoch=record.sealed_material.epoch,
+            nonce=record.sealed_material.nonce,
+            ciphertext=record.sealed_material.ciphertext,
+        ),
+    )
+
+
+def _decode_version(message: record_pb2.KeyVersionRecord) -> KeyVersionRecord:
+    return KeyVersionRecord(
+        key_id=message.key_id,
+        version_id=message.version_id,
+        key_type=KeyType(message.key_type),
+        curve=Curve(message.curve),
+        size_bits=message.size_bits,
+        public_key_der=message.public_key_der,
+        key_operations=tuple(KeyOperation(operation) for operation in message.key_operations),
+        enabled=message.enabled,
+        not_before_ms=message.not_before_ms,
+        expires_ms=message.expires_ms,
+        created_ms=message.created_ms,
+        updated_ms=message.updated_ms,
+        exportable=message.exportable,
+        tags=dict(message.tags),
+        sealed_material=SealedMaterial(
+            message.sealed_material.epoch,
+            message.sealed_material.nonce,
+            message.sealed_material.ciphertext,
+        ),
+    )

@@ -1,0 +1,481 @@
+"""The state a partition has applied, and what it may therefore say (G2, G6).
+
+One thread, the follower, feeds it revisions in order; serving threads consult it. Every
+change of a record is checked against the chain before it is applied; whatever does not
+fit raises :class:`~hsm_pool.store.sealing.Tampered` and nothing is applied.
+"""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections import OrderedDict
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Generic, TypeVar
+
+from hsm_pool import limits
+from hsm_pool.core.freshness import FreshnessTracker, PeerRenewal, clock_skew_seconds
+from hsm_pool.core.model import Record, RecordName, name_of
+from hsm_pool.core.state import Overlay, State, View
+from hsm_pool.errors import MHSMError, NotFresh, PartitionDrained
+from hsm_pool.store import chain, codec
+from hsm_pool.store.chain import Head, TableDigest
+from hsm_pool.store.etcd_client import Revision
+from hsm_pool.store.sealing import PoolKeys, Tampered, open_record
+from mhsm.record.v1 import record_pb2
+
+T = TypeVar("T")
+
+_RENEWAL_LABEL = b"mhsm/renewal/v1"
+_RECENT_TRANSACTIONS = 1024
+_LEASE_WAIT_SECONDS = 0.5
+"""How long a call waits for the partition's lease before it is sent to another partition."""
+
+
+def boot_time() -> float:
+    """Return seconds on the clock that also counts suspension (leases are measured on it)."""
+    return time.clock_gettime(time.CLOCK_BOOTTIME)
+
+
+@dataclass(frozen=True, slots=True)
+class Consulted(Generic[T]):
+    """A decision and the records it rests on."""
+
+    value: T
+    basis: Mapping[RecordName, Record | None]
+
+
+class Stopped(Exception):
+    """The replica was shut down or quarantined while a call waited."""
+
+
+class Replica:
+    """Applied state, chain position and freshness of one partition. Thread-safe."""
+
+    def __init__(self, keys: PoolKeys, index: int, incarnation: int) -> None:
+        self.keys = keys
+        self.index = index
+        self.incarnation = incarnation
+        self.condition = threading.Condition()
+        self.state = State()
+        self.table = TableDigest()
+        self.head = Head(0, chain.genesis_digest(keys.pool_id), b"")
+        self.revision = 0
+        self.tracker = FreshnessTracker(index)
+        self.pool_time_ms = 0
+        self._names: dict[bytes, RecordName] = {}
+        self._recent: OrderedDict[int, bytes] = OrderedDict()
+        self._fresh_until = 0.0
+        self._sent: dict[int, float] = {}
+        self._seen: dict[int, bytes] = {}
+        self._clock_offsets: dict[int, float] = {}
+        self._peer_revisions: dict[int, int] = {}
+        self._drained = False
+        self._stopped = False
+        self.on_applied: Callable[[], None] = lambda: None
+
+    # -- following the store -------------------------------------------------------------
+
+    def load(self, revision: int, values: Mapping[str, bytes], known: tuple[int, bytes] | None) -> None:
+        """Take over a whole table that was read at one revision.
+
+        Args:
+            revision: Revision of the table.
+            values: All keys of the pool.
+            known: (sequence, digest) of a head that the store must contain, if one is known.
+
+        Raises:
+            Tampered: The table is not what the chain says, or lacks the known head.
+        """
+        head_value = values.get(chain.HEAD_KEY)
+        if head_value is None:
+            raise Tampered("the store has lost the head of the chain")
+        head = chain.read_head(self.keys, head_value)
+        recent = self._walk(head, values, known)
+        state, table, names = self._read_table(values)
+        last = chain.read_log_entry(self.keys, values[chain.log_key(head.sequence)])
+        if last.table_digest != table.root():
+            raise Tampered(
+                f"the records in the store are not those of sequence {head.sequence}: "
+                "one was changed, swapped, replayed, removed or added outside the chain"
+            )
+        header = values.get(chain.HEADER_KEY, b"")
+        if state.pool().header_digest != chain.value_digest(header):
+            raise Tampered("the pool header in the store is not the one the chain knows")
+        with self.condition:
+            self.state, self.table, self._names = state, table, names
+            self.head, self.revision = head, revision
+            self._recent = recent
+            self._fresh_until = 0.0
+            self._sent.clear()
+            self._seen.clear()
+            for key, value in values.items():
+                if key.startswith(chain.FRESH_PREFIX):
+                    self._observe_renewal(value)
+            self._note_drained()
+            self.tracker.reset(head.sequence, boot_time())
+            self.condition.notify_all()
+        self.on_applied()
+
+    def _walk(
+        self, head: Head, values: Mapping[str, bytes], known: tuple[int, bytes] | None
+    ) -> OrderedDict[int, bytes]:
+        """Check the chain from the known head (or the last entries) up to head."""
+        sequence, digest = known if known else (max(0, head.sequence - _RECENT_TRANSACTIONS), b"")
+        if head.sequence < sequence:
+            raise Tampered(
+                f"the store was rolled back: it ends at sequence {head.sequence}, "
+                f"this partition has applied sequence {sequence}"
+            )
+        if head.sequence - sequence >= limits.LOG_RING_ENTRIES:
+            sequence, digest = head.sequence - limits.LOG_RING_ENTRIES + 1, b""
+        recent: OrderedDict[int, bytes] = OrderedDict()
+        position: Head | None = None
+        if sequence == 0:
+            position = Head(0, chain.genesis_digest(self.keys.pool_id), b"")
+        elif digest:
+            position = Head(sequence, digest, b"")
+            self._check_slot(values, position)
+        for next_sequence in range(sequence + 1, head.sequence + 1):
+            value = values.get(chain.log_key(next_sequence))
+            if value is None:
+                raise Tampered(f"the log entry of sequence {next_sequence} is missing")
+            entry = chain.read_log_entry(self.keys, value)
+            if position is None:
+                if entry.sequence != next_sequence:
+                    raise Tampered(f"the slot of sequence {next_sequence} holds another entry")
+            else:
+                chain.check_link(position, entry)
+            position = Head(next_sequence, chain.value_digest(value), b"")
+            recent[next_sequence] = entry.transaction_id
+            while len(recent) > _RECENT_TRANSACTIONS:
+                recent.popitem(last=False)
+        if position is not None and position.digest != head.digest:
+            raise Tampered("the head of the chain is not the digest of its log entry")
+        return recent
+
+    def _check_slot(self, values: Mapping[str, bytes], known: Head) -> None:
+        value = values.get(chain.log_key(known.sequence), b"")
+        if chain.value_digest(value) != known.digest:
+            raise Tampered(
+                f"the store does not contain the head of sequence {known.sequence} "
+                "that this partition has applied"
+            )
+
+    def _read_table(
+        self, values: Mapping[str, bytes]
+    ) -> tuple[State, TableDigest, dict[bytes, RecordName]]:
+        records: list[tuple[int, RecordName, Record]] = []
+        names: dict[bytes, RecordName] = {}
+        table = TableDigest()
+        for key, value in values.items():
+            if key.startswith(chain.RECORD_PREFIX):
+                opaque_id = _opaque_id(key)
+                sequence, name, record = self._open(opaque_id, value)
+                records.append((sequence, name, record))
+                names[opaque_id] = name
+                table.update([(opaque_id, chain.value_digest(value))])
+        records.sort(key=lambda item: item[0])
+        return State((name, record) for _, name, record in records), table, names
+
+    def _open(self, opaque_id: bytes, value: bytes) -> tuple[int, RecordName, Record]:
+        record_type, sequence, body = open_record(self.keys, opaque_id, value)
+        try:
+            record = codec.decode(record_type, body)
+        except ValueError as error:
+            raise Tampered(str(error)) from None
+        name = name_of(record)
+        if self.keys.opaque_id(name) != opaque_id:
+            raise Tampered("a record stands under another record's id")
+        return sequence, name, record
+
+    def apply(self, revision: Revision) -> None:
+        """Apply everything one revision changed.
+
+        Raises:
+            Tampered: It does not fit the chain.
+        """
+        values = {change.key: change.value for change in revision.changes}
+        with self.condition:
+            if revision.revision <= self.revision:
+                return
+            if chain.HEAD_KEY in values:
+                self._apply_transaction(values)
+            else:
+                for key in values:
+                    if not key.startswith(chain.FRESH_PREFIX):
+                        raise Tampered(f"{key.split('/')[0]} was changed outside the chain")
+            for key, value in values.items():
+                if key.startswith(chain.FRESH_PREFIX) and value is not None:
+                    self._observe_renewal(value)
+            self.revision = revision.revision
+            self.tracker.advance(boot_time())
+            self.condition.notify_all()
+        if chain.HEAD_KEY in values:
+            self.on_applied()
+
+    def _apply_transaction(self, values: Mapping[str, bytes | None]) -> None:
+        head_value = values[chain.HEAD_KEY]
+        if head_value is None:
+            raise Tampered("the head of the chain was deleted")
+        head = chain.read_head(self.keys, head_value)
+        log_value = values.get(chain.log_key(head.sequence))
+        if log_value is None or chain.value_digest(log_value) != head.digest:
+            raise Tampered(f"the head of sequence {head.sequence} came without its log entry")
+        entry = chain.read_log_entry(self.keys, log_value)
+        chain.check_link(self.head, entry)
+        digests: list[tuple[bytes, bytes]] = []
+        changes: dict[RecordName, Record | None] = {}
+        expected = {chain.HEAD_KEY, chain.log_key(head.sequence)}
+        new_names: dict[bytes, RecordName] = {}
+        for change in entry.changes:
+            key = chain.record_key(change.opaque_id)
+            expected.add(key)
+            if change.old_digest != self.table.get(change.opaque_id):
+                raise Tampered(f"sequence {head.sequence} changes a record that is not here")
+            digests.append((change.opaque_id, change.new_digest))
+            if not change.new_digest:
+                changes[self._names[change.opaque_id]] = None
+                continue
+            value = values.get(key)
+            if value is None or chain.value_digest(value) != change.new_digest:
+                raise Tampered(f"a record of sequence {head.sequence} is not the one its log entry names")
+            _, name, record = self._open(change.opaque_id, value)
+            changes[name] = record
+            new_names[change.opaque_id] = name
+        if set(values) - expected:
+            raise Tampered(f"sequence {head.sequence} came with records that its log entry does not name")
+        if self.table.after(digests) != entry.table_digest:
+            raise Tampered(f"the table after sequence {head.sequence} is not the one its log entry names")
+        self.table.update(digests)
+        self.state.apply(changes)
+        self._names.update(new_names)
+        self.head = head
+        self._recent[head.sequence] = entry.transaction_id
+        while len(self._recent) > _RECENT_TRANSACTIONS:
+            self._recent.popitem(last=False)
+        self._note_drained()
+        self.tracker.applied(head.sequence, tuple(changes), boot_time())
+
+    def _note_drained(self) -> None:
+        self._drained = self.index in self.state.pool().drained
+        if self._drained:
+            self._fresh_until = 0.0
+
+    # -- freshness -----------------------------------------------------------------------
+
+    def new_renewal(self, counter: int) -> record_pb2.Renewal:
+        """Return a renewal of what is applied now, and note the moment before it is sent."""
+        with self.condition:
+            renewal = record_pb2.Renewal(
+                partition_index=self.index,
+                incarnation=self.incarnation,
+                counter=counter,
+                applied_sequence=self.head.sequence,
+                head_digest=self.head.digest,
+                wall_time_ms=time.time_ns() // 1_000_000,
+                surrendered=self._drained,
+                applied_revision=self.revision,
+            )
+            renewal.mac = self.keys.mac(_RENEWAL_LABEL, renewal.SerializeToString(deterministic=True))
+            self._sent[counter] = boot_time()
+            for old in [sent for sent in self._sent if sent < counter - 50]:
+                del self._sent[old]
+                self._seen.pop(old, None)
+            return renewal
+
+    def renewal_committed(self, counter: int, head_value: bytes | None) -> None:
+        """Take the answer to a renewal: the head that stood in the store when it was committed."""
+        with self.condition:
+            if counter in self._seen:
+                if self._seen[counter] != head_value:
+                    raise Tampered("the watch delivered a renewal before the mutations committed before it")
+                self._extend(counter)
+            else:
+                self._seen[counter] = head_value or b""
+
+    def _observe_renewal(self, value: bytes) -> None:
+        now = boot_time()
+        renewal = record_pb2.Renewal.FromString(value)
+        mac, renewal.mac = renewal.mac, b""
+        self.keys.check_mac(
+            _RENEWAL_LABEL, renewal.SerializeToString(deterministic=True), mac, "a renewal"
+        )
+        self.pool_time_ms = max(self.pool_time_ms, renewal.wall_time_ms)
+        self._clock_offsets[renewal.partition_index] = renewal.wall_time_ms / 1000 - now
+        if renewal.partition_index == self.index:
+            if renewal.incarnation == self.incarnation:
+                self._own_renewal_returned(renewal.counter)
+            return
+        news = PeerRenewal(
+            renewal.incarnation,
+            renewal.counter,
+            renewal.applied_sequence,
+            renewal.surrendered,
+            now,
+        )
+        if self.tracker.observe_renewal(renewal.partition_index, news):
+            self._peer_revisions[renewal.partition_index] = renewal.applied_revision
+
+    def _own_renewal_returned(self, counter: int) -> None:
+        if counter in self._seen:  # the answer came first
+            if self._seen[counter] != self.head.value:
+                raise Tampered("the watch delivered a renewal before the mutations committed before it")
+            self._extend(counter)
+        elif counter in self._sent:
+            self._seen[counter] = self.head.value
+
+    def _extend(self, counter: int) -> None:
+        sent_at = self._sent.pop(counter, None)
+        self._seen.pop(counter, None)
+        if sent_at is None or self._drained or self._stopped:
+            return
+        if clock_skew_seconds(self._clock_offsets, self.index) > limits.CLOCK_SKEW_SECONDS_MAX:
+            return
+        self._fresh_until = max(self._fresh_until, sent_at + limits.LEASE_SECONDS)
+        self.condition.notify_all()
+
+    def lease_remaining(self) -> float:
+        """Return for how many seconds this partition may still serve; 0.0 when it may not."""
+        return max(0.0, self._fresh_until - boot_time())
+
+    @property
+    def drained(self) -> bool:
+        """Whether this partition is drained, as of the applied state."""
+        return self._drained
+
+    def peer_exited(self, index: int, incarnation: int) -> None:
+        """Take a node agent's exit notice."""
+        with self.condition:
+            self.tracker.observe_exit(index, incarnation)
+            self.tracker.advance(boot_time())
+            self.condition.notify_all()
+
+    def serving(self) -> frozenset[int]:
+        """Return the partitions that hold a lease, as far as this one knows, itself included."""
+        with self.condition:
+            others = self.tracker.serving(boot_time())
+            return others | {self.index} if self.lease_remaining() else others
+
+    def compaction_revision(self) -> int:
+        """Return the revision below which no partition that was ever seen needs the store."""
+        with self.condition:
+            live = self.tracker.serving(boot_time())
+            return min(
+                [self.revision] + [self._peer_revisions[i] for i in live if i in self._peer_revisions]
+            )
+
+    # -- consulting ----------------------------------------------------------------------
+
+    def consult(self, decide: Callable[[View], T], deadline: float) -> Consulted[T]:
+        """Decide something on state that is applied, fresh and not pending.
+
+        Args:
+            decide: Reads the view and returns a value or raises a typed refusal.
+            deadline: When to give up, on the boot clock.
+
+        Raises:
+            NotFresh: No lease, or what was read did not become stable in time.
+            PartitionDrained: This partition is drained.
+            MHSMError: Whatever decide raised, once what it read was stable.
+        """
+        with self.condition:
+            while True:
+                self._await_lease(deadline)
+                overlay = Overlay(self.state)
+                error: MHSMError | None = None
+                value: T | None = None
+                try:
+                    value = decide(overlay)
+                except MHSMError as refusal:
+                    error = refusal
+                awaited = max((self.tracker.pending_sequence(name) for name in overlay.reads), default=0)
+                if awaited <= self.tracker.stable_sequence:
+                    if error is not None:
+                        raise error
+                    basis = {name: self.state.get(name) for name in overlay.reads}
+                    return Consulted(value, basis)  # type: ignore[arg-type]
+                self._wait_stable(awaited, deadline)
+
+    def unchanged(self, consulted: Consulted[T]) -> bool:
+        """Return whether a result that rests on this decision may still leave (G2)."""
+        state = self.state
+        return self.lease_remaining() > 0 and all(
+            state.get(name) is record for name, record in consulted.basis.items()
+        )
+
+    def consult_all(self, decide: Callable[[State], T], deadline: float) -> T:
+        """Decide something on the whole state: note what is applied, wait until it is stable."""
+        with self.condition:
+            self._await_lease(deadline)
+            noted = self.head.sequence
+            value = decide(self.state)
+            self._wait_stable(noted, deadline)
+            self._await_lease(deadline)
+            return value
+
+    def wait_stable(self, sequence: int, deadline: float) -> None:
+        """Wait until a sequence is stable.
+
+        Raises:
+            NotFresh: It did not become stable in time.
+            Stopped: The replica was shut down.
+        """
+        with self.condition:
+            self._wait_stable(sequence, deadline)
+
+    def wait_applied(self, sequence: int, timeout_seconds: float) -> bool:
+        """Wait until a sequence is applied; return whether it is."""
+        with self.condition:
+            return self.condition.wait_for(
+                lambda: self._stopped or self.head.sequence >= sequence, timeout_seconds
+            )
+
+    def transaction_at(self, sequence: int) -> bytes | None:
+        """Return the id of a recently applied transaction."""
+        with self.condition:
+            return self._recent.get(sequence)
+
+    def stop(self) -> None:
+        """Serve nothing any more; waiting calls fail."""
+        with self.condition:
+            self._stopped = True
+            self._fresh_until = 0.0
+            self.condition.notify_all()
+
+    def _await_lease(self, deadline: float) -> None:
+        until = min(deadline, boot_time() + _LEASE_WAIT_SECONDS)
+        while not self.lease_remaining():
+            if self._stopped:
+                raise Stopped
+            if self._drained:
+                raise PartitionDrained("this partition is drained; another one serves")
+            remaining = until - boot_time()
+            if remaining <= 0:
+                raise NotFresh("this partition holds no freshness lease at the moment")
+            self.condition.wait(remaining)
+
+    def _wait_stable(self, sequence: int, deadline: float) -> None:
+        while self.tracker.stable_sequence < sequence:
+            if self._stopped:
+                raise Stopped
+            now = boot_time()
+            if self.tracker.advance(now):
+                self.condition.notify_all()
+                continue
+            if now >= deadline:
+                raise NotFresh("what the answer depends on did not become stable in time")
+            release = self.tracker.next_release()
+            wake = deadline if release is None else min(deadline, release)
+            self.condition.wait(max(0.001, wake - now))
+
+
+def _opaque_id(key: str) -> bytes:
+    try:
+        opaque_id = bytes.fromhex(key.removeprefix(chain.RECORD_PREFIX))
+    except ValueError:
+        opaque_id = b""
+    if len(opaque_id) != 32:
+        raise Tampered("a record stands under a key that is no opaque id")
+    return opaque_id
