@@ -105,7 +105,7 @@ def _reply_field(file: descriptor_pb2.FileDescriptorProto, kind: int, name: str 
     return reply.field.add(
         name=name,
         number=len(reply.field) + 1,
-        type=kind,  # type: ignore[arg-type]
+        type=kind,
         label=FieldProto.LABEL_OPTIONAL,
     )
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import copy
 import json
 from collections.abc import Callable
@@ -150,7 +151,5 @@ def test_g8_anything_is_taken_or_refused(value: Any, where: tuple[Any, ...]) -> 
         _set(*where, value=value)(settings)
     else:
         settings = value
-    try:
+    with contextlib.suppress(SettingsError):
         parse(json.dumps(settings))
-    except SettingsError:
-        pass

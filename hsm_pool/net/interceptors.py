@@ -1,0 +1,135 @@
+"""The one interceptor: identity, permission, load and errors of every call.
+
+Nothing but a typed error ever reaches a caller; the text of any other exception stays in
+the log, under a correlation id (G3, G8). On the fabric plane an error is its code alone (G5).
+"""
+
+from __future__ import annotations
+
+import threading
+import time
+import uuid
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import grpc
+import structlog
+from google.protobuf import any_pb2
+from google.rpc import code_pb2, error_details_pb2, status_pb2
+from grpc_status import rpc_status
+
+from hsm_pool import limits
+from hsm_pool.errors import DOMAIN, InternalError, MHSMError, Overloaded
+from hsm_pool.net.authorization import Caller, authorize, identify
+
+_log = structlog.get_logger()
+_caller = threading.local()
+
+
+def current_caller() -> Caller:
+    """Return the caller of the call that this thread serves."""
+    caller: Caller = _caller.value
+    return caller
+
+
+def error_status(error: MHSMError) -> status_pb2.Status:
+    """Return a typed error as google.rpc.Status with one ErrorInfo (AIP-193)."""
+    detail = any_pb2.Any()
+    metadata = {**error.metadata, "definite": "true" if error.definite else "false"}
+    detail.Pack(error_details_pb2.ErrorInfo(reason=error.reason, domain=DOMAIN, metadata=metadata))
+    return status_pb2.Status(
+        code=code_pb2.Code.Value(error.code), message=error.message, details=[detail]
+    )
+
+
+def typed(error: Exception, method: str) -> MHSMError:
+    """Return the typed error to show for any exception."""
+    if isinstance(error, MHSMError):
+        return error
+    correlation_id = uuid.uuid4().hex
+    # The type and the place, not the text: it might quote a value.
+    trace = error.__traceback__
+    while trace and trace.tb_next:
+        trace = trace.tb_next
+    place = f"{trace.tb_frame.f_code.co_filename}:{trace.tb_lineno}" if trace else ""
+    _log.error(
+        "internal error",
+        method=method,
+        correlation_id=correlation_id,
+        kind=type(error).__name__,
+        place=place,
+    )
+    return InternalError(f"internal error, correlation id {correlation_id}")
+
+
+class Gate(grpc.ServerInterceptor):  # type: ignore[type-arg]
+    """Lets a call through to its service, or answers it with a typed error."""
+
+    def __init__(
+        self, pool_id: str, translate: Callable[[Exception], Exception], *, bare_errors: bool = False
+    ) -> None:
+        self._pool_id = pool_id
+        self._bare_errors = bare_errors
+        self._translate = translate
+        self._slots = threading.BoundedSemaphore(limits.CALLS_IN_FLIGHT_MAX)
+
+    def intercept_service(self, continuation: Any, handler_call_details: Any) -> Any:
+        """Wrap the handler of a method."""
+        handler = continuation(handler_call_details)
+        if handler is None:
+            return None
+        method = handler_call_details.method
+        if handler.response_streaming:
+            return grpc.stream_stream_rpc_method_handler(
+                self._stream(handler.stream_stream, method),
+                handler.request_deserializer,
+                handler.response_serializer,
+            )
+        return grpc.unary_unary_rpc_method_handler(
+            self._unary(handler.unary_unary, method),
+            handler.request_deserializer,
+            handler.response_serializer,
+        )
+
+    def _enter(self, context: grpc.ServicerContext, method: str) -> None:
+        auth = context.auth_context()
+        uris = [uri.decode() for uri in auth.get("peer_uri", ())]
+        caller = identify(uris, self._pool_id)
+        authorize(caller, method)
+        _caller.value = caller
+
+    def _abort(self, context: grpc.ServicerContext, error: Exception, method: str) -> None:
+        shown = typed(self._translate(error), method)
+        if self._bare_errors:
+            context.abort(getattr(grpc.StatusCode, shown.code), "")
+        context.abort_with_status(rpc_status.to_status(error_status(shown)))
+
+    def _unary(self, handle: Any, method: str) -> Any:
+        def call(request: Any, context: grpc.ServicerContext) -> Any:
+            if not self._slots.acquire(blocking=False):
+                return self._abort(context, Overloaded("too many calls are under way"), method)
+            started = time.monotonic()
+            try:
+                self._enter(context, method)
+                return handle(request, context)
+            except Exception as error:  # noqa: BLE001 - the one place where errors become answers
+                return self._abort(context, error, method)
+            finally:
+                self._slots.release()
+                _log.debug("call", method=method, ms=round((time.monotonic() - started) * 1000, 2))
+
+        return call
+
+    def _stream(self, handle: Any, method: str) -> Any:
+        def call(requests: Any, context: grpc.ServicerContext) -> Iterator[Any]:
+            if not self._slots.acquire(blocking=False):
+                self._abort(context, Overloaded("too many calls are under way"), method)
+            try:
+                self._enter(context, method)
+                yield from handle(requests, context)
+            except Exception as error:  # noqa: BLE001
+                self._abort(context, error, method)
+            finally:
+                self._slots.release()
+
+        return call

@@ -1,0 +1,359 @@
+"""KeyService: requests to commands of the core, records to answers."""
+
+from __future__ import annotations
+
+import base64
+import binascii
+import hashlib
+import os
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import TypeVar
+
+import grpc
+from google.protobuf.message import Message
+
+from hsm_pool.core import lifecycle
+from hsm_pool.core.commands import (
+    Command,
+    CreateKeyVersion,
+    DeletedKeyReply,
+    DeleteKey,
+    PurgeDeletedKey,
+    RecoverDeletedKey,
+    Reply,
+    UpdateKeyVersion,
+    VersionReply,
+)
+from hsm_pool.core.model import KeyOperation, KeyRecord, KeyVersionRecord, key_name
+from hsm_pool.core.state import State, View
+from hsm_pool.crypto import algorithms
+from hsm_pool.crypto.key_generation import KeyMaterial, import_octets, import_pkcs8
+from hsm_pool.crypto.secret import SecretBytes
+from hsm_pool.errors import InvalidField, PayloadTooLarge
+from hsm_pool.limits import IMPORT_BYTES_MAX
+from hsm_pool.net import convert
+from hsm_pool.net.calls import deadline
+from hsm_pool.net.interceptors import current_caller
+from hsm_pool.partition.partition import Partition
+from hsm_pool.partition.serving import Serving
+from hsm_pool.store.committer import Mutation
+from hsm_pool.store.replica import boot_time
+from hsm_pool.store.sealing import seal_material
+from mhsm.keys.v1 import keys_pb2, keys_pb2_grpc
+
+R = TypeVar("R", bound=Message)
+
+
+@dataclass(frozen=True, slots=True)
+class _NewVersion:
+    """What create and import have in common."""
+
+    key_id: str
+    key_operations: tuple[KeyOperation, ...]
+    attributes: keys_pb2.KeyAttributes
+    tags: dict[str, str]
+    must_not_exist: bool
+
+
+class KeyService(keys_pb2_grpc.KeyServiceServicer):
+    """Life cycle of keys."""
+
+    def __init__(self, partition: Partition) -> None:
+        self._partition = partition
+
+    def CreateKey(  # noqa: N802, D102
+        self, request: keys_pb2.CreateKeyRequest, context: grpc.ServicerContext
+    ) -> keys_pb2.CreateKeyResponse:
+        until = deadline(context)
+        serving = self._partition.serving()
+        new = self._new_version(request, must_not_exist=request.must_not_exist)
+        key_type, curve = convert.key_type(request.key_type), convert.curve(request.curve)
+        algorithms.check_key_size(key_type, curve, request.size_bits)
+        operations = new.key_operations or algorithms.default_key_operations(key_type)
+        algorithms.check_key_operations(key_type, operations)
+        answered = self._answered(serving, request, keys_pb2.CreateKeyResponse, until)
+        if answered is not None:
+            return answered
+        remaining = max(0.1, until - boot_time())
+        material = self._partition.key_generator.generate(
+            key_type, curve, request.size_bits, timeout_seconds=remaining
+        )
+        return self._create(serving, request, new, material, keys_pb2.CreateKeyResponse, until)
+
+    def ImportKey(  # noqa: N802, D102
+        self, request: keys_pb2.ImportKeyRequest, context: grpc.ServicerContext
+    ) -> keys_pb2.ImportKeyResponse:
+        until = deadline(context)
+        serving = self._partition.serving()
+        new = self._new_version(request, must_not_exist=False)
+        answered = self._answered(serving, request, keys_pb2.ImportKeyResponse, until)
+        if answered is not None:
+            return answered
+        match request.material.WhichOneof("form"):
+            case "pkcs8_der":
+                material = import_pkcs8(_bounded(request.material.pkcs8_der))
+            case "octets":
+                material = import_octets(_bounded(request.material.octets))
+            case _:
+                raise InvalidField("material is missing", field="material")
+        operations = new.key_operations or algorithms.default_key_operations(material.key_type)
+        algorithms.check_key_operations(material.key_type, operations)
+        return self._create(serving, request, new, material, keys_pb2.ImportKeyResponse, until)
+
+    def GetKey(  # noqa: N802, D102
+        self, request: keys_pb2.GetKeyRequest, context: grpc.ServicerContext
+    ) -> keys_pb2.GetKeyResponse:
+        key_id, version_id = convert.parse_name(request.name)
+
+        def decide(view: View) -> keys_pb2.Key:
+            key = lifecycle.active_key(view, key_id)
+            version = lifecycle.version_of(view, key, version_id)
+            return convert.key_message(version, lifecycle.pool_record(view).recoverable_days)
+
+        consulted = self._partition.serving().replica.consult(decide, deadline(context))
+        return keys_pb2.GetKeyResponse(key=consulted.value)
+
+    def ListKeys(  # noqa: N802, D102
+        self, request: keys_pb2.ListKeysRequest, context: grpc.ServicerContext
+    ) -> keys_pb2.ListKeysResponse:
+        keys, token = self._page(request.page_size, request.page_token, deadline(context), deleted=False)
+        response = keys_pb2.ListKeysResponse(next_page_token=token)
+        response.keys.extend(convert.key_message(version, days) for _, version, days in keys)
+        return response
+
+    def ListDeletedKeys(  # noqa: N802, D102
+        self, request: keys_pb2.ListDeletedKeysRequest, context: grpc.ServicerContext
+    ) -> keys_pb2.ListDeletedKeysResponse:
+        keys, token = self._page(request.page_size, request.page_token, deadline(context), deleted=True)
+        response = keys_pb2.ListDeletedKeysResponse(next_page_token=token)
+        response.deleted_keys.extend(convert.deleted_key_message(*found) for found in keys)
+        return response
+
+    def ListKeyVersions(  # noqa: N802, D102
+        self, request: keys_pb2.ListKeyVersionsRequest, context: grpc.ServicerContext
+    ) -> keys_pb2.ListKeyVersionsResponse:
+        key_id, _ = convert.parse_name(request.name, version_allowed=False)
+        size, after = convert.page_size(request.page_size), _decode_token(request.page_token)
+
+        def decide(view: View) -> tuple[list[keys_pb2.Key], str]:
+            key = lifecycle.active_key(view, key_id)
+            if after and after not in key.version_ids:
+                raise InvalidField("the page token is not valid", field="page_token")
+            start = key.version_ids.index(after) + 1 if after else 0
+            page = key.version_ids[start : start + size]
+            days = lifecycle.pool_record(view).recoverable_days
+            messages = [convert.key_message(lifecycle.version_of(view, key, v), days) for v in page]
+            more = start + size < len(key.version_ids)
+            return messages, _encode_token(page[-1]) if more else ""
+
+        keys, token = self._partition.serving().replica.consult(decide, deadline(context)).value
+        return keys_pb2.ListKeyVersionsResponse(keys=keys, next_page_token=token)
+
+    def UpdateKey(  # noqa: N802, D102
+        self, request: keys_pb2.UpdateKeyRequest, context: grpc.ServicerContext
+    ) -> keys_pb2.UpdateKeyResponse:
+        key_id, version_id = convert.parse_name(request.name)
+        attributes = request.attributes
+        convert.refuse_output_only(attributes, exportable_allowed=False)
+        operations = convert.key_operations(request.key_operations)
+        until, serving = deadline(context), self._partition.serving()
+        if operations:
+            version = serving.replica.consult(
+                lambda view: lifecycle.version_of(view, lifecycle.active_key(view, key_id), version_id), until
+            ).value
+            algorithms.check_key_operations(version.key_type, operations)
+        command = UpdateKeyVersion(
+            time_ms=_now_ms(serving),
+            key_id=key_id,
+            version_id=version_id,
+            enabled=attributes.enabled if attributes.HasField("enabled") else None,
+            not_before_ms=0 if request.clear_not_before else convert.time_ms(attributes, "not_before"),
+            expires_ms=0 if request.clear_expires else convert.time_ms(attributes, "expires"),
+            key_operations=operations or None,
+            tags=convert.tags(request.tags) if request.replace_tags else None,
+        )
+        return self._commit(serving, command, request, keys_pb2.UpdateKeyResponse, until)
+
+    def DeleteKey(  # noqa: N802, D102
+        self, request: keys_pb2.DeleteKeyRequest, context: grpc.ServicerContext
+    ) -> keys_pb2.DeleteKeyResponse:
+        key_id, _ = convert.parse_name(request.name, version_allowed=False)
+        serving = self._partition.serving()
+        command = DeleteKey(_now_ms(serving), key_id)
+        return self._commit(serving, command, request, keys_pb2.DeleteKeyResponse, deadline(context))
+
+    def GetDeletedKey(  # noqa: N802, D102
+        self, request: keys_pb2.GetDeletedKeyRequest, context: grpc.ServicerContext
+    ) -> keys_pb2.GetDeletedKeyResponse:
+        key_id, _ = convert.parse_name(request.name, version_allowed=False)
+
+        def decide(view: View) -> keys_pb2.DeletedKey:
+            key = lifecycle.deleted_key(view, key_id)
+            days = lifecycle.pool_record(view).recoverable_days
+            return convert.deleted_key_message(key, lifecycle.version_of(view, key), days)
+
+        consulted = self._partition.serving().replica.consult(decide, deadline(context))
+        return keys_pb2.GetDeletedKeyResponse(deleted_key=consulted.value)
+
+    def RecoverDeletedKey(  # noqa: N802, D102
+        self, request: keys_pb2.RecoverDeletedKeyRequest, context: grpc.ServicerContext
+    ) -> keys_pb2.RecoverDeletedKeyResponse:
+        key_id, _ = convert.parse_name(request.name, version_allowed=False)
+        serving = self._partition.serving()
+        command = RecoverDeletedKey(_now_ms(serving), key_id)
+        return self._commit(
+            serving, command, request, keys_pb2.RecoverDeletedKeyResponse, deadline(context)
+        )
+
+    def PurgeDeletedKey(  # noqa: N802, D102
+        self, request: keys_pb2.PurgeDeletedKeyRequest, context: grpc.ServicerContext
+    ) -> keys_pb2.PurgeDeletedKeyResponse:
+        key_id, _ = convert.parse_name(request.name, version_allowed=False)
+        serving = self._partition.serving()
+        command = PurgeDeletedKey(_now_ms(serving), key_id)
+        return self._commit(serving, command, request, keys_pb2.PurgeDeletedKeyResponse, deadline(context))
+
+    # -- shared --------------------------------------------------------------------------
+
+    @staticmethod
+    def _new_version(
+        request: keys_pb2.CreateKeyRequest | keys_pb2.ImportKeyRequest, *, must_not_exist: bool
+    ) -> _NewVersion:
+        convert.refuse_output_only(request.attributes, exportable_allowed=True)
+        return _NewVersion(
+            convert.key_id(request.key_id),
+            convert.key_operations(request.key_operations),
+            request.attributes,
+            convert.tags(request.tags),
+            must_not_exist,
+        )
+
+    def _create(
+        self,
+        serving: Serving,
+        request: keys_pb2.CreateKeyRequest | keys_pb2.ImportKeyRequest,
+        new: _NewVersion,
+        material: KeyMaterial,
+        response: type[R],
+        until: float,
+    ) -> R:
+        version_id = os.urandom(16).hex()
+        attributes = new.attributes
+        command = CreateKeyVersion(
+            time_ms=_now_ms(serving),
+            key_id=new.key_id,
+            version_id=version_id,
+            key_type=material.key_type,
+            curve=material.curve,
+            size_bits=material.size_bits,
+            public_key_der=material.public_key_der,
+            sealed_material=seal_material(
+                serving.keys,
+                new.key_id,
+                version_id,
+                material.key_type,
+                material.curve,
+                material.size_bits,
+                material.material,
+            ),
+            key_operations=new.key_operations or algorithms.default_key_operations(material.key_type),
+            enabled=attributes.enabled if attributes.HasField("enabled") else True,
+            not_before_ms=convert.time_ms(attributes, "not_before") or 0,
+            expires_ms=convert.time_ms(attributes, "expires") or 0,
+            exportable=attributes.exportable,
+            tags=new.tags,
+            must_not_exist=new.must_not_exist,
+        )
+        return self._commit(serving, command, request, response, until)
+
+    def _answered(
+        self, serving: Serving, request: Message, response: type[R], until: float
+    ) -> R | None:
+        """Return the first answer to this request id, before costly work is done again."""
+        key, digest = _request_key(request), _digest(request)
+        record = serving.replica.consult(
+            lambda view: lifecycle.answered_before(view, key, digest), until
+        ).value
+        return response.FromString(record.reply) if record else None
+
+    def _commit(
+        self, serving: Serving, command: Command, request: Message, response: type[R], until: float
+    ) -> R:
+        mutation = Mutation(
+            command, _encoder(response), _request_key(request), _digest(request), _now_ms(serving)
+        )
+        return response.FromString(serving.committer.submit(mutation, until))
+
+    def _page(
+        self, requested_size: int, token: str, until: float, *, deleted: bool
+    ) -> tuple[list[tuple[KeyRecord, KeyVersionRecord, int]], str]:
+        size, after = convert.page_size(requested_size), _decode_token(token)
+
+        def decide(state: State) -> tuple[list[tuple[KeyRecord, KeyVersionRecord, int]], str]:
+            page: list[tuple[KeyRecord, KeyVersionRecord, int]] = []
+            days, position = state.pool().recoverable_days, after
+            while ids := state.key_ids_after(position, 100):
+                for position in ids:
+                    key = state.get(key_name(position))
+                    if not isinstance(key, KeyRecord) or key.deleted != deleted:
+                        continue
+                    if len(page) == size:
+                        return page, _encode_token(page[-1][0].key_id)
+                    page.append((key, lifecycle.version_of(state, key), days))
+            return page, ""
+
+        return self._partition.serving().replica.consult_all(decide, until)
+
+
+def _now_ms(serving: Serving) -> int:
+    """Return the time of a command: the own clock, never behind the pool's time."""
+    return max(time.time_ns() // 1_000_000, serving.replica.pool_time_ms)
+
+
+def _bounded(octets: bytes) -> SecretBytes:
+    if len(octets) > IMPORT_BYTES_MAX:
+        raise PayloadTooLarge(f"key material has at most {IMPORT_BYTES_MAX} bytes")
+    return SecretBytes(octets)
+
+
+def _encoder(response: type[Message]) -> Callable[[Reply], bytes]:
+    """Return the function that makes the answer which is kept with the request id."""
+
+    def encode(reply: Reply) -> bytes:
+        message = response()
+        match reply:
+            case VersionReply():
+                key = convert.key_message(reply.version, reply.recoverable_days)
+                message.key.CopyFrom(key)  # type: ignore[attr-defined]
+            case DeletedKeyReply():
+                deleted = convert.deleted_key_message(reply.key, reply.version, reply.recoverable_days)
+                message.deleted_key.CopyFrom(deleted)  # type: ignore[attr-defined]
+        return message.SerializeToString(deterministic=True)
+
+    return encode
+
+
+def _request_key(request: Message) -> bytes:
+    """Return the caller and request id, hashed: ids of different callers never meet."""
+    request_id = convert.request_id(request.request_id)  # type: ignore[attr-defined]
+    return hashlib.sha256(f"{current_caller().uri}\x00{request_id}".encode()).digest()
+
+
+def _digest(request: Message) -> bytes:
+    kind = request.DESCRIPTOR.full_name.encode()
+    return hashlib.sha256(kind + b"\x00" + request.SerializeToString(deterministic=True)).digest()
+
+
+def _encode_token(position: str) -> str:
+    return base64.urlsafe_b64encode(position.encode()).decode()
+
+
+def _decode_token(token: str) -> str:
+    try:
+        if len(token) > 256:
+            raise ValueError
+        return base64.urlsafe_b64decode(token.encode()).decode("ascii")
+    except (ValueError, binascii.Error, UnicodeError):
+        raise InvalidField("the page token is not valid", field="page_token") from None

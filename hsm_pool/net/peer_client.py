@@ -1,0 +1,57 @@
+"""Asks the other partitions for the pool's keys."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import grpc
+import structlog
+
+from hsm_pool.enclave.evidence import Platform
+from hsm_pool.enclave.healing import HealAttempt, certificate_key
+from hsm_pool.errors import EvidenceRefused
+from hsm_pool.settings import PartitionSettings
+from hsm_pool.store.sealing import PoolKeys
+from mhsm.peer.v1 import peer_pb2, peer_pb2_grpc
+
+_log = structlog.get_logger()
+_CALL_SECONDS = 2.0
+
+
+class PeerHealing:
+    """Tries each peer in turn. One instance serves one incarnation of a partition."""
+
+    def __init__(self, settings: PartitionSettings) -> None:
+        identity = settings.peer_plane
+        certificate = Path(identity.certificate_file).read_bytes()
+        self._credentials = grpc.ssl_channel_credentials(
+            root_certificates=Path(identity.ca_file).read_bytes(),
+            private_key=Path(identity.key_file).read_bytes(),
+            certificate_chain=certificate,
+        )
+        self._tls_key = certificate_key(certificate)
+        self._settings = settings
+        self._platform = Platform.load(settings.platform)
+        self.incarnation = 0
+
+    def __call__(self) -> PoolKeys | None:
+        """Return the keys from the first peer that gives them, None when no peer does."""
+        for peer in self._settings.peers:
+            try:
+                return self._heal(peer.index, peer.peer_endpoint)
+            except EvidenceRefused as error:
+                _log.warning("healing refused", peer=peer.index, reason=error.message)
+            except grpc.RpcError as error:
+                _log.debug("peer does not heal", peer=peer.index, code=error.code().name)
+        return None
+
+    def _heal(self, index: int, endpoint: str) -> PoolKeys:
+        settings = self._settings
+        with grpc.secure_channel(endpoint, self._credentials) as channel:
+            stub = peer_pb2_grpc.PeerServiceStub(channel)
+            nonce = stub.BeginHeal(peer_pb2.BeginHealRequest(), timeout=_CALL_SECONDS).nonce
+            attempt = HealAttempt(
+                self._platform, settings.pool_id, settings.index, self.incarnation, self._tls_key
+            )
+            response = stub.Heal(attempt.request(nonce), timeout=_CALL_SECONDS)
+            return attempt.open(response, index)

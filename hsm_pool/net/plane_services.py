@@ -1,0 +1,253 @@
+"""The small services: status, ceremonies, peers, node agents, the enclave interface, health."""
+
+from __future__ import annotations
+
+import grpc
+from google.protobuf.message import Message
+from google.protobuf.unknown_fields import UnknownFieldSet
+from grpc_health.v1 import health_pb2, health_pb2_grpc
+
+from hsm_pool.core.commands import DrainPartition, ResumePartition
+from hsm_pool.enclave.healing import certificate_key
+from hsm_pool.errors import InvalidField, PermissionDenied
+from hsm_pool.net import convert
+from hsm_pool.net.calls import deadline
+from hsm_pool.net.interceptors import current_caller
+from hsm_pool.partition.partition import Partition, PartitionState
+from hsm_pool.partition.serving import Serving
+from hsm_pool.partition.unlocking import Ceremonies
+from hsm_pool.store.committer import Mutation
+from mhsm.enclave.v1 import enclave_pb2, enclave_pb2_grpc
+from mhsm.node.v1 import node_pb2, node_pb2_grpc
+from mhsm.peer.v1 import peer_pb2, peer_pb2_grpc
+from mhsm.pool.v1 import pool_pb2, pool_pb2_grpc
+from mhsm.security_domain.v1 import security_domain_pb2, security_domain_pb2_grpc
+from security_domain import container
+
+_OFFICER_CERTIFICATE_BYTES_MAX = 16 * 1024
+_SUBMISSION_BYTES_MAX = 16 * 1024
+
+
+class PoolService(pool_pb2_grpc.PoolServiceServicer):
+    """Status for customers."""
+
+    def __init__(self, partition: Partition, ceremonies: Ceremonies) -> None:
+        self._partition = partition
+        self._ceremonies = ceremonies
+
+    def GetPartitionStatus(  # noqa: N802, D102
+        self,
+        request: pool_pb2.GetPartitionStatusRequest,  # noqa: ARG002
+        context: grpc.ServicerContext,  # noqa: ARG002
+    ) -> pool_pb2.GetPartitionStatusResponse:
+        partition = self._partition
+        settings = partition.settings
+        response = pool_pb2.GetPartitionStatusResponse(
+            pool_id=settings.pool_id,
+            partition_index=settings.index,
+            state=enclave_pb2.PartitionState.ValueType(partition.state.value),
+            state_reason=partition.reason,
+            incarnation=partition.state_directory.incarnation,
+            sealing=settings.sealing,
+            store_version=partition.store.version(),
+            accepted_shares=self._ceremonies.accepted_shares,
+            recovery_path=partition.recovery_path,
+        )
+        if partition.header is not None:
+            response.required = container.parse(partition.header.security_domain_file).required
+        serving = partition.holding_keys()
+        if serving:
+            replica = serving.replica
+            lease = replica.lease_remaining()
+            response.fresh = lease > 0
+            response.lease_remaining_ms = int(lease * 1000)
+            response.applied_sequence = replica.head.sequence
+            response.head_digest_prefix = replica.head.digest[:8].hex()
+            response.secret_memory = serving.keys.memory_kind
+            response.key_count = replica.state.key_count()
+        return response
+
+
+class SecurityDomainService(security_domain_pb2_grpc.SecurityDomainServiceServicer):
+    """Ceremonies."""
+
+    def __init__(self, partition: Partition, ceremonies: Ceremonies) -> None:
+        self._partition = partition
+        self._ceremonies = ceremonies
+
+    def DownloadSecurityDomain(  # noqa: N802, D102
+        self,
+        request: security_domain_pb2.DownloadSecurityDomainRequest,
+        context: grpc.ServicerContext,  # noqa: ARG002
+    ) -> security_domain_pb2.DownloadSecurityDomainResponse:
+        certificates = list(request.officer_certificates_der)
+        if any(len(certificate) > _OFFICER_CERTIFICATE_BYTES_MAX for certificate in certificates):
+            raise InvalidField("a certificate is too large", field="officer_certificates_der")
+        file = self._ceremonies.download(
+            certificates, request.required, convert.request_id(request.request_id)
+        )
+        return security_domain_pb2.DownloadSecurityDomainResponse(security_domain_file=file)
+
+    def InitRecovery(  # noqa: N802, D102
+        self,
+        request: security_domain_pb2.InitRecoveryRequest,  # noqa: ARG002
+        context: grpc.ServicerContext,  # noqa: ARG002
+    ) -> security_domain_pb2.InitRecoveryResponse:
+        begun = self._ceremonies.init_recovery()
+        settings = self._partition.settings
+        return security_domain_pb2.InitRecoveryResponse(
+            attempt_id=begun.attempt_id,
+            exchange_public_key=begun.exchange_public_key,
+            partition_index=settings.index,
+            expires=convert.timestamp(begun.expires_at_ms),
+            pool_id=settings.pool_id,
+            generation=begun.generation,
+            evidence=begun.evidence,
+        )
+
+    def SubmitShare(  # noqa: N802, D102
+        self,
+        request: security_domain_pb2.SubmitShareRequest,
+        context: grpc.ServicerContext,  # noqa: ARG002
+    ) -> security_domain_pb2.SubmitShareResponse:
+        if len(request.submission) > _SUBMISSION_BYTES_MAX:
+            raise InvalidField("the submission is too large", field="submission")
+        progress = self._ceremonies.submit_share(request.attempt_id, request.submission)
+        return security_domain_pb2.SubmitShareResponse(
+            accepted=progress.accepted, required=progress.required, unlocked=progress.unlocked
+        )
+
+    def CancelRecovery(  # noqa: N802, D102
+        self,
+        request: security_domain_pb2.CancelRecoveryRequest,
+        context: grpc.ServicerContext,  # noqa: ARG002
+    ) -> security_domain_pb2.CancelRecoveryResponse:
+        self._ceremonies.cancel(request.attempt_id)
+        return security_domain_pb2.CancelRecoveryResponse()
+
+
+class PeerService(peer_pb2_grpc.PeerServiceServicer):
+    """Gives the pool's keys to a partition that shows evidence."""
+
+    def __init__(self, partition: Partition) -> None:
+        self._partition = partition
+
+    def BeginHeal(  # noqa: N802, D102
+        self,
+        request: peer_pb2.BeginHealRequest,  # noqa: ARG002
+        context: grpc.ServicerContext,  # noqa: ARG002
+    ) -> peer_pb2.BeginHealResponse:
+        self._keys_to_give()
+        return peer_pb2.BeginHealResponse(nonce=self._partition.heal_giver.begin())
+
+    def Heal(  # noqa: N802, D102
+        self, request: peer_pb2.HealRequest, context: grpc.ServicerContext
+    ) -> peer_pb2.HealResponse:
+        index = current_caller().index
+        if index is None or index == self._partition.settings.index:
+            raise PermissionDenied("a partition does not heal from itself")
+        certificate = context.auth_context()["x509_pem_cert"][0]
+        response = self._partition.heal_giver.give(
+            request, index, certificate_key(certificate), self._keys_to_give().keys
+        )
+        self._keys_to_give()  # checked again before it leaves: still not quarantined or drained
+        return response
+
+    def _keys_to_give(self) -> Serving:
+        return self._partition.serving()
+
+
+class NodeService(node_pb2_grpc.NodeServiceServicer):
+    """Takes exit notices of node agents, each for its own partition only."""
+
+    def __init__(self, partition: Partition) -> None:
+        self._partition = partition
+
+    def NotifyExit(  # noqa: N802, D102
+        self,
+        request: node_pb2.NotifyExitRequest,
+        context: grpc.ServicerContext,  # noqa: ARG002
+    ) -> node_pb2.NotifyExitResponse:
+        index = current_caller().index
+        serving = self._partition.holding_keys()
+        if index is not None and serving:
+            serving.replica.peer_exited(index, request.incarnation)
+        return node_pb2.NotifyExitResponse()
+
+
+class EnclaveService(enclave_pb2_grpc.EnclaveServiceServicer):
+    """All that the fabric controller may ask (G5)."""
+
+    def __init__(self, partition: Partition) -> None:
+        self._partition = partition
+
+    def GetStatus(  # noqa: N802, D102
+        self,
+        request: enclave_pb2.GetStatusRequest,
+        context: grpc.ServicerContext,  # noqa: ARG002
+    ) -> enclave_pb2.GetStatusResponse:
+        _refuse_unknown_fields(request)
+        response = enclave_pb2.GetStatusResponse(state=self._state())
+        serving = self._partition.holding_keys()
+        if serving:
+            response.fresh = serving.replica.lease_remaining() > 0
+            response.applied_sequence = serving.replica.head.sequence
+            response.serving_count = len(serving.replica.serving())
+        return response
+
+    def Drain(  # noqa: N802, D102
+        self, request: enclave_pb2.DrainRequest, context: grpc.ServicerContext
+    ) -> enclave_pb2.DrainResponse:
+        _refuse_unknown_fields(request)
+        serving = self._partition.holding_keys()
+        if serving is None:
+            raise self._partition.refusal()
+        if not serving.replica.drained:
+            command = DrainPartition(self._partition.settings.index, serving.replica.serving())
+            serving.committer.submit(_mutation(command), deadline(context))
+        return enclave_pb2.DrainResponse(state=self._state())
+
+    def Resume(  # noqa: N802, D102
+        self, request: enclave_pb2.ResumeRequest, context: grpc.ServicerContext
+    ) -> enclave_pb2.ResumeResponse:
+        _refuse_unknown_fields(request)
+        serving = self._partition.holding_keys()
+        if serving is None:
+            raise self._partition.refusal()
+        if serving.replica.drained:
+            command = ResumePartition(self._partition.settings.index)
+            serving.committer.submit(_mutation(command), deadline(context))
+        return enclave_pb2.ResumeResponse(state=self._state())
+
+    def _state(self) -> enclave_pb2.PartitionState.ValueType:
+        return enclave_pb2.PartitionState.ValueType(self._partition.state.value)
+
+
+class HealthService(health_pb2_grpc.HealthServicer):
+    """grpc.health.v1: SERVING means that this partition holds the keys and a lease."""
+
+    def __init__(self, partition: Partition) -> None:
+        self._partition = partition
+
+    def Check(  # noqa: N802, D102
+        self,
+        request: health_pb2.HealthCheckRequest,  # noqa: ARG002
+        context: grpc.ServicerContext,  # noqa: ARG002
+    ) -> health_pb2.HealthCheckResponse:
+        serving = self._partition.holding_keys()
+        fresh = (
+            self._partition.state is PartitionState.SERVING
+            and serving is not None
+            and serving.replica.lease_remaining() > 0
+        )
+        status = health_pb2.HealthCheckResponse.ServingStatus
+        return health_pb2.HealthCheckResponse(status=status.SERVING if fresh else status.NOT_SERVING)
+
+
+def _mutation(command: DrainPartition | ResumePartition) -> Mutation:
+    return Mutation(command, lambda _: b"", None, b"", 0)
+
+
+def _refuse_unknown_fields(request: Message) -> None:
+    if len(UnknownFieldSet(request)):
+        raise InvalidField("unknown fields are refused", field="")

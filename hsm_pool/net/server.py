@@ -1,0 +1,114 @@
+"""The four listeners of a partition, one a plane, each with its own certificate authority."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import grpc
+from grpc_health.v1 import health_pb2_grpc
+
+from hsm_pool import limits
+from hsm_pool.net.calls import Translator
+from hsm_pool.net.crypto_service import CryptoService
+from hsm_pool.net.interceptors import Gate
+from hsm_pool.net.key_service import KeyService
+from hsm_pool.net.plane_services import (
+    EnclaveService,
+    HealthService,
+    NodeService,
+    PeerService,
+    PoolService,
+    SecurityDomainService,
+)
+from hsm_pool.partition.partition import Partition
+from hsm_pool.partition.unlocking import Ceremonies
+from hsm_pool.settings import Identity
+from mhsm.crypto.v1 import crypto_pb2_grpc
+from mhsm.enclave.v1 import enclave_pb2_grpc
+from mhsm.keys.v1 import keys_pb2_grpc
+from mhsm.node.v1 import node_pb2_grpc
+from mhsm.peer.v1 import peer_pb2_grpc
+from mhsm.pool.v1 import pool_pb2_grpc
+from mhsm.security_domain.v1 import security_domain_pb2_grpc
+
+_OPTIONS = (
+    ("grpc.so_reuseport", 0),
+    ("grpc.max_receive_message_length", limits.MESSAGE_BYTES_MAX),
+    ("grpc.max_send_message_length", limits.MESSAGE_BYTES_MAX),
+    ("grpc.max_concurrent_streams", 128),
+    ("grpc.max_metadata_size", 16 * 1024),
+    ("grpc.http2.min_recv_ping_interval_without_data_ms", 1_000),
+    ("grpc.http2.max_ping_strikes", 0),
+    ("grpc.keepalive_permit_without_calls", 1),
+)
+_STOP_SECONDS = 1.0
+
+
+class PlaneServers:
+    """All listeners of one partition."""
+
+    def __init__(self, partition: Partition, ceremonies: Ceremonies) -> None:
+        settings = partition.settings
+        translate = Translator(partition)
+        gate = Gate(settings.pool_id, translate)
+
+        def client_plane(server: grpc.Server) -> None:
+            keys_pb2_grpc.add_KeyServiceServicer_to_server(KeyService(partition), server)
+            crypto = CryptoService(partition, translate)
+            crypto_pb2_grpc.add_CryptoServiceServicer_to_server(crypto, server)
+            pool_pb2_grpc.add_PoolServiceServicer_to_server(PoolService(partition, ceremonies), server)
+            ceremony = SecurityDomainService(partition, ceremonies)
+            security_domain_pb2_grpc.add_SecurityDomainServiceServicer_to_server(ceremony, server)
+            health_pb2_grpc.add_HealthServicer_to_server(HealthService(partition), server)
+
+        def peer_plane(server: grpc.Server) -> None:
+            peer_pb2_grpc.add_PeerServiceServicer_to_server(PeerService(partition), server)
+
+        def fabric_plane(server: grpc.Server) -> None:
+            enclave_pb2_grpc.add_EnclaveServiceServicer_to_server(EnclaveService(partition), server)
+
+        def node_plane(server: grpc.Server) -> None:
+            node_pb2_grpc.add_NodeServiceServicer_to_server(NodeService(partition), server)
+
+        bare = Gate(settings.pool_id, translate, bare_errors=True)
+        self._servers = [
+            _server(settings.client_endpoint, settings.client_plane, gate, client_plane, threads=32),
+            _server(settings.peer_endpoint, settings.peer_plane, gate, peer_plane, threads=2),
+            _server(settings.enclave_endpoint, settings.fabric_plane, bare, fabric_plane, threads=2),
+            _server(settings.node_endpoint, settings.node_plane, gate, node_plane, threads=2),
+        ]
+
+    def start(self) -> None:
+        """Begin to listen."""
+        for server in self._servers:
+            server.start()
+
+    def close(self) -> None:
+        """Stop listening and wait, bounded, for calls under way."""
+        stopped = [server.stop(_STOP_SECONDS) for server in self._servers]
+        for event in stopped:
+            event.wait(2 * _STOP_SECONDS)
+
+
+def _server(
+    endpoint: str,
+    identity: Identity,
+    gate: Gate,
+    add_services: Callable[[grpc.Server], None],
+    *,
+    threads: int,
+) -> grpc.Server:
+    credentials = grpc.ssl_server_credentials(
+        [(Path(identity.key_file).read_bytes(), Path(identity.certificate_file).read_bytes())],
+        root_certificates=Path(identity.ca_file).read_bytes(),
+        require_client_auth=True,
+    )
+    server = grpc.server(
+        ThreadPoolExecutor(threads, thread_name_prefix="call"), interceptors=[gate], options=_OPTIONS
+    )
+    add_services(server)
+    if server.add_secure_port(endpoint, credentials) == 0:
+        raise OSError(f"cannot listen on {endpoint}")
+    return server

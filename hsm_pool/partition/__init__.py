@@ -1,0 +1,1 @@
+"""The partition process: where store, crypto, ceremonies and the network front meet."""

@@ -1,0 +1,60 @@
+"""Run a partition: ``python -m hsm_pool.partition --settings FILE``."""
+
+from __future__ import annotations
+
+import argparse
+import logging
+import signal
+import sys
+from pathlib import Path
+
+import structlog
+
+from hsm_pool import settings as settings_module
+from hsm_pool.crypto.secret_memory import harden_process
+from hsm_pool.net.peer_client import PeerHealing
+from hsm_pool.net.server import PlaneServers
+from hsm_pool.partition.partition import Partition
+from hsm_pool.partition.unlocking import Ceremonies
+from hsm_pool.settings import PartitionSettings
+
+
+def main() -> int:
+    """Serve until SIGTERM or SIGINT."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--settings", type=Path, required=True)
+    arguments = parser.parse_args()
+    if not __debug__:
+        sys.exit("partition: assertions are stripped (-O); refusing to start")
+    structlog.configure(
+        processors=[
+            structlog.processors.add_log_level,
+            structlog.processors.TimeStamper(fmt="iso", utc=True),
+            structlog.processors.JSONRenderer(),
+        ],
+        wrapper_class=structlog.make_filtering_bound_logger(logging.INFO),
+        logger_factory=structlog.PrintLoggerFactory(sys.stderr),
+    )
+    # Blocked before any thread exists, so that only sigwait below sees them.
+    signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM, signal.SIGINT})
+    hardened = harden_process()
+    settings = settings_module.load(PartitionSettings, arguments.settings)
+    log = structlog.get_logger().bind(partition=settings.index)
+    heal = PeerHealing(settings)
+    partition = Partition(settings, heal)
+    heal.incarnation = partition.state_directory.incarnation
+    ceremonies = Ceremonies(partition)
+    servers = PlaneServers(partition, ceremonies)
+    servers.start()
+    partition.start()
+    log.info("started", incarnation=partition.state_directory.incarnation, hardened=list(hardened))
+    received = signal.sigwait({signal.SIGTERM, signal.SIGINT})
+    log.info("stopping", signal=signal.Signals(received).name)
+    servers.close()
+    ceremonies.close()
+    partition.close()
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

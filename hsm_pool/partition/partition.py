@@ -1,0 +1,295 @@
+"""The states of a partition, from provisioned to serving.
+
+::
+
+    STARTING ─► PROVISIONED ──activation──► SERVING ◄─► DRAINED
+        │            │ (another partition activated)  ▲
+        └────────────┴──► HEALING ◄─► LOCKED ──quorum─┘      any ──► QUARANTINED
+
+HEALING looks for the keys with the platform seal (if the pool has one) and with each
+peer; LOCKED says that no peer holds them either, so that a quorum must unlock the pool.
+"""
+
+from __future__ import annotations
+
+import threading
+from enum import Enum
+from pathlib import Path
+from typing import Protocol
+
+import structlog
+
+from hsm_pool.core.model import POOL, PoolRecord
+from hsm_pool.crypto.key_generation import KeyGenerator
+from hsm_pool.crypto.secret import SecretBytes
+from hsm_pool.enclave.evidence import Platform
+from hsm_pool.enclave.healing import HealGiver
+from hsm_pool.errors import (
+    AlreadyActivated,
+    CommitUnknown,
+    MHSMError,
+    NotActivated,
+    PartitionDrained,
+    PartitionQuarantined,
+    PartitionStarting,
+    PoolLocked,
+)
+from hsm_pool.partition.serving import Serving
+from hsm_pool.settings import PartitionSettings
+from hsm_pool.store import chain
+from hsm_pool.store.etcd_client import Ambiguous, Conflict, EtcdClient
+from hsm_pool.store.sealing import PoolKeys, Tampered
+from hsm_pool.store.state_file import StateDirectory
+from mhsm.record.v1 import record_pb2
+
+_log = structlog.get_logger()
+_POLL_SECONDS = 0.3
+_ACTIVATION_TRIES = 10
+
+
+class PartitionState(Enum):
+    """State of a partition; numbers as in mhsm.enclave.v1.PartitionState."""
+
+    STARTING = 1
+    PROVISIONED = 2
+    HEALING = 3
+    LOCKED = 4
+    SERVING = 5
+    DRAINED = 6
+    QUARANTINED = 7
+
+
+class PeerUnlocked(Protocol):
+    """Asks the peers for the pool's keys."""
+
+    def __call__(self) -> PoolKeys | None:
+        """Return the keys from the first peer that gives them, None when no peer does."""
+
+
+class Partition:
+    """One partition of a pool. Thread-safe; :meth:`close` ends it."""
+
+    def __init__(self, settings: PartitionSettings, heal_from_peers: PeerUnlocked) -> None:
+        self.settings = settings
+        self.state_directory = StateDirectory(Path(settings.data_directory))
+        self.platform = Platform.load(settings.platform)
+        self.store = EtcdClient(settings.store)
+        self.heal_giver = HealGiver(
+            self.platform, settings.pool_id, settings.index, self.state_directory.incarnation
+        )
+        self.key_generator = KeyGenerator()
+        self.recovery_path = ""
+        self.header: record_pb2.PoolHeader | None = None
+        self._heal_from_peers = heal_from_peers
+        self._state = PartitionState.STARTING
+        self._reason = ""
+        self._serving: Serving | None = None
+        self._lock = threading.RLock()
+        self._stopping = threading.Event()
+        self._wake = threading.Event()
+        self._thread = threading.Thread(target=self._run, name="partition", daemon=True)
+
+    def start(self) -> None:
+        """Begin to look for the pool and its keys."""
+        self._thread.start()
+
+    def close(self) -> None:
+        """Stop everything and release the data directory."""
+        self._stopping.set()
+        self._wake.set()
+        if self._thread.is_alive():
+            self._thread.join()
+        if self._serving:
+            self._serving.close()
+        self.key_generator.close()
+        self.store.close()
+        self.state_directory.close()
+
+    # -- what the services ask -----------------------------------------------------------
+
+    @property
+    def state(self) -> PartitionState:
+        """State now."""
+        serving = self._serving
+        if self._state is PartitionState.SERVING and serving and serving.replica.drained:
+            return PartitionState.DRAINED
+        return self._state
+
+    @property
+    def reason(self) -> str:
+        """Why the state is what it is, in words; "" when there is nothing to say."""
+        return self._reason
+
+    def holding_keys(self) -> Serving | None:
+        """Return what serves, drained or not; None while the keys are not here."""
+        return self._serving if self._state is PartitionState.SERVING else None
+
+    def serving(self) -> Serving:
+        """Return what serves.
+
+        Raises:
+            MHSMError: This partition does not serve; the error says why.
+        """
+        serving = self._serving
+        if self.state is PartitionState.SERVING and serving:
+            return serving
+        raise self.refusal()
+
+    def refusal(self) -> MHSMError:
+        """Return the typed error that says why this partition does not serve."""
+        match self.state:
+            case PartitionState.PROVISIONED:
+                return NotActivated("the pool is not active: download its security domain first")
+            case PartitionState.LOCKED:
+                return PoolLocked("the pool is locked: a quorum of officers must unlock it")
+            case PartitionState.QUARANTINED:
+                return PartitionQuarantined(f"this partition is quarantined: {self._reason}")
+            case PartitionState.DRAINED:
+                return PartitionDrained("this partition is drained; another one serves")
+            case _:
+                return PartitionStarting("this partition is starting")
+
+    def quarantine(self, reason: str) -> None:
+        """Refuse to serve from now on (G6)."""
+        with self._lock:
+            self._state, self._reason = PartitionState.QUARANTINED, reason
+            serving = self._serving
+        if serving:
+            serving.replica.stop()
+
+    # -- life ----------------------------------------------------------------------------
+
+    def _run(self) -> None:
+        while not self._stopping.is_set() and self._serving is None:
+            self._wake.clear()
+            try:
+                self._step()
+            except Ambiguous:
+                self._reason = "no store member answers"
+            except Tampered as error:
+                self.quarantine(str(error))
+                return
+            self._wake.wait(_POLL_SECONDS)
+
+    def _step(self) -> None:
+        """Look once for the pool's header and the keys."""
+        if self.header is None:
+            value = self.store.get(chain.HEADER_KEY)
+            if value is None:
+                self._move(PartitionState.PROVISIONED, "the security domain was not downloaded yet")
+                return
+            self.header = self._parse_header(value)
+        if self._state is not PartitionState.LOCKED:
+            self._move(PartitionState.HEALING, "looking for a peer that holds the pool's keys")
+        keys, path = self._find_keys()
+        if keys is None:
+            self._move(PartitionState.LOCKED, "no partition holds the pool's keys: a quorum must unlock it")
+        else:
+            self.adopt(keys, path)
+
+    def _find_keys(self) -> tuple[PoolKeys | None, str]:
+        if self.settings.sealing == "platform":
+            keys = self.state_directory.read_seal(self._sealing_key(), self.settings.pool_id)
+            if keys is not None:
+                return keys, "seal"
+        return self._heal_from_peers(), "peer"
+
+    def adopt(self, keys: PoolKeys, path: str) -> None:
+        """Take the pool's keys and begin to serve; a no-op when they are here already."""
+        if self.settings.sealing == "platform" and path != "seal":
+            self.state_directory.write_seal(self._sealing_key(), keys)
+        with self._lock:
+            if self._serving is not None or self._state is PartitionState.QUARANTINED:
+                return
+            self.recovery_path = path
+            self._serving = Serving(
+                self.store, keys, self.settings.index, self.state_directory, self.quarantine
+            )
+            self._move(PartitionState.SERVING, "")
+        self._wake.set()
+        _log.info("serving", recovery_path=path)
+
+    def _move(self, state: PartitionState, reason: str) -> None:
+        with self._lock:
+            if self._state is PartitionState.QUARANTINED:
+                return
+            if state is not self._state:
+                _log.info("state", state=state.name, reason=reason)
+            self._state, self._reason = state, reason
+
+    def _sealing_key(self) -> SecretBytes:
+        return SecretBytes(Path(self.settings.platform.sealing_key_file).read_bytes())
+
+    def _parse_header(self, value: bytes) -> record_pb2.PoolHeader:
+        try:
+            header = record_pb2.PoolHeader.FromString(value)
+        except Exception:  # noqa: BLE001 - the protobuf parser's own error
+            raise Tampered("the pool header in the store is not readable") from None
+        if header.pool_id != self.settings.pool_id:
+            raise Tampered("the pool header in the store is of another pool")
+        return header
+
+    # -- activation ----------------------------------------------------------------------
+
+    def activated_file(self, request_digest: bytes) -> bytes | None:
+        """Return the security-domain file if this very request activated the pool before.
+
+        Raises:
+            AlreadyActivated: Another request did.
+            StoreUnavailable: That cannot be told now.
+        """
+        value = self._read_header()
+        if value is None:
+            return None
+        header = self._parse_header(value)
+        if header.activation_request_digest != request_digest:
+            raise AlreadyActivated("the pool is active already")
+        return header.security_domain_file
+
+    def _read_header(self) -> bytes | None:
+        for _ in range(_ACTIVATION_TRIES):
+            try:
+                return self.store.get(chain.HEADER_KEY)
+            except Ambiguous:
+                if self._stopping.wait(_POLL_SECONDS):
+                    break
+        raise CommitUnknown("the store does not answer; repeat the request with the same request_id")
+
+    def activate(self, header: record_pb2.PoolHeader, keys: PoolKeys) -> bytes:
+        """Commit the first transaction of the chain together with the header.
+
+        Args:
+            header: The new header, with the security-domain file.
+            keys: The pool keys that the header's epochs seal.
+
+        Returns:
+            The security-domain file of the pool (of the first activation with this request).
+
+        Raises:
+            AlreadyActivated: Another activation came first.
+            CommitUnknown: The store gave no answer in time.
+        """
+        value = header.SerializeToString(deterministic=True)
+        pool = PoolRecord(self.settings.recoverable_days, frozenset(), chain.value_digest(value))
+        genesis = chain.Head(0, chain.genesis_digest(self.settings.pool_id), b"")
+        transaction = chain.build_transaction(
+            keys, self.settings.index, genesis, chain.TableDigest(), {POOL: pool}
+        )
+        puts = {**transaction.puts, chain.HEADER_KEY: value}
+        # The comparison makes a repeat harmless: at most one header is ever committed.
+        for _ in range(_ACTIVATION_TRIES):
+            try:
+                answer = self.store.transact(chain.HEADER_KEY, None, puts)
+            except Ambiguous:
+                continue
+            if isinstance(answer, Conflict):
+                committed = self._read_header()
+                if committed != value:
+                    file = self.activated_file(header.activation_request_digest)
+                    if file is not None:
+                        return file
+                    raise AlreadyActivated("the pool is active already")
+            self.header = header
+            self.adopt(keys, "activation")
+            return header.security_domain_file
+        raise CommitUnknown("the store gave no answer; repeat the request with the same request_id")

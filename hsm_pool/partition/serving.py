@@ -1,0 +1,65 @@
+"""A partition that holds the pool's keys: replica, committer and parsed private keys."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from hsm_pool.core.model import KeyVersionRecord
+from hsm_pool.crypto.loaded_keys import LoadedKey, LoadedKeyCache
+from hsm_pool.store.committer import Committer
+from hsm_pool.store.etcd_client import EtcdClient
+from hsm_pool.store.follower import Follower
+from hsm_pool.store.replica import Replica
+from hsm_pool.store.sealing import PoolKeys, open_material
+from hsm_pool.store.state_file import StateDirectory
+
+_LOADED_KEYS_MAX = 512
+"""Parsed private keys kept; parsing an RSA key costs about fifty signatures."""
+
+
+class Serving:
+    """Everything that exists only while the pool's keys are here."""
+
+    def __init__(
+        self,
+        store: EtcdClient,
+        keys: PoolKeys,
+        index: int,
+        state: StateDirectory,
+        on_tampered: Callable[[str], None],
+    ) -> None:
+        self.keys = keys
+        self.replica = Replica(keys, index, state.incarnation)
+        self.committer = Committer(store, self.replica)
+        self._follower = Follower(store, self.replica, state, on_tampered)
+        self._loaded = LoadedKeyCache(_LOADED_KEYS_MAX)
+        self._follower.start()
+
+    def close(self) -> None:
+        """Stop serving and forget parsed keys."""
+        self.replica.stop()
+        self._follower.close()
+        self.committer.close()
+        self._loaded.clear()
+
+    def load_key(self, version: KeyVersionRecord) -> LoadedKey:
+        """Return the parsed private key of a version.
+
+        Raises:
+            Tampered: Its material does not open.
+        """
+        return self._loaded.get(
+            (version.key_id, version.version_id),
+            lambda: (
+                version.key_type,
+                open_material(
+                    self.keys,
+                    version.key_id,
+                    version.version_id,
+                    version.key_type,
+                    version.curve,
+                    version.size_bits,
+                    version.sealed_material,
+                ),
+            ),
+        )
