@@ -1,0 +1,149 @@
+"""The one table of algorithms: adding an algorithm is adding a row.
+
+Names are those of RFC 7518 and RFC 8812 as Azure Key Vault uses them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from enum import Enum
+
+from cryptography.hazmat.primitives import hashes
+
+from hsm_pool.core.model import Curve, KeyOperation, KeyType
+from hsm_pool.errors import AlgorithmNotSupported, InvalidField
+
+
+class Scheme(Enum):
+    """How an algorithm works; :mod:`hsm_pool.crypto.operations` has one function for each."""
+
+    RSA_PKCS1V15 = "RSASSA-PKCS1-v1_5 (RFC 8017)"
+    RSA_PSS = "RSASSA-PSS (RFC 8017), salt as long as the hash"
+    RSA_OAEP = "RSAES-OAEP (RFC 8017)"
+    ECDSA = "ECDSA (FIPS 186-5), signature r || s"
+    AES_GCM = "AES-GCM (NIST SP 800-38D)"
+    AES_KW = "AES key wrap (RFC 3394)"
+
+
+@dataclass(frozen=True, slots=True)
+class Algorithm:
+    """A row of the table."""
+
+    name: str
+    scheme: Scheme
+    key_type: KeyType
+    operations: frozenset[KeyOperation]
+    hash: hashes.HashAlgorithm | None = None
+    curve: Curve = Curve.NONE
+    size_bits: int = 0
+    """The only key size that fits; 0 for any."""
+
+    @property
+    def digest_bytes(self) -> int:
+        """Length of the digests it signs; 0 when it signs none."""
+        return self.hash.digest_size if self.hash else 0
+
+
+_SIGN = frozenset({KeyOperation.SIGN, KeyOperation.VERIFY})
+_ENCRYPT = frozenset({KeyOperation.ENCRYPT, KeyOperation.DECRYPT})
+_WRAP = frozenset({KeyOperation.WRAP_KEY, KeyOperation.UNWRAP_KEY})
+_RSA, _EC, _OCT = KeyType.RSA, KeyType.EC, KeyType.OCT
+
+ALGORITHMS: tuple[Algorithm, ...] = (
+    Algorithm("RS256", Scheme.RSA_PKCS1V15, _RSA, _SIGN, hashes.SHA256()),
+    Algorithm("RS384", Scheme.RSA_PKCS1V15, _RSA, _SIGN, hashes.SHA384()),
+    Algorithm("RS512", Scheme.RSA_PKCS1V15, _RSA, _SIGN, hashes.SHA512()),
+    Algorithm("PS256", Scheme.RSA_PSS, _RSA, _SIGN, hashes.SHA256()),
+    Algorithm("PS384", Scheme.RSA_PSS, _RSA, _SIGN, hashes.SHA384()),
+    Algorithm("PS512", Scheme.RSA_PSS, _RSA, _SIGN, hashes.SHA512()),
+    Algorithm("RSA-OAEP-256", Scheme.RSA_OAEP, _RSA, _ENCRYPT | _WRAP, hashes.SHA256()),
+    Algorithm("ES256", Scheme.ECDSA, _EC, _SIGN, hashes.SHA256(), Curve.P256),
+    Algorithm("ES384", Scheme.ECDSA, _EC, _SIGN, hashes.SHA384(), Curve.P384),
+    Algorithm("ES512", Scheme.ECDSA, _EC, _SIGN, hashes.SHA512(), Curve.P521),
+    Algorithm("ES256K", Scheme.ECDSA, _EC, _SIGN, hashes.SHA256(), Curve.P256K),
+    Algorithm("A128GCM", Scheme.AES_GCM, _OCT, _ENCRYPT, size_bits=128),
+    Algorithm("A192GCM", Scheme.AES_GCM, _OCT, _ENCRYPT, size_bits=192),
+    Algorithm("A256GCM", Scheme.AES_GCM, _OCT, _ENCRYPT, size_bits=256),
+    Algorithm("A128KW", Scheme.AES_KW, _OCT, _WRAP, size_bits=128),
+    Algorithm("A192KW", Scheme.AES_KW, _OCT, _WRAP, size_bits=192),
+    Algorithm("A256KW", Scheme.AES_KW, _OCT, _WRAP, size_bits=256),
+)
+
+CURVE_BITS = {Curve.P256: 256, Curve.P384: 384, Curve.P521: 521, Curve.P256K: 256}
+"""Field size of each curve."""
+
+RSA_SIZES_BITS = (2048, 3072, 4096)
+OCT_SIZES_BITS = (128, 192, 256)
+
+_DEFAULT_OPERATIONS = {
+    KeyType.RSA: tuple(KeyOperation),
+    KeyType.EC: (KeyOperation.SIGN, KeyOperation.VERIFY),
+    KeyType.OCT: tuple(sorted(_ENCRYPT | _WRAP)),
+}
+_BY_NAME = {algorithm.name: algorithm for algorithm in ALGORITHMS}
+
+
+def find(
+    name: str, key_type: KeyType, curve: Curve, size_bits: int, operation: KeyOperation
+) -> Algorithm:
+    """Return the algorithm of that name if it fits the key and the operation.
+
+    Raises:
+        AlgorithmNotSupported: It does not exist or does not fit.
+    """
+    algorithm = _BY_NAME.get(name)
+    if algorithm is None:
+        raise AlgorithmNotSupported("this algorithm is not known", field="algorithm")
+    fits = (
+        algorithm.key_type is key_type
+        and algorithm.curve in {Curve.NONE, curve}
+        and algorithm.size_bits in {0, size_bits}
+        and operation in algorithm.operations
+    )
+    if not fits:
+        raise AlgorithmNotSupported(
+            f"{name} does not {operation.name.lower()} with a key of this type and size", field="algorithm"
+        )
+    return algorithm
+
+
+def default_key_operations(key_type: KeyType) -> tuple[KeyOperation, ...]:
+    """Return what a key may be used for when its creator does not say (Azure Managed HSM)."""
+    return _DEFAULT_OPERATIONS[key_type]
+
+
+def check_key_operations(key_type: KeyType, operations: Iterable[KeyOperation]) -> None:
+    """Check that key operations fit a key type.
+
+    Raises:
+        InvalidField: One does not fit, or one is repeated.
+    """
+    listed = list(operations)
+    if len(set(listed)) != len(listed):
+        raise InvalidField("a key operation is repeated", field="key_operations")
+    for operation in listed:
+        if operation not in _DEFAULT_OPERATIONS[key_type]:
+            raise InvalidField(
+                f"{operation.name.lower()} does not fit a key of type {key_type.name}", field="key_operations"
+            )
+
+
+def check_key_size(key_type: KeyType, curve: Curve, size_bits: int) -> None:
+    """Check that a key of this kind can be made; an EC key's size may be 0 (its curve says it).
+
+    Raises:
+        InvalidField: It cannot.
+    """
+    if key_type is KeyType.EC:
+        if curve is Curve.NONE:
+            raise InvalidField("an EC key needs a curve", field="curve")
+        if size_bits not in {0, CURVE_BITS[curve]}:
+            raise InvalidField("the curve gives the size of an EC key", field="size_bits")
+        return
+    if curve is not Curve.NONE:
+        raise InvalidField("only an EC key has a curve", field="curve")
+    sizes = RSA_SIZES_BITS if key_type is KeyType.RSA else OCT_SIZES_BITS
+    if size_bits not in sizes:
+        allowed = ", ".join(map(str, sizes))
+        raise InvalidField(f"a key of type {key_type.name} has {allowed} bits", field="size_bits")

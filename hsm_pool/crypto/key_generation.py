@@ -1,0 +1,148 @@
+"""Making and importing keys. RSA keys are made off the serving threads, in a bounded pool."""
+
+from __future__ import annotations
+
+import os
+import threading
+from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import TimeoutError as FutureTimeoutError
+from dataclasses import dataclass
+
+from cryptography.exceptions import UnsupportedAlgorithm
+from cryptography.hazmat.primitives import serialization
+from cryptography.hazmat.primitives.asymmetric import ec, rsa
+
+from hsm_pool.core.model import Curve, KeyType
+from hsm_pool.crypto.algorithms import CURVE_BITS, OCT_SIZES_BITS, RSA_SIZES_BITS, check_key_size
+from hsm_pool.crypto.secret import SecretBytes
+from hsm_pool.errors import InvalidField, Overloaded
+
+_EXPONENT = 65_537
+_EXPONENT_MAX = 2**32
+_WORKERS = 2
+_WAITING_MAX = 32
+
+CURVES: dict[Curve, ec.EllipticCurve] = {
+    Curve.P256: ec.SECP256R1(),
+    Curve.P384: ec.SECP384R1(),
+    Curve.P521: ec.SECP521R1(),
+    Curve.P256K: ec.SECP256K1(),
+}
+
+
+@dataclass(frozen=True, slots=True)
+class KeyMaterial:
+    """New key material: PKCS#8 (DER) for RSA and EC, raw octets for oct keys."""
+
+    key_type: KeyType
+    curve: Curve
+    size_bits: int
+    public_key_der: bytes
+    material: SecretBytes
+
+
+def generate(key_type: KeyType, curve: Curve, size_bits: int) -> KeyMaterial:
+    """Make a key; takes up to seconds for RSA.
+
+    Raises:
+        InvalidField: No such kind of key.
+    """
+    check_key_size(key_type, curve, size_bits)
+    if key_type is KeyType.OCT:
+        return KeyMaterial(key_type, Curve.NONE, size_bits, b"", SecretBytes(os.urandom(size_bits // 8)))
+    if key_type is KeyType.EC:
+        return _asymmetric(ec.generate_private_key(CURVES[curve]))
+    return _asymmetric(rsa.generate_private_key(_EXPONENT, size_bits))
+
+
+def import_pkcs8(der: SecretBytes) -> KeyMaterial:
+    """Take an RSA or EC private key (PKCS#8 PrivateKeyInfo, RFC 5208, DER, not encrypted).
+
+    Raises:
+        InvalidField: It is no such key or of a kind that the pool does not hold.
+    """
+    try:
+        key = serialization.load_der_private_key(der.reveal(), None)
+    except (ValueError, TypeError, UnsupportedAlgorithm):
+        raise InvalidField("the material is not an unencrypted PKCS#8 private key", field="material") from None
+    if not isinstance(key, rsa.RSAPrivateKey | ec.EllipticCurvePrivateKey):
+        raise InvalidField("only RSA and EC private keys can be imported", field="material")
+    return _asymmetric(key)
+
+
+def import_octets(octets: SecretBytes) -> KeyMaterial:
+    """Take a symmetric key of 128, 192 or 256 bits.
+
+    Raises:
+        InvalidField: It has another length.
+    """
+    size_bits = len(octets) * 8
+    if size_bits not in OCT_SIZES_BITS:
+        raise InvalidField("an oct key has 128, 192 or 256 bits", field="material")
+    return KeyMaterial(KeyType.OCT, Curve.NONE, size_bits, b"", octets)
+
+
+def _asymmetric(key: rsa.RSAPrivateKey | ec.EllipticCurvePrivateKey) -> KeyMaterial:
+    if isinstance(key, rsa.RSAPrivateKey):
+        key_type, curve, size_bits = KeyType.RSA, Curve.NONE, key.key_size
+        exponent = key.public_key().public_numbers().e
+        if size_bits not in RSA_SIZES_BITS:
+            raise InvalidField("an RSA key has 2048, 3072 or 4096 bits", field="material")
+        if not _EXPONENT <= exponent < _EXPONENT_MAX or exponent % 2 == 0:
+            raise InvalidField("the public exponent is odd, 65537 to 2^32", field="material")
+    else:
+        key_type = KeyType.EC
+        found = [curve for curve, kind in CURVES.items() if kind.name == key.curve.name]
+        if not found:
+            raise InvalidField("the curve is not one of P-256, P-384, P-521, P-256K", field="material")
+        curve = found[0]
+        size_bits = CURVE_BITS[curve]
+    return KeyMaterial(
+        key_type,
+        curve,
+        size_bits,
+        key.public_key().public_bytes(
+            serialization.Encoding.DER, serialization.PublicFormat.SubjectPublicKeyInfo
+        ),
+        SecretBytes(
+            key.private_bytes(
+                serialization.Encoding.DER,
+                serialization.PrivateFormat.PKCS8,
+                serialization.NoEncryption(),
+            )
+        ),
+    )
+
+
+class KeyGenerator:
+    """Makes keys; RSA keys in its own threads (the library releases the interpreter lock meanwhile)."""
+
+    def __init__(self) -> None:
+        self._executor = ThreadPoolExecutor(_WORKERS, thread_name_prefix="key-generator")
+        self._slots = threading.BoundedSemaphore(_WAITING_MAX)
+
+    def generate(
+        self, key_type: KeyType, curve: Curve, size_bits: int, *, timeout_seconds: float
+    ) -> KeyMaterial:
+        """Make a key.
+
+        Raises:
+            InvalidField: No such kind of key.
+            Overloaded: Too many RSA keys are waited for, or it took too long.
+        """
+        if key_type is not KeyType.RSA:
+            return generate(key_type, curve, size_bits)
+        check_key_size(key_type, curve, size_bits)
+        if not self._slots.acquire(blocking=False):
+            raise Overloaded("too many RSA keys are being made")
+        future = self._executor.submit(generate, key_type, curve, size_bits)
+        future.add_done_callback(lambda _: self._slots.release())
+        try:
+            return future.result(timeout_seconds)
+        except FutureTimeoutError:
+            future.cancel()
+            raise Overloaded("the RSA key was not made in time") from None
+
+    def close(self) -> None:
+        """End the threads."""
+        self._executor.shutdown(cancel_futures=True)

@@ -1,0 +1,96 @@
+"""Parsed private keys, kept: parsing an RSA key costs about fifty signatures."""
+
+from __future__ import annotations
+
+import threading
+from collections import OrderedDict
+from collections.abc import Callable, Hashable
+from dataclasses import dataclass
+
+from cryptography.hazmat.primitives import serialization
+from cryptography.hazmat.primitives.asymmetric import ec, rsa
+from cryptography.hazmat.primitives.ciphers.aead import AESGCM
+
+from hsm_pool.core.model import KeyType
+from hsm_pool.crypto.secret import SecretBytes
+
+
+@dataclass(frozen=True, slots=True, repr=False)
+class RSAKey:
+    """A parsed RSA key."""
+
+    private: rsa.RSAPrivateKey
+    public: rsa.RSAPublicKey
+
+
+@dataclass(frozen=True, slots=True, repr=False)
+class ECKey:
+    """A parsed EC key."""
+
+    private: ec.EllipticCurvePrivateKey
+    public: ec.EllipticCurvePublicKey
+
+
+@dataclass(frozen=True, slots=True, repr=False)
+class OctKey:
+    """A symmetric key: ready for GCM, and raw for key wrap."""
+
+    gcm: AESGCM
+    raw: SecretBytes
+
+
+LoadedKey = RSAKey | ECKey | OctKey
+
+
+def load(key_type: KeyType, material: SecretBytes) -> LoadedKey:
+    """Parse key material that :mod:`hsm_pool.crypto.key_generation` made.
+
+    Raises:
+        ValueError: It is not of that type.
+    """
+    if key_type is KeyType.OCT:
+        return OctKey(AESGCM(material.reveal()), material)
+    # The material was checked when it came in; checking again would double the cost.
+    key = serialization.load_der_private_key(
+        material.reveal(), None, unsafe_skip_rsa_key_validation=True
+    )
+    if key_type is KeyType.RSA and isinstance(key, rsa.RSAPrivateKey):
+        return RSAKey(key, key.public_key())
+    if key_type is KeyType.EC and isinstance(key, ec.EllipticCurvePrivateKey):
+        return ECKey(key, key.public_key())
+    raise ValueError("key material does not fit its type")
+
+
+class LoadedKeyCache:
+    """Least recently used parsed keys. Thread-safe."""
+
+    def __init__(self, capacity: int) -> None:
+        self._capacity = capacity
+        self._keys: OrderedDict[Hashable, LoadedKey] = OrderedDict()
+        self._lock = threading.Lock()
+
+    def get(
+        self, token: Hashable, load_material: Callable[[], tuple[KeyType, SecretBytes]]
+    ) -> LoadedKey:
+        """Return the parsed key of a token; load_material is called when it is not kept."""
+        with self._lock:
+            key = self._keys.get(token)
+            if key is not None:
+                self._keys.move_to_end(token)
+                return key
+        key = load(*load_material())
+        with self._lock:
+            self._keys[token] = key
+            while len(self._keys) > self._capacity:
+                self._keys.popitem(last=False)
+        return key
+
+    def discard(self, token: Hashable) -> None:
+        """Forget one key."""
+        with self._lock:
+            self._keys.pop(token, None)
+
+    def clear(self) -> None:
+        """Forget all keys."""
+        with self._lock:
+            self._keys.clear()

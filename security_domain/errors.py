@@ -1,0 +1,40 @@
+"""Errors of the security domain. Each message is safe to show: none holds a value."""
+
+from __future__ import annotations
+
+
+class SecurityDomainError(Exception):
+    """Base of all errors here."""
+
+
+class InvalidFile(SecurityDomainError):
+    """The file is not a security domain, or was changed."""
+
+
+class InvalidOfficers(SecurityDomainError):
+    """The officers or the quorum are not acceptable."""
+
+
+class InvalidShare(SecurityDomainError):
+    """A share is malformed."""
+
+
+class QuorumMissing(SecurityDomainError):
+    """Fewer shares than the quorum were accepted."""
+
+
+class SubmissionRefused(SecurityDomainError):
+    """A submission was refused before its share was looked at.
+
+    Args:
+        message: Why.
+        officer: Thumbprint of the officer it claims to be from, "" when it names none.
+    """
+
+    def __init__(self, message: str, officer: str = "") -> None:
+        super().__init__(f"{message} (officer {officer})" if officer else message)
+        self.officer = officer
+
+
+class ShareRefused(SubmissionRefused):
+    """The share in a submission is not the one that this officer was given."""

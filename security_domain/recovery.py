@@ -1,0 +1,117 @@
+"""Recovering the security domain from submissions, in a process that exits afterwards (G4)."""
+
+from __future__ import annotations
+
+import hmac
+from dataclasses import dataclass
+
+from cryptography.hazmat.primitives.asymmetric.x25519 import X25519PrivateKey, X25519PublicKey
+
+from security_domain import container, shares
+from security_domain.encoding import bind, decode, parse_object
+from security_domain.errors import InvalidFile, QuorumMissing, SubmissionRefused
+from security_domain.secret import Secret
+from security_domain.submission import Context, open_submission, public_exchange_key
+from security_domain.wrapping import SUITE, DerivedKeys, open_payload
+
+SUBMISSIONS_MAX = 64
+_PAYLOAD_FIELDS: dict[str, type] = {"pool_id": str, "generation": int, "root": str, "owner_key": str}
+
+
+@dataclass(frozen=True, slots=True)
+class Progress:
+    """How far a recovery is."""
+
+    accepted: int
+    required: int
+    complete: bool
+
+
+def _pool_keys_info(pool_id: str, generation: int, epoch: int) -> bytes:
+    return bind("mhsm-sd/pool-keys/v1", pool_id, generation, epoch)
+
+
+def seal_pool_keys(
+    recovery_public_key: bytes, pool_id: str, generation: int, epoch: int, plaintext: bytes
+) -> bytes:
+    """Encrypt a pool's keys to the security domain: only a quorum opens them again."""
+    key = X25519PublicKey.from_public_bytes(recovery_public_key)
+    return SUITE.encrypt(plaintext, key, _pool_keys_info(pool_id, generation, epoch))
+
+
+class Recovery:
+    """One attempt: takes submissions until the quorum is complete.
+
+    Raises:
+        InvalidFile: The file is not a security domain.
+    """
+
+    def __init__(self, file: bytes, attempt_id: bytes) -> None:
+        self._domain = container.parse(file)
+        self._exchange_key = X25519PrivateKey.generate()
+        self._context = Context(
+            self._domain.pool_id,
+            self._domain.generation,
+            attempt_id,
+            public_exchange_key(self._exchange_key),
+        )
+        self._mnemonics: dict[str, str] = {}
+        self._submissions = 0
+        self._derived: DerivedKeys | None = None
+
+    @property
+    def exchange_public_key(self) -> bytes:
+        """The key to which officers encrypt, 32 bytes; new for each attempt."""
+        return self._context.exchange_public_key
+
+    def submit(self, submission: bytes) -> Progress:
+        """Take one officer's submission; a refused one changes nothing.
+
+        Raises:
+            SubmissionRefused: Malformed, not signed, of another attempt, repeated, or one too many.
+            ShareRefused: The share is not the one the officer was given; names him.
+            InvalidFile: All shares are right and the payload does not open: the file was changed.
+        """
+        self._submissions += 1
+        if self._submissions > SUBMISSIONS_MAX:
+            raise SubmissionRefused(f"more than {SUBMISSIONS_MAX} submissions in one attempt")
+        if self._derived is not None:
+            raise SubmissionRefused("the quorum is complete")
+        entry, mnemonic = open_submission(submission, self._domain, self._context, self._exchange_key)
+        if entry.thumbprint in self._mnemonics:
+            raise SubmissionRefused("this officer's share was submitted before", entry.thumbprint)
+        accepted = {**self._mnemonics, entry.thumbprint: mnemonic}
+        if len(accepted) == self._domain.required:
+            self._derived = self._open(list(accepted.values()))
+            accepted_count = len(accepted)
+            self._mnemonics.clear()
+            return Progress(accepted_count, self._domain.required, complete=True)
+        self._mnemonics = accepted
+        return Progress(len(accepted), self._domain.required, complete=False)
+
+    def unseal_pool_keys(self, sealed: bytes, epoch: int) -> bytes:
+        """Open what :func:`seal_pool_keys` sealed.
+
+        Raises:
+            QuorumMissing: The quorum is not complete.
+            InvalidFile: It was sealed for another pool, generation or epoch.
+        """
+        if self._derived is None:
+            raise QuorumMissing("the quorum is not complete")
+        info = _pool_keys_info(self._domain.pool_id, self._domain.generation, epoch)
+        try:
+            return SUITE.decrypt(sealed, self._derived.recovery, info)
+        except Exception:  # noqa: BLE001 - HPKE raises several kinds
+            raise InvalidFile("the pool keys do not open with this security domain") from None
+
+    def _open(self, mnemonics: list[str]) -> DerivedKeys:
+        domain = self._domain
+        key = shares.combine(mnemonics, domain.required)
+        payload = parse_object(
+            open_payload(key, domain.payload, domain.header()), container.FILE_BYTES_MAX, _PAYLOAD_FIELDS
+        )
+        key.wipe()
+        derived = DerivedKeys(Secret(decode(payload["root"], 32)), domain.pool_id, domain.generation)
+        if not hmac.compare_digest(derived.check_value, domain.key_check_value):
+            raise InvalidFile("the key-check value does not fit: the file was changed")
+        return derived

@@ -1,0 +1,189 @@
+"""One officer's submission: his share under HPKE to the exchange key, signed (per-officer recovery)."""
+
+from __future__ import annotations
+
+import hashlib
+from dataclasses import dataclass
+
+from cryptography.exceptions import InvalidSignature
+from cryptography.hazmat.primitives import hashes, serialization
+from cryptography.hazmat.primitives.asymmetric import padding, rsa
+from cryptography.hazmat.primitives.asymmetric.x25519 import X25519PrivateKey, X25519PublicKey
+
+from security_domain import container, shares
+from security_domain.container import OfficerEntry, SecurityDomainFile
+from security_domain.encoding import bind, canonical, decode, encode, parse_object
+from security_domain.errors import (
+    InvalidFile,
+    InvalidShare,
+    SecurityDomainError,
+    ShareRefused,
+    SubmissionRefused,
+)
+from security_domain.officers import parse_officer
+from security_domain.wrapping import SUITE, unwrap_by_officer
+
+FORMAT = "mhsm-share-submission/1"
+SUBMISSION_BYTES_MAX = 16 * 1024
+_FIELDS: dict[str, type] = {
+    "format": str,
+    "pool_id": str,
+    "generation": int,
+    "attempt_id": str,
+    "exchange_key_digest": str,
+    "officer": str,
+    "sealed_share": str,
+    "signature": str,
+}
+_SHARE_FIELDS: dict[str, type] = {
+    "pool_id": str,
+    "generation": int,
+    "index": int,
+    "required": int,
+    "total": int,
+    "mnemonic": str,
+}
+_PADDING = padding.PSS(padding.MGF1(hashes.SHA256()), hashes.SHA256.digest_size)
+
+
+@dataclass(frozen=True, slots=True)
+class Context:
+    """What a submission is bound to."""
+
+    pool_id: str
+    generation: int
+    attempt_id: bytes
+    exchange_public_key: bytes
+
+    @property
+    def exchange_key_digest(self) -> bytes:
+        """SHA-256 of the exchange key."""
+        return hashlib.sha256(self.exchange_public_key).digest()
+
+    def info(self, officer: str) -> bytes:
+        """Return the HPKE info for an officer's share."""
+        return bind(
+            "mhsm-sd/submission/v1",
+            self.pool_id,
+            self.generation,
+            self.attempt_id,
+            self.exchange_key_digest,
+            officer,
+        )
+
+
+def open_own_share(file: SecurityDomainFile, private_key: rsa.RSAPrivateKey) -> tuple[OfficerEntry, str]:
+    """Find an officer's entry by his key and open his share.
+
+    Raises:
+        InvalidShare: No share is for this key, or it does not open, or is not the committed one.
+    """
+    own = private_key.public_key().public_numbers()
+    for entry in file.officers:
+        if parse_officer(entry.certificate_der).public_key.public_numbers() == own:
+            break
+    else:
+        raise InvalidShare("no share of this security domain is for this key")
+    opened = unwrap_by_officer(private_key, entry.thumbprint, entry.share_jwe)
+    try:
+        share = parse_object(opened, SUBMISSION_BYTES_MAX, _SHARE_FIELDS)
+    except InvalidFile:
+        raise InvalidShare("the share is malformed") from None
+    mnemonic: str = share["mnemonic"]
+    if shares.commitment(file.pool_id, file.generation, entry.index, mnemonic) != entry.share_commitment:
+        raise InvalidShare("the share is not the one this officer was given")
+    return entry, mnemonic
+
+
+def make_submission(
+    file: bytes, officer_private_key: rsa.RSAPrivateKey, attempt_id: bytes, exchange_public_key: bytes
+) -> bytes:
+    """Open the officer's share, encrypt it to the exchange key and sign it.
+
+    Args:
+        file: The security-domain file.
+        officer_private_key: The officer's own key.
+        attempt_id: Names the attempt (16 bytes).
+        exchange_public_key: X25519, 32 bytes.
+
+    Raises:
+        InvalidFile: The file is not a security domain.
+        InvalidShare: The key does not open a share of it.
+    """
+    domain = container.parse(file)
+    entry, mnemonic = open_own_share(domain, officer_private_key)
+    return seal_submission(
+        Context(domain.pool_id, domain.generation, attempt_id, exchange_public_key),
+        entry.thumbprint,
+        officer_private_key,
+        mnemonic,
+    )
+
+
+def seal_submission(
+    context: Context, officer: str, private_key: rsa.RSAPrivateKey, mnemonic: str
+) -> bytes:
+    """Encrypt words to the exchange key and sign; :func:`make_submission` checks them before."""
+    exchange_key = X25519PublicKey.from_public_bytes(context.exchange_public_key)
+    fields = {
+        "format": FORMAT,
+        "pool_id": context.pool_id,
+        "generation": context.generation,
+        "attempt_id": encode(context.attempt_id),
+        "exchange_key_digest": encode(context.exchange_key_digest),
+        "officer": officer,
+        "sealed_share": encode(SUITE.encrypt(mnemonic.encode(), exchange_key, context.info(officer))),
+    }
+    signature = private_key.sign(canonical(fields), _PADDING, hashes.SHA256())
+    return canonical({**fields, "signature": encode(signature)})
+
+
+def open_submission(
+    submission: bytes, domain: SecurityDomainFile, context: Context, exchange_key: X25519PrivateKey
+) -> tuple[OfficerEntry, str]:
+    """Check a submission and open its share.
+
+    Returns:
+        (officer's entry, mnemonic).
+
+    Raises:
+        SubmissionRefused: It is malformed, of another attempt, or not signed by the officer it names.
+        ShareRefused: Its share is not the one that this officer was given.
+    """
+    try:
+        fields = parse_object(submission, SUBMISSION_BYTES_MAX, _FIELDS)
+        attempt_id = decode(fields["attempt_id"])
+        key_digest = decode(fields["exchange_key_digest"])
+        sealed, signature = decode(fields["sealed_share"]), decode(fields["signature"])
+    except SecurityDomainError as error:
+        raise SubmissionRefused(f"the submission is malformed: {error}") from None
+    entry = domain.officer(fields["officer"])
+    if fields["format"] != FORMAT or entry is None:
+        raise SubmissionRefused("the submission is of no officer of this security domain")
+    officer = entry.thumbprint
+    signed = canonical({name: value for name, value in fields.items() if name != "signature"})
+    try:
+        parse_officer(entry.certificate_der).public_key.verify(signature, signed, _PADDING, hashes.SHA256())
+    except InvalidSignature:
+        raise SubmissionRefused("the submission is not signed by this officer", officer) from None
+    if (fields["pool_id"], fields["generation"]) != (context.pool_id, context.generation):
+        raise SubmissionRefused("the submission is for another pool or generation", officer)
+    if attempt_id != context.attempt_id or key_digest != context.exchange_key_digest:
+        raise SubmissionRefused("the submission is for another attempt", officer)
+    try:
+        mnemonic = SUITE.decrypt(sealed, exchange_key, context.info(officer)).decode("ascii")
+    except Exception:  # noqa: BLE001 - HPKE raises several kinds
+        raise ShareRefused("the share does not open with this attempt's exchange key", officer) from None
+    committed = shares.commitment(domain.pool_id, domain.generation, entry.index, mnemonic)
+    if committed != entry.share_commitment:
+        raise ShareRefused("the share is not the one this officer was given", officer)
+    try:
+        shares.parse(mnemonic, domain.required)
+    except InvalidShare as error:
+        raise ShareRefused(str(error), officer) from None
+    return entry, mnemonic
+
+
+def public_exchange_key(key: X25519PrivateKey) -> bytes:
+    """Return the 32 bytes of an exchange key's public half."""
+    return key.public_key().public_bytes(serialization.Encoding.Raw, serialization.PublicFormat.Raw)

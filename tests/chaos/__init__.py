@@ -1,0 +1,1 @@
+"""Chaos: histories of a real pool under faults, and the checker that judges them."""

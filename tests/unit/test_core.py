@@ -1,0 +1,243 @@
+"""The pure core against small stories (G8: a refusal changes nothing)."""
+
+from __future__ import annotations
+
+import pytest
+
+from hsm_pool import errors, limits
+from hsm_pool.core import lifecycle
+from hsm_pool.core.commands import (
+    CreateKeyVersion,
+    DeleteKey,
+    DrainPartition,
+    PurgeDeletedKey,
+    RecoverDeletedKey,
+    ResumePartition,
+    UpdateKeyVersion,
+)
+from hsm_pool.core.freshness import WAIT_SECONDS, FreshnessTracker, PeerRenewal, clock_skew_seconds
+from hsm_pool.core.model import Curve, KeyOperation, KeyType, RequestRecord, SealedMaterial
+from hsm_pool.core.state import Overlay, State
+
+MATERIAL = SealedMaterial(1, b"n" * 12, b"c" * 32)
+
+
+def create(key_id: str, version: int, **changes: object) -> CreateKeyVersion:
+    fields: dict[str, object] = {
+        "time_ms": 1_000,
+        "key_id": key_id,
+        "version_id": f"{version:032x}",
+        "key_type": KeyType.EC,
+        "curve": Curve.P256,
+        "size_bits": 256,
+        "public_key_der": b"p",
+        "sealed_material": MATERIAL,
+        "key_operations": (KeyOperation.SIGN, KeyOperation.VERIFY),
+    }
+    return CreateKeyVersion(**{**fields, **changes})  # type: ignore[arg-type]
+
+
+def run(state: State, command: object) -> object:
+    outcome = lifecycle.apply(command, state)  # type: ignore[arg-type]
+    state.apply(outcome.changes)
+    return outcome.reply
+
+
+def test_a_key_lives_through_its_whole_cycle() -> None:
+    state = State()
+    run(state, create("a", 1))
+    run(state, create("a", 2))
+    key = lifecycle.active_key(state, "a")
+    assert lifecycle.version_of(state, key).version_id == f"{2:032x}"
+    run(state, DeleteKey(2_000, "a"))
+    with pytest.raises(errors.KeySoftDeleted):
+        lifecycle.active_key(state, "a")
+    with pytest.raises(errors.KeyExists):
+        run(state, create("a", 3))
+    run(state, RecoverDeletedKey(3_000, "a"))
+    assert lifecycle.active_key(state, "a").version_ids == (f"{1:032x}", f"{2:032x}")
+    run(state, DeleteKey(4_000, "a"))
+    run(state, PurgeDeletedKey(5_000, "a"))
+    assert state.names() == []
+    with pytest.raises(errors.DeletedKeyNotFound):
+        run(state, PurgeDeletedKey(6_000, "a"))
+
+
+def test_a_refused_command_changes_nothing() -> None:
+    """G8: every refusal leaves the state as it was."""
+    state = State()
+    run(state, create("a", 1))
+    before = {name: state.get(name) for name in state.names()}
+    refused = [
+        (create("a", 2, must_not_exist=True), errors.KeyExists),
+        (create("b", 2, not_before_ms=10, expires_ms=5), errors.InvalidField),
+        (UpdateKeyVersion(1, "a", not_before_ms=10, expires_ms=10), errors.InvalidField),
+        (UpdateKeyVersion(1, "a", "0" * 32), errors.KeyNotFound),
+        (DeleteKey(1, "b"), errors.KeyNotFound),
+        (RecoverDeletedKey(1, "a"), errors.DeletedKeyNotFound),
+        (PurgeDeletedKey(1, "a"), errors.DeletedKeyNotFound),
+        (DrainPartition(0, frozenset({0, 1})), errors.FloorOfTwo),
+    ]
+    for command, error in refused:
+        with pytest.raises(error):
+            run(state, command)
+        assert {name: state.get(name) for name in state.names()} == before
+
+
+def test_limits_of_versions_and_keys(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(limits, "VERSIONS_PER_KEY_MAX", 3)
+    monkeypatch.setattr(limits, "KEYS_MAX", 2)
+    state = State()
+    for version in range(3):
+        run(state, create("a", version))
+    with pytest.raises(errors.LimitExceeded):
+        run(state, create("a", 9))
+    run(state, create("b", 1))
+    with pytest.raises(errors.LimitExceeded):
+        run(state, create("c", 1))
+
+
+@pytest.mark.parametrize("operation", list(KeyOperation))
+def test_use_of_disabled_and_expired_versions(operation: KeyOperation) -> None:
+    """Azure: decrypt, unwrap and verify go on when a key is disabled or outside its times."""
+    state = State()
+    run(state, create("a", 1, key_operations=tuple(KeyOperation), not_before_ms=100, expires_ms=200))
+    version = lifecycle.version_of(state, lifecycle.active_key(state, "a"))
+    exempt = operation in {KeyOperation.DECRYPT, KeyOperation.UNWRAP_KEY, KeyOperation.VERIFY}
+    lifecycle.check_use(version, operation, 150)
+    for time_ms in (99, 200):
+        if exempt:
+            lifecycle.check_use(version, operation, time_ms)
+        else:
+            with pytest.raises(errors.KeyNotUsable):
+                lifecycle.check_use(version, operation, time_ms)
+    run(state, UpdateKeyVersion(3, "a", enabled=False))
+    disabled = lifecycle.version_of(state, lifecycle.active_key(state, "a"))
+    if exempt:
+        lifecycle.check_use(disabled, operation, 150)
+    else:
+        with pytest.raises(errors.KeyNotUsable):
+            lifecycle.check_use(disabled, operation, 150)
+    with pytest.raises(errors.OperationNotPermitted):
+        other = next(o for o in KeyOperation if o is not operation)
+        run(state, UpdateKeyVersion(4, "a", key_operations=(other,), enabled=True))
+        lifecycle.check_use(
+            lifecycle.version_of(state, lifecycle.active_key(state, "a")), operation, 150
+        )
+
+
+def test_two_drains_cannot_both_win() -> None:
+    """G5: the second drain sees the first, whatever both controllers believed."""
+    state = State()
+    everybody = frozenset({0, 1, 2})
+    run(state, DrainPartition(0, everybody))
+    with pytest.raises(errors.FloorOfTwo):
+        run(state, DrainPartition(1, everybody))
+    run(state, ResumePartition(0))
+    run(state, DrainPartition(1, everybody))
+
+
+def test_request_ids_are_remembered_and_forgotten() -> None:
+    state = State()
+    first = RequestRecord(b"k1", b"d1", b"reply", 1_000)
+    state.apply(lifecycle.remember(state, first))
+    assert lifecycle.answered_before(state, b"k1", b"d1") == first
+    with pytest.raises(errors.RequestIdReused):
+        lifecycle.answered_before(state, b"k1", b"other")
+    late = RequestRecord(b"k2", b"d2", b"", 1_001 + limits.REQUEST_RETENTION_MS)
+    state.apply(lifecycle.remember(state, late))
+    assert lifecycle.answered_before(state, b"k1", b"d1") is None
+    assert lifecycle.answered_before(state, b"k2", b"d2") == late
+
+
+def test_an_overlay_reads_its_own_changes_and_notes_what_was_read() -> None:
+    state = State()
+    run(state, create("a", 1))
+    overlay = Overlay(state)
+    overlay.put(lifecycle.apply(DeleteKey(2, "a"), overlay).changes)
+    assert ("key", "a") in overlay.reads
+    with pytest.raises(errors.KeySoftDeleted):
+        lifecycle.active_key(overlay, "a")
+    assert not lifecycle.active_key(state, "a").deleted
+    overlay.put(lifecycle.apply(PurgeDeletedKey(3, "a"), overlay).changes)
+    assert (overlay.key_count(), state.key_count()) == (0, 1)
+
+
+def renewal(counter: int, applied: int, at: float, *, incarnation: int = 1, surrendered: bool = False):
+    return PeerRenewal(incarnation, counter, applied, surrendered, at)
+
+
+def test_a_mutation_is_stable_when_every_partition_has_shown_it() -> None:
+    """G2, the waiting rule: applied everywhere."""
+    tracker = FreshnessTracker(0)
+    tracker.observe_renewal(1, renewal(1, 4, 10.0))
+    tracker.observe_renewal(2, renewal(1, 4, 10.0))
+    tracker.applied(5, (("key", "a"),), 10.1)
+    assert tracker.pending_sequence(("key", "a")) == 5
+    assert tracker.pending_sequence(("key", "b")) == 0
+    tracker.observe_renewal(1, renewal(2, 5, 10.2))
+    tracker.advance(10.2)
+    assert tracker.stable_sequence < 5
+    tracker.observe_renewal(2, renewal(2, 5, 10.3))
+    tracker.advance(10.3)
+    assert tracker.stable_sequence == 5
+    assert tracker.pending_sequence(("key", "a")) == 0
+
+
+def test_a_silent_partition_holds_a_mutation_until_its_lease_has_run_out() -> None:
+    """G2, the waiting rule: silence costs T x (1 + rate error) + margin after its last renewal."""
+    tracker = FreshnessTracker(0)
+    tracker.observe_renewal(1, renewal(1, 4, 10.0))
+    tracker.applied(5, (("key", "a"),), 11.0)
+    # A later renewal that does not show the sequence gives no longer hold, and releases nothing.
+    tracker.observe_renewal(1, renewal(2, 4, 12.0))
+    assert not tracker.advance(10.0 + WAIT_SECONDS - 0.001)
+    assert tracker.next_release() == pytest.approx(10.0 + WAIT_SECONDS)
+    assert tracker.advance(10.0 + WAIT_SECONDS)
+    assert tracker.stable_sequence == 5
+
+
+def test_an_exit_notice_skips_the_wait_for_that_incarnation_only() -> None:
+    tracker = FreshnessTracker(0)
+    tracker.observe_renewal(1, renewal(1, 4, 10.0, incarnation=7))
+    tracker.applied(5, (), 11.0)
+    tracker.observe_exit(1, 6)
+    assert not tracker.advance(11.0)
+    tracker.observe_exit(1, 7)
+    assert tracker.advance(11.0)
+    tracker.observe_renewal(1, renewal(1, 5, 11.5, incarnation=8))
+    tracker.applied(6, (), 11.6)
+    assert not tracker.advance(11.7)
+
+
+def test_surrendered_and_long_silent_partitions_are_not_awaited() -> None:
+    tracker = FreshnessTracker(0)
+    tracker.observe_renewal(1, renewal(1, 4, 10.0, surrendered=True))
+    tracker.observe_renewal(2, renewal(1, 4, 10.0))
+    tracker.applied(5, (), 20.0)
+    assert tracker.stable_sequence == 5
+
+
+def test_after_a_reload_everything_is_pending() -> None:
+    """G2: what changed while the watch was broken is not known, so every record waits."""
+    tracker = FreshnessTracker(0)
+    tracker.observe_renewal(1, renewal(1, 4, 10.0))
+    tracker.reset(9, 10.1)
+    assert tracker.pending_sequence(("key", "never seen")) == 9
+    tracker.observe_renewal(1, renewal(2, 9, 10.2))
+    tracker.advance(10.2)
+    assert tracker.pending_sequence(("key", "never seen")) == 0
+
+
+def test_old_and_repeated_renewals_are_no_news() -> None:
+    tracker = FreshnessTracker(0)
+    assert tracker.observe_renewal(1, renewal(5, 4, 10.0))
+    assert not tracker.observe_renewal(1, renewal(5, 9, 11.0))
+    assert not tracker.observe_renewal(1, renewal(4, 9, 11.0))
+    assert tracker.observe_renewal(1, renewal(1, 4, 11.0, incarnation=2))
+
+
+def test_the_clock_of_one_is_compared_with_the_median_of_three() -> None:
+    assert clock_skew_seconds({0: 100.0, 1: 100.1, 2: 250.0}, 2) == pytest.approx(149.9)
+    assert clock_skew_seconds({0: 100.0, 1: 100.1, 2: 250.0}, 0) == pytest.approx(0.1)
+    assert clock_skew_seconds({0: 100.0, 2: 250.0}, 2) == 0.0
