@@ -90,7 +90,8 @@ def check(history: Iterable[Operation], model: Model, limit_seconds: float = 10.
     by_key: dict[str, list[Operation]] = defaultdict(list)
     for operation in history:
         by_key[operation.key].append(operation)
-    ends_at, orders = time.monotonic() + limit_seconds, []
+    ends_at = time.monotonic() + limit_seconds
+    orders: list[tuple[Operation, ...]] = []
     for done, operations in enumerate(by_key.values()):
         # Each key gets an equal part of what is left, so a hard one cannot hide a broken one.
         deadline = time.monotonic() + (ends_at - time.monotonic()) / (len(by_key) - done)
@@ -158,8 +159,9 @@ def _candidates(operations: Sequence[Operation], done: int, twins: Sequence[int]
         elif twins[i] >= 0 and not done >> twins[i] & 1:
             continue
         found.append(i)
-    returns = {i: operations[i].returned_at for i in found if operations[i].invoked_at <= earliest_return}
-    return sorted(returns, key=lambda i: (returns[i] is None, returns[i]), reverse=True)
+    # Nobody found is too late: whoever returns later in this list was also invoked later.
+    returns = {i: operations[i].returned_at for i in found}
+    return sorted(found, key=lambda i: (returns[i] is None, returns[i]), reverse=True)
 
 
 def _twins(operations: Sequence[Operation]) -> list[int]:

@@ -1,0 +1,263 @@
+"""The asyncio client of a pool: same methods as :class:`hsm_pool.client.pool.Pool`."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import AsyncIterator, Iterable, Sequence
+from pathlib import Path
+from types import TracebackType
+from typing import Any, TypeVar
+
+import grpc
+from grpc_health.v1 import health_pb2, health_pb2_grpc
+
+from hsm_pool.client import calls, channels
+from hsm_pool.client.calls import ATTEMPT_SECONDS, CALL_SECONDS, Call
+from hsm_pool.client.connection import Connection, load_connection
+from hsm_pool.client.errors import PoolUnreachable, from_rpc
+from hsm_pool.client.retry import Attempts, Rotation
+from hsm_pool.errors import MHSMError
+from mhsm.crypto.v1 import crypto_pb2, crypto_pb2_grpc
+from mhsm.keys.v1 import keys_pb2
+from mhsm.pool.v1 import pool_pb2
+from mhsm.security_domain.v1 import security_domain_pb2
+
+T = TypeVar("T")
+_HEALTH_SECONDS = 0.3
+
+
+class AsyncPool:
+    """A pool as one machine. Use within one event loop; arguments as for Pool."""
+
+    def __init__(
+        self,
+        connection: Connection,
+        client: str = "application",
+        *,
+        partition: int | None = None,
+        timeout_seconds: float | None = None,
+    ) -> None:
+        credentials = channels.credentials(connection, client)
+        self.connection = connection
+        self._pinned = partition
+        self._timeout_seconds = timeout_seconds
+        self._channels = [
+            grpc.aio.secure_channel(entry.endpoint, credentials, options=channels.OPTIONS)
+            for entry in connection.partitions
+        ]
+        self._rotation = Rotation(len(self._channels))
+
+    @staticmethod
+    def connect(path: Path | str, client: str = "application", **options: Any) -> AsyncPool:
+        """Connect by a connection file or a data directory.
+
+        Raises:
+            NoConnection: It is not there: the pool does not run.
+        """
+        return AsyncPool(load_connection(Path(path)), client, **options)
+
+    async def close(self) -> None:
+        """Close all channels."""
+        for channel in self._channels:
+            await channel.close()
+
+    async def __aenter__(self) -> AsyncPool:
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        await self.close()
+
+    async def create_key(self, key_id: str, **fields: Any) -> keys_pb2.Key:
+        """Create a key or a version."""
+        return await self._run(calls.create_key(key_id, **fields))
+
+    async def import_key(self, key_id: str, **fields: Any) -> keys_pb2.Key:
+        """Import key material."""
+        return await self._run(calls.import_key(key_id, **fields))
+
+    async def get_key(self, name: str) -> keys_pb2.Key:
+        """Read a version, or the newest of a key."""
+        return await self._run(calls.get_key(name))
+
+    async def list_keys(self, page_size: int = 0) -> AsyncIterator[keys_pb2.Key]:
+        """Yield the newest version of each key, by name."""
+        token = ""
+        while True:
+            page = await self._run(calls.list_keys(page_size, token))
+            for key in page.keys:
+                yield key
+            token = page.next_page_token
+            if not token:
+                return
+
+    async def list_key_versions(self, name: str, page_size: int = 0) -> AsyncIterator[keys_pb2.Key]:
+        """Yield all versions of a key, oldest first."""
+        token = ""
+        while True:
+            page = await self._run(calls.list_key_versions(name, page_size, token))
+            for key in page.keys:
+                yield key
+            token = page.next_page_token
+            if not token:
+                return
+
+    async def list_deleted_keys(self, page_size: int = 0) -> AsyncIterator[keys_pb2.DeletedKey]:
+        """Yield soft-deleted keys, by name."""
+        token = ""
+        while True:
+            page = await self._run(calls.list_deleted_keys(page_size, token))
+            for key in page.deleted_keys:
+                yield key
+            token = page.next_page_token
+            if not token:
+                return
+
+    async def update_key(self, name: str, **fields: Any) -> keys_pb2.Key:
+        """Change a version."""
+        return await self._run(calls.update_key(name, **fields))
+
+    async def delete_key(self, name: str, request_id: str | None = None) -> keys_pb2.DeletedKey:
+        """Soft-delete a key."""
+        return await self._run(calls.delete_key(name, request_id))
+
+    async def get_deleted_key(self, name: str) -> keys_pb2.DeletedKey:
+        """Read a soft-deleted key."""
+        return await self._run(calls.get_deleted_key(name))
+
+    async def recover_deleted_key(self, name: str, request_id: str | None = None) -> keys_pb2.Key:
+        """Recover a soft-deleted key."""
+        return await self._run(calls.recover_deleted_key(name, request_id))
+
+    async def purge_deleted_key(self, name: str, request_id: str | None = None) -> None:
+        """Destroy a soft-deleted key."""
+        await self._run(calls.purge_deleted_key(name, request_id))
+
+    async def sign(self, name: str, algorithm: str, digest: bytes) -> bytes:
+        """Sign a digest."""
+        return (await self._run(calls.sign_batch(name, algorithm, [digest])))[0]
+
+    async def sign_batch(self, name: str, algorithm: str, digests: Sequence[bytes]) -> list[bytes]:
+        """Sign digests."""
+        return await self._run(calls.sign_batch(name, algorithm, digests))
+
+    async def verify(self, name: str, algorithm: str, digest: bytes, signature: bytes) -> None:
+        """Verify a signature; raises SignatureInvalid."""
+        await self._run(calls.verify(name, algorithm, digest, signature))
+
+    async def verify_batch(
+        self, name: str, algorithm: str, items: Sequence[tuple[bytes, bytes]]
+    ) -> list[bool]:
+        """Verify (digest, signature) pairs."""
+        return await self._run(calls.verify_batch(name, algorithm, items))
+
+    async def encrypt(
+        self, name: str, algorithm: str, plaintext: bytes, additional_data: bytes = b""
+    ) -> crypto_pb2.Ciphertext:
+        """Encrypt."""
+        return (await self._run(calls.encrypt_batch(name, algorithm, [(plaintext, additional_data)])))[0]
+
+    async def encrypt_batch(
+        self, name: str, algorithm: str, items: Sequence[tuple[bytes, bytes]]
+    ) -> list[crypto_pb2.Ciphertext]:
+        """Encrypt (plaintext, additional data) pairs."""
+        return await self._run(calls.encrypt_batch(name, algorithm, items))
+
+    async def decrypt(self, name: str, algorithm: str, ciphertext: crypto_pb2.Ciphertext) -> bytes:
+        """Decrypt."""
+        return (await self._run(calls.decrypt_batch(name, algorithm, [ciphertext])))[0]
+
+    async def decrypt_batch(
+        self, name: str, algorithm: str, items: Sequence[crypto_pb2.Ciphertext]
+    ) -> list[bytes]:
+        """Decrypt several."""
+        return await self._run(calls.decrypt_batch(name, algorithm, items))
+
+    async def wrap_key(self, name: str, algorithm: str, key: bytes) -> bytes:
+        """Wrap a key."""
+        return (await self._run(calls.wrap_batch(name, algorithm, [key])))[0]
+
+    async def unwrap_key(self, name: str, algorithm: str, wrapped_key: bytes) -> bytes:
+        """Unwrap a key."""
+        return (await self._run(calls.unwrap_batch(name, algorithm, [wrapped_key])))[0]
+
+    async def random_bytes(self, count: int) -> bytes:
+        """Return random bytes, 1-128."""
+        return await self._run(calls.random_bytes(count))
+
+    async def stream(
+        self, requests: Iterable[crypto_pb2.StreamOperationsRequest], partition: int = 0
+    ) -> AsyncIterator[crypto_pb2.StreamOperationsResponse]:
+        """Send batches on one stream to one partition and yield the answers, in order."""
+        stub = crypto_pb2_grpc.CryptoServiceStub(self._channels[partition])  # type: ignore[arg-type]
+        try:
+            async for response in stub.StreamOperations(iter(requests)):  # type: ignore[attr-defined]
+                yield response
+        except grpc.RpcError as error:
+            raise from_rpc(error) from None
+
+    async def partition_status(self, index: int) -> pool_pb2.GetPartitionStatusResponse:
+        """Return the status of one partition."""
+        return await self._once(calls.partition_status(), index, ATTEMPT_SECONDS["read"])
+
+    async def download_security_domain(
+        self, certificates_der: Sequence[bytes], required: int, request_id: str | None = None
+    ) -> bytes:
+        """Activate the pool; returns the security-domain file."""
+        return await self._run(calls.download_security_domain(certificates_der, required, request_id))
+
+    async def init_recovery(self, partition: int = 0) -> security_domain_pb2.InitRecoveryResponse:
+        """Start to unlock a locked pool at one partition."""
+        return await self._once(calls.init_recovery(), partition, ATTEMPT_SECONDS["ceremony"])
+
+    async def submit_share(
+        self, partition: int, attempt_id: bytes, submission: bytes
+    ) -> security_domain_pb2.SubmitShareResponse:
+        """Submit one officer's share to the partition of the attempt."""
+        call = calls.submit_share(attempt_id, submission)
+        return await self._once(call, partition, ATTEMPT_SECONDS["ceremony"])
+
+    async def cancel_recovery(self, partition: int, attempt_id: bytes) -> None:
+        """End an attempt to unlock."""
+        await self._once(calls.cancel_recovery(attempt_id), partition, ATTEMPT_SECONDS["ceremony"])
+
+    async def _run(self, call: Call[T]) -> T:
+        total = self._timeout_seconds or CALL_SECONDS[call.kind]
+        if self._pinned is not None:
+            return await self._once(call, self._pinned, total)
+        attempts = Attempts(time.monotonic() + total)
+        while True:
+            now = time.monotonic()
+            index, probe = self._rotation.choose(attempts.tried, now)
+            try:
+                if probe:
+                    await self._check_health(index)
+                seconds = min(ATTEMPT_SECONDS[call.kind], max(0.05, attempts.deadline - now))
+                answer = await self._once(call, index, seconds)
+            except MHSMError as error:
+                now = time.monotonic()
+                if not error.definite or isinstance(error, PoolUnreachable):
+                    self._rotation.unhealthy(index, now)
+                else:
+                    self._rotation.healthy(index)
+                await asyncio.sleep(attempts.backoff(error, index, len(self._channels), now))
+            else:
+                self._rotation.healthy(index)
+                return answer
+
+    async def _once(self, call: Call[T], index: int, seconds: float) -> T:
+        method = getattr(call.stub(self._channels[index]), call.method)
+        try:
+            response = await method(call.request, timeout=seconds)
+        except grpc.RpcError as error:
+            raise from_rpc(error) from None
+        return call.answer(response)
+
+    async def _check_health(self, index: int) -> None:
+        stub: Any = health_pb2_grpc.HealthStub(self._channels[index])  # type: ignore[no-untyped-call]
+        try:
+            await stub.Check(health_pb2.HealthCheckRequest(), timeout=_HEALTH_SECONDS)
+        except grpc.RpcError:
+            raise PoolUnreachable(f"partition {index} does not answer") from None

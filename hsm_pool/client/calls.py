@@ -1,0 +1,291 @@
+"""Requests and answers of every call, shared by the synchronous and the asyncio client."""
+
+from __future__ import annotations
+
+import uuid
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from datetime import datetime
+from typing import Any, Generic, Literal, TypeVar
+
+from google.protobuf.timestamp_pb2 import Timestamp
+
+from hsm_pool.client.errors import SignatureInvalid
+from mhsm.crypto.v1 import crypto_pb2, crypto_pb2_grpc
+from mhsm.keys.v1 import keys_pb2, keys_pb2_grpc
+from mhsm.pool.v1 import pool_pb2, pool_pb2_grpc
+from mhsm.security_domain.v1 import security_domain_pb2, security_domain_pb2_grpc
+
+T = TypeVar("T")
+Kind = Literal["read", "crypto", "mutation", "ceremony"]
+
+ATTEMPT_SECONDS: dict[Kind, float] = {"read": 2.0, "crypto": 2.0, "mutation": 5.0, "ceremony": 60.0}
+"""How long one try may take."""
+
+CALL_SECONDS: dict[Kind, float] = {"read": 10.0, "crypto": 10.0, "mutation": 20.0, "ceremony": 60.0}
+"""How long a call with all its tries may take."""
+
+
+@dataclass(frozen=True, slots=True)
+class Call(Generic[T]):
+    """One call: which method, which request, and what of the answer is wanted."""
+
+    stub: Callable[[Any], Any]
+    method: str
+    request: Any
+    kind: Kind
+    answer: Callable[[Any], T]
+
+
+def _key(method: str, request: Any, kind: Kind, answer: Callable[[Any], T]) -> Call[T]:
+    return Call(keys_pb2_grpc.KeyServiceStub, method, request, kind, answer)
+
+
+def _crypto(method: str, request: Any, answer: Callable[[Any], T]) -> Call[T]:
+    return Call(crypto_pb2_grpc.CryptoServiceStub, method, request, "crypto", answer)
+
+
+def attributes(
+    *,
+    enabled: bool | None = None,
+    not_before: datetime | None = None,
+    expires: datetime | None = None,
+    exportable: bool = False,
+) -> keys_pb2.KeyAttributes:
+    """Return key attributes; what is None stays absent."""
+    message = keys_pb2.KeyAttributes(exportable=exportable)
+    if enabled is not None:
+        message.enabled = enabled
+    for field, value in (("not_before", not_before), ("expires", expires)):
+        if value is not None:
+            timestamp = Timestamp()
+            timestamp.FromDatetime(value)
+            getattr(message, field).CopyFrom(timestamp)
+    return message
+
+
+def _request_id(request_id: str | None) -> str:
+    return request_id or str(uuid.uuid4())
+
+
+def create_key(  # noqa: PLR0913 - the fields of the request
+    key_id: str,
+    *,
+    key_type: keys_pb2.KeyType.ValueType,
+    curve: keys_pb2.Curve.ValueType = keys_pb2.CURVE_UNSPECIFIED,
+    size_bits: int = 0,
+    key_operations: Sequence[keys_pb2.KeyOperation.ValueType] = (),
+    key_attributes: keys_pb2.KeyAttributes | None = None,
+    tags: Mapping[str, str] | None = None,
+    must_not_exist: bool = False,
+    request_id: str | None = None,
+) -> Call[keys_pb2.Key]:
+    """CreateKey."""
+    request = keys_pb2.CreateKeyRequest(
+        key_id=key_id,
+        key_type=key_type,
+        curve=curve,
+        size_bits=size_bits,
+        key_operations=key_operations,
+        attributes=key_attributes,
+        tags=tags,
+        must_not_exist=must_not_exist,
+        request_id=_request_id(request_id),
+    )
+    return _key("CreateKey", request, "mutation", lambda response: response.key)
+
+
+def import_key(
+    key_id: str,
+    *,
+    pkcs8_der: bytes | None = None,
+    octets: bytes | None = None,
+    key_operations: Sequence[keys_pb2.KeyOperation.ValueType] = (),
+    key_attributes: keys_pb2.KeyAttributes | None = None,
+    tags: Mapping[str, str] | None = None,
+    request_id: str | None = None,
+) -> Call[keys_pb2.Key]:
+    """ImportKey."""
+    request = keys_pb2.ImportKeyRequest(
+        key_id=key_id,
+        material=keys_pb2.KeyMaterialSecret(pkcs8_der=pkcs8_der, octets=octets),
+        key_operations=key_operations,
+        attributes=key_attributes,
+        tags=tags,
+        request_id=_request_id(request_id),
+    )
+    return _key("ImportKey", request, "mutation", lambda response: response.key)
+
+
+def get_key(name: str) -> Call[keys_pb2.Key]:
+    """GetKey."""
+    return _key("GetKey", keys_pb2.GetKeyRequest(name=name), "read", lambda response: response.key)
+
+
+def list_keys(page_size: int, page_token: str) -> Call[keys_pb2.ListKeysResponse]:
+    """ListKeys, one page."""
+    request = keys_pb2.ListKeysRequest(page_size=page_size, page_token=page_token)
+    return _key("ListKeys", request, "read", lambda response: response)
+
+
+def list_key_versions(
+    name: str, page_size: int, page_token: str
+) -> Call[keys_pb2.ListKeyVersionsResponse]:
+    """ListKeyVersions, one page."""
+    request = keys_pb2.ListKeyVersionsRequest(name=name, page_size=page_size, page_token=page_token)
+    return _key("ListKeyVersions", request, "read", lambda response: response)
+
+
+def list_deleted_keys(page_size: int, page_token: str) -> Call[keys_pb2.ListDeletedKeysResponse]:
+    """ListDeletedKeys, one page."""
+    request = keys_pb2.ListDeletedKeysRequest(page_size=page_size, page_token=page_token)
+    return _key("ListDeletedKeys", request, "read", lambda response: response)
+
+
+def update_key(
+    name: str,
+    *,
+    key_attributes: keys_pb2.KeyAttributes | None = None,
+    key_operations: Sequence[keys_pb2.KeyOperation.ValueType] = (),
+    tags: Mapping[str, str] | None = None,
+    clear_not_before: bool = False,
+    clear_expires: bool = False,
+    request_id: str | None = None,
+) -> Call[keys_pb2.Key]:
+    """UpdateKey."""
+    request = keys_pb2.UpdateKeyRequest(
+        name=name,
+        attributes=key_attributes,
+        key_operations=key_operations,
+        tags=tags,
+        replace_tags=tags is not None,
+        clear_not_before=clear_not_before,
+        clear_expires=clear_expires,
+        request_id=_request_id(request_id),
+    )
+    return _key("UpdateKey", request, "mutation", lambda response: response.key)
+
+
+def delete_key(name: str, request_id: str | None = None) -> Call[keys_pb2.DeletedKey]:
+    """DeleteKey."""
+    request = keys_pb2.DeleteKeyRequest(name=name, request_id=_request_id(request_id))
+    return _key("DeleteKey", request, "mutation", lambda response: response.deleted_key)
+
+
+def get_deleted_key(name: str) -> Call[keys_pb2.DeletedKey]:
+    """GetDeletedKey."""
+    request = keys_pb2.GetDeletedKeyRequest(name=name)
+    return _key("GetDeletedKey", request, "read", lambda response: response.deleted_key)
+
+
+def recover_deleted_key(name: str, request_id: str | None = None) -> Call[keys_pb2.Key]:
+    """RecoverDeletedKey."""
+    request = keys_pb2.RecoverDeletedKeyRequest(name=name, request_id=_request_id(request_id))
+    return _key("RecoverDeletedKey", request, "mutation", lambda response: response.key)
+
+
+def purge_deleted_key(name: str, request_id: str | None = None) -> Call[None]:
+    """PurgeDeletedKey."""
+    request = keys_pb2.PurgeDeletedKeyRequest(name=name, request_id=_request_id(request_id))
+    return _key("PurgeDeletedKey", request, "mutation", lambda _: None)
+
+
+def sign_batch(name: str, algorithm: str, digests: Sequence[bytes]) -> Call[list[bytes]]:
+    """Sign."""
+    request = crypto_pb2.SignRequest(name=name, algorithm=algorithm, digests=digests)
+    return _crypto("Sign", request, lambda response: list(response.signatures))
+
+
+def verify_batch(
+    name: str, algorithm: str, items: Sequence[tuple[bytes, bytes]]
+) -> Call[list[bool]]:
+    """Verify (digest, signature) pairs."""
+    pairs = [crypto_pb2.DigestSignature(digest=digest, signature=signature) for digest, signature in items]
+    request = crypto_pb2.VerifyRequest(name=name, algorithm=algorithm, items=pairs)
+    return _crypto("Verify", request, lambda response: list(response.valid))
+
+
+def verify(name: str, algorithm: str, digest: bytes, signature: bytes) -> Call[None]:
+    """Verify one signature; raises SignatureInvalid."""
+
+    def answer(response: crypto_pb2.VerifyResponse) -> None:
+        if list(response.valid) != [True]:
+            raise SignatureInvalid("the signature does not verify")
+
+    batch = verify_batch(name, algorithm, [(digest, signature)])
+    return Call(batch.stub, batch.method, batch.request, batch.kind, answer)
+
+
+def encrypt_batch(
+    name: str, algorithm: str, items: Sequence[tuple[bytes, bytes]]
+) -> Call[list[crypto_pb2.Ciphertext]]:
+    """Encrypt (plaintext, additional data) pairs."""
+    pairs = [crypto_pb2.Plaintext(plaintext=plaintext, additional_data=data) for plaintext, data in items]
+    request = crypto_pb2.EncryptRequest(name=name, algorithm=algorithm, items=pairs)
+    return _crypto("Encrypt", request, lambda response: list(response.items))
+
+
+def decrypt_batch(
+    name: str, algorithm: str, items: Sequence[crypto_pb2.Ciphertext]
+) -> Call[list[bytes]]:
+    """Decrypt."""
+    request = crypto_pb2.DecryptRequest(name=name, algorithm=algorithm, items=items)
+    return _crypto("Decrypt", request, lambda response: list(response.plaintexts))
+
+
+def wrap_batch(name: str, algorithm: str, keys: Sequence[bytes]) -> Call[list[bytes]]:
+    """WrapKey."""
+    request = crypto_pb2.WrapKeyRequest(name=name, algorithm=algorithm, keys=keys)
+    return _crypto("WrapKey", request, lambda response: list(response.wrapped_keys))
+
+
+def unwrap_batch(name: str, algorithm: str, wrapped_keys: Sequence[bytes]) -> Call[list[bytes]]:
+    """UnwrapKey."""
+    request = crypto_pb2.UnwrapKeyRequest(name=name, algorithm=algorithm, wrapped_keys=wrapped_keys)
+    return _crypto("UnwrapKey", request, lambda response: list(response.keys))
+
+
+def random_bytes(count: int) -> Call[bytes]:
+    """GetRandomBytes."""
+    request = crypto_pb2.GetRandomBytesRequest(count=count)
+    return _crypto("GetRandomBytes", request, lambda response: response.random_bytes)
+
+
+def partition_status() -> Call[pool_pb2.GetPartitionStatusResponse]:
+    """GetPartitionStatus."""
+    request = pool_pb2.GetPartitionStatusRequest()
+    return Call(
+        pool_pb2_grpc.PoolServiceStub, "GetPartitionStatus", request, "read", lambda response: response
+    )
+
+
+def _ceremony(method: str, request: Any, answer: Callable[[Any], T]) -> Call[T]:
+    stub = security_domain_pb2_grpc.SecurityDomainServiceStub
+    return Call(stub, method, request, "ceremony", answer)
+
+
+def download_security_domain(
+    certificates_der: Sequence[bytes], required: int, request_id: str | None = None
+) -> Call[bytes]:
+    """DownloadSecurityDomain."""
+    request = security_domain_pb2.DownloadSecurityDomainRequest(
+        officer_certificates_der=certificates_der, required=required, request_id=_request_id(request_id)
+    )
+    return _ceremony("DownloadSecurityDomain", request, lambda response: response.security_domain_file)
+
+
+def init_recovery() -> Call[security_domain_pb2.InitRecoveryResponse]:
+    """InitRecovery."""
+    return _ceremony("InitRecovery", security_domain_pb2.InitRecoveryRequest(), lambda response: response)
+
+
+def submit_share(attempt_id: bytes, submission: bytes) -> Call[security_domain_pb2.SubmitShareResponse]:
+    """SubmitShare."""
+    request = security_domain_pb2.SubmitShareRequest(attempt_id=attempt_id, submission=submission)
+    return _ceremony("SubmitShare", request, lambda response: response)
+
+
+def cancel_recovery(attempt_id: bytes) -> Call[None]:
+    """CancelRecovery."""
+    request = security_domain_pb2.CancelRecoveryRequest(attempt_id=attempt_id)
+    return _ceremony("CancelRecovery", request, lambda _: None)

@@ -1,0 +1,87 @@
+"""The connection file that ``mhsm up`` writes: all that a client, a script or a chaos test needs."""
+
+from __future__ import annotations
+
+import json
+import os
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+CONNECTION_FORMAT = 1
+
+
+class NoConnection(Exception):
+    """The connection file is missing or not readable: the pool does not run."""
+
+
+@dataclass(frozen=True, slots=True)
+class ClientIdentity:
+    """Files of a client certificate, PEM."""
+
+    certificate_file: str
+    key_file: str
+
+
+@dataclass(frozen=True, slots=True)
+class PartitionConnection:
+    """One partition: endpoints are host:port; process ids are None while a process is down."""
+
+    index: int
+    endpoint: str
+    peer_endpoint: str
+    enclave_endpoint: str
+    node_endpoint: str
+    store_endpoint: str
+    data_directory: str
+    log_directory: str
+    process_ids: dict[str, int | None]
+
+
+@dataclass(frozen=True, slots=True)
+class Connection:
+    """A pool's connection file."""
+
+    pool_id: str
+    data_directory: str
+    attended: bool
+    client_ca_file: str
+    clients: dict[str, ClientIdentity]
+    partitions: tuple[PartitionConnection, ...]
+    store: dict[str, str]
+    fabric_controller: dict[str, Any]
+    supervisor_process_id: int
+
+
+def default_data_directory() -> Path:
+    """Return the pool's directory of this user: $XDG_STATE_HOME/mhsm or ~/.local/state/mhsm."""
+    state = os.environ.get("XDG_STATE_HOME")
+    return (Path(state) if state else Path.home() / ".local" / "state") / "mhsm"
+
+
+def load_connection(path: Path) -> Connection:
+    """Read a connection file, or the one in a data directory.
+
+    Raises:
+        NoConnection: It is not there or not readable.
+    """
+    file = path / "connection.json" if path.is_dir() else path
+    try:
+        value = json.loads(file.read_text())
+        if value["format"] != CONNECTION_FORMAT:
+            raise NoConnection(f"{file} has another format")
+        return Connection(
+            pool_id=value["pool_id"],
+            data_directory=value["data_directory"],
+            attended=value["attended"],
+            client_ca_file=value["client_ca_file"],
+            clients={name: ClientIdentity(**files) for name, files in value["clients"].items()},
+            partitions=tuple(PartitionConnection(**entry) for entry in value["partitions"]),
+            store=value["store"],
+            fabric_controller=value["fabric_controller"],
+            supervisor_process_id=value["supervisor"]["process_id"],
+        )
+    except OSError:
+        raise NoConnection(f"{file} is not there: the pool does not run") from None
+    except (ValueError, KeyError, TypeError):
+        raise NoConnection(f"{file} is not a connection file") from None

@@ -1,0 +1,291 @@
+"""The synchronous client of a pool."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Iterable, Iterator, Sequence
+from pathlib import Path
+from types import TracebackType
+from typing import Any, TypeVar
+
+import grpc
+from grpc_health.v1 import health_pb2, health_pb2_grpc
+
+from hsm_pool.client import calls, channels
+from hsm_pool.client.calls import ATTEMPT_SECONDS, CALL_SECONDS, Call
+from hsm_pool.client.connection import Connection, load_connection
+from hsm_pool.client.errors import PoolUnreachable, from_rpc
+from hsm_pool.client.retry import Attempts, Rotation
+from hsm_pool.errors import MHSMError
+from mhsm.crypto.v1 import crypto_pb2, crypto_pb2_grpc
+from mhsm.keys.v1 import keys_pb2
+from mhsm.pool.v1 import pool_pb2
+from mhsm.security_domain.v1 import security_domain_pb2
+
+T = TypeVar("T")
+_HEALTH_SECONDS = 0.3
+
+
+class Pool:
+    """A pool as one machine: calls go round-robin to its partitions and fail over.
+
+    Thread-safe. Every method raises :class:`hsm_pool.errors.MHSMError` subclasses; an error
+    whose ``definite`` is False leaves the outcome open.
+
+    Args:
+        connection: The connection file's content.
+        client: Which of its client identities to use.
+        partition: Only ever use this partition, with a single try (for tests and operators).
+        timeout_seconds: Bound of each call with all its tries; None for the default of its kind.
+    """
+
+    def __init__(
+        self,
+        connection: Connection,
+        client: str = "application",
+        *,
+        partition: int | None = None,
+        timeout_seconds: float | None = None,
+    ) -> None:
+        credentials = channels.credentials(connection, client)
+        self.connection = connection
+        self._pinned = partition
+        self._timeout_seconds = timeout_seconds
+        self._channels = [
+            grpc.secure_channel(entry.endpoint, credentials, options=channels.OPTIONS)
+            for entry in connection.partitions
+        ]
+        self._stubs: dict[tuple[Any, int], Any] = {}
+        self._rotation = Rotation(len(self._channels))
+        self._lock = threading.Lock()
+
+    @staticmethod
+    def connect(path: Path | str, client: str = "application", **options: Any) -> Pool:
+        """Connect by a connection file or a data directory.
+
+        Raises:
+            NoConnection: It is not there: the pool does not run.
+        """
+        return Pool(load_connection(Path(path)), client, **options)
+
+    def close(self) -> None:
+        """Close all channels."""
+        for channel in self._channels:
+            channel.close()
+
+    def __enter__(self) -> Pool:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    # -- keys ----------------------------------------------------------------------------
+
+    def create_key(self, key_id: str, **fields: Any) -> keys_pb2.Key:
+        """Create a key or a version; fields as in :func:`hsm_pool.client.calls.create_key`."""
+        return self._run(calls.create_key(key_id, **fields))
+
+    def import_key(self, key_id: str, **fields: Any) -> keys_pb2.Key:
+        """Import key material; fields as in :func:`hsm_pool.client.calls.import_key`."""
+        return self._run(calls.import_key(key_id, **fields))
+
+    def get_key(self, name: str) -> keys_pb2.Key:
+        """Read a version, or the newest of a key."""
+        return self._run(calls.get_key(name))
+
+    def list_keys(self, page_size: int = 0) -> Iterator[keys_pb2.Key]:
+        """Yield the newest version of each key, by name."""
+        token = ""
+        while True:
+            page = self._run(calls.list_keys(page_size, token))
+            yield from page.keys
+            token = page.next_page_token
+            if not token:
+                return
+
+    def list_key_versions(self, name: str, page_size: int = 0) -> Iterator[keys_pb2.Key]:
+        """Yield all versions of a key, oldest first."""
+        token = ""
+        while True:
+            page = self._run(calls.list_key_versions(name, page_size, token))
+            yield from page.keys
+            token = page.next_page_token
+            if not token:
+                return
+
+    def list_deleted_keys(self, page_size: int = 0) -> Iterator[keys_pb2.DeletedKey]:
+        """Yield soft-deleted keys, by name."""
+        token = ""
+        while True:
+            page = self._run(calls.list_deleted_keys(page_size, token))
+            yield from page.deleted_keys
+            token = page.next_page_token
+            if not token:
+                return
+
+    def update_key(self, name: str, **fields: Any) -> keys_pb2.Key:
+        """Change a version; fields as in :func:`hsm_pool.client.calls.update_key`."""
+        return self._run(calls.update_key(name, **fields))
+
+    def delete_key(self, name: str, request_id: str | None = None) -> keys_pb2.DeletedKey:
+        """Soft-delete a key."""
+        return self._run(calls.delete_key(name, request_id))
+
+    def get_deleted_key(self, name: str) -> keys_pb2.DeletedKey:
+        """Read a soft-deleted key."""
+        return self._run(calls.get_deleted_key(name))
+
+    def recover_deleted_key(self, name: str, request_id: str | None = None) -> keys_pb2.Key:
+        """Recover a soft-deleted key."""
+        return self._run(calls.recover_deleted_key(name, request_id))
+
+    def purge_deleted_key(self, name: str, request_id: str | None = None) -> None:
+        """Destroy a soft-deleted key."""
+        self._run(calls.purge_deleted_key(name, request_id))
+
+    # -- cryptography --------------------------------------------------------------------
+
+    def sign(self, name: str, algorithm: str, digest: bytes) -> bytes:
+        """Sign a digest."""
+        return self._run(calls.sign_batch(name, algorithm, [digest]))[0]
+
+    def sign_batch(self, name: str, algorithm: str, digests: Sequence[bytes]) -> list[bytes]:
+        """Sign digests."""
+        return self._run(calls.sign_batch(name, algorithm, digests))
+
+    def verify(self, name: str, algorithm: str, digest: bytes, signature: bytes) -> None:
+        """Verify a signature; raises SignatureInvalid."""
+        self._run(calls.verify(name, algorithm, digest, signature))
+
+    def verify_batch(self, name: str, algorithm: str, items: Sequence[tuple[bytes, bytes]]) -> list[bool]:
+        """Verify (digest, signature) pairs."""
+        return self._run(calls.verify_batch(name, algorithm, items))
+
+    def encrypt(
+        self, name: str, algorithm: str, plaintext: bytes, additional_data: bytes = b""
+    ) -> crypto_pb2.Ciphertext:
+        """Encrypt."""
+        return self._run(calls.encrypt_batch(name, algorithm, [(plaintext, additional_data)]))[0]
+
+    def encrypt_batch(
+        self, name: str, algorithm: str, items: Sequence[tuple[bytes, bytes]]
+    ) -> list[crypto_pb2.Ciphertext]:
+        """Encrypt (plaintext, additional data) pairs."""
+        return self._run(calls.encrypt_batch(name, algorithm, items))
+
+    def decrypt(self, name: str, algorithm: str, ciphertext: crypto_pb2.Ciphertext) -> bytes:
+        """Decrypt."""
+        return self._run(calls.decrypt_batch(name, algorithm, [ciphertext]))[0]
+
+    def decrypt_batch(
+        self, name: str, algorithm: str, items: Sequence[crypto_pb2.Ciphertext]
+    ) -> list[bytes]:
+        """Decrypt several."""
+        return self._run(calls.decrypt_batch(name, algorithm, items))
+
+    def wrap_key(self, name: str, algorithm: str, key: bytes) -> bytes:
+        """Wrap a key."""
+        return self._run(calls.wrap_batch(name, algorithm, [key]))[0]
+
+    def unwrap_key(self, name: str, algorithm: str, wrapped_key: bytes) -> bytes:
+        """Unwrap a key."""
+        return self._run(calls.unwrap_batch(name, algorithm, [wrapped_key]))[0]
+
+    def random_bytes(self, count: int) -> bytes:
+        """Return random bytes, 1-128."""
+        return self._run(calls.random_bytes(count))
+
+    def stream(
+        self, requests: Iterable[crypto_pb2.StreamOperationsRequest], partition: int = 0
+    ) -> Iterator[crypto_pb2.StreamOperationsResponse]:
+        """Send batches on one stream to one partition and yield the answers, in order.
+
+        A refused batch is answered with a status. A broken stream raises; nothing is retried.
+        """
+        stub = crypto_pb2_grpc.CryptoServiceStub(self._channels[partition])
+        try:
+            yield from stub.StreamOperations(iter(requests))
+        except grpc.RpcError as error:
+            raise from_rpc(error) from None
+
+    # -- operators -----------------------------------------------------------------------
+
+    def partition_status(self, index: int) -> pool_pb2.GetPartitionStatusResponse:
+        """Return the status of one partition."""
+        return self._once(calls.partition_status(), index, ATTEMPT_SECONDS["read"])
+
+    def download_security_domain(
+        self, certificates_der: Sequence[bytes], required: int, request_id: str | None = None
+    ) -> bytes:
+        """Activate the pool; returns the security-domain file."""
+        return self._run(calls.download_security_domain(certificates_der, required, request_id))
+
+    def init_recovery(self, partition: int = 0) -> security_domain_pb2.InitRecoveryResponse:
+        """Start to unlock a locked pool at one partition."""
+        return self._once(calls.init_recovery(), partition, ATTEMPT_SECONDS["ceremony"])
+
+    def submit_share(
+        self, partition: int, attempt_id: bytes, submission: bytes
+    ) -> security_domain_pb2.SubmitShareResponse:
+        """Submit one officer's share to the partition of the attempt."""
+        return self._once(
+            calls.submit_share(attempt_id, submission), partition, ATTEMPT_SECONDS["ceremony"]
+        )
+
+    def cancel_recovery(self, partition: int, attempt_id: bytes) -> None:
+        """End an attempt to unlock."""
+        self._once(calls.cancel_recovery(attempt_id), partition, ATTEMPT_SECONDS["ceremony"])
+
+    # -- how -----------------------------------------------------------------------------
+
+    def _run(self, call: Call[T]) -> T:
+        total = self._timeout_seconds or CALL_SECONDS[call.kind]
+        if self._pinned is not None:
+            return self._once(call, self._pinned, total)
+        attempts = Attempts(time.monotonic() + total)
+        pause = threading.Event()
+        while True:
+            now = time.monotonic()
+            with self._lock:
+                index, probe = self._rotation.choose(attempts.tried, now)
+            try:
+                if probe:
+                    self._check_health(index)
+                seconds = min(ATTEMPT_SECONDS[call.kind], max(0.05, attempts.deadline - now))
+                answer = self._once(call, index, seconds)
+            except MHSMError as error:
+                now = time.monotonic()
+                with self._lock:
+                    if not error.definite or isinstance(error, PoolUnreachable):
+                        self._rotation.unhealthy(index, now)
+                    else:
+                        self._rotation.healthy(index)
+                pause.wait(attempts.backoff(error, index, len(self._channels), now))
+            else:
+                with self._lock:
+                    self._rotation.healthy(index)
+                return answer
+
+    def _once(self, call: Call[T], index: int, seconds: float) -> T:
+        method = self._method(call, index)
+        try:
+            response = method(call.request, timeout=seconds)
+        except grpc.RpcError as error:
+            raise from_rpc(error) from None
+        return call.answer(response)
+
+    def _method(self, call: Call[T], index: int) -> Any:
+        stub = self._stubs.get((call.stub, index))
+        if stub is None:
+            stub = self._stubs[call.stub, index] = call.stub(self._channels[index])
+        return getattr(stub, call.method)
+
+    def _check_health(self, index: int) -> None:
+        stub = health_pb2_grpc.HealthStub(self._channels[index])
+        try:
+            stub.Check(health_pb2.HealthCheckRequest(), timeout=_HEALTH_SECONDS)
+        except grpc.RpcError:
+            raise PoolUnreachable(f"partition {index} does not answer") from None

@@ -1,0 +1,84 @@
+"""The node agent: starts and restarts one partition and one store member, never sees a secret.
+
+Both children die with the agent. Process ids are printed as JSON lines on standard
+output whenever they change; the supervisor reads them.
+"""
+
+from __future__ import annotations
+
+import json
+import selectors
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+import structlog
+
+from hsm_pool.node_agent import store_member
+from hsm_pool.node_agent.exit_notice import ExitNotices, incarnation, partition_is_dead
+from hsm_pool.node_agent.processes import Child, SignalPipe, next_wait_seconds
+from hsm_pool.settings import NodeSettings
+
+_log = structlog.get_logger()
+_PARTITION_BACKOFF_SECONDS = (0.05, 3.0)
+_STORE_BACKOFF_SECONDS = (0.05, 3.0)
+_STOP_SECONDS = 5.0
+_LOOP_SECONDS = 5.0
+
+
+def partition_command(settings: NodeSettings) -> list[str]:
+    """Return the command of the partition process."""
+    return [sys.executable, "-m", "hsm_pool.partition", "--settings", settings.partition_settings_file]
+
+
+def run(settings: NodeSettings, command: Sequence[str]) -> None:
+    """Run the node until SIGTERM. Call from the main thread.
+
+    Args:
+        settings: The node's settings.
+        command: Command of the partition process.
+    """
+    signals = SignalPipe()
+    notices = ExitNotices(settings)
+    logs = Path(settings.log_directory)
+    partition = Child("partition", command, logs, _PARTITION_BACKOFF_SECONDS)
+    children = [partition]
+    member: Child | None = None
+    if settings.store_member:
+        member = Child("store", store_member.command(settings.store_member), logs, _STORE_BACKOFF_SECONDS)
+        children.insert(0, member)
+    last = incarnation(settings)
+    if last and partition_is_dead(settings):
+        notices.send(last)
+    with selectors.DefaultSelector() as selector:
+        selector.register(signals.reader, selectors.EVENT_READ)
+        while not signals.stopping:
+            changed = False
+            for child in children:
+                if child.reap():
+                    changed = True
+                    _log.warning("exited", name=child.name)
+                    if child is partition:
+                        notices.send(incarnation(settings))
+                if child.due():
+                    child.start()
+                    changed = True
+            if changed:
+                _report(settings, partition, member)
+            selector.select(next_wait_seconds(children, _LOOP_SECONDS))
+            signals.drain()
+    for child in reversed(children):
+        child.stop(_STOP_SECONDS)
+    notices.close()
+
+
+def _report(settings: NodeSettings, partition: Child, member: Child | None) -> None:
+    event = {
+        "event": "processes",
+        "index": settings.index,
+        "process_ids": {
+            "partition": partition.process_id,
+            "store_member": member.process_id if member else None,
+        },
+    }
+    print(json.dumps(event), flush=True)

@@ -1,0 +1,142 @@
+"""Child processes that die with their parent, are restarted with back-off, and log to files."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+_LOGS_KEPT = 5
+_STABLE_SECONDS = 10.0
+
+
+def minimal_environment() -> dict[str, str]:
+    """Return the few variables that a child needs."""
+    kept = ("PATH", "HOME", "LANG", "PYTHONPATH", "GOMAXPROCS", "GOGC")
+    return {name: os.environ[name] for name in kept if name in os.environ}
+
+
+def dying_with_parent(command: Sequence[str]) -> list[str]:
+    """Return the command so that the kernel kills it with the process that started it.
+
+    The kernel watches the *thread* that started it: start it from the main thread.
+    """
+    return ["setpriv", "--pdeathsig", "KILL", "--", *command]
+
+
+@dataclass(slots=True)
+class Child:
+    """One process that is to be running. Not thread-safe; driven by one loop.
+
+    Args:
+        name: Name of its log files.
+        command: What to run.
+        log_directory: Where its output goes; None inherits standard error.
+        backoff_seconds: First and last pause before a restart.
+        pipe_output: Keep its standard output as a pipe for the owner to read.
+    """
+
+    name: str
+    command: Sequence[str]
+    log_directory: Path | None
+    backoff_seconds: tuple[float, float]
+    pipe_output: bool = False
+    process: subprocess.Popen[bytes] | None = None
+    started_at: float = 0.0
+    failures: int = 0
+    start_at: float | None = field(default_factory=time.monotonic)
+    """When it is to be started; None while it runs."""
+
+    @property
+    def process_id(self) -> int | None:
+        """Process id while it runs."""
+        return self.process.pid if self.process else None
+
+    def start(self) -> None:
+        """Start it now."""
+        output = self._open_log()
+        try:
+            self.process = subprocess.Popen(
+                dying_with_parent(self.command),
+                stdin=subprocess.DEVNULL,
+                stdout=subprocess.PIPE if self.pipe_output else output,
+                stderr=output,
+                env=minimal_environment(),
+                cwd="/",
+            )
+        finally:
+            if output is not None:
+                os.close(output)
+        self.started_at, self.start_at = time.monotonic(), None
+
+    def reap(self) -> bool:
+        """Return whether it has exited since the last call; plans its restart."""
+        if self.process is None or self.process.poll() is None:
+            return False
+        self.process = None
+        now = time.monotonic()
+        self.failures = 0 if now - self.started_at > _STABLE_SECONDS else self.failures + 1
+        first, last = self.backoff_seconds
+        self.start_at = now + min(last, first * 2 ** max(0, self.failures - 1))
+        return True
+
+    def due(self) -> bool:
+        """Return whether it is to be started now."""
+        return self.start_at is not None and time.monotonic() >= self.start_at
+
+    def stop(self, timeout_seconds: float) -> None:
+        """End it: politely first, bounded, then by force; it is reaped."""
+        if self.process is None:
+            return
+        self.process.send_signal(signal.SIGTERM)
+        try:
+            self.process.wait(timeout_seconds)
+        except subprocess.TimeoutExpired:
+            self.process.kill()
+            self.process.wait()
+        self.process = None
+
+    def _open_log(self) -> int | None:
+        if self.log_directory is None:
+            return None
+        path = self.log_directory / f"{self.name}.log"
+        for number in range(_LOGS_KEPT - 1, 0, -1):
+            older = self.log_directory / f"{self.name}.{number}.log"
+            newer = self.log_directory / f"{self.name}.{number - 1}.log" if number > 1 else path
+            if newer.exists():
+                newer.replace(older)
+        return os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600)
+
+
+def next_wait_seconds(children: Sequence[Child], longest_seconds: float) -> float:
+    """Return how long a loop may wait before a child is due."""
+    now = time.monotonic()
+    due = [child.start_at - now for child in children if child.start_at is not None]
+    return max(0.0, min([longest_seconds, *due]))
+
+
+class SignalPipe:
+    """Makes SIGCHLD and the stop signals readable by a selector. Main thread only."""
+
+    def __init__(self) -> None:
+        self.reader, self._writer = os.pipe2(os.O_NONBLOCK | os.O_CLOEXEC)
+        self.stopping = False
+        signal.set_wakeup_fd(self._writer, warn_on_full_buffer=False)
+        signal.signal(signal.SIGCHLD, lambda *_: None)
+        for number in (signal.SIGTERM, signal.SIGINT):
+            signal.signal(number, self._stop)
+
+    def _stop(self, *_: object) -> None:
+        self.stopping = True
+
+    def drain(self) -> None:
+        """Forget the signals that were read."""
+        try:
+            while os.read(self.reader, 512):
+                pass
+        except BlockingIOError:
+            pass

@@ -1,0 +1,56 @@
+"""The command line of an etcd member (flags of etcd 3.4 and later)."""
+
+from __future__ import annotations
+
+from hsm_pool.settings import StoreMemberSettings
+
+_CIPHERS = ",".join(
+    (
+        "TLS_ECDHE_ECDSA_WITH_AES_128_GCM_SHA256",
+        "TLS_ECDHE_ECDSA_WITH_AES_256_GCM_SHA384",
+        "TLS_ECDHE_ECDSA_WITH_CHACHA20_POLY1305_SHA256",
+    )
+)
+_HEARTBEAT_MS = 100
+_ELECTION_MS = 1000
+_SNAPSHOT_COUNT = 5000
+_QUOTA_BYTES = 512 * 1024 * 1024
+
+
+def command(settings: StoreMemberSettings) -> list[str]:
+    """Return the command of one member.
+
+    Compaction is explicit (the partitions know what they have applied), so etcd's own
+    automatic compaction stays off; so do its authentication and leases.
+    """
+    options = {
+        "name": settings.name,
+        "data-dir": settings.data_directory,
+        "listen-client-urls": settings.client_url,
+        "advertise-client-urls": settings.client_url,
+        "listen-peer-urls": settings.peer_url,
+        "initial-advertise-peer-urls": settings.peer_url,
+        "initial-cluster": settings.initial_cluster,
+        "initial-cluster-state": "new",
+        "initial-cluster-token": settings.cluster_token,
+        "logger": "zap",
+        "log-outputs": "stderr",
+        "heartbeat-interval": str(_HEARTBEAT_MS),
+        "election-timeout": str(_ELECTION_MS),
+        "cert-file": settings.client_identity.certificate_file,
+        "key-file": settings.client_identity.key_file,
+        "trusted-ca-file": settings.client_identity.ca_file,
+        "peer-cert-file": settings.peer_identity.certificate_file,
+        "peer-key-file": settings.peer_identity.key_file,
+        "peer-trusted-ca-file": settings.peer_identity.ca_file,
+        "snapshot-count": str(_SNAPSHOT_COUNT),
+        "quota-backend-bytes": str(_QUOTA_BYTES),
+        "experimental-corrupt-check-time": "30s",
+        "cipher-suites": _CIPHERS,
+    }
+    flags = ["client-cert-auth", "peer-client-cert-auth", "pre-vote", "experimental-initial-corrupt-check"]
+    return [
+        settings.binary,
+        *(f"--{name}={value}" for name, value in options.items()),
+        *(f"--{flag}" for flag in flags),
+    ]

@@ -1,0 +1,303 @@
+"""The data directory of a pool: what lies where, and who gets which identity.
+
+::
+
+    D/pool.json  connection.json (while it runs)  supervisor.lock  supervisor.log
+      pki/               client-ca.crt client-ca.key
+      clients/           administrator.* application.*
+      nodes/<i>/         node.json partition.json pki/ platform/ partition/ store/ logs/
+      fabric/            fabric.json controller.* ca.crt
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import secrets
+import shutil
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from hsm_pool import limits
+from hsm_pool import settings as settings_module
+from hsm_pool.provisioning.pki import Authority
+from hsm_pool.provisioning.ports import free_ports
+from hsm_pool.settings import (
+    Identity,
+    NodeSettings,
+    PartitionSettings,
+    Peer,
+    PlatformSettings,
+    StoreMemberSettings,
+    StoreSettings,
+)
+
+PARTITIONS = 3
+POOL_FORMAT = 1
+STORE_PREFIX = "/mhsm/"
+_PORTS_PER_NODE = 6
+
+
+class DirectoryRefused(Exception):
+    """The data directory is something else than a pool's."""
+
+
+@dataclass(frozen=True, slots=True)
+class ExternalStore:
+    """An etcd cluster that is run by somebody else."""
+
+    endpoints: tuple[str, ...]
+    ca_file: str
+    certificate_file: str
+    key_file: str
+
+
+@dataclass(frozen=True, slots=True)
+class NewPool:
+    """What the customer chooses when a pool is made."""
+
+    attended: bool
+    recoverable_days: int
+    etcd_binary: str
+    external_store: ExternalStore | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class _Ports:
+    client: int
+    peer: int
+    enclave: int
+    node: int
+    store_client: int
+    store_peer: int
+
+
+class _Planes:
+    """The authorities, for as long as provisioning takes."""
+
+    def __init__(self, pool_id: str) -> None:
+        prefix = f"pool {pool_id[:8]}"
+        self.client = Authority(f"{prefix} client plane")
+        self.peer = Authority(f"{prefix} peer plane")
+        self.fabric = Authority(f"{prefix} fabric plane")
+        self.node = Authority(f"{prefix} node plane")
+        self.store_client = Authority(f"{prefix} store clients")
+        self.store_peer = Authority(f"{prefix} store members")
+        self.platform = Authority(f"{prefix} platform root")
+
+
+def is_pool(directory: Path) -> bool:
+    """Return whether a directory holds a pool."""
+    return (directory / "pool.json").is_file()
+
+
+def pool_settings(directory: Path) -> dict[str, Any]:
+    """Return what pool.json says."""
+    settings: dict[str, Any] = json.loads((directory / "pool.json").read_text())
+    if settings.get("format") != POOL_FORMAT:
+        raise DirectoryRefused(f"{directory} holds a pool of another format")
+    return settings
+
+
+def provision(directory: Path, new: NewPool) -> str:
+    """Make the data directory of a new pool, all or nothing, and return the pool's id.
+
+    Raises:
+        DirectoryRefused: Something else lies there.
+    """
+    directory = directory.absolute()
+    if directory.exists() and (not directory.is_dir() or any(directory.iterdir())):
+        raise DirectoryRefused(f"{directory} exists and is not a pool's data directory")
+    if not limits.RECOVERABLE_DAYS_MIN <= new.recoverable_days <= limits.RECOVERABLE_DAYS_MAX:
+        raise DirectoryRefused("a deleted key is kept for 7 to 90 days")
+    directory.parent.mkdir(parents=True, exist_ok=True)
+    building = directory.with_name(f".{directory.name}.new-{secrets.token_hex(4)}")
+    building.mkdir(mode=0o700)
+    try:
+        pool_id = _Builder(building, directory, new).build()
+        if directory.exists():
+            directory.rmdir()
+        building.rename(directory)
+    except BaseException:
+        shutil.rmtree(building, ignore_errors=True)
+        raise
+    _sync_directory(directory.parent)
+    return pool_id
+
+
+class _Builder:
+    """Writes into ``building``, with paths as they will be in ``final``."""
+
+    def __init__(self, building: Path, final: Path, new: NewPool) -> None:
+        self._building = building
+        self._final = final
+        self._new = new
+        self._pool_id = secrets.token_hex(16)
+        self._planes = _Planes(self._pool_id)
+        ports = free_ports(_PORTS_PER_NODE * PARTITIONS)
+        self._ports = [
+            _Ports(*ports[i * _PORTS_PER_NODE : (i + 1) * _PORTS_PER_NODE]) for i in range(PARTITIONS)
+        ]
+
+    def build(self) -> str:
+        """Write everything."""
+        planes = self._planes
+        self._write("pki/client-ca.crt", planes.client.certificate_pem)
+        self._write("pki/client-ca.key", planes.client.key_pem)
+        for name in ("administrator", "application"):
+            self._identity(f"clients/{name}", planes.client, f"client/{name}", planes.client)
+        for index in range(PARTITIONS):
+            self._node(index)
+        self._fabric()
+        pool = {
+            "format": POOL_FORMAT,
+            "pool_id": self._pool_id,
+            "attended": self._new.attended,
+            "partition_count": PARTITIONS,
+            "recoverable_days": self._new.recoverable_days,
+        }
+        self._write("pool.json", json.dumps(pool, indent=2).encode() + b"\n")
+        return self._pool_id
+
+    def _write(self, name: str, content: bytes) -> str:
+        path = self._building / name
+        path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+        descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
+        with os.fdopen(descriptor, "wb") as stream:
+            stream.write(content)
+            stream.flush()
+            os.fsync(stream.fileno())
+        return str(self._final / name)
+
+    def _identity(
+        self, name: str, issuer: Authority, path: str, trusted: Authority, *, server: bool = False
+    ) -> Identity:
+        certificate, key = issuer.issue(f"spiffe://{self._pool_id}/{path}", server=server)
+        return Identity(
+            certificate_file=self._write(f"{name}.crt", certificate),
+            key_file=self._write(f"{name}.key", key),
+            ca_file=self._write(f"{name}-trusted.crt", trusted.certificate_pem),
+        )
+
+    def _node(self, index: int) -> None:
+        planes, ports = self._planes, self._ports[index]
+        base = f"nodes/{index}"
+        final = self._final / base
+        for directory in ("partition", "logs", "store"):
+            (self._building / base / directory).mkdir(mode=0o700, parents=True)
+        me = f"partition/{index}"
+        platform_certificate, platform_key = planes.platform.issue(
+            f"spiffe://{self._pool_id}/platform/{index}", client=False, server=False
+        )
+        partition = PartitionSettings(
+            pool_id=self._pool_id,
+            index=index,
+            partition_count=PARTITIONS,
+            data_directory=str(final / "partition"),
+            client_endpoint=_local(ports.client),
+            peer_endpoint=_local(ports.peer),
+            enclave_endpoint=_local(ports.enclave),
+            node_endpoint=_local(ports.node),
+            client_plane=self._identity(f"{base}/pki/client", planes.client, me, planes.client, server=True),
+            peer_plane=self._identity(f"{base}/pki/peer", planes.peer, me, planes.peer, server=True),
+            fabric_plane=self._identity(f"{base}/pki/fabric", planes.fabric, me, planes.fabric, server=True),
+            node_plane=self._identity(f"{base}/pki/node", planes.node, me, planes.node, server=True),
+            peers=tuple(
+                Peer(i, _local(self._ports[i].peer), _local(self._ports[i].node))
+                for i in range(PARTITIONS)
+                if i != index
+            ),
+            store=self._store(index),
+            platform=PlatformSettings(
+                certificate_file=self._write(f"{base}/platform/platform.crt", platform_certificate),
+                key_file=self._write(f"{base}/platform/platform.key", platform_key),
+                root_certificate_file=self._write(
+                    f"{base}/platform/root.crt", planes.platform.certificate_pem
+                ),
+                sealing_key_file=self._write(f"{base}/platform/sealing.key", secrets.token_bytes(32)),
+            ),
+            sealing="none" if self._new.attended else "platform",
+            recoverable_days=self._new.recoverable_days,
+        )
+        settings_file = self._write(f"{base}/partition.json", settings_module.dump(partition).encode())
+        node = NodeSettings(
+            pool_id=self._pool_id,
+            index=index,
+            data_directory=str(final),
+            partition_settings_file=settings_file,
+            partition_lock_file=str(final / "partition" / "lock"),
+            incarnation_file=str(final / "partition" / "incarnation"),
+            log_directory=str(final / "logs"),
+            identity=self._identity(f"{base}/pki/agent", planes.node, f"node/{index}", planes.node),
+            peer_node_endpoints=tuple(peer.node_endpoint for peer in partition.peers),
+            store_member=None if self._new.external_store else self._member(index),
+        )
+        self._write(f"{base}/node.json", settings_module.dump(node).encode())
+
+    def _store(self, index: int) -> StoreSettings:
+        external = self._new.external_store
+        if external:
+            identity = Identity(external.certificate_file, external.key_file, external.ca_file)
+            prefix = f"{STORE_PREFIX}{self._pool_id}/"
+            return StoreSettings(external.endpoints, identity, prefix)
+        order = [index, *(i for i in range(PARTITIONS) if i != index)]
+        return StoreSettings(
+            endpoints=tuple(_local(self._ports[i].store_client) for i in order),
+            identity=self._identity(
+                f"nodes/{index}/pki/store-client",
+                self._planes.store_client,
+                f"partition/{index}",
+                self._planes.store_client,
+            ),
+            prefix=f"{STORE_PREFIX}{self._pool_id}/",
+        )
+
+    def _member(self, index: int) -> StoreMemberSettings:
+        def peer_url(i: int) -> str:
+            return f"https://{_local(self._ports[i].store_peer)}"
+
+        base, me, planes = f"nodes/{index}", f"store/{index}", self._planes
+        return StoreMemberSettings(
+            binary=self._new.etcd_binary,
+            name=f"member-{index}",
+            data_directory=str(self._final / base / "store"),
+            client_url=f"https://{_local(self._ports[index].store_client)}",
+            peer_url=peer_url(index),
+            initial_cluster=",".join(f"member-{i}={peer_url(i)}" for i in range(PARTITIONS)),
+            cluster_token=self._pool_id,
+            client_identity=self._identity(
+                f"{base}/pki/store-server", planes.store_client, me, planes.store_client, server=True
+            ),
+            peer_identity=self._identity(
+                f"{base}/pki/store-peer", planes.store_peer, me, planes.store_peer, server=True
+            ),
+        )
+
+    def _fabric(self) -> None:
+        identity = self._identity("fabric/controller", self._planes.fabric, "fabric", self._planes.fabric)
+        fabric = {
+            "pool_id": self._pool_id,
+            "partitions": [
+                {"index": i, "enclave_endpoint": _local(self._ports[i].enclave)} for i in range(PARTITIONS)
+            ],
+            "identity": {
+                "certificate_file": identity.certificate_file,
+                "key_file": identity.key_file,
+                "ca_file": identity.ca_file,
+            },
+            "data_directory": str(self._final / "fabric"),
+        }
+        self._write("fabric/fabric.json", json.dumps(fabric, indent=2).encode() + b"\n")
+
+
+def _local(port: int) -> str:
+    return f"127.0.0.1:{port}"
+
+
+def _sync_directory(directory: Path) -> None:
+    descriptor = os.open(directory, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

@@ -1,0 +1,220 @@
+"""Runs the node agents and the fabric controller of a pool on one machine.
+
+``python -m hsm_pool.provisioning.supervisor --data-dir D`` stands for what systemd does
+on three machines: it restarts what dies and keeps connection.json true. When it is
+killed, everything below it dies with it.
+"""
+
+from __future__ import annotations
+
+import argparse
+import fcntl
+import json
+import os
+import selectors
+import sys
+from pathlib import Path
+from typing import Any
+
+import structlog
+
+from hsm_pool import settings as settings_module
+from hsm_pool.node_agent.processes import Child, SignalPipe, next_wait_seconds
+from hsm_pool.provisioning.layout import PARTITIONS, pool_settings
+from hsm_pool.settings import PartitionSettings
+from hsm_pool.store.state_file import write_atomically
+
+CONNECTION_FORMAT = 1
+_BACKOFF_SECONDS = (0.1, 5.0)
+_STOP_SECONDS = 15.0
+_LOOP_SECONDS = 5.0
+_LINE_BYTES_MAX = 64 * 1024
+
+_log = structlog.get_logger()
+
+
+class Supervisor:
+    """One pool's processes on this machine. Main thread only."""
+
+    def __init__(self, directory: Path) -> None:
+        self._directory = directory
+        self._pool = pool_settings(directory)
+        self._agents = [
+            Child(
+                f"node-agent-{index}",
+                [sys.executable, "-m", "hsm_pool.node_agent", "--settings", str(self._node(index) / "node.json")],
+                self._node(index) / "logs",
+                _BACKOFF_SECONDS,
+                pipe_output=True,
+            )
+            for index in range(PARTITIONS)
+        ]
+        self._controller = Child(
+            "fabric-controller",
+            [
+                sys.executable,
+                "-m",
+                "fabric_controller",
+                "serve",
+                "--settings",
+                str(directory / "fabric" / "fabric.json"),
+            ],
+            directory / "fabric",
+            _BACKOFF_SECONDS,
+        )
+        self._process_ids: list[dict[str, int | None]] = [{} for _ in range(PARTITIONS)]
+        self._buffers: dict[int, bytes] = {}
+        self._signals = SignalPipe()
+        self._selector = selectors.DefaultSelector()
+
+    def _node(self, index: int) -> Path:
+        return self._directory / "nodes" / str(index)
+
+    def run(self) -> None:
+        """Run until SIGTERM, then end everything."""
+        self._selector.register(self._signals.reader, selectors.EVENT_READ)
+        children = [*self._agents, self._controller]
+        while not self._signals.stopping:
+            changed = False
+            for child in children:
+                if child.process and child.process.poll() is not None:
+                    self._forget(child)
+                if child.reap():
+                    changed = True
+                    _log.warning("exited", name=child.name)
+                if child.due():
+                    child.start()
+                    changed = True
+                    self._follow(child)
+            for key, _ in self._selector.select(next_wait_seconds(children, _LOOP_SECONDS)):
+                if key.fd == self._signals.reader:
+                    self._signals.drain()
+                else:
+                    changed = self._read(key.fd, key.data) or changed
+            if changed:
+                self._write_connection()
+        for child in children:
+            if child.process:
+                child.process.terminate()
+        for child in children:
+            child.stop(_STOP_SECONDS)
+        (self._directory / "connection.json").unlink(missing_ok=True)
+
+    def _follow(self, child: Child) -> None:
+        if child.process and child.process.stdout:
+            os.set_blocking(child.process.stdout.fileno(), False)
+            self._selector.register(
+                child.process.stdout, selectors.EVENT_READ, data=self._agents.index(child)
+            )
+
+    def _forget(self, child: Child) -> None:
+        if child.process and child.process.stdout:
+            descriptor = child.process.stdout.fileno()
+            if descriptor in self._selector.get_map():
+                self._selector.unregister(descriptor)
+            self._buffers.pop(descriptor, None)
+            child.process.stdout.close()
+            self._process_ids[self._agents.index(child)] = {}
+
+    def _read(self, descriptor: int, index: int) -> bool:
+        """Take what an agent printed; return whether process ids changed."""
+        try:
+            octets = os.read(descriptor, _LINE_BYTES_MAX)
+        except BlockingIOError:
+            return False
+        if not octets:
+            self._selector.unregister(descriptor)
+            return False
+        *lines, rest = (self._buffers.get(descriptor, b"") + octets).split(b"\n")
+        self._buffers[descriptor] = rest[-_LINE_BYTES_MAX:]
+        for line in lines:
+            event = json.loads(line)
+            if event.get("event") == "processes":
+                self._process_ids[index] = event["process_ids"]
+        return bool(lines)
+
+    def _write_connection(self) -> None:
+        content = json.dumps(self._connection(), indent=2) + "\n"
+        write_atomically(self._directory / "connection.json", content.encode())
+
+    def _connection(self) -> dict[str, Any]:
+        directory = self._directory
+        partitions = [
+            settings_module.load(PartitionSettings, self._node(index) / "partition.json")
+            for index in range(PARTITIONS)
+        ]
+        store = partitions[0].store
+        return {
+            "format": CONNECTION_FORMAT,
+            "pool_id": self._pool["pool_id"],
+            "data_directory": str(directory),
+            "attended": self._pool["attended"],
+            "client_ca_file": str(directory / "pki" / "client-ca.crt"),
+            "clients": {
+                name: {
+                    "certificate_file": str(directory / "clients" / f"{name}.crt"),
+                    "key_file": str(directory / "clients" / f"{name}.key"),
+                }
+                for name in ("administrator", "application")
+            },
+            "partitions": [
+                {
+                    "index": index,
+                    "endpoint": settings.client_endpoint,
+                    "peer_endpoint": settings.peer_endpoint,
+                    "enclave_endpoint": settings.enclave_endpoint,
+                    "node_endpoint": settings.node_endpoint,
+                    "store_endpoint": settings.store.endpoints[0],
+                    "data_directory": str(self._node(index)),
+                    "log_directory": str(self._node(index) / "logs"),
+                    "process_ids": {
+                        "node_agent": self._agents[index].process_id,
+                        "partition": self._process_ids[index].get("partition"),
+                        "store_member": self._process_ids[index].get("store_member"),
+                    },
+                }
+                for index, settings in enumerate(partitions)
+            ],
+            "store": {
+                "ca_file": store.identity.ca_file,
+                "certificate_file": store.identity.certificate_file,
+                "key_file": store.identity.key_file,
+                "prefix": store.prefix,
+            },
+            "fabric_controller": {
+                "process_id": self._controller.process_id,
+                "data_directory": str(directory / "fabric"),
+                "certificate_file": str(directory / "fabric" / "controller.crt"),
+                "key_file": str(directory / "fabric" / "controller.key"),
+                "ca_file": str(directory / "fabric" / "controller-trusted.crt"),
+            },
+            "supervisor": {"process_id": os.getpid()},
+        }
+
+
+def main() -> int:
+    """Run the supervisor; a second one of the same pool refuses to start."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--data-dir", type=Path, required=True)
+    directory = parser.parse_args().data_dir.absolute()
+    lock = os.open(directory / "supervisor.lock", os.O_RDWR | os.O_CREAT, 0o600)
+    try:
+        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError:
+        sys.exit("supervisor: this pool is running already")
+    os.ftruncate(lock, 0)
+    os.write(lock, str(os.getpid()).encode())
+    structlog.configure(
+        processors=[
+            structlog.processors.add_log_level,
+            structlog.processors.TimeStamper(fmt="iso", utc=True),
+            structlog.processors.JSONRenderer(),
+        ],
+        logger_factory=structlog.PrintLoggerFactory(sys.stderr),
+    )
+    Supervisor(directory).run()
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
