@@ -12,7 +12,7 @@ import random
 from dataclasses import dataclass, field
 
 from hsm_pool.client.errors import CallIndefinite, PoolUnreachable
-from hsm_pool.errors import AvailabilityError, InternalError, MHSMError
+from hsm_pool.errors import AvailabilityError, InternalError, MHSMError, NotActivated, PoolLocked
 
 _FIRST_BACKOFF_SECONDS = 0.01
 _LAST_BACKOFF_SECONDS = 0.5
@@ -76,9 +76,11 @@ class Attempts:
         self.count += 1
         if not error.definite and self.indefinite is None:
             self.indefinite = error
-        if not retriable(error):
-            raise error
         self.tried.add(index)
+        # What one partition says of the whole pool counts when all of them say it.
+        of_pool = isinstance(error, NotActivated | PoolLocked)
+        if not retriable(error) and not (of_pool and len(self.tried) < partitions):
+            raise error
         pause = 0.0
         if len(self.tried) >= partitions:
             self.tried.clear()

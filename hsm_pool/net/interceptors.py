@@ -19,7 +19,7 @@ from google.rpc import code_pb2, error_details_pb2, status_pb2
 from grpc_status import rpc_status
 
 from hsm_pool import limits
-from hsm_pool.errors import DOMAIN, InternalError, MHSMError, Overloaded
+from hsm_pool.errors import DOMAIN, AccessError, InternalError, MHSMError, Overloaded
 from hsm_pool.net.authorization import Caller, authorize, identify
 
 _log = structlog.get_logger()
@@ -100,6 +100,8 @@ class Gate(grpc.ServerInterceptor):  # type: ignore[type-arg]
 
     def _abort(self, context: grpc.ServicerContext, error: Exception, method: str) -> None:
         shown = typed(self._translate(error), method)
+        if isinstance(shown, AccessError):
+            _log.warning("access refused", method=method, reason=shown.reason, message=shown.message)
         if self._bare_errors:
             context.abort(getattr(grpc.StatusCode, shown.code), "")
         context.abort_with_status(rpc_status.to_status(error_status(shown)))

@@ -42,7 +42,7 @@ class PeerHealing:
             except EvidenceRefused as error:
                 _log.warning("healing refused", peer=peer.index, reason=error.message)
             except grpc.RpcError as error:
-                _log.debug("peer does not heal", peer=peer.index, code=error.code().name)
+                _log.info("peer does not heal", peer=peer.index, code=error.code().name)
         return None
 
     def _heal(self, index: int, endpoint: str) -> PoolKeys:

@@ -38,6 +38,7 @@ from hsm_pool.partition.serving import Serving
 from hsm_pool.settings import PartitionSettings
 from hsm_pool.store import chain
 from hsm_pool.store.etcd_client import Ambiguous, Conflict, EtcdClient
+from hsm_pool.store.replica import boot_time
 from hsm_pool.store.sealing import PoolKeys, Tampered
 from hsm_pool.store.state_file import StateDirectory
 from mhsm.record.v1 import record_pb2
@@ -45,6 +46,8 @@ from mhsm.record.v1 import record_pb2
 _log = structlog.get_logger()
 _POLL_SECONDS = 0.3
 _ACTIVATION_TRIES = 10
+_HEALING_SECONDS = 2.0
+"""How long peers are asked before the pool is called locked; it goes on being healed afterwards."""
 
 
 class PartitionState(Enum):
@@ -84,6 +87,7 @@ class Partition:
         self._state = PartitionState.STARTING
         self._reason = ""
         self._serving: Serving | None = None
+        self._healing_since: float | None = None
         self._lock = threading.RLock()
         self._stopping = threading.Event()
         self._wake = threading.Event()
@@ -183,6 +187,11 @@ class Partition:
             self._move(PartitionState.HEALING, "looking for a peer that holds the pool's keys")
         keys, path = self._find_keys()
         if keys is None:
+            if self._healing_since is None:
+                self._healing_since = boot_time()
+            # Peers that restart at the same time, or have just been activated, need a moment.
+            if boot_time() - self._healing_since < _HEALING_SECONDS:
+                return
             self._move(PartitionState.LOCKED, "no partition holds the pool's keys: a quorum must unlock it")
         else:
             self.adopt(keys, path)

@@ -1,0 +1,48 @@
+"""The mhsm command; each subcommand is loaded only when it is used."""
+
+from __future__ import annotations
+
+import importlib
+
+import click
+
+from hsm_pool.cli import output
+
+_COMMANDS = {
+    "up": "hsm_pool.cli.pool_commands:up",
+    "down": "hsm_pool.cli.pool_commands:down",
+    "kill": "hsm_pool.cli.pool_commands:kill",
+    "status": "hsm_pool.cli.status_command:status",
+    "key": "hsm_pool.cli.key_commands:key",
+    "crypto": "hsm_pool.cli.crypto_commands:crypto",
+    "officers": "hsm_pool.cli.security_domain_commands:officers_group",
+    "security-domain": "hsm_pool.cli.security_domain_commands:security_domain_group",
+}
+
+
+class _LazyGroup(click.Group):
+    def list_commands(self, ctx: click.Context) -> list[str]:  # noqa: ARG002
+        return list(_COMMANDS)
+
+    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:  # noqa: ARG002
+        if cmd_name not in _COMMANDS:
+            return None
+        module, _, attribute = _COMMANDS[cmd_name].partition(":")
+        command: click.Command = getattr(importlib.import_module(module), attribute)
+        return command
+
+
+@click.group(
+    cls=_LazyGroup,
+    context_settings={"help_option_names": ["-h", "--help"]},
+    epilog="Exit codes: 0 done, 1 failed, 2 usage, 3 not activated or locked, 4 quorum not reached, "
+    "5 unreachable, 6 verification failed, 7 outcome unknown, 130 interrupted.",
+)
+@click.version_option(package_name="mhsm-pool-simulator")
+def mhsm() -> None:
+    """Run, use, break and recover a simulated Managed HSM pool. Not for production keys."""
+
+
+def main() -> None:
+    """Entry point."""
+    output.main(mhsm)

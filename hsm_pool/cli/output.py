@@ -1,0 +1,140 @@
+"""What every command shares: options, connection, output, exit codes.
+
+Exit codes: 0 done · 1 failed · 2 usage · 3 not activated, or locked · 4 quorum not reached ·
+5 unreachable · 6 verification failed · 7 outcome unknown (repeat with the same request id) ·
+130 interrupted. Results go to standard output, everything else to standard error.
+"""
+
+from __future__ import annotations
+
+import functools
+import json
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, NoReturn, TypeVar
+
+import click
+
+from hsm_pool.client.connection import NoConnection, default_data_directory
+from hsm_pool.client.errors import CallIndefinite, PoolUnreachable, SignatureInvalid
+from hsm_pool.client.pool import Pool
+from hsm_pool.errors import (
+    AvailabilityError,
+    MHSMError,
+    NotActivated,
+    PoolLocked,
+    ShareRefused,
+)
+from security_domain.errors import QuorumMissing, SecurityDomainError
+
+F = TypeVar("F", bound=Callable[..., Any])
+
+FAILED, USAGE, LOCKED, QUORUM, UNREACHABLE, VERIFICATION, UNKNOWN, INTERRUPTED = 1, 2, 3, 4, 5, 6, 7, 130
+
+
+class Failure(click.ClickException):
+    """A failed command: what happened and what to do next."""
+
+    def __init__(self, message: str, following: str = "", exit_code: int = FAILED) -> None:
+        super().__init__(message)
+        self.following = following
+        self.exit_code = exit_code
+
+    def show(self, file: Any = None) -> None:  # noqa: ARG002
+        """Print at most a few lines to standard error."""
+        click.echo(f"mhsm: {self.message}", err=True)
+        if self.following:
+            click.echo(f"next: {self.following}", err=True)
+
+
+def fail(message: str, following: str = "", exit_code: int = FAILED) -> NoReturn:
+    """End the command."""
+    raise Failure(message, following, exit_code)
+
+
+def report(value: dict[str, Any], *, as_json: bool, text: str, following: str) -> None:
+    """Print a result: one JSON object, or a line for people with the next command."""
+    if as_json:
+        click.echo(json.dumps(value))
+        return
+    click.echo(text)
+    if following:
+        click.echo(f"next: {following}", err=True)
+
+
+def data_directory_option(function: F) -> F:
+    """Add --data-dir."""
+    return click.option(
+        "--data-dir",
+        type=click.Path(path_type=Path),
+        default=default_data_directory,
+        help="Data directory of the pool.",
+    )(function)
+
+
+def json_option(function: F) -> F:
+    """Add --json."""
+    return click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")(function)
+
+
+def common_options(function: F) -> F:
+    """Add the options of a command that calls the pool, and map its errors to exit codes."""
+
+    @functools.wraps(function)
+    def guarded(*arguments: Any, **options: Any) -> Any:
+        try:
+            return function(*arguments, **options)
+        except (MHSMError, SecurityDomainError, NoConnection) as error:
+            raise failure_of(error) from None
+
+    with_timeout = click.option(
+        "--timeout", type=click.FloatRange(0.1, 600), default=None, help="Seconds a call may take."
+    )(guarded)
+    return json_option(data_directory_option(with_timeout))  # type: ignore[return-value]
+
+
+def connect(common: dict[str, Any], client: str = "application") -> Pool:
+    """Connect to the pool of the common options."""
+    return Pool.connect(common["data_dir"], client, timeout_seconds=common["timeout"])
+
+
+def failure_of(error: Exception) -> Failure:  # noqa: PLR0911 - one line a kind
+    """Return the failure, exit code and next step of an error."""
+    text = error.message if isinstance(error, MHSMError) else str(error)
+    match error:
+        case NoConnection():
+            return Failure(text, "mhsm up", UNREACHABLE)
+        case NotActivated():
+            return Failure(text, "mhsm security-domain download --help", LOCKED)
+        case PoolLocked():
+            return Failure(text, "mhsm security-domain init-recovery --help", LOCKED)
+        case QuorumMissing():
+            return Failure(text, "mhsm security-domain submit-share --help", QUORUM)
+        case ShareRefused():
+            return Failure(f"{text}", "the officer named submits his own share", FAILED)
+        case SignatureInvalid():
+            return Failure(text, "", VERIFICATION)
+        case PoolUnreachable():
+            return Failure(text, "mhsm status", UNREACHABLE)
+        case CallIndefinite():
+            return Failure(text, "mhsm status, then repeat with the same --request-id", UNKNOWN)
+        case AvailabilityError():
+            return Failure(text, "mhsm status", UNREACHABLE if error.definite else UNKNOWN)
+        case _:
+            return Failure(text)
+
+
+def main(group: click.Group) -> NoReturn:
+    """Run a group; Ctrl-C ends with 130."""
+    try:
+        group.main(standalone_mode=False)
+    except click.exceptions.Exit as finished:
+        sys.exit(finished.exit_code)
+    except click.Abort:
+        click.echo("mhsm: interrupted", err=True)
+        sys.exit(INTERRUPTED)
+    except click.ClickException as error:
+        error.show()
+        sys.exit(error.exit_code)
+    sys.exit(0)

@@ -1,0 +1,258 @@
+"""mhsm up, down and kill: a pool's processes on this machine."""
+
+from __future__ import annotations
+
+import fcntl
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import click
+from rich.console import Console
+
+from hsm_pool.cli.output import FAILED, UNREACHABLE, data_directory_option, fail, json_option, report
+from hsm_pool.client.connection import NoConnection, load_connection
+from hsm_pool.client.pool import Pool
+from hsm_pool.errors import MHSMError
+from hsm_pool.provisioning import etcd_binary, layout
+from mhsm.enclave.v1 import enclave_pb2
+
+_UP_SECONDS = 90.0
+_DOWN_SECONDS = 40.0
+_POLL_SECONDS = 0.1
+_READY = {
+    enclave_pb2.PARTITION_STATE_PROVISIONED,
+    enclave_pb2.PARTITION_STATE_LOCKED,
+    enclave_pb2.PARTITION_STATE_SERVING,
+    enclave_pb2.PARTITION_STATE_DRAINED,
+    enclave_pb2.PARTITION_STATE_QUARANTINED,
+}
+
+
+@click.command()
+@click.option("--attended", is_flag=True, help="After all partitions stopped, a quorum must unlock the pool.")
+@click.option("--recoverable-days", type=click.IntRange(7, 90), default=90, show_default=True)
+@click.option("--etcd", "etcd_path", default=None, help="etcd binary; by default the one on PATH.")
+@click.option(
+    "--external-store",
+    type=click.Path(exists=True, dir_okay=False, path_type=Path),
+    default=None,
+    help="JSON with endpoints, ca_file, certificate_file, key_file of an etcd cluster.",
+)
+@data_directory_option
+@json_option
+def up(
+    attended: bool,
+    recoverable_days: int,
+    etcd_path: str | None,
+    external_store: Path | None,
+    data_dir: Path,
+    as_json: bool,
+) -> None:
+    """Start the pool in a data directory; make it first when the directory is new."""
+    console = Console(stderr=True)
+    directory = data_dir.absolute()
+    made = not layout.is_pool(directory)
+    if made:
+        binary = ""
+        if external_store is None:
+            binary = _usable_etcd(etcd_path, console)
+        new = layout.NewPool(attended, recoverable_days, binary, _external(external_store))
+        try:
+            pool_id = layout.provision(directory, new)
+        except layout.DirectoryRefused as error:
+            fail(str(error), "choose another --data-dir")
+        console.print(f"made pool {pool_id} in {directory}")
+    elif attended and not layout.pool_settings(directory)["attended"]:
+        fail("the pool was made unattended; that cannot be changed", "mhsm up without --attended")
+    running = _supervisor_process_id(directory) is not None
+    if not running:
+        _start_supervisor(directory)
+    with console.status("waiting for the partitions"):
+        states = _await_ready(directory)
+    names = [enclave_pb2.PartitionState.Name(state).removeprefix("PARTITION_STATE_") for state in states]
+    connection = directory / "connection.json"
+    following = {
+        "PROVISIONED": "mhsm officers make --output-dir officers, then mhsm security-domain download",
+        "LOCKED": "mhsm security-domain init-recovery --output recovery.json",
+    }.get(names[0], "mhsm status")
+    report(
+        {
+            "made": made,
+            "already_running": running,
+            "data_directory": str(directory),
+            "connection_file": str(connection),
+            "states": names,
+        },
+        as_json=as_json,
+        text=f"the pool {'was running already' if running else 'runs'}: {', '.join(names).lower()}\n"
+        f"connection file: {connection}",
+        following=following,
+    )
+
+
+@click.command()
+@data_directory_option
+@json_option
+def down(data_dir: Path, as_json: bool) -> None:
+    """Stop the pool; leaves no process. Nothing is deleted."""
+    directory = data_dir.absolute()
+    process_id = _supervisor_process_id(directory)
+    if process_id is not None:
+        os.kill(process_id, signal.SIGTERM)
+        deadline = time.monotonic() + _DOWN_SECONDS
+        while _supervisor_process_id(directory) is not None:
+            if time.monotonic() > deadline:
+                fail(f"the supervisor (process {process_id}) did not stop in time", "mhsm down")
+            time.sleep(_POLL_SECONDS)
+    report(
+        {"was_running": process_id is not None, "data_directory": str(directory)},
+        as_json=as_json,
+        text="the pool is stopped" if process_id is not None else "the pool was not running",
+        following="mhsm up",
+    )
+
+
+@click.command()
+@click.argument("partition", type=click.IntRange(0, layout.PARTITIONS - 1))
+@click.option(
+    "--what",
+    type=click.Choice(["partition", "store", "node", "agent"]),
+    default="partition",
+    show_default=True,
+    help="The partition process, its store member, both, or the node agent (and so both).",
+)
+@click.option(
+    "--signal", "signal_name", type=click.Choice(["KILL", "STOP", "CONT"]), default="KILL", show_default=True
+)
+@data_directory_option
+@json_option
+def kill(partition: int, what: str, signal_name: str, data_dir: Path, as_json: bool) -> None:
+    """Send a signal to a partition's processes, for chaos. What is killed is restarted."""
+    try:
+        process_ids = load_connection(data_dir).partitions[partition].process_ids
+    except NoConnection as error:
+        fail(str(error), "mhsm up", UNREACHABLE)
+    names = {
+        "partition": ["partition"],
+        "store": ["store_member"],
+        "node": ["store_member", "partition"],
+        "agent": ["node_agent"],
+    }[what]
+    sent: dict[str, int] = {}
+    for name in names:
+        process_id = process_ids.get(name)
+        if process_id is None:
+            continue
+        try:
+            os.kill(process_id, signal.Signals[f"SIG{signal_name}"])
+        except ProcessLookupError:
+            continue
+        sent[name] = process_id
+    if not sent:
+        fail(f"nothing of partition {partition} is running", "mhsm status", FAILED)
+    report(
+        {"partition": partition, "signal": signal_name, "process_ids": sent},
+        as_json=as_json,
+        text=f"sent {signal_name} to {', '.join(f'{name} ({pid})' for name, pid in sent.items())}",
+        following="mhsm status",
+    )
+
+
+def _usable_etcd(configured: str | None, console: Console) -> str:
+    try:
+        binary = etcd_binary.find_etcd(configured)
+        version, warning = etcd_binary.check_version(binary)
+    except etcd_binary.EtcdUnusable as error:
+        fail(str(error), "apt-get install etcd-server, or mhsm up --etcd PATH")
+    console.print(f"store: etcd {version}" + (f" ({warning})" if warning else ""))
+    return binary
+
+
+def _external(path: Path | None) -> layout.ExternalStore | None:
+    if path is None:
+        return None
+    try:
+        value = json.loads(path.read_text())
+        return layout.ExternalStore(
+            tuple(value["endpoints"]), value["ca_file"], value["certificate_file"], value["key_file"]
+        )
+    except (ValueError, KeyError, TypeError):
+        fail(f"{path} does not describe an etcd cluster", "see mhsm up --help")
+
+
+def _supervisor_process_id(directory: Path) -> int | None:
+    """Return the process that holds the supervisor's lock, None when nobody does."""
+    try:
+        descriptor = os.open(directory / "supervisor.lock", os.O_RDWR)
+    except OSError:
+        return None
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError:
+        text = os.pread(descriptor, 32, 0)
+        return int(text) if text.isdigit() else None
+    else:
+        return None
+    finally:
+        os.close(descriptor)
+
+
+def _start_supervisor(directory: Path) -> None:
+    (directory / "connection.json").unlink(missing_ok=True)
+    log = os.open(directory / "supervisor.log", os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600)
+    try:
+        subprocess.Popen(
+            [sys.executable, "-m", "hsm_pool.provisioning.supervisor", "--data-dir", str(directory)],
+            stdin=subprocess.DEVNULL,
+            stdout=log,
+            stderr=log,
+            start_new_session=True,
+            cwd="/",
+        )
+    finally:
+        os.close(log)
+
+
+def _await_ready(directory: Path) -> list[int]:
+    """Wait, bounded, until every partition is in a state that an operator can act on."""
+    deadline = time.monotonic() + _UP_SECONDS
+    while time.monotonic() < deadline:
+        states = _states(directory)
+        if states is not None:
+            return states
+        time.sleep(_POLL_SECONDS)
+    fail(
+        f"the partitions did not become ready in {_UP_SECONDS:.0f} s",
+        f"look at {directory}/supervisor.log and {directory}/nodes/*/logs",
+        UNREACHABLE,
+    )
+
+
+def _states(directory: Path) -> list[int] | None:
+    """Return the partitions' states once all are ready, else None."""
+    try:
+        connection = load_connection(directory)
+    except NoConnection:
+        return None
+    expected: list[Any] = [entry.process_ids.get("partition") for entry in connection.partitions]
+    if not all(expected):
+        return None
+    states: list[int] = []
+    with Pool(connection, "administrator", timeout_seconds=1.0) as pool:
+        for entry in connection.partitions:
+            try:
+                state = pool.partition_status(entry.index).state
+            except MHSMError:
+                return None
+            if state not in _READY:
+                return None
+            states.append(state)
+    locked = enclave_pb2.PARTITION_STATE_LOCKED
+    # One partition may unseal or heal a moment later than the first: then it is not locked.
+    return None if locked in states and len(set(states)) > 1 else states

@@ -1,0 +1,126 @@
+"""mhsm status: one line a partition."""
+
+from __future__ import annotations
+
+import json
+import time
+from pathlib import Path
+from typing import Any
+
+import click
+from rich.console import Console
+from rich.live import Live
+from rich.table import Table
+
+from hsm_pool.cli.output import LOCKED, UNREACHABLE, data_directory_option, failure_of, json_option
+from hsm_pool.client.connection import Connection, NoConnection, load_connection
+from hsm_pool.client.pool import Pool
+from hsm_pool.errors import MHSMError
+from mhsm.enclave.v1 import enclave_pb2
+
+_REFRESH_SECONDS = 0.5
+_SERVING = "SERVING"
+
+
+@click.command()
+@click.option("--watch", is_flag=True, help="Refresh until interrupted.")
+@data_directory_option
+@json_option
+@click.pass_context
+def status(context: click.Context, watch: bool, data_dir: Path, as_json: bool) -> None:
+    """Show how the partitions are.
+
+    Exit code 0: two or more serve; 3: not activated, or locked; 5: fewer than two answer and serve.
+    """
+    try:
+        connection = load_connection(data_dir)
+    except NoConnection as error:
+        raise failure_of(error) from None
+    with Pool(connection, "administrator") as pool:
+        if watch and not as_json:
+            with Live(console=Console(), refresh_per_second=4) as live:
+                while True:
+                    live.update(_table(_rows(pool, connection)))
+                    time.sleep(_REFRESH_SECONDS)
+        rows = _rows(pool, connection)
+    code = _exit_code(rows)
+    if as_json:
+        document = {"pool_id": connection.pool_id, "attended": connection.attended, "partitions": rows}
+        click.echo(json.dumps(document))
+    else:
+        Console().print(_table(rows))
+        for row in rows:
+            if row["reason"]:
+                click.echo(f"partition {row['index']}: {row['reason']}")
+        following = {
+            "PROVISIONED": "mhsm security-domain download --help",
+            "LOCKED": "mhsm security-domain init-recovery --output recovery.json",
+        }.get(next((row["state"] for row in rows if row["state"] in {"PROVISIONED", "LOCKED"}), ""), "")
+        if following and code:
+            click.echo(f"next: {following}", err=True)
+    context.exit(code)
+
+
+def _rows(pool: Pool, connection: Connection) -> list[dict[str, Any]]:
+    rows: list[dict[str, Any]] = []
+    for entry in connection.partitions:
+        row: dict[str, Any] = {"index": entry.index, "process_ids": entry.process_ids}
+        try:
+            answer = pool.partition_status(entry.index)
+        except MHSMError as error:
+            row.update(state="UNREACHABLE", reason=error.message, fresh=False)
+        else:
+            row.update(
+                state=enclave_pb2.PartitionState.Name(answer.state).removeprefix("PARTITION_STATE_"),
+                reason=answer.state_reason,
+                fresh=answer.fresh,
+                lease_remaining_ms=answer.lease_remaining_ms,
+                applied_sequence=answer.applied_sequence,
+                head=answer.head_digest_prefix,
+                incarnation=answer.incarnation,
+                sealing=answer.sealing,
+                secret_memory=answer.secret_memory,
+                store_version=answer.store_version,
+                key_count=answer.key_count,
+                recovery_path=answer.recovery_path,
+                required=answer.required,
+                accepted_shares=answer.accepted_shares,
+            )
+        rows.append(row)
+    return rows
+
+
+def _exit_code(rows: list[dict[str, Any]]) -> int:
+    if sum(row["state"] == _SERVING and row["fresh"] for row in rows) >= 2:
+        return 0
+    if any(row["state"] in {"PROVISIONED", "LOCKED"} for row in rows):
+        return LOCKED
+    return UNREACHABLE
+
+
+def _table(rows: list[dict[str, Any]]) -> Table:
+    table = Table(box=None, pad_edge=False)
+    columns = ("partition", "state", "lease ms", "sequence", "head", "incarnation", "keys from", "sealing")
+    for column in (*columns, "secrets in", "store", "processes"):
+        table.add_column(column)
+    for row in rows:
+        processes = " ".join(f"{name}={value}" for name, value in row["process_ids"].items())
+        table.add_row(
+            str(row["index"]),
+            row["state"].lower(),
+            *(
+                str(row.get(field, ""))
+                for field in (
+                    "lease_remaining_ms",
+                    "applied_sequence",
+                    "head",
+                    "incarnation",
+                    "recovery_path",
+                    "sealing",
+                    "secret_memory",
+                    "store_version",
+                )
+            ),
+            processes,
+        )
+    return table
