@@ -1,0 +1,101 @@
+"""Options and fixtures of all tests: sizes, the seed, officers and real pools."""
+
+from __future__ import annotations
+
+import os
+import random
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+from tests.running_pool import ROOT, RunningPool, TestOfficer, make_officers
+
+SHARED = ROOT.parent / "shared"
+"""Material that lies beside the project where it is developed; never needed by a user."""
+
+_seed = 0
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    group = parser.getgroup("mhsm")
+    group.addoption("--full", action="store_true", help="the full counts")
+    group.addoption("--quick", action="store_true", help="a subset in a few minutes")
+    group.addoption("--seed", type=int, default=None, help="seed of all random tests")
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    global _seed  # noqa: PLW0603
+    chosen = config.getoption("--seed")
+    _seed = int.from_bytes(os.urandom(4), "big") if chosen is None else chosen
+    # The package installs etcd for itself into the repository when none is on PATH.
+    os.environ["PATH"] = f"{os.environ['PATH']}:{ROOT / '.etcd'}"
+
+
+def pytest_report_header() -> str:
+    return f"seed: {_seed} (repeat with --seed {_seed})"
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """--quick leaves out the long tests and says so."""
+    if not config.getoption("--quick"):
+        return
+    left_out = [item for item in items if item.get_closest_marker("chaos") or item.get_closest_marker("mutant")]
+    if left_out:
+        config.hook.pytest_deselected(items=left_out)
+        items[:] = [item for item in items if item not in left_out]
+
+
+@pytest.fixture(scope="session")
+def full(request: pytest.FixtureRequest) -> bool:
+    """Whether the full counts are wanted."""
+    return bool(request.config.getoption("--full"))
+
+
+@pytest.fixture
+def seed(request: pytest.FixtureRequest) -> int:
+    """A seed of this test: the run's seed and the test's name."""
+    return random.Random(f"{_seed}/{request.node.nodeid}").randrange(2**32)
+
+
+@pytest.fixture(scope="session")
+def officers() -> list[TestOfficer]:
+    """Three officers."""
+    return make_officers(3)
+
+
+@pytest.fixture(scope="session")
+def make_pool(
+    tmp_path_factory: pytest.TempPathFactory,
+) -> Iterator[Callable[..., RunningPool]]:
+    """Make pools that end with the test session."""
+    made: list[RunningPool] = []
+
+    def make(**options: object) -> RunningPool:
+        pool = RunningPool(tmp_path_factory.mktemp("pool") / "data", **options)  # type: ignore[arg-type]
+        made.append(pool)
+        return pool
+
+    yield make
+    for pool in made:
+        pool.down()
+
+
+@pytest.fixture(scope="module")
+def pool(
+    make_pool: Callable[..., RunningPool], officers: list[TestOfficer]
+) -> Iterator[RunningPool]:
+    """An active, attended pool of three serving partitions (quorum 2 of 3), one a module."""
+    made = make_pool(attended=True)
+    made.activate(officers, 2)
+    yield made
+    made.down()
+
+
+@pytest.fixture
+def shared_vectors() -> Path:
+    """Vectors that are not part of the project; absent, the test is skipped and counted."""
+    path = SHARED / "vectors"
+    if not path.is_dir():
+        pytest.skip("the shared vectors are not on this machine")
+    return path
