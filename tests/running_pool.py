@@ -218,12 +218,3 @@ class RunningPool:
             if process_id:
                 with contextlib.suppress(ProcessLookupError):
                     os.kill(process_id, signal.SIGKILL)
-
-
-def alive(process_id: int) -> bool:
-    """Return whether a process exists and is no zombie."""
-    try:
-        state = Path(f"/proc/{process_id}/stat").read_text().rpartition(")")[2].split()[0]
-    except FileNotFoundError:
-        return False
-    return state != "Z"

@@ -14,6 +14,15 @@ _LOGS_KEPT = 5
 _STABLE_SECONDS = 10.0
 
 
+def is_running(process_id: int) -> bool:
+    """Return whether a process runs; one that has exited and only awaits its parent does not."""
+    try:
+        status = Path(f"/proc/{process_id}/stat").read_text()
+    except OSError:
+        return False
+    return status.rpartition(")")[2].split()[0] != "Z"
+
+
 def minimal_environment() -> dict[str, str]:
     """Return the few variables that a child needs."""
     kept = ("PATH", "HOME", "LANG", "PYTHONPATH", "GOMAXPROCS", "GOGC")
