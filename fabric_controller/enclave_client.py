@@ -12,10 +12,10 @@ from pathlib import Path
 from typing import Any, Final, Self
 
 import grpc
-from mhsm.enclave.v1 import enclave_pb2, enclave_pb2_grpc
 
 from fabric_controller.observe import Failure, Observation, State, Status
 from fabric_controller.settings import FabricSettings
+from mhsm.enclave.v1 import enclave_pb2, enclave_pb2_grpc
 
 CALL_SECONDS: Final = 2.0
 """Deadline of every call."""

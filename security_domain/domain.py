@@ -60,9 +60,7 @@ def create(
         }
         token = wrap_to_officer(officer.public_key, officer.thumbprint, canonical(share))
         commitment = shares.commitment(pool_id, generation, index, mnemonic)
-        entries.append(
-            OfficerEntry(index, officer.thumbprint, officer.certificate_der, token, commitment)
-        )
+        entries.append(OfficerEntry(index, officer.thumbprint, officer.certificate_der, token, commitment))
     unsealed = SecurityDomainFile(
         pool_id=pool_id,
         generation=generation,

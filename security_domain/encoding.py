@@ -69,6 +69,8 @@ def bind(label: str, *parts: bytes | str | int) -> bytes:
     """Return an unambiguous encoding of a label and parts, for hashes, HKDF info and HPKE info."""
     encoded = bytearray(label.encode() + b"\x00")
     for part in parts:
-        octets = str(part).encode() if isinstance(part, int) else part.encode() if isinstance(part, str) else part
+        octets = (
+            str(part).encode() if isinstance(part, int) else part.encode() if isinstance(part, str) else part
+        )
         encoded += len(octets).to_bytes(4, "big") + octets
     return bytes(encoded)

@@ -12,9 +12,8 @@ import os
 from collections.abc import Sequence
 
 from shamir_mnemonic import constants
-from shamir_mnemonic.shamir import EncryptedMasterSecret, recover_ems, split_ems
+from shamir_mnemonic.shamir import EncryptedMasterSecret, decode_mnemonics, recover_ems, split_ems
 from shamir_mnemonic.share import Share
-from shamir_mnemonic.shamir import decode_mnemonics
 from shamir_mnemonic.utils import MnemonicError
 
 from security_domain.encoding import bind

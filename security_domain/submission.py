@@ -120,9 +120,7 @@ def make_submission(
     )
 
 
-def seal_submission(
-    context: Context, officer: str, private_key: rsa.RSAPrivateKey, mnemonic: str
-) -> bytes:
+def seal_submission(context: Context, officer: str, private_key: rsa.RSAPrivateKey, mnemonic: str) -> bytes:
     """Encrypt words to the exchange key and sign; :func:`make_submission` checks them before."""
     exchange_key = X25519PublicKey.from_public_bytes(context.exchange_public_key)
     fields = {

@@ -63,9 +63,7 @@ def open_payload(key: Secret, sealed: bytes, additional_data: bytes) -> bytes:
 
 def wrap_to_officer(public_key: rsa.RSAPublicKey, thumbprint: str, plaintext: bytes) -> str:
     """Return a compact JWE (RFC 7516) to an officer's RSA key."""
-    pem = public_key.public_bytes(
-        serialization.Encoding.PEM, serialization.PublicFormat.SubjectPublicKeyInfo
-    )
+    pem = public_key.public_bytes(serialization.Encoding.PEM, serialization.PublicFormat.SubjectPublicKeyInfo)
     header: dict[str, Any] = {"alg": "RSA-OAEP-256", "enc": "A256GCM", "kid": thumbprint}
     return jwe.encrypt_compact(header, plaintext, RSAKey.import_key(pem), algorithms=ALGORITHMS)
 

@@ -40,7 +40,9 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
     """--quick leaves out the long tests and says so."""
     if not config.getoption("--quick"):
         return
-    left_out = [item for item in items if item.get_closest_marker("chaos") or item.get_closest_marker("mutant")]
+    left_out = [
+        item for item in items if item.get_closest_marker("chaos") or item.get_closest_marker("mutant")
+    ]
     if left_out:
         config.hook.pytest_deselected(items=left_out)
         items[:] = [item for item in items if item not in left_out]
@@ -82,9 +84,7 @@ def make_pool(
 
 
 @pytest.fixture(scope="module")
-def pool(
-    make_pool: Callable[..., RunningPool], officers: list[TestOfficer]
-) -> Iterator[RunningPool]:
+def pool(make_pool: Callable[..., RunningPool], officers: list[TestOfficer]) -> Iterator[RunningPool]:
     """An active, attended pool of three serving partitions (quorum 2 of 3), one a module."""
     made = make_pool(attended=True)
     made.activate(officers, 2)

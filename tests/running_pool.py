@@ -46,9 +46,7 @@ def make_officers(count: int) -> list[TestOfficer]:
     """Make officers with real keys."""
     made = [make_officer(f"officer-{index}") for index in range(1, count + 1)]
     return [
-        TestOfficer(
-            x509.load_pem_x509_certificate(pem).public_bytes(serialization.Encoding.DER), key
-        )
+        TestOfficer(x509.load_pem_x509_certificate(pem).public_bytes(serialization.Encoding.DER), key)
         for pem, key in made
     ]
 
@@ -122,9 +120,7 @@ class RunningPool:
 
     def submission(self, officer: TestOfficer, begun: Any) -> bytes:
         """Return an officer's submission for a recovery attempt."""
-        return submission.make_submission(
-            self.file, officer.key, begun.attempt_id, begun.exchange_public_key
-        )
+        return submission.make_submission(self.file, officer.key, begun.attempt_id, begun.exchange_public_key)
 
     # -- looking -------------------------------------------------------------------------
 

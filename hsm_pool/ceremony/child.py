@@ -8,7 +8,7 @@ command is done or its partition is gone (end of input).
 from __future__ import annotations
 
 import sys
-from typing import BinaryIO
+from typing import IO
 
 from hsm_pool.ceremony.frames import read_frame, write_frame
 from hsm_pool.crypto.secret_memory import harden_process
@@ -37,7 +37,7 @@ def _create(command: ceremony_pb2.CreateCommand) -> ceremony_pb2.CeremonyRespons
     )
 
 
-def _recover(command: ceremony_pb2.BeginRecoveryCommand, requests: BinaryIO, responses: BinaryIO) -> None:
+def _recover(command: ceremony_pb2.BeginRecoveryCommand, requests: IO[bytes], responses: IO[bytes]) -> None:
     recovery = Recovery(command.security_domain_file, command.attempt_id)
     required = container.parse(command.security_domain_file).required
     begun = ceremony_pb2.BeginRecoveryResult(exchange_public_key=recovery.exchange_public_key)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import struct
-from typing import BinaryIO, TypeVar
+from typing import IO, TypeVar
 
 from google.protobuf.message import Message
 
@@ -12,7 +12,7 @@ FRAME_BYTES_MAX = 1024 * 1024
 M = TypeVar("M", bound=Message)
 
 
-def write_frame(stream: BinaryIO, message: Message) -> None:
+def write_frame(stream: IO[bytes], message: Message) -> None:
     """Write one message and flush it.
 
     Raises:
@@ -23,7 +23,7 @@ def write_frame(stream: BinaryIO, message: Message) -> None:
     stream.flush()
 
 
-def read_frame(stream: BinaryIO, kind: type[M]) -> M | None:
+def read_frame(stream: IO[bytes], kind: type[M]) -> M | None:
     """Read one message; None at the end of the stream.
 
     Raises:

@@ -7,6 +7,7 @@ import subprocess
 import sys
 import threading
 from types import TracebackType
+from typing import Self
 
 from hsm_pool.ceremony.frames import read_frame, write_frame
 from hsm_pool.errors import CeremonyState, InvalidField, MHSMError, ShareRefused
@@ -19,7 +20,9 @@ class CeremonyChild:
     """A running child. Use as a context manager, or :meth:`close` it: it never outlives its use."""
 
     def __init__(self) -> None:
-        kept = {name: os.environ[name] for name in ("PATH", "HOME", "LANG", "PYTHONPATH") if name in os.environ}
+        kept = {
+            name: os.environ[name] for name in ("PATH", "HOME", "LANG", "PYTHONPATH") if name in os.environ
+        }
         self._process = subprocess.Popen(
             [sys.executable, "-m", "hsm_pool.ceremony.child"],
             stdin=subprocess.PIPE,
@@ -76,7 +79,7 @@ class CeremonyChild:
                 except OSError:  # unflushed input of a dead child
                     continue
 
-    def __enter__(self) -> CeremonyChild:
+    def __enter__(self) -> Self:
         return self
 
     def __exit__(

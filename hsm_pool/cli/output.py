@@ -39,7 +39,8 @@ class Failure(click.ClickException):
     def __init__(self, message: str, following: str = "", exit_code: int = FAILED) -> None:
         super().__init__(message)
         self.following = following
-        self.exit_code = exit_code
+        # click reads it from the instance, although it declares it for the class
+        self.exit_code = exit_code  # type: ignore[misc]
 
     def show(self, file: Any = None) -> None:  # noqa: ARG002
         """Print at most a few lines to standard error."""
@@ -99,7 +100,7 @@ def connect(common: dict[str, Any], client: str = "application") -> Pool:
     return Pool.connect(common["data_dir"], client, timeout_seconds=common["timeout"])
 
 
-def failure_of(error: Exception) -> Failure:  # noqa: PLR0911 - one line a kind
+def failure_of(error: Exception) -> Failure:
     """Return the failure, exit code and next step of an error."""
     text = error.message if isinstance(error, MHSMError) else str(error)
     match error:

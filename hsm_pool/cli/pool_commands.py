@@ -219,7 +219,7 @@ def _start_supervisor(directory: Path) -> None:
         os.close(log)
 
 
-def _await_ready(directory: Path) -> list[int]:
+def _await_ready(directory: Path) -> list[enclave_pb2.PartitionState.ValueType]:
     """Wait, bounded, until every partition is in a state that an operator can act on."""
     deadline = time.monotonic() + _UP_SECONDS
     while time.monotonic() < deadline:
@@ -234,7 +234,7 @@ def _await_ready(directory: Path) -> list[int]:
     )
 
 
-def _states(directory: Path) -> list[int] | None:
+def _states(directory: Path) -> list[enclave_pb2.PartitionState.ValueType] | None:
     """Return the partitions' states once all are ready, else None."""
     try:
         connection = load_connection(directory)
@@ -243,7 +243,7 @@ def _states(directory: Path) -> list[int] | None:
     expected: list[Any] = [entry.process_ids.get("partition") for entry in connection.partitions]
     if not all(expected):
         return None
-    states: list[int] = []
+    states: list[enclave_pb2.PartitionState.ValueType] = []
     with Pool(connection, "administrator", timeout_seconds=1.0) as pool:
         for entry in connection.partitions:
             try:

@@ -7,7 +7,7 @@ import time
 from collections.abc import AsyncIterator, Iterable, Sequence
 from pathlib import Path
 from types import TracebackType
-from typing import Any, TypeVar
+from typing import Any, Self, TypeVar
 
 import grpc
 from grpc_health.v1 import health_pb2, health_pb2_grpc
@@ -62,7 +62,7 @@ class AsyncPool:
         for channel in self._channels:
             await channel.close()
 
-    async def __aenter__(self) -> AsyncPool:
+    async def __aenter__(self) -> Self:
         return self
 
     async def __aexit__(
@@ -191,9 +191,9 @@ class AsyncPool:
         self, requests: Iterable[crypto_pb2.StreamOperationsRequest], partition: int = 0
     ) -> AsyncIterator[crypto_pb2.StreamOperationsResponse]:
         """Send batches on one stream to one partition and yield the answers, in order."""
-        stub = crypto_pb2_grpc.CryptoServiceStub(self._channels[partition])  # type: ignore[arg-type]
+        stub = crypto_pb2_grpc.CryptoServiceStub(self._channels[partition])
         try:
-            async for response in stub.StreamOperations(iter(requests)):  # type: ignore[attr-defined]
+            async for response in stub.StreamOperations(iter(requests)):
                 yield response
         except grpc.RpcError as error:
             raise from_rpc(error) from None
@@ -256,7 +256,7 @@ class AsyncPool:
         return call.answer(response)
 
     async def _check_health(self, index: int) -> None:
-        stub: Any = health_pb2_grpc.HealthStub(self._channels[index])  # type: ignore[no-untyped-call]
+        stub: Any = health_pb2_grpc.HealthStub(self._channels[index])
         try:
             await stub.Check(health_pb2.HealthCheckRequest(), timeout=_HEALTH_SECONDS)
         except grpc.RpcError:

@@ -68,7 +68,7 @@ def _request_id(request_id: str | None) -> str:
     return request_id or str(uuid.uuid4())
 
 
-def create_key(  # noqa: PLR0913 - the fields of the request
+def create_key(
     key_id: str,
     *,
     key_type: keys_pb2.KeyType.ValueType,
@@ -108,13 +108,19 @@ def import_key(
     """ImportKey."""
     request = keys_pb2.ImportKeyRequest(
         key_id=key_id,
-        material=keys_pb2.KeyMaterialSecret(pkcs8_der=pkcs8_der, octets=octets),
+        material=_material(pkcs8_der, octets),
         key_operations=key_operations,
         attributes=key_attributes,
         tags=tags,
         request_id=_request_id(request_id),
     )
     return _key("ImportKey", request, "mutation", lambda response: response.key)
+
+
+def _material(pkcs8_der: bytes | None, octets: bytes | None) -> keys_pb2.KeyMaterialSecret:
+    if pkcs8_der is not None:
+        return keys_pb2.KeyMaterialSecret(pkcs8_der=pkcs8_der)
+    return keys_pb2.KeyMaterialSecret(octets=octets or b"")
 
 
 def get_key(name: str) -> Call[keys_pb2.Key]:
@@ -128,9 +134,7 @@ def list_keys(page_size: int, page_token: str) -> Call[keys_pb2.ListKeysResponse
     return _key("ListKeys", request, "read", lambda response: response)
 
 
-def list_key_versions(
-    name: str, page_size: int, page_token: str
-) -> Call[keys_pb2.ListKeyVersionsResponse]:
+def list_key_versions(name: str, page_size: int, page_token: str) -> Call[keys_pb2.ListKeyVersionsResponse]:
     """ListKeyVersions, one page."""
     request = keys_pb2.ListKeyVersionsRequest(name=name, page_size=page_size, page_token=page_token)
     return _key("ListKeyVersions", request, "read", lambda response: response)
@@ -196,9 +200,7 @@ def sign_batch(name: str, algorithm: str, digests: Sequence[bytes]) -> Call[list
     return _crypto("Sign", request, lambda response: list(response.signatures))
 
 
-def verify_batch(
-    name: str, algorithm: str, items: Sequence[tuple[bytes, bytes]]
-) -> Call[list[bool]]:
+def verify_batch(name: str, algorithm: str, items: Sequence[tuple[bytes, bytes]]) -> Call[list[bool]]:
     """Verify (digest, signature) pairs."""
     pairs = [crypto_pb2.DigestSignature(digest=digest, signature=signature) for digest, signature in items]
     request = crypto_pb2.VerifyRequest(name=name, algorithm=algorithm, items=pairs)
@@ -225,9 +227,7 @@ def encrypt_batch(
     return _crypto("Encrypt", request, lambda response: list(response.items))
 
 
-def decrypt_batch(
-    name: str, algorithm: str, items: Sequence[crypto_pb2.Ciphertext]
-) -> Call[list[bytes]]:
+def decrypt_batch(name: str, algorithm: str, items: Sequence[crypto_pb2.Ciphertext]) -> Call[list[bytes]]:
     """Decrypt."""
     request = crypto_pb2.DecryptRequest(name=name, algorithm=algorithm, items=items)
     return _crypto("Decrypt", request, lambda response: list(response.plaintexts))

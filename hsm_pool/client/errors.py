@@ -83,7 +83,7 @@ def rebuild(reason: str, message: str, metadata: dict[str, str]) -> MHSMError:
     return error
 
 
-def _status(error: grpc.RpcError):  # type: ignore[no-untyped-def]  # noqa: ANN202
+def _status(error: grpc.RpcError):  # type: ignore[no-untyped-def]
     try:
         return rpc_status.from_call(error)
     except (ValueError, AttributeError, TypeError):

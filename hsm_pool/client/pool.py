@@ -7,7 +7,7 @@ import time
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from types import TracebackType
-from typing import Any, TypeVar
+from typing import Any, Self, TypeVar
 
 import grpc
 from grpc_health.v1 import health_pb2, health_pb2_grpc
@@ -74,7 +74,7 @@ class Pool:
         for channel in self._channels:
             channel.close()
 
-    def __enter__(self) -> Pool:
+    def __enter__(self) -> Self:
         return self
 
     def __exit__(
@@ -180,9 +180,7 @@ class Pool:
         """Decrypt."""
         return self._run(calls.decrypt_batch(name, algorithm, [ciphertext]))[0]
 
-    def decrypt_batch(
-        self, name: str, algorithm: str, items: Sequence[crypto_pb2.Ciphertext]
-    ) -> list[bytes]:
+    def decrypt_batch(self, name: str, algorithm: str, items: Sequence[crypto_pb2.Ciphertext]) -> list[bytes]:
         """Decrypt several."""
         return self._run(calls.decrypt_batch(name, algorithm, items))
 
@@ -231,9 +229,7 @@ class Pool:
         self, partition: int, attempt_id: bytes, submission: bytes
     ) -> security_domain_pb2.SubmitShareResponse:
         """Submit one officer's share to the partition of the attempt."""
-        return self._once(
-            calls.submit_share(attempt_id, submission), partition, ATTEMPT_SECONDS["ceremony"]
-        )
+        return self._once(calls.submit_share(attempt_id, submission), partition, ATTEMPT_SECONDS["ceremony"])
 
     def cancel_recovery(self, partition: int, attempt_id: bytes) -> None:
         """End an attempt to unlock."""

@@ -84,9 +84,7 @@ _DEFAULT_OPERATIONS = {
 _BY_NAME = {algorithm.name: algorithm for algorithm in ALGORITHMS}
 
 
-def find(
-    name: str, key_type: KeyType, curve: Curve, size_bits: int, operation: KeyOperation
-) -> Algorithm:
+def find(name: str, key_type: KeyType, curve: Curve, size_bits: int, operation: KeyOperation) -> Algorithm:
     """Return the algorithm of that name if it fits the key and the operation.
 
     Raises:

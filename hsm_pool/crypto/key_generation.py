@@ -64,7 +64,9 @@ def import_pkcs8(der: SecretBytes) -> KeyMaterial:
     try:
         key = serialization.load_der_private_key(der.reveal(), None)
     except (ValueError, TypeError, UnsupportedAlgorithm):
-        raise InvalidField("the material is not an unencrypted PKCS#8 private key", field="material") from None
+        raise InvalidField(
+            "the material is not an unencrypted PKCS#8 private key", field="material"
+        ) from None
     if not isinstance(key, rsa.RSAPrivateKey | ec.EllipticCurvePrivateKey):
         raise InvalidField("only RSA and EC private keys can be imported", field="material")
     return _asymmetric(key)

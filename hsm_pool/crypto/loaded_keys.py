@@ -51,9 +51,7 @@ def load(key_type: KeyType, material: SecretBytes) -> LoadedKey:
     if key_type is KeyType.OCT:
         return OctKey(AESGCM(material.reveal()), material)
     # The material was checked when it came in; checking again would double the cost.
-    key = serialization.load_der_private_key(
-        material.reveal(), None, unsafe_skip_rsa_key_validation=True
-    )
+    key = serialization.load_der_private_key(material.reveal(), None, unsafe_skip_rsa_key_validation=True)
     if key_type is KeyType.RSA and isinstance(key, rsa.RSAPrivateKey):
         return RSAKey(key, key.public_key())
     if key_type is KeyType.EC and isinstance(key, ec.EllipticCurvePrivateKey):
@@ -69,9 +67,7 @@ class LoadedKeyCache:
         self._keys: OrderedDict[Hashable, LoadedKey] = OrderedDict()
         self._lock = threading.Lock()
 
-    def get(
-        self, token: Hashable, load_material: Callable[[], tuple[KeyType, SecretBytes]]
-    ) -> LoadedKey:
+    def get(self, token: Hashable, load_material: Callable[[], tuple[KeyType, SecretBytes]]) -> LoadedKey:
         """Return the parsed key of a token; load_material is called when it is not kept."""
         with self._lock:
             key = self._keys.get(token)

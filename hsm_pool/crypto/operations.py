@@ -105,9 +105,7 @@ def encrypt(
     raise _unfit(algorithm)
 
 
-def decrypt(
-    key: LoadedKey, algorithm: Algorithm, data: EncryptedData, additional_data: bytes = b""
-) -> bytes:
+def decrypt(key: LoadedKey, algorithm: Algorithm, data: EncryptedData, additional_data: bytes = b"") -> bytes:
     """Decrypt.
 
     Raises:

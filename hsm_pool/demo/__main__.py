@@ -129,7 +129,9 @@ class Demo:
         }
 
     def _activate(self, at: tuple[str, str]) -> tuple[list[dict[str, str]], Path]:
-        made = self.mhsm("officers", "make", "--count", "3", "--output-dir", str(self._directory / "officers"))
+        made = self.mhsm(
+            "officers", "make", "--count", "3", "--output-dir", str(self._directory / "officers")
+        )
         officers: list[dict[str, str]] = made["officers"]
         domain_file = self._directory / "security-domain.json"
         certificates = [part for officer in officers for part in ("--officer", officer["certificate_file"])]
@@ -186,9 +188,7 @@ class Demo:
                 f"{tally.unknown} unknown{detail}"
             )
 
-    def _lose_all(
-        self, at: tuple[str, str], officers: list[dict[str, str]], domain_file: Path
-    ) -> int:
+    def _lose_all(self, at: tuple[str, str], officers: list[dict[str, str]], domain_file: Path) -> int:
         """Kill all partitions, see that the pool is locked, and unlock it with two officers."""
         for index in range(3):
             self._kill(index, "partition")
@@ -235,9 +235,7 @@ class Demo:
 
     def _status(self, index: int) -> Any:
         try:
-            with Pool.connect(
-                self._data, "administrator", partition=index, timeout_seconds=1.0
-            ) as pool:
+            with Pool.connect(self._data, "administrator", partition=index, timeout_seconds=1.0) as pool:
                 return pool.partition_status(index)
         except MHSMError:
             return None

@@ -14,6 +14,7 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from enum import Enum
+from functools import partial
 
 from hsm_pool.client.errors import CallIndefinite
 from hsm_pool.client.pool import Pool
@@ -147,7 +148,7 @@ class Workload:
         """How many writes are sent and not answered now."""
         return self._in_flight
 
-    def _attempt(self, tally: Tally, operation: Callable[[], None]) -> bool | None:
+    def _attempt(self, tally: Tally, operation: Callable[[], object]) -> bool | None:
         """Run an operation; True acknowledged, False refused, None unknown."""
         try:
             operation()
@@ -165,9 +166,7 @@ class Workload:
         with self._connect() as pool:
             while not self._stop.is_set():
                 digest = hashlib.sha256(generator.randbytes(16)).digest()
-                self._attempt(
-                    self.crypto, lambda digest=digest: pool.sign(self._signing_key, "ES256", digest)
-                )
+                self._attempt(self.crypto, partial(pool.sign, self._signing_key, "ES256", digest))
 
     def _write(self, seed: int, number: int) -> None:
         generator = random.Random(seed)  # noqa: S311 - a load, not a secret

@@ -34,9 +34,7 @@ def _public_bytes(key: X25519PublicKey) -> bytes:
 def certificate_key(certificate_pem: bytes) -> bytes:
     """Return the SubjectPublicKeyInfo (DER) of a certificate."""
     key = x509.load_pem_x509_certificate(certificate_pem).public_key()
-    return key.public_bytes(
-        serialization.Encoding.DER, serialization.PublicFormat.SubjectPublicKeyInfo
-    )
+    return key.public_bytes(serialization.Encoding.DER, serialization.PublicFormat.SubjectPublicKeyInfo)
 
 
 class HealGiver:

@@ -14,7 +14,7 @@ from hsm_pool.core.model import Curve, KeyOperation, KeyRecord, KeyType, KeyVers
 from hsm_pool.errors import InvalidField
 from mhsm.keys.v1 import keys_pb2
 
-_KEY_ID = re.compile(r"[0-9a-zA-Z-]{1,%d}" % limits.KEY_ID_LENGTH_MAX)
+_KEY_ID = re.compile(rf"[0-9a-zA-Z-]{{1,{limits.KEY_ID_LENGTH_MAX}}}")
 _VERSION_ID = re.compile(r"[0-9a-f]{32}")
 _TIME_MS_MAX = int(datetime(9999, 12, 31, tzinfo=UTC).timestamp()) * 1000
 
@@ -105,7 +105,7 @@ def time_ms(attributes: keys_pb2.KeyAttributes, field: str) -> int | None:
 def refuse_output_only(attributes: keys_pb2.KeyAttributes, *, exportable_allowed: bool) -> None:
     """Refuse attributes that only the pool sets."""
     for field in ("created", "updated"):
-        if attributes.HasField(field):  # type: ignore[arg-type]
+        if attributes.HasField(field):
             raise InvalidField(f"{field} is set by the pool", field=f"attributes.{field}")
     if attributes.recovery_level or attributes.recoverable_days:
         raise InvalidField("the recovery level is set by the pool", field="attributes.recovery_level")

@@ -177,9 +177,7 @@ class CryptoService(crypto_pb2_grpc.CryptoServiceServicer):
         name, wrapped = self._run(batch, request.keys, operations.wrap_key)
         return crypto_pb2.WrapKeyResponse(name=name, wrapped_keys=wrapped)
 
-    def _unwrap_key(
-        self, request: crypto_pb2.UnwrapKeyRequest, until: float
-    ) -> crypto_pb2.UnwrapKeyResponse:
+    def _unwrap_key(self, request: crypto_pb2.UnwrapKeyRequest, until: float) -> crypto_pb2.UnwrapKeyResponse:
         batch = _Batch(request.name, request.algorithm, KeyOperation.UNWRAP_KEY, until)
         name, keys = self._run(batch, request.wrapped_keys, operations.unwrap_key)
         return crypto_pb2.UnwrapKeyResponse(name=name, keys=keys)
@@ -218,8 +216,6 @@ class CryptoService(crypto_pb2_grpc.CryptoServiceServicer):
 
 
 def _check_batch(version: KeyVersionRecord, count: int) -> None:
-    allowed = (
-        limits.BATCH_ITEMS_RSA_MAX if version.key_type is KeyType.RSA else limits.BATCH_ITEMS_MAX
-    )
+    allowed = limits.BATCH_ITEMS_RSA_MAX if version.key_type is KeyType.RSA else limits.BATCH_ITEMS_MAX
     if count > allowed:
         raise PayloadTooLarge(f"a batch with this key has at most {allowed} items")

@@ -37,9 +37,7 @@ def error_status(error: MHSMError) -> status_pb2.Status:
     detail = any_pb2.Any()
     metadata = {**error.metadata, "definite": "true" if error.definite else "false"}
     detail.Pack(error_details_pb2.ErrorInfo(reason=error.reason, domain=DOMAIN, metadata=metadata))
-    return status_pb2.Status(
-        code=code_pb2.Code.Value(error.code), message=error.message, details=[detail]
-    )
+    return status_pb2.Status(code=code_pb2.Code.Value(error.code), message=error.message, details=[detail])
 
 
 def typed(error: Exception, method: str) -> MHSMError:
@@ -62,7 +60,7 @@ def typed(error: Exception, method: str) -> MHSMError:
     return InternalError(f"internal error, correlation id {correlation_id}")
 
 
-class Gate(grpc.ServerInterceptor):  # type: ignore[type-arg]
+class Gate(grpc.ServerInterceptor):
     """Lets a call through to its service, or answers it with a typed error."""
 
     def __init__(
@@ -93,7 +91,7 @@ class Gate(grpc.ServerInterceptor):  # type: ignore[type-arg]
 
     def _enter(self, context: grpc.ServicerContext, method: str) -> None:
         auth = context.auth_context()
-        uris = [uri.decode() for uri in auth.get("peer_uri", ())]
+        uris = [bytes(uri).decode() for uri in auth.get("peer_uri", ())]
         caller = identify(uris, self._pool_id)
         authorize(caller, method)
         _caller.value = caller

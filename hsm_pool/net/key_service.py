@@ -203,9 +203,7 @@ class KeyService(keys_pb2_grpc.KeyServiceServicer):
         key_id, _ = convert.parse_name(request.name, version_allowed=False)
         serving = self._partition.serving()
         command = RecoverDeletedKey(_now_ms(serving), key_id)
-        return self._commit(
-            serving, command, request, keys_pb2.RecoverDeletedKeyResponse, deadline(context)
-        )
+        return self._commit(serving, command, request, keys_pb2.RecoverDeletedKeyResponse, deadline(context))
 
     def PurgeDeletedKey(  # noqa: N802, D102
         self, request: keys_pb2.PurgeDeletedKeyRequest, context: grpc.ServicerContext
@@ -268,9 +266,7 @@ class KeyService(keys_pb2_grpc.KeyServiceServicer):
         )
         return self._commit(serving, command, request, response, until)
 
-    def _answered(
-        self, serving: Serving, request: Message, response: type[R], until: float
-    ) -> R | None:
+    def _answered(self, serving: Serving, request: Message, response: type[R], until: float) -> R | None:
         """Return the first answer to this request id, before costly work is done again."""
         key, digest = _request_key(request), _digest(request)
         record = serving.replica.consult(

@@ -146,7 +146,7 @@ class PeerService(peer_pb2_grpc.PeerServiceServicer):
         index = current_caller().index
         if index is None or index == self._partition.settings.index:
             raise PermissionDenied("a partition does not heal from itself")
-        certificate = context.auth_context()["x509_pem_cert"][0]
+        certificate = bytes(next(iter(context.auth_context()["x509_pem_cert"])))
         response = self._partition.heal_giver.give(
             request, index, certificate_key(certificate), self._keys_to_give().keys
         )
@@ -223,7 +223,7 @@ class EnclaveService(enclave_pb2_grpc.EnclaveServiceServicer):
         return enclave_pb2.PartitionState.ValueType(self._partition.state.value)
 
 
-class HealthService(health_pb2_grpc.HealthServicer):
+class HealthService(health_pb2_grpc.HealthServicer):  # type: ignore[misc]
     """grpc.health.v1: SERVING means that this partition holds the keys and a lease."""
 
     def __init__(self, partition: Partition) -> None:

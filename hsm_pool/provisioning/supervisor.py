@@ -42,7 +42,13 @@ class Supervisor:
         self._agents = [
             Child(
                 f"node-agent-{index}",
-                [sys.executable, "-m", "hsm_pool.node_agent", "--settings", str(self._node(index) / "node.json")],
+                [
+                    sys.executable,
+                    "-m",
+                    "hsm_pool.node_agent",
+                    "--settings",
+                    str(self._node(index) / "node.json"),
+                ],
                 self._node(index) / "logs",
                 _BACKOFF_SECONDS,
                 pipe_output=True,

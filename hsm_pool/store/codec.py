@@ -70,16 +70,12 @@ def decode(record_type: int, body: bytes) -> Record:
     which = message.WhichOneof("record")
     if which == "key" and record_type == KEY:
         key = message.key
-        return KeyRecord(
-            key.key_id, tuple(key.version_ids), key.deleted_time_ms, key.scheduled_purge_time_ms
-        )
+        return KeyRecord(key.key_id, tuple(key.version_ids), key.deleted_time_ms, key.scheduled_purge_time_ms)
     if which == "key_version" and record_type == KEY_VERSION:
         return _decode_version(message.key_version)
     if which == "request" and record_type == REQUEST:
         request = message.request
-        return RequestRecord(
-            request.request_key, request.request_digest, request.reply, request.answered_ms
-        )
+        return RequestRecord(request.request_key, request.request_digest, request.reply, request.answered_ms)
     if which == "pool" and record_type == POOL:
         pool = message.pool
         return PoolRecord(pool.recoverable_days, frozenset(pool.drained), pool.header_digest)

@@ -152,9 +152,7 @@ class Committer:
             accepted, later, changes = self._decide(batch)
             if not accepted:
                 return later
-            transaction = chain.build_transaction(
-                replica.keys, replica.index, head, replica.table, changes
-            )
+            transaction = chain.build_transaction(replica.keys, replica.index, head, replica.table, changes)
         if self._settle(head, transaction):
             for submission, reply in accepted:
                 submission.finish(transaction.sequence, reply)
@@ -228,9 +226,7 @@ class Committer:
             Stopped: The partition shuts down before that is known.
         """
         try:
-            answer = self._store.transact(
-                chain.HEAD_KEY, head.value, transaction.puts, transaction.deletes
-            )
+            answer = self._store.transact(chain.HEAD_KEY, head.value, transaction.puts, transaction.deletes)
             ambiguous = False
             if isinstance(answer, Conflict):
                 _log.debug("commit conflict", sequence=transaction.sequence)

@@ -197,9 +197,7 @@ class EtcdClient:
         try:
             while True:
                 response = endpoint.kv.Range(
-                    rpc_pb2.RangeRequest(
-                        key=start, range_end=end, limit=_PAGE_RECORDS, revision=revision
-                    ),
+                    rpc_pb2.RangeRequest(key=start, range_end=end, limit=_PAGE_RECORDS, revision=revision),
                     timeout=5 * CALL_SECONDS,
                 )
                 revision = revision or response.header.revision

@@ -122,7 +122,7 @@ class Replica:
         self, head: Head, values: Mapping[str, bytes], known: tuple[int, bytes] | None
     ) -> OrderedDict[int, bytes]:
         """Check the chain from the known head (or the last entries) up to head."""
-        sequence, digest = known if known else (max(0, head.sequence - _RECENT_TRANSACTIONS), b"")
+        sequence, digest = known or (max(0, head.sequence - _RECENT_TRANSACTIONS), b"")
         if head.sequence < sequence:
             raise Tampered(
                 f"the store was rolled back: it ends at sequence {head.sequence}, "
@@ -163,9 +163,7 @@ class Replica:
                 "that this partition has applied"
             )
 
-    def _read_table(
-        self, values: Mapping[str, bytes]
-    ) -> tuple[State, TableDigest, dict[bytes, RecordName]]:
+    def _read_table(self, values: Mapping[str, bytes]) -> tuple[State, TableDigest, dict[bytes, RecordName]]:
         records: list[tuple[int, RecordName, Record]] = []
         names: dict[bytes, RecordName] = {}
         table = TableDigest()
@@ -299,9 +297,7 @@ class Replica:
         now = boot_time()
         renewal = record_pb2.Renewal.FromString(value)
         mac, renewal.mac = renewal.mac, b""
-        self.keys.check_mac(
-            _RENEWAL_LABEL, renewal.SerializeToString(deterministic=True), mac, "a renewal"
-        )
+        self.keys.check_mac(_RENEWAL_LABEL, renewal.SerializeToString(deterministic=True), mac, "a renewal")
         self.pool_time_ms = max(self.pool_time_ms, renewal.wall_time_ms)
         self._clock_offsets[renewal.partition_index] = renewal.wall_time_ms / 1000 - now
         if renewal.partition_index == self.index:
@@ -362,9 +358,7 @@ class Replica:
         """Return the revision below which no partition that was ever seen needs the store."""
         with self.condition:
             live = self.tracker.serving(boot_time())
-            return min(
-                [self.revision] + [self._peer_revisions[i] for i in live if i in self._peer_revisions]
-            )
+            return min([self.revision] + [self._peer_revisions[i] for i in live if i in self._peer_revisions])
 
     # -- consulting ----------------------------------------------------------------------
 

@@ -215,9 +215,7 @@ def seal_material(
     """Seal key material to its key version."""
     binding = _material_binding(keys.pool_id, keys.epoch, key_id, version_id, key_type, curve, size_bits)
     nonce = os.urandom(_NONCE_BYTES)
-    ciphertext = AESGCMSIV(keys.derive(keys.epoch, binding)).encrypt(
-        nonce, _pad(material.reveal()), binding
-    )
+    ciphertext = AESGCMSIV(keys.derive(keys.epoch, binding)).encrypt(nonce, _pad(material.reveal()), binding)
     return SealedMaterial(keys.epoch, nonce, ciphertext)
 
 

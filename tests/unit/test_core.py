@@ -121,9 +121,7 @@ def test_use_of_disabled_and_expired_versions(operation: KeyOperation) -> None:
     with pytest.raises(errors.OperationNotPermitted):
         other = next(o for o in KeyOperation if o is not operation)
         run(state, UpdateKeyVersion(4, "a", key_operations=(other,), enabled=True))
-        lifecycle.check_use(
-            lifecycle.version_of(state, lifecycle.active_key(state, "a")), operation, 150
-        )
+        lifecycle.check_use(lifecycle.version_of(state, lifecycle.active_key(state, "a")), operation, 150)
 
 
 def test_two_drains_cannot_both_win() -> None:
