@@ -68,7 +68,7 @@ def mhsm(*arguments: str, check: bool = True, cwd: Path | None = None) -> subpro
     return completed
 
 
-def until(condition: Callable[[], T | None], seconds: float, what: str) -> T:
+def until(condition: Callable[[], T | None], seconds: float, what: str | Callable[[], str]) -> T:
     """Poll until the condition gives something true, bounded; the bound is generous, never asserted on."""
     deadline = time.monotonic() + seconds
     while time.monotonic() < deadline:
@@ -76,7 +76,7 @@ def until(condition: Callable[[], T | None], seconds: float, what: str) -> T:
         if value:
             return value
         time.sleep(0.05)
-    raise AssertionError(f"not within {seconds} s: {what}")
+    raise AssertionError(f"not within {seconds} s: {what if isinstance(what, str) else what()}")
 
 
 class RunningPool:
@@ -164,7 +164,7 @@ class RunningPool:
                 for status, name in zip(statuses, wanted, strict=True)
             )
 
-        until(reached, seconds, f"partitions {wanted}, now {self.states()}")
+        until(reached, seconds, lambda: f"partitions {wanted}, now {self.states()}")
 
     def process_id(self, index: int, what: str) -> int | None:
         """Return the process id of a partition's part: partition, store_member or node_agent."""

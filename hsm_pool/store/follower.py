@@ -81,39 +81,40 @@ class Follower:
         return run
 
     def _follow(self) -> None:
-        known = self._state.read_head(self._replica.keys)
-        must_load = True
+        # The head that was noted on the own disk; None only before the very first start.
+        noted = self._state.read_head(self._replica.keys)
+        self._load(noted)
         while not self._stopping.is_set():
             try:
-                if must_load:
-                    self._load(known)
-                    must_load = False
                 self._watch()
             except Compacted:
-                known, must_load = self._known(), True
+                self._load(self._applied())
             except Tampered as error:
                 # A lost or doubled event looks the same: the whole table decides.
                 _log.warning("a revision does not fit; loading the table", reason=str(error))
-                known = self._known()
-                self._load_or_wait(known)
+                self._load(self._applied())
             except Ambiguous as error:
                 _log.debug("watch broken", cause=str(error))
                 self._stopping.wait(_RECONNECT_SECONDS)
 
-    def _known(self) -> tuple[int, bytes]:
+    def _applied(self) -> tuple[int, bytes]:
         head = self._replica.head
         return head.sequence, head.digest
 
-    def _load_or_wait(self, known: tuple[int, bytes]) -> None:
-        while not self._stopping.is_set():
-            try:
-                self._load(known)
+    def _load(self, known: tuple[int, bytes] | None) -> None:
+        """Load the whole table, as soon as the store answers.
+
+        Raises:
+            Tampered: It is not what the chain says, or lacks the known head.
+        """
+        while True:
+            if self._stopping.is_set():
                 return
+            try:
+                revision, values = self._store.load()
+                break
             except Ambiguous:
                 self._stopping.wait(_RECONNECT_SECONDS)
-
-    def _load(self, known: tuple[int, bytes] | None) -> None:
-        revision, values = self._store.load()
         self._replica.load(revision, values, known)
         self._loaded.set()
         self._renew_now.set()

@@ -1,0 +1,77 @@
+"""Each broken build must be caught by the tests that it names; the same tests pass on an unbroken copy."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from tests.mutants.broken_builds import BROKEN_BUILDS, BrokenBuild
+from tests.running_pool import ROOT
+
+pytestmark = [pytest.mark.mutant, pytest.mark.timeout(600)]
+_COPIED = ("hsm_pool", "security_domain", "fabric_controller", "proto", "tests", "pyproject.toml")
+
+
+def copy_tree(target: Path) -> Path:
+    """Copy what the tests need, without caches."""
+    ignored = shutil.ignore_patterns("__pycache__", ".hypothesis")
+    for name in _COPIED:
+        source = ROOT / name
+        if source.is_dir():
+            shutil.copytree(source, target / name, ignore=ignored)
+        else:
+            target.mkdir(parents=True, exist_ok=True)
+            shutil.copy(source, target / name)
+    return target
+
+
+def run_tests(tree: Path, tests: tuple[str, ...]) -> subprocess.CompletedProcess[str]:
+    """Run tests of a copied tree against that very tree."""
+    environment = {
+        **os.environ,
+        "PYTHONPATH": f"{tree}{os.pathsep}{tree / 'proto' / 'gen'}",
+        "PYTHONDONTWRITEBYTECODE": "1",
+    }
+    origin = subprocess.run(
+        [sys.executable, "-c", "import hsm_pool, mhsm; print(hsm_pool.__file__)"],
+        cwd="/",
+        env=environment,
+        capture_output=True,
+        text=True,
+        check=True,
+    ).stdout.strip()
+    assert Path(origin).is_relative_to(tree), "the copy is not what would be tested"
+    return subprocess.run(
+        [sys.executable, "-m", "pytest", "-q", "-x", "-p", "no:cacheprovider", *tests],
+        cwd=tree,
+        env=environment,
+        capture_output=True,
+        text=True,
+        timeout=500,
+        check=False,
+    )
+
+
+def test_the_named_tests_pass_on_an_unbroken_copy(tmp_path: Path) -> None:
+    """The positive control: what catches a break is the break, not the copying."""
+    named = tuple(dict.fromkeys(test for build in BROKEN_BUILDS for test in build.tests))
+    completed = run_tests(copy_tree(tmp_path / "tree"), named)
+    assert completed.returncode == 0, completed.stdout[-4000:]
+
+
+@pytest.mark.parametrize("build", BROKEN_BUILDS, ids=lambda build: f"{build.guarantee}-{build.name}")
+def test_a_broken_build_is_caught(build: BrokenBuild, tmp_path: Path) -> None:
+    """A test that cannot fail proves nothing."""
+    tree = copy_tree(tmp_path / "tree")
+    file = tree / build.file
+    text = file.read_text()
+    assert text.count(build.old) == 1, f"{build.file} no longer holds the text that is broken here"
+    file.write_text(text.replace(build.old, build.new))
+    completed = run_tests(tree, build.tests)
+    assert completed.returncode == 1, f"not caught:\n{completed.stdout[-4000:]}"
+    assert "failed" in completed.stdout
