@@ -25,7 +25,7 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 
 
 def pytest_configure(config: pytest.Config) -> None:
-    global _seed  # noqa: PLW0603
+    global _seed
     chosen = config.getoption("--seed")
     _seed = int.from_bytes(os.urandom(4), "big") if chosen is None else chosen
     # The package installs etcd for itself into the repository when none is on PATH.

@@ -63,7 +63,8 @@ def mhsm(*arguments: str, check: bool = True, cwd: Path | None = None) -> subpro
     )
     if check and completed.returncode:
         raise AssertionError(
-            f"mhsm {' '.join(arguments)} ended with {completed.returncode}:\n{completed.stdout}{completed.stderr}"
+            f"mhsm {' '.join(arguments)} ended with {completed.returncode}:\n"
+            f"{completed.stdout}{completed.stderr}"
         )
     return completed
 
@@ -138,7 +139,7 @@ class RunningPool:
         try:
             with self.client("administrator", partition=index, timeout_seconds=2.0) as pool:
                 return pool.partition_status(index)
-        except (MHSMError, Exception) as error:  # noqa: BLE001 - connection.json may be missing a moment
+        except (MHSMError, Exception) as error:
             if isinstance(error, AssertionError):
                 raise
             return None

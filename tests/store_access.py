@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from pathlib import Path
 from types import TracebackType
+from typing import Self
 
 import grpc
 
@@ -31,7 +32,7 @@ class StoreAccess:
         self._kv = rpc_pb2_grpc.KVStub(self._channel)
         self.maintenance = rpc_pb2_grpc.MaintenanceStub(self._channel)
 
-    def __enter__(self) -> StoreAccess:
+    def __enter__(self) -> Self:
         return self
 
     def __exit__(

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import base64
 import json
-import os
 import uuid
 from pathlib import Path
 from typing import Any
@@ -14,30 +13,9 @@ from cryptography import x509
 from cryptography.hazmat.primitives import serialization
 from cryptography.hazmat.primitives.asymmetric import rsa
 
+from hsm_pool.cli.files import refuse_existing, write_new
 from hsm_pool.cli.output import common_options, connect, fail, report
 from security_domain import container, officers, submission
-
-
-def write_new(path: Path, content: bytes, mode: int = 0o600) -> None:
-    """Write a file that must not exist yet; nothing half-written is left behind.
-
-    Raises:
-        click.ClickException: It exists.
-    """
-    if path.exists():
-        fail(f"{path} exists and is not overwritten", "choose another name or move it away")
-    temporary = path.with_name(f".{path.name}.{os.getpid()}")
-    descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL, mode)
-    try:
-        with os.fdopen(descriptor, "wb") as stream:
-            stream.write(content)
-            stream.flush()
-            os.fsync(stream.fileno())
-        os.link(temporary, path)  # fails if somebody made the file meanwhile
-    except FileExistsError:
-        fail(f"{path} exists and is not overwritten", "choose another name or move it away")
-    finally:
-        temporary.unlink(missing_ok=True)
 
 
 @click.group("officers")
@@ -59,8 +37,8 @@ def officers_make(count: int, output_dir: Path, as_json: bool) -> None:
         (output_dir / f"officer-{index}.crt", output_dir / f"officer-{index}.key")
         for index in range(1, count + 1)
     ]
-    for path in [path for pair in targets for path in pair if path.exists()]:
-        fail(f"{path} exists and is not overwritten", "choose another --output-dir")
+    for path in [path for pair in targets for path in pair]:
+        refuse_existing(path)
     made: list[dict[str, str]] = []
     for index, (certificate_file, key_file) in enumerate(targets, start=1):
         certificate_pem, key = officers.make_officer(f"officer-{index}")
@@ -107,8 +85,7 @@ def download(
     **common: Any,
 ) -> None:
     """Create the security domain for these officers and activate the pool."""
-    if output.exists():
-        fail(f"{output} exists and is not overwritten", "choose another --output")
+    refuse_existing(output)
     certificates = [
         x509.load_pem_x509_certificate(path.read_bytes()).public_bytes(serialization.Encoding.DER)
         for path in certificate_files
@@ -139,8 +116,7 @@ def download(
 @common_options
 def init_recovery(partition: int, output: Path, **common: Any) -> None:
     """Start to unlock a locked pool; writes what the officers need to submit their shares."""
-    if output.exists():
-        fail(f"{output} exists and is not overwritten", "choose another --output")
+    refuse_existing(output)
     with connect(common, client="administrator") as pool:
         begun = pool.init_recovery(partition)
     content = {

@@ -14,7 +14,6 @@ from shamir_mnemonic.wordlist import WORDLIST
 
 from hsm_pool.client import calls
 from hsm_pool.client.errors import CallIndefinite
-from hsm_pool.client.pool import Pool
 from hsm_pool.core.model import key_name
 from hsm_pool.errors import AvailabilityError, CommitUnknown, KeyNotUsable, MHSMError, ShareRefused
 from hsm_pool.net.interceptors import typed
@@ -83,40 +82,39 @@ def test_a_paused_partition_never_uses_a_key_under_its_old_state(
     pool: RunningPool, parts: tuple[str, ...]
 ) -> None:
     """G2: after a disable was acknowledged, no partition signs, not even one that was stopped meanwhile."""
-    late = 0
-    for paused in range(3):
-        name = f"pause-{'-'.join(parts)}-{paused}".replace("_", "-")
-        with pool.client() as client:
-            client.create_key(name, **EC)
-        victim = pool.client(partition=paused, timeout_seconds=15)
-        results: list[tuple[float, str]] = []
-        stop = threading.Event()
+    late = sum(_late_signatures(pool, paused, parts) for paused in range(3))
+    assert late == 0
 
-        def sign(
-            victim: Pool = victim,
-            name: str = name,
-            results: list[tuple[float, str]] = results,
-            stop: threading.Event = stop,
-        ) -> None:
+
+def _late_signatures(pool: RunningPool, paused: int, parts: tuple[str, ...]) -> int:
+    """Disable a key while a partition is stopped; count its signatures invoked after the acknowledgement."""
+    name = f"pause-{'-'.join(parts)}-{paused}".replace("_", "-")
+    with pool.client() as client:
+        client.create_key(name, **EC)
+    results: list[tuple[float, str]] = []
+    stop = threading.Event()
+    with pool.client(partition=paused, timeout_seconds=15) as victim:
+
+        def sign_once() -> str:
+            return attempt(lambda: victim.sign(f"keys/{name}", "ES256", DIGEST))
+
+        def sign() -> None:
             while not stop.is_set():
                 invoked = time.monotonic()
-                results.append((invoked, attempt(lambda: victim.sign(f"keys/{name}", "ES256", DIGEST))))
+                results.append((invoked, sign_once()))
 
-        until(lambda: attempt(lambda: victim.sign(f"keys/{name}", "ES256", DIGEST)) == "ok", 10, "a signature")
+        until(lambda: sign_once() == "ok", 10, "a signature")
+        signer = threading.Thread(target=sign)
         with pool.paused(paused, *parts):
-            signer = threading.Thread(target=sign)
             signer.start()
             with pool.client(partition=(paused + 1) % 3, timeout_seconds=20) as other:
                 other.update_key(f"keys/{name}", key_attributes=DISABLED)
             acknowledged = time.monotonic()
-        # Operations that were invoked after the acknowledgement, also while it was still stopped.
-        until(lambda: any(r == KeyNotUsable.__name__ for _, r in results), 30, "a refusal")  # noqa: B023
+        until(lambda: any(result == KeyNotUsable.__name__ for _, result in results), 30, "a refusal")
         stop.set()
         signer.join()
-        victim.close()
-        late += sum(1 for invoked, result in results if invoked > acknowledged and result == "ok")
-        pool.await_states(["SERVING"] * 3)
-    assert late == 0
+    pool.await_states(["SERVING"] * 3)
+    return sum(1 for invoked, result in results if invoked > acknowledged and result == "ok")
 
 
 def test_the_security_domain_file_holds_no_share(pool: RunningPool) -> None:

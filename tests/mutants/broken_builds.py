@@ -29,7 +29,9 @@ BROKEN_BUILDS: tuple[BrokenBuild, ...] = (
         "                submission.finish(transaction.sequence, reply)\n            return later\n",
         "        for submission, reply in accepted:\n            submission.finish(0, reply)\n"
         "        if self._settle(head, transaction):\n            return later\n",
-        ("tests/integration/test_guarantees.py::test_nothing_is_acknowledged_without_a_majority_of_the_store",),
+        (
+            "tests/integration/test_guarantees.py::test_nothing_is_acknowledged_without_a_majority_of_the_store",
+        ),
     ),
     BrokenBuild(
         "an ambiguous commit is taken for committed",
@@ -45,7 +47,9 @@ BROKEN_BUILDS: tuple[BrokenBuild, ...] = (
         "hsm_pool/store/replica.py",
         "        return max(0.0, self._fresh_until - boot_time())\n",
         "        return limits.LEASE_SECONDS\n",
-        ("tests/integration/test_guarantees.py::test_a_paused_partition_never_uses_a_key_under_its_old_state",),
+        (
+            "tests/integration/test_guarantees.py::test_a_paused_partition_never_uses_a_key_under_its_old_state",
+        ),
     ),
     BrokenBuild(
         "acknowledged before it is applied everywhere",
@@ -53,7 +57,9 @@ BROKEN_BUILDS: tuple[BrokenBuild, ...] = (
         "hsm_pool/core/freshness.py",
         "            if not shown and self._holds_on(hold) and now < hold.until:\n",
         "            if False:\n",
-        ("tests/integration/test_guarantees.py::test_a_paused_partition_never_uses_a_key_under_its_old_state",),
+        (
+            "tests/integration/test_guarantees.py::test_a_paused_partition_never_uses_a_key_under_its_old_state",
+        ),
     ),
     BrokenBuild(
         "a share stands plain in the security-domain file",

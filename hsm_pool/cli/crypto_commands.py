@@ -1,0 +1,190 @@
+"""mhsm crypto: using keys on files."""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+import json
+from pathlib import Path
+from typing import Any
+
+import click
+from cryptography.hazmat.primitives.asymmetric.utils import decode_dss_signature, encode_dss_signature
+
+from hsm_pool.cli.files import refuse_existing, write_new
+from hsm_pool.cli.key_commands import resource
+from hsm_pool.cli.output import common_options, connect, fail, report
+from hsm_pool.limits import PAYLOAD_BYTES_MAX
+from mhsm.crypto.v1 import crypto_pb2
+
+_HASHES = {"256": "sha256", "384": "sha384", "512": "sha512", "56K": "sha256"}
+_IN_FILE = click.Path(exists=True, dir_okay=False, path_type=Path)
+_OUT_FILE = click.Path(path_type=Path)
+
+
+@click.group("crypto")
+def crypto() -> None:
+    """Sign, verify, encrypt, decrypt, wrap and unwrap files; random bytes."""
+
+
+def _digest(algorithm: str, file: Path) -> bytes:
+    """Return the digest of a file by the hash in the algorithm's name."""
+    name = _HASHES.get(algorithm[-3:])
+    if name is None:
+        fail(f"{algorithm} is not a signature algorithm", "mhsm crypto sign --help")
+    with file.open("rb") as stream:
+        return hashlib.file_digest(stream, name).digest()
+
+
+def _to_der(signature: bytes) -> bytes:
+    half = len(signature) // 2
+    return encode_dss_signature(
+        int.from_bytes(signature[:half], "big"), int.from_bytes(signature[half:], "big")
+    )
+
+
+def _from_der(signature: bytes, algorithm: str) -> bytes:
+    width = {"ES256": 32, "ES256K": 32, "ES384": 48, "ES512": 66}[algorithm]
+    try:
+        r, s = decode_dss_signature(signature)
+        return r.to_bytes(width, "big") + s.to_bytes(width, "big")
+    except (ValueError, OverflowError):
+        fail("the signature is not DER", "leave --der away for r || s")
+
+
+@crypto.command()
+@click.argument("name")
+@click.option("--algorithm", required=True, help="RS256 ... PS512, ES256, ES384, ES512, ES256K.")
+@click.option("--file", "file", type=_IN_FILE, required=True)
+@click.option("--output", type=_OUT_FILE, required=True)
+@click.option("--der", is_flag=True, help="EC: write DER instead of r || s, as openssl needs it.")
+@common_options
+def sign(name: str, algorithm: str, file: Path, output: Path, der: bool, **common: Any) -> None:
+    """Sign a file; the file is hashed here, only the digest travels."""
+    refuse_existing(output)
+    with connect(common) as pool:
+        signature = pool.sign(resource(name), algorithm, _digest(algorithm, file))
+    write_new(output, _to_der(signature) if der and algorithm.startswith("ES") else signature, 0o644)
+    report(
+        {"signature_file": str(output), "algorithm": algorithm, "bytes": output.stat().st_size},
+        as_json=common["as_json"],
+        text=f"signed {file}: {output}",
+        following=f"mhsm crypto verify {name} --algorithm {algorithm} --file {file} --signature {output}"
+        + (" --der" if der else ""),
+    )
+
+
+@crypto.command()
+@click.argument("name")
+@click.option("--algorithm", required=True)
+@click.option("--file", "file", type=_IN_FILE, required=True)
+@click.option("--signature", type=_IN_FILE, required=True)
+@click.option("--der", is_flag=True)
+@common_options
+def verify(name: str, algorithm: str, file: Path, signature: Path, der: bool, **common: Any) -> None:
+    """Verify a file's signature; exit code 6 when it does not verify."""
+    octets = signature.read_bytes()
+    if der and algorithm.startswith("ES"):
+        octets = _from_der(octets, algorithm)
+    with connect(common) as pool:
+        pool.verify(resource(name), algorithm, _digest(algorithm, file), octets)
+    report({"valid": True}, as_json=common["as_json"], text="the signature verifies", following="")
+
+
+@crypto.command()
+@click.argument("name")
+@click.option("--algorithm", required=True, help="A128GCM, A192GCM, A256GCM or RSA-OAEP-256.")
+@click.option("--file", "file", type=_IN_FILE, required=True, help="At most 64 KiB.")
+@click.option("--output", type=_OUT_FILE, required=True)
+@common_options
+def encrypt(name: str, algorithm: str, file: Path, output: Path, **common: Any) -> None:
+    """Encrypt a small file into a JSON file that decrypt takes."""
+    refuse_existing(output)
+    if file.stat().st_size > PAYLOAD_BYTES_MAX:
+        fail(
+            f"{file} has more than {PAYLOAD_BYTES_MAX} bytes", "encrypt it with a data key and wrap that key"
+        )
+    with connect(common) as pool:
+        key_name = pool.get_key(resource(name)).name
+        sealed = pool.encrypt(key_name, algorithm, file.read_bytes())
+    content = {
+        "key": key_name,
+        "algorithm": algorithm,
+        "ciphertext": base64.b64encode(sealed.ciphertext).decode(),
+        "initialization_vector": base64.b64encode(sealed.initialization_vector).decode(),
+        "authentication_tag": base64.b64encode(sealed.authentication_tag).decode(),
+    }
+    write_new(output, json.dumps(content, indent=2).encode() + b"\n")
+    report(
+        {"output": str(output), "key": key_name},
+        as_json=common["as_json"],
+        text=f"encrypted {file}: {output}",
+        following=f"mhsm crypto decrypt --file {output} --output FILE",
+    )
+
+
+@crypto.command()
+@click.option("--file", "file", type=_IN_FILE, required=True, help="What encrypt wrote.")
+@click.option("--output", type=_OUT_FILE, required=True)
+@common_options
+def decrypt(file: Path, output: Path, **common: Any) -> None:
+    """Decrypt what encrypt wrote."""
+    refuse_existing(output)
+    try:
+        content = json.loads(file.read_text())
+        sealed = crypto_pb2.Ciphertext(
+            ciphertext=base64.b64decode(content["ciphertext"]),
+            initialization_vector=base64.b64decode(content["initialization_vector"]),
+            authentication_tag=base64.b64decode(content["authentication_tag"]),
+        )
+        name, algorithm = str(content["key"]), str(content["algorithm"])
+    except (ValueError, KeyError, TypeError):
+        fail(f"{file} was not written by mhsm crypto encrypt", "")
+    with connect(common) as pool:
+        write_new(output, pool.decrypt(name, algorithm, sealed))
+    report({"output": str(output)}, as_json=common["as_json"], text=f"decrypted: {output}", following="")
+
+
+@crypto.command()
+@click.argument("name")
+@click.option("--algorithm", required=True, help="A128KW, A192KW, A256KW or RSA-OAEP-256.")
+@click.option("--file", "file", type=_IN_FILE, required=True, help="The raw key to wrap.")
+@click.option("--output", type=_OUT_FILE, required=True)
+@common_options
+def wrap(name: str, algorithm: str, file: Path, output: Path, **common: Any) -> None:
+    """Wrap a raw key in a file."""
+    refuse_existing(output)
+    with connect(common) as pool:
+        write_new(output, pool.wrap_key(resource(name), algorithm, file.read_bytes()))
+    report(
+        {"output": str(output)},
+        as_json=common["as_json"],
+        text=f"wrapped: {output}",
+        following=f"mhsm crypto unwrap {name} --algorithm {algorithm} --file {output} --output FILE",
+    )
+
+
+@crypto.command()
+@click.argument("name")
+@click.option("--algorithm", required=True)
+@click.option("--file", "file", type=_IN_FILE, required=True)
+@click.option("--output", type=_OUT_FILE, required=True)
+@common_options
+def unwrap(name: str, algorithm: str, file: Path, output: Path, **common: Any) -> None:
+    """Unwrap a wrapped key."""
+    refuse_existing(output)
+    with connect(common) as pool:
+        write_new(output, pool.unwrap_key(resource(name), algorithm, file.read_bytes()))
+    report({"output": str(output)}, as_json=common["as_json"], text=f"unwrapped: {output}", following="")
+
+
+@crypto.command()
+@click.argument("count", type=click.IntRange(1, 128))
+@click.option("--output", type=_OUT_FILE, required=True)
+@common_options
+def random(count: int, output: Path, **common: Any) -> None:
+    """Write random bytes from the pool to a file."""
+    refuse_existing(output)
+    with connect(common) as pool:
+        write_new(output, pool.random_bytes(count))
+    report({"output": str(output), "bytes": count}, as_json=common["as_json"], text=str(output), following="")

@@ -1,0 +1,31 @@
+"""Files that commands write: never overwritten, never half-written, readable by the owner only."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+from hsm_pool.cli.output import fail
+
+
+def refuse_existing(path: Path) -> None:
+    """End the command if a file exists, before any work is done."""
+    if path.exists():
+        fail(f"{path} exists and is not overwritten", "choose another name or move it away")
+
+
+def write_new(path: Path, content: bytes, mode: int = 0o600) -> None:
+    """Write a file that must not exist yet."""
+    refuse_existing(path)
+    temporary = path.with_name(f".{path.name}.{os.getpid()}")
+    descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL, mode)
+    try:
+        with os.fdopen(descriptor, "wb") as stream:
+            stream.write(content)
+            stream.flush()
+            os.fsync(stream.fileno())
+        os.link(temporary, path)  # fails if somebody made the file meanwhile
+    except FileExistsError:
+        fail(f"{path} exists and is not overwritten", "choose another name or move it away")
+    finally:
+        temporary.unlink(missing_ok=True)

@@ -1,0 +1,344 @@
+"""mhsm key: the life cycle of keys."""
+
+from __future__ import annotations
+
+import json
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import click
+from cryptography.hazmat.primitives import serialization
+from google.protobuf.json_format import MessageToDict
+from rich.console import Console
+from rich.table import Table
+
+from hsm_pool.cli.files import refuse_existing, write_new
+from hsm_pool.cli.output import common_options, connect, fail, report
+from hsm_pool.client import calls
+from mhsm.keys.v1 import keys_pb2
+
+TYPES = {"RSA": keys_pb2.KEY_TYPE_RSA, "EC": keys_pb2.KEY_TYPE_EC, "oct": keys_pb2.KEY_TYPE_OCT}
+CURVES = {
+    "P-256": keys_pb2.CURVE_P256,
+    "P-384": keys_pb2.CURVE_P384,
+    "P-521": keys_pb2.CURVE_P521,
+    "P-256K": keys_pb2.CURVE_P256K,
+}
+OPERATIONS = {
+    "encrypt": keys_pb2.KEY_OPERATION_ENCRYPT,
+    "decrypt": keys_pb2.KEY_OPERATION_DECRYPT,
+    "sign": keys_pb2.KEY_OPERATION_SIGN,
+    "verify": keys_pb2.KEY_OPERATION_VERIFY,
+    "wrapKey": keys_pb2.KEY_OPERATION_WRAP_KEY,
+    "unwrapKey": keys_pb2.KEY_OPERATION_UNWRAP_KEY,
+}
+_DEFAULT_SIZES = {"RSA": 3072, "oct": 256, "EC": 0}
+_TYPE_NAMES = {value: name for name, value in TYPES.items()}
+_CURVE_NAMES = {value: name for name, value in CURVES.items()}
+_OPERATION_NAMES = {value: name for name, value in OPERATIONS.items()}
+_TIME = click.DateTime(["%Y-%m-%dT%H:%M:%SZ", "%Y-%m-%d"])
+
+
+def resource(name: str) -> str:
+    """Return keys/NAME for a plain name; a full resource name stays as it is."""
+    return name if name.startswith("keys/") else f"keys/{name}"
+
+
+def _tags(context: click.Context, parameter: click.Parameter, values: tuple[str, ...]) -> dict[str, str]:  # noqa: ARG001
+    parsed: dict[str, str] = {}
+    for value in values:
+        name, separator, text = value.partition("=")
+        if not separator:
+            raise click.BadParameter("a tag is NAME=VALUE")
+        parsed[name] = text
+    return parsed
+
+
+def _attribute_options(function: Any) -> Any:
+    for option in (
+        click.option("--tag", "tags", multiple=True, callback=_tags, help="NAME=VALUE; repeatable."),
+        click.option("--not-before", type=_TIME, default=None, help="UTC, e.g. 2030-01-31T00:00:00Z."),
+        click.option("--expires", type=_TIME, default=None, help="UTC."),
+        click.option(
+            "--operation",
+            "operations",
+            type=click.Choice(list(OPERATIONS)),
+            multiple=True,
+            help="Repeatable; by default what fits the type.",
+        ),
+    ):
+        function = option(function)
+    return function
+
+
+def _utc(value: datetime | None) -> datetime | None:
+    return value.replace(tzinfo=UTC) if value else None
+
+
+@click.group("key")
+def key() -> None:
+    """Create, read, change, delete and recover keys."""
+
+
+@key.command()
+@click.argument("name")
+@click.option("--type", "type_name", type=click.Choice(list(TYPES)), required=True)
+@click.option("--curve", type=click.Choice(list(CURVES)), default=None)
+@click.option("--size", type=int, default=None, help="Bits, for RSA (default 3072) and oct (256).")
+@click.option("--disabled", is_flag=True)
+@click.option("--new-only", is_flag=True, help="Refuse to add a version to an existing key.")
+@click.option("--request-id", default=None, help="Repeat a request whose outcome is unknown.")
+@_attribute_options
+@common_options
+def create(name: str, type_name: str, curve: str | None, size: int | None, **options: Any) -> None:
+    """Create a key, or a new version of it."""
+    attributes = calls.attributes(
+        enabled=False if options["disabled"] else None,
+        not_before=_utc(options["not_before"]),
+        expires=_utc(options["expires"]),
+    )
+    with connect(options) as pool:
+        made = pool.create_key(
+            name,
+            key_type=TYPES[type_name],
+            curve=CURVES[curve] if curve else keys_pb2.CURVE_UNSPECIFIED,
+            size_bits=_DEFAULT_SIZES[type_name] if size is None else size,
+            key_operations=[OPERATIONS[operation] for operation in options["operations"]],
+            key_attributes=attributes,
+            tags=options["tags"],
+            must_not_exist=options["new_only"],
+            request_id=options["request_id"],
+        )
+    _show(made, options, f"made {made.name}", f"mhsm key public-key {name} --output {name}.pem")
+
+
+@key.command("import")
+@click.argument("name")
+@click.option(
+    "--file",
+    "file",
+    type=click.Path(exists=True, dir_okay=False, path_type=Path),
+    required=True,
+    help="PKCS#8 (PEM or DER) for RSA and EC; 16, 24 or 32 raw bytes for oct.",
+)
+@click.option("--request-id", default=None)
+@_attribute_options
+@common_options
+def import_(name: str, file: Path, **options: Any) -> None:
+    """Import key material as a key, or as a new version of it."""
+    content = file.read_bytes()
+    material: dict[str, bytes] = {}
+    if content.startswith(b"-----BEGIN"):
+        try:
+            parsed = serialization.load_pem_private_key(content, None)
+        except (ValueError, TypeError):
+            fail(f"{file} is not an unencrypted private key", "convert it to PKCS#8 first")
+        material["pkcs8_der"] = parsed.private_bytes(
+            serialization.Encoding.DER, serialization.PrivateFormat.PKCS8, serialization.NoEncryption()
+        )
+    elif len(content) in {16, 24, 32}:
+        material["octets"] = content
+    else:
+        material["pkcs8_der"] = content
+    attributes = calls.attributes(not_before=_utc(options["not_before"]), expires=_utc(options["expires"]))
+    with connect(options) as pool:
+        made = pool.import_key(
+            name,
+            **material,
+            key_operations=[OPERATIONS[operation] for operation in options["operations"]],
+            key_attributes=attributes,
+            tags=options["tags"],
+            request_id=options["request_id"],
+        )
+    _show(made, options, f"imported {made.name}", f"mhsm key show {name}")
+
+
+@key.command()
+@click.argument("name")
+@common_options
+def show(name: str, **common: Any) -> None:
+    """Show a key's newest version, or keys/NAME/versions/VERSION."""
+    with connect(common) as pool:
+        found = pool.get_key(resource(name))
+    _show(found, common, "", "")
+
+
+@key.command("list")
+@common_options
+def list_(**common: Any) -> None:
+    """List the keys."""
+    with connect(common) as pool:
+        _show_all(list(pool.list_keys()), common)
+
+
+@key.command()
+@click.argument("name")
+@common_options
+def versions(name: str, **common: Any) -> None:
+    """List the versions of a key, oldest first."""
+    with connect(common) as pool:
+        _show_all(list(pool.list_key_versions(resource(name))), common)
+
+
+@key.command()
+@click.argument("name")
+@click.option("--enable/--disable", "enabled", default=None)
+@click.option("--clear-not-before", is_flag=True)
+@click.option("--clear-expires", is_flag=True)
+@click.option("--clear-tags", is_flag=True)
+@click.option("--request-id", default=None)
+@_attribute_options
+@common_options
+def update(name: str, enabled: bool | None, **options: Any) -> None:
+    """Change attributes, operations or tags; what is not named stays."""
+    attributes = calls.attributes(
+        enabled=enabled, not_before=_utc(options["not_before"]), expires=_utc(options["expires"])
+    )
+    with connect(options) as pool:
+        changed = pool.update_key(
+            resource(name),
+            key_attributes=attributes,
+            key_operations=[OPERATIONS[operation] for operation in options["operations"]],
+            tags=options["tags"] if options["tags"] or options["clear_tags"] else None,
+            clear_not_before=options["clear_not_before"],
+            clear_expires=options["clear_expires"],
+            request_id=options["request_id"],
+        )
+    _show(changed, options, f"changed {changed.name}", f"mhsm key show {name}")
+
+
+@key.command()
+@click.argument("name")
+@click.option("--request-id", default=None)
+@common_options
+def delete(name: str, request_id: str | None, **common: Any) -> None:
+    """Soft-delete a key with all its versions."""
+    with connect(common) as pool:
+        deleted = pool.delete_key(resource(name), request_id)
+    _show_deleted(deleted, common, f"mhsm key recover {name}")
+
+
+@key.command("show-deleted")
+@click.argument("name")
+@common_options
+def show_deleted(name: str, **common: Any) -> None:
+    """Show a soft-deleted key."""
+    with connect(common) as pool:
+        deleted = pool.get_deleted_key(resource(name))
+    _show_deleted(deleted, common, f"mhsm key recover {name}")
+
+
+@key.command("list-deleted")
+@common_options
+def list_deleted(**common: Any) -> None:
+    """List soft-deleted keys."""
+    with connect(common) as pool:
+        found = list(pool.list_deleted_keys())
+    if common["as_json"]:
+        click.echo(json.dumps({"deleted_keys": [MessageToDict(deleted) for deleted in found]}))
+        return
+    for deleted in found:
+        click.echo(f"{deleted.key.name}  purged at {deleted.scheduled_purge_time.ToJsonString()}")
+
+
+@key.command()
+@click.argument("name")
+@click.option("--request-id", default=None)
+@common_options
+def recover(name: str, request_id: str | None, **common: Any) -> None:
+    """Recover a soft-deleted key."""
+    with connect(common) as pool:
+        recovered = pool.recover_deleted_key(resource(name), request_id)
+    _show(recovered, common, f"recovered {recovered.name}", f"mhsm key show {name}")
+
+
+@key.command()
+@click.argument("name")
+@click.option("--yes", is_flag=True, help="Do not ask.")
+@click.option("--request-id", default=None)
+@common_options
+def purge(name: str, yes: bool, request_id: str | None, **common: Any) -> None:
+    """Destroy a soft-deleted key for good."""
+    if not yes and click.prompt("type the key's name to destroy it for good", err=True) != name:
+        fail("the name does not fit; nothing was done", "")
+    with connect(common) as pool:
+        pool.purge_deleted_key(resource(name), request_id)
+    report({"purged": name}, as_json=common["as_json"], text=f"purged {name}", following="mhsm key list")
+
+
+@key.command("public-key")
+@click.argument("name")
+@click.option("--output", type=click.Path(path_type=Path), required=True, help="PEM; - for standard output.")
+@common_options
+def public_key(name: str, output: Path, **common: Any) -> None:
+    """Write a key's public half as PEM."""
+    to_file = str(output) != "-"
+    if to_file:
+        refuse_existing(output)
+    with connect(common) as pool:
+        found = pool.get_key(resource(name))
+    if not found.public_key_der:
+        fail(f"{found.name} is a symmetric key and has no public half", "")
+    pem = serialization.load_der_public_key(found.public_key_der).public_bytes(
+        serialization.Encoding.PEM, serialization.PublicFormat.SubjectPublicKeyInfo
+    )
+    if not to_file:
+        click.echo(pem.decode(), nl=False)
+        return
+    write_new(output, pem, 0o644)
+    report(
+        {"name": found.name, "public_key_file": str(output)},
+        as_json=common["as_json"],
+        text=f"wrote the public key of {found.name} to {output}",
+        following=f"openssl pkey -pubin -in {output} -text -noout",
+    )
+
+
+def _kind(found: keys_pb2.Key) -> str:
+    if found.key_type == keys_pb2.KEY_TYPE_EC:
+        return f"EC {_CURVE_NAMES[found.curve]}"
+    return f"{_TYPE_NAMES[found.key_type]}-{found.size_bits}"
+
+
+def _show(found: keys_pb2.Key, options: dict[str, Any], text: str, following: str) -> None:
+    attributes = found.attributes
+    lines = [text] if text else [found.name]
+    lines.append(f"  {_kind(found)}, {'enabled' if attributes.enabled else 'disabled'}")
+    lines.append("  " + ", ".join(_OPERATION_NAMES[operation] for operation in found.key_operations))
+    if attributes.HasField("not_before"):
+        lines.append(f"  not before {attributes.not_before.ToJsonString()}")
+    if attributes.HasField("expires"):
+        lines.append(f"  expires {attributes.expires.ToJsonString()}")
+    lines.extend(f"  {name}={value}" for name, value in sorted(found.tags.items()))
+    report(
+        {"key": MessageToDict(found)}, as_json=options["as_json"], text="\n".join(lines), following=following
+    )
+
+
+def _show_deleted(deleted: keys_pb2.DeletedKey, common: dict[str, Any], following: str) -> None:
+    report(
+        {"deleted_key": MessageToDict(deleted)},
+        as_json=common["as_json"],
+        text=f"{deleted.key.name} is soft-deleted; it will be purged at "
+        f"{deleted.scheduled_purge_time.ToJsonString()}",
+        following=following,
+    )
+
+
+def _show_all(found: list[keys_pb2.Key], common: dict[str, Any]) -> None:
+    if common["as_json"]:
+        click.echo(json.dumps({"keys": [MessageToDict(entry) for entry in found]}))
+        return
+    table = Table(box=None, pad_edge=False)
+    for column in ("name", "kind", "enabled", "operations", "created"):
+        table.add_column(column)
+    for entry in found:
+        table.add_row(
+            entry.name,
+            _kind(entry),
+            "yes" if entry.attributes.enabled else "no",
+            " ".join(_OPERATION_NAMES[operation] for operation in entry.key_operations),
+            entry.attributes.created.ToJsonString(),
+        )
+    Console(width=None if Console().is_terminal else 200).print(table)
