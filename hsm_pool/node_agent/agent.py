@@ -22,7 +22,9 @@ from hsm_pool.settings import NodeSettings
 _log = structlog.get_logger()
 _PARTITION_BACKOFF_SECONDS = (0.05, 3.0)
 _STORE_BACKOFF_SECONDS = (0.05, 3.0)
-_STOP_SECONDS = 5.0
+_PARTITION_STOP_SECONDS = 5.0
+_STORE_STOP_SECONDS = 1.0
+"""A member that stops with the others waits in vain to hand over its leadership; killing it loses nothing."""
 _LOOP_SECONDS = 5.0
 
 
@@ -67,8 +69,9 @@ def run(settings: NodeSettings, command: Sequence[str]) -> None:
                 _report(settings, partition, member)
             selector.select(next_wait_seconds(children, _LOOP_SECONDS))
             signals.drain()
-    for child in reversed(children):
-        child.stop(_STOP_SECONDS)
+    partition.stop(_PARTITION_STOP_SECONDS)
+    if member:
+        member.stop(_STORE_STOP_SECONDS)
     notices.close()
 
 
