@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterator
 import pytest
 from google.protobuf import descriptor_pb2, descriptor_pool
 from google.protobuf.descriptor import Descriptor, FieldDescriptor, ServiceDescriptor
+
 from mhsm.enclave.v1 import enclave_pb2
 
 METHODS_MAX = 8

@@ -68,7 +68,7 @@ def test_ranges_are_read_in_two_places_only() -> None:
 def test_errors_and_reasons_are_the_same_list() -> None:
     """One exception, one reason."""
     declared = {
-        name.removeprefix("REASON_") for name in reasons_pb2.Reason.keys() if name != "REASON_UNSPECIFIED"
+        name.removeprefix("REASON_") for name, _ in reasons_pb2.Reason.items() if name != "REASON_UNSPECIFIED"
     }
     assert declared == set(errors.BY_REASON)
 

@@ -27,11 +27,11 @@ from cryptography import x509
 from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.x509.oid import NameOID
-from mhsm.enclave.v1 import enclave_pb2
 
 from fabric_controller.enclave_client import CALL_SECONDS, REPLY_REFUSED, EnclaveClient, EnclaveError
 from fabric_controller.observe import Failure, Observation, State, Status
 from fabric_controller.settings import parse
+from mhsm.enclave.v1 import enclave_pb2
 
 CANARY = "canary-of-a-partition"
 Behaviour = Callable[[bytes, grpc.ServicerContext], bytes]
