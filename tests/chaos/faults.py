@@ -36,7 +36,9 @@ def store_leader(pool: RunningPool) -> int | None:
     None while not all three members answer and name the same leader.
     """
     connection = pool.connection
-    files = {name: Path(connection.store[f"{name}_file"]).read_bytes() for name in ("ca", "key", "certificate")}
+    files = {
+        name: Path(connection.store[f"{name}_file"]).read_bytes() for name in ("ca", "key", "certificate")
+    }
     credentials = grpc.ssl_channel_credentials(files["ca"], files["key"], files["certificate"])
     members: list[int] = []
     leaders: set[int] = set()

@@ -151,9 +151,7 @@ class Load:
     def running(self) -> Iterator[None]:
         """Let the writers write."""
         self._stop.clear()
-        clients = [
-            self._pool.client(partition=index, timeout_seconds=CALL_SECONDS) for index in range(3)
-        ]
+        clients = [self._pool.client(partition=index, timeout_seconds=CALL_SECONDS) for index in range(3)]
         threads = [
             threading.Thread(target=self._write, args=(writer, clients), name=f"writer-{writer.number}")
             for writer in self._writers

@@ -15,7 +15,7 @@ import threading
 import time
 import uuid
 from collections import Counter, defaultdict
-from collections.abc import Callable, Hashable, Iterator
+from collections.abc import Callable, Hashable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -87,8 +87,6 @@ class Partitions:
     """One client for each partition and deadline; every call is tried once. Close when done."""
 
     def __init__(self, pool: RunningPool) -> None:
-        connection = pool.connection
-        credentials = channels.credentials(connection, "application")
         self._stack = ExitStack()
         self.pools = [
             [
@@ -97,11 +95,9 @@ class Partitions:
             ]
             for index in range(3)
         ]
-        opened = [
-            self._stack.enter_context(grpc.secure_channel(entry.endpoint, credentials, channels.OPTIONS))
-            for entry in connection.partitions
+        self._channels = [
+            self._stack.enter_context(_open(pool, index, channels.OPTIONS)) for index in range(3)
         ]
-        self._signing = [crypto_pb2_grpc.CryptoServiceStub(channel) for channel in opened]
 
     def close(self) -> None:
         """Close all channels."""
@@ -109,12 +105,23 @@ class Partitions:
 
     def sign(self, index: int, key_id: str, seconds: float) -> str:
         """Sign on one partition; returns the name of the version that did (the client hides it)."""
-        request = crypto_pb2.SignRequest(name=f"keys/{key_id}", algorithm="ES256", digests=[DIGEST])
-        try:
-            response = self._signing[index].Sign(request, timeout=seconds)
-        except grpc.RpcError as error:
-            raise from_rpc(error) from None
-        return str(response.name)
+        return _sign(self._channels[index], key_id, seconds)
+
+
+def _open(pool: RunningPool, index: int, options: Sequence[tuple[str, Any]] = ()) -> grpc.Channel:
+    """Open a channel to one partition; without options it outlives any pause of the partition."""
+    connection = pool.connection
+    credentials = channels.credentials(connection, "application")
+    return grpc.secure_channel(connection.partitions[index].endpoint, credentials, options)
+
+
+def _sign(channel: grpc.Channel, key_id: str, seconds: float) -> str:
+    request = crypto_pb2.SignRequest(name=f"keys/{key_id}", algorithm="ES256", digests=[DIGEST])
+    try:
+        response = crypto_pb2_grpc.CryptoServiceStub(channel).Sign(request, timeout=seconds)
+    except grpc.RpcError as error:
+        raise from_rpc(error) from None
+    return str(response.name)
 
 
 class Clients:
@@ -233,9 +240,7 @@ class Clients:
             self.outcomes[outcome] += 1
 
 
-def _perform(
-    client: Pool, key_id: str, operation: tuple[Any, ...], request_id: str
-) -> tuple[Hashable, ...]:
+def _perform(client: Pool, key_id: str, operation: tuple[Any, ...], request_id: str) -> tuple[Hashable, ...]:
     name = f"keys/{key_id}"
     match operation:
         case ("create", must_not_exist):
@@ -386,6 +391,7 @@ class Change:
     name: str
     enabled_before: bool
     make: Callable[[Pool, str, str], object]
+    shows_old: str
     shows_new: str
 
 
@@ -395,18 +401,21 @@ def _enable(client: Pool, key_id: str, request_id: str, *, enabled: bool) -> obj
 
 
 SIGNED: Final = "signed"
+NO_ANSWER: Final = "no answer"
 CHANGES: Final = (
-    Change("disable", True, lambda *call: _enable(*call, enabled=False), KeyNotUsable.reason),
-    Change("enable", False, lambda *call: _enable(*call, enabled=True), SIGNED),
+    Change("disable", True, lambda *call: _enable(*call, enabled=False), SIGNED, KeyNotUsable.reason),
+    Change("enable", False, lambda *call: _enable(*call, enabled=True), KeyNotUsable.reason, SIGNED),
     Change(
         "delete",
         True,
         lambda client, key_id, request_id: client.delete_key(f"keys/{key_id}", request_id),
+        SIGNED,
         KeySoftDeleted.reason,
     ),
 )
 HAMMERS: Final = 3
 """Threads that sign with each changed key."""
+HAMMER_SECONDS: Final = 10.0
 
 
 class Hammer:
@@ -421,8 +430,10 @@ class Hammer:
         self._lock = threading.Lock()
         self._acknowledged = threading.Event()
         self._stop = threading.Event()
-        self._threads = [threading.Thread(target=self._sign) for _ in range(HAMMERS)]
         self._changer = threading.Thread(target=self._change)
+        channels_open = [_open(pool, index) for _ in range(HAMMERS)]
+        self.before = {_answer(channel, key_id) for channel in channels_open}
+        self._threads = [threading.Thread(target=self._sign, args=(channel,)) for channel in channels_open]
 
     def start(self) -> None:
         """Begin the change on the other partitions; the signing follows its acknowledgement."""
@@ -449,7 +460,7 @@ class Hammer:
         return [
             f"{count} x {answer}"
             for answer, count in self.answers.items()
-            if answer not in {self.change.shows_new, "no answer"}
+            if answer != self.change.shows_new and not answer.startswith(NO_ANSWER)
         ]
 
     def _change(self) -> None:
@@ -470,22 +481,22 @@ class Hammer:
             self._acknowledged.set()
             return
 
-    def _sign(self) -> None:
-        with self._pool.client(partition=self._index, timeout_seconds=10.0) as client:
+    def _sign(self, channel: grpc.Channel) -> None:
+        with channel:
             self._acknowledged.wait()
             while not self._stop.is_set():
-                answer = _sign(client, self._key_id)
+                answer = _answer(channel, self._key_id)
                 with self._lock:
                     self.answers[answer] += 1
 
 
-def _sign(client: Pool, key_id: str) -> str:
+def _answer(channel: grpc.Channel, key_id: str) -> str:
     try:
-        client.sign(f"keys/{key_id}", "ES256", DIGEST)
-    except (AvailabilityError, PoolUnreachable):
-        return "no answer"
+        _sign(channel, key_id, HAMMER_SECONDS)
+    except (AvailabilityError, PoolUnreachable) as error:
+        return f"{NO_ANSWER}: {type(error).__name__}"
     except MHSMError as error:
-        return error.reason if error.definite else "no answer"
+        return error.reason if error.definite else f"{NO_ANSWER}: {type(error).__name__}"
     return SIGNED
 
 
@@ -495,7 +506,9 @@ def _restart_partition(pool: RunningPool, index: int) -> None:
     await_whole(pool)
 
 
-@pytest.mark.parametrize("parts", [("partition",), ("store_member",), ("partition", "store_member")], ids="+".join)
+@pytest.mark.parametrize(
+    "parts", [("partition",), ("store_member",), ("partition", "store_member")], ids="+".join
+)
 @pytest.mark.parametrize("index", range(3))
 def test_acknowledged_changes_hold_on_a_paused_partition(
     pool: RunningPool,
@@ -519,6 +532,8 @@ def test_acknowledged_changes_hold_on_a_paused_partition(
                 _create(client, key_id)
                 _enable(client, key_id, str(uuid.uuid4()), enabled=change.enabled_before)
                 hammers.append(Hammer(pool, index, key_id, change))
+        for hammer in hammers:
+            assert hammer.before == {hammer.change.shows_old}, "the old state was not there"
         _pause_and_hammer(pool, index, parts, hammers, draw)
         for hammer in hammers:
             old = hammer.old_state_seen()

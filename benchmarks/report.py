@@ -1,0 +1,83 @@
+"""The tables for people."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from rich.console import Console
+from rich.table import Table
+
+
+def _range(value: dict[str, Any], digits: int = 0) -> str:
+    low, middle, high = (f"{value[name]:,.{digits}f}" for name in ("minimum", "median", "maximum"))
+    return f"{middle} ({low}-{high})"
+
+
+def _throughput_table(result: dict[str, Any]) -> Table:
+    table = Table(title="Operations a second: median (minimum-maximum)", title_justify="left")
+    for heading in ("operation", "how", "processes", "per second", "of openssl", "of library", "CPU us/op"):
+        table.add_column(heading, justify="left" if heading in {"operation", "how"} else "right")
+    for entry in result["throughput"]:
+        for processes, rate in entry["openssl_per_second"].items():
+            table.add_row(entry["operation"], "openssl speed", processes, f"{rate:,.0f}", "", "", "")
+        for processes, summary in entry["library_per_second"].items():
+            table.add_row("", "library in a loop", processes, _range(summary), "", "", "")
+        for mode in entry["pool"]:
+            table.add_row(
+                "",
+                f"pool, {mode['mode']} of {mode['items_per_message']}",
+                str(mode["client_processes"]),
+                _range(mode["operations_per_second"]),
+                f"{mode['ratio_to_openssl']:.1%}",
+                f"{mode['ratio_to_library']:.1%}",
+                f"{mode['partition_cpu_us_per_operation']['median']:,.1f}",
+            )
+        table.add_section()
+    return table
+
+
+def _commit_table(result: dict[str, Any]) -> Table:
+    table = Table(title="Writes", title_justify="left")
+    for heading in ("what", "writers", "p50 ms", "p99 ms", "per second"):
+        table.add_column(heading, justify="left" if heading == "what" else "right")
+    for entry in result["commit"]:
+        for name, text in (("create_ec_key", "create an EC key"), ("etcd_put_1_kib", "etcd put of 1 KiB")):
+            measured = entry[name]
+            table.add_row(
+                text,
+                str(entry["writers"]),
+                _range(measured["p50_ms"], 1),
+                _range(measured["p99_ms"], 1),
+                _range(measured["writes_per_second"]),
+            )
+    return table
+
+
+def _fault_table(result: dict[str, Any]) -> Table:
+    table = Table(title="Faults, in milliseconds", title_justify="left")
+    for heading in ("fault", "what", "median (minimum-maximum)", "repeats"):
+        table.add_column(heading, justify="right" if heading == "repeats" else "left")
+    for entry in result["faults"]:
+        label = entry["fault"]
+        for name, value in entry.items():
+            if name != "fault":
+                what = name.removesuffix("_ms").replace("_", " ")
+                table.add_row(label, what, _range(value), str(value["repeats"]))
+                label = ""
+    return table
+
+
+def print_tables(result: dict[str, Any]) -> None:
+    """Print the result for people."""
+    console = Console()
+    if not console.is_terminal:
+        console = Console(width=130)
+    machine = result["machine"]
+    console.print(
+        f"{machine['processors']} processors ({machine['processor_model']}), kernel {machine['kernel']}, "
+        f"etcd {machine['etcd']}; load average before: {machine['load_average_before']}; "
+        f"measured in {result['seconds']:.0f} s",
+        highlight=False,
+    )
+    for table in (_throughput_table(result), _commit_table(result), _fault_table(result)):
+        console.print(table)

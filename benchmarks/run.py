@@ -1,0 +1,213 @@
+"""Measure a real pool: ``python -m benchmarks.run [--json] [--quick] [--seconds N] [--output FILE]``.
+
+Every figure stands beside a peer of the same run on the same machine: the physical limit
+(``openssl speed``), the library without a pool, and plain puts into the same etcd. Clients,
+partitions and store share the machine, so the client's own processor time is part of every rate.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import platform
+import sys
+import tempfile
+import time
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import cryptography
+import grpc
+
+from benchmarks import commit_latency, faults
+from benchmarks.bench_pool import BenchmarkPool
+from benchmarks.openssl_limit import openssl_rates, openssl_version
+from benchmarks.operations import MODES, OPERATIONS, create_keys
+from benchmarks.report import print_tables
+from benchmarks.throughput import ClientProcesses, Task
+
+FORMAT = 1
+_CLIENT_PROCESSES_MAX = 8
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """How much is measured."""
+
+    seconds: float
+    repeats: int
+    warm_up_seconds: float
+    openssl_seconds: int
+    commits: int
+    commits_of_eight: int
+    fault_repeats: int
+    unlock_repeats: int
+
+
+_DEFAULT = Plan(2.0, 3, 0.3, 2, 60, 25, 3, 2)
+_QUICK = Plan(0.6, 2, 0.2, 1, 25, 8, 1, 1)
+
+
+def _machine(pool: BenchmarkPool) -> dict[str, Any]:
+    model = [
+        line.partition(":")[2].strip()
+        for line in Path("/proc/cpuinfo").read_text().splitlines()
+        if line.startswith("model name")
+    ]
+    status = pool.status(0)
+    return {
+        "time": datetime.now(UTC).isoformat(timespec="seconds"),
+        "processors": os.cpu_count(),
+        "processor_model": model[0] if model else platform.machine(),
+        "load_average_before": round(os.getloadavg()[0], 2),
+        "kernel": platform.release(),
+        "python": platform.python_version(),
+        "cryptography": cryptography.__version__,
+        "grpcio": grpc.__version__,
+        "openssl": openssl_version(),
+        "etcd": status.store_version if status else "",
+    }
+
+
+def _say(text: str) -> None:
+    print(f"benchmark: {text}", file=sys.stderr, flush=True)
+
+
+def _throughput(pool: BenchmarkPool, plan: Plan) -> list[dict[str, Any]]:
+    """Measure every operation in every mode, the library alone, and openssl."""
+    count = min(_CLIENT_PROCESSES_MAX, max(2, os.cpu_count() or 1))
+    _say(f"openssl speed, 1 and {count} processes")
+    one, all_ = openssl_rates(1, plan.openssl_seconds), openssl_rates(count, plan.openssl_seconds)
+    results: list[dict[str, Any]] = []
+    with ClientProcesses(pool, count) as clients:
+        for operation in OPERATIONS.values():
+            _say(f"{operation.name}, {count} client processes")
+            library = Task(operation.name, "library", plan.warm_up_seconds, plan.seconds / 2)
+            alone = clients.repeat(library, plan.repeats, 1)
+            together = clients.repeat(library, plan.repeats)
+            modes = [
+                clients.repeat(Task(operation.name, mode, plan.warm_up_seconds, plan.seconds), plan.repeats)
+                for mode in MODES
+            ]
+            library_rate = together["operations_per_second"]["median"]
+            for mode in modes:
+                rate = mode["operations_per_second"]["median"]
+                cpu = mode["partition_cpu_us_per_operation"]["median"]
+                mode["items_per_message"] = 1 if mode["mode"] == "unary" else operation.batch_items
+                mode["ratio_to_openssl"] = round(rate / all_[operation.openssl], 4)
+                mode["ratio_to_library"] = round(rate / library_rate, 4)
+                mode["cpu_ratio_to_openssl"] = round(cpu * one[operation.openssl] / 1e6, 2)
+            results.append(
+                {
+                    "operation": operation.name,
+                    "openssl_per_second": {"1": one[operation.openssl], str(count): all_[operation.openssl]},
+                    "library_per_second": {
+                        "1": alone["operations_per_second"],
+                        str(count): together["operations_per_second"],
+                    },
+                    "pool": modes,
+                }
+            )
+    return results
+
+
+def _commits(pool: BenchmarkPool, plan: Plan) -> list[dict[str, Any]]:
+    _say("commit latency, 1 and 8 writers")
+    results = []
+    for writers, writes in ((1, plan.commits), (8, plan.commits_of_eight)):
+        results.append(
+            {
+                "writers": writers,
+                "create_ec_key": commit_latency.create_key_latency(pool, writers, writes, plan.repeats),
+                "etcd_put_1_kib": commit_latency.etcd_put_latency(pool, writers, writes, plan.repeats),
+            }
+        )
+    return results
+
+
+def measure(plan: Plan, directory: Path) -> dict[str, Any]:
+    """Start a pool, measure everything, stop it; return the JSON-ready result."""
+    began = time.monotonic()
+    _say("starting a pool")
+    pool = BenchmarkPool(directory)
+    try:
+        started = time.monotonic() - began
+        pool.activate()
+        activated = time.monotonic() - began - started
+        machine = _machine(pool)
+        with pool.client() as client:
+            create_keys(client)
+        throughput = _throughput(pool, plan)
+        commits = _commits(pool, plan)
+        _say("kill -9 under load")
+        broken = [
+            faults.kill_follower_node(pool, plan.fault_repeats),
+            faults.kill_store_leader(pool, plan.fault_repeats),
+            faults.kill_partition(pool, plan.fault_repeats),
+            faults.unlock(pool, plan.unlock_repeats),
+        ]
+    finally:
+        pool.close()
+    return {
+        "format": FORMAT,
+        "machine": machine,
+        "seconds": round(time.monotonic() - began, 1),
+        "start_ms": round(started * 1000),
+        "activate_ms": round(activated * 1000),
+        "throughput": throughput,
+        "commit": commits,
+        "faults": broken,
+    }
+
+
+def _arguments() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(prog="benchmark", description="Measure a real pool on this machine.")
+    parser.add_argument("--json", action="store_true", help="print the JSON object only")
+    parser.add_argument("--quick", action="store_true", help="rough figures in about 40 s")
+    parser.add_argument("--seconds", type=float, default=None, help="of one rate measurement, 0.1-60")
+    parser.add_argument("--output", type=Path, default=None, help="also write the JSON object to a new file")
+    arguments = parser.parse_args()
+    if arguments.seconds is not None and not 0.1 <= arguments.seconds <= 60:
+        parser.error("--seconds is 0.1-60")
+    if arguments.output and arguments.output.exists():
+        parser.error(f"{arguments.output} exists and is not overwritten")
+    return arguments
+
+
+def main() -> int:
+    """Run the benchmark; the last line of standard output is one JSON object."""
+    arguments = _arguments()
+    base = _QUICK if arguments.quick else _DEFAULT
+    plan = Plan(
+        arguments.seconds or base.seconds,
+        base.repeats,
+        base.warm_up_seconds,
+        base.openssl_seconds,
+        base.commits,
+        base.commits_of_eight,
+        base.fault_repeats,
+        base.unlock_repeats,
+    )
+    with tempfile.TemporaryDirectory(prefix="mhsm-benchmark-") as temporary:
+        try:
+            result = measure(plan, Path(temporary) / "pool")
+        except KeyboardInterrupt:
+            _say("interrupted")
+            return 130
+        except RuntimeError as error:
+            _say(str(error))
+            return 1
+    if arguments.output:
+        with arguments.output.open("x") as file:
+            file.write(json.dumps(result, indent=2) + "\n")
+    if not arguments.json:
+        print_tables(result)
+    print(json.dumps(result))
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,137 @@
+"""Rates under client processes of their own, and the partitions' processor time an operation."""
+
+from __future__ import annotations
+
+import multiprocessing
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from multiprocessing.connection import Connection as Pipe
+from multiprocessing.process import BaseProcess
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Self
+
+from benchmarks.bench_pool import PARTITIONS, BenchmarkPool
+from benchmarks.operations import OPERATIONS, Mode, call_of, library_call, stream_counts
+from benchmarks.summaries import summary
+from hsm_pool.client.pool import Pool
+
+_ANSWER_SECONDS = 60.0
+
+
+@dataclass(frozen=True, slots=True)
+class Task:
+    """What a client process does next."""
+
+    operation: str
+    mode: Mode
+    warm_up_seconds: float
+    seconds: float
+
+
+@dataclass(frozen=True, slots=True)
+class Rate:
+    """One measurement."""
+
+    operations: int
+    seconds: float
+
+
+def _counts(task: Task, pool: Pool, number: int, deadline: float) -> Iterator[int]:
+    operation = OPERATIONS[task.operation]
+    if task.mode == "stream":
+        yield from stream_counts(operation, pool, number % PARTITIONS, lambda: time.monotonic() < deadline)
+        return
+    call = library_call(operation) if task.mode == "library" else call_of(operation, task.mode, pool)
+    while time.monotonic() < deadline:
+        yield call()
+
+
+def _client_process(pipe: Pipe, directory: Path, number: int) -> None:
+    """Serve tasks until None comes: warm up, say so, wait for the word, measure, answer."""
+    with Pool.connect(directory) as pool:
+        while (task := pipe.recv()) is not None:
+            for _ in _counts(task, pool, number, time.monotonic() + task.warm_up_seconds):
+                pass
+            pipe.send("ready")
+            pipe.recv()
+            began = time.monotonic()
+            operations = sum(_counts(task, pool, number, began + task.seconds))
+            pipe.send(Rate(operations, time.monotonic() - began))
+
+
+class ClientProcesses:
+    """A fixed number of client processes. Use as a context manager."""
+
+    def __init__(self, pool: BenchmarkPool, count: int) -> None:
+        context = multiprocessing.get_context("spawn")
+        self.count = count
+        self._pool = pool
+        self._pipes: list[Pipe] = []
+        self._processes: list[BaseProcess] = []
+        for number in range(count):
+            own, other = context.Pipe()
+            process = context.Process(
+                target=_client_process, args=(other, pool.directory, number), daemon=True
+            )
+            process.start()
+            other.close()
+            self._pipes.append(own)
+            self._processes.append(process)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        for process, pipe in zip(self._processes, self._pipes, strict=True):
+            if error is None and process.is_alive():
+                pipe.send(None)
+            else:
+                process.terminate()
+        for process in self._processes:
+            process.join()
+
+    def measure(self, task: Task, processes: int | None = None) -> tuple[float, float]:
+        """Run a task in client processes at once.
+
+        Args:
+            task: What to do.
+            processes: How many of them; None for all.
+
+        Returns:
+            (operations a second, processor microseconds of the partitions an operation).
+        """
+        pipes = self._pipes[:processes]
+        for pipe in pipes:
+            pipe.send(task)
+        for pipe in pipes:
+            self._answer(pipe)
+        cpu_before = self._pool.partition_cpu_seconds()
+        for pipe in pipes:
+            pipe.send("go")
+        rates: list[Rate] = [self._answer(pipe) for pipe in pipes]
+        cpu = self._pool.partition_cpu_seconds() - cpu_before
+        operations = sum(rate.operations for rate in rates)
+        per_second = sum(rate.operations / rate.seconds for rate in rates)
+        return per_second, cpu * 1e6 / max(1, operations)
+
+    def _answer(self, pipe: Pipe) -> Any:
+        if not pipe.poll(_ANSWER_SECONDS):
+            raise RuntimeError(f"a client process did not answer within {_ANSWER_SECONDS:.0f} s")
+        return pipe.recv()
+
+    def repeat(self, task: Task, repeats: int, processes: int | None = None) -> dict[str, Any]:
+        """Measure several times; only the first time is preceded by a long warm-up."""
+        measured = [self.measure(task, processes) for _ in range(repeats)]
+        result = {
+            "operation": task.operation,
+            "mode": task.mode,
+            "client_processes": processes or self.count,
+            "operations_per_second": summary([rate for rate, _ in measured]),
+        }
+        if task.mode != "library":
+            result["partition_cpu_us_per_operation"] = summary([cpu for _, cpu in measured], 2)
+        return result

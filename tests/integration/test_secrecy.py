@@ -1,0 +1,183 @@
+"""G3: no secret stands in plaintext outside a partition, after use, healing and a ceremony."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import signal
+import subprocess
+import sys
+from collections import Counter
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+from cryptography.hazmat.primitives import hashes, serialization
+from cryptography.hazmat.primitives.asymmetric import ec, rsa
+
+from hsm_pool.errors import MHSMError
+from mhsm.keys.v1 import keys_pb2
+from mhsm.record.v1 import record_pb2
+from security_domain import container, shares
+from security_domain.encoding import decode, parse_object
+from security_domain.recovery import Recovery
+from security_domain.secret import Secret
+from security_domain.submission import make_submission, open_own_share
+from security_domain.wrapping import DerivedKeys, open_payload
+from tests.running_pool import RunningPool, TestOfficer, until
+from tests.scan import Scanner, Unreadable, encodings, files_under, mnemonic_texts
+from tests.store_access import StoreAccess
+
+pytestmark = pytest.mark.pool
+
+DIGEST = b"d" * 32
+NEVER_IN_PARTITIONS = ("security domain", "share")
+"""Secrets with these names belong to the ceremony child alone."""
+
+_PAYLOAD_FIELDS: dict[str, type] = {"pool_id": str, "generation": int, "root": str, "owner_key": str}
+
+
+@dataclass(frozen=True)
+class Used:
+    """A pool with a life behind it, and all its secrets that a test can learn."""
+
+    pool: RunningPool
+    secrets: dict[str, bytes]
+    mnemonics: dict[str, str]
+
+    @property
+    def scanner(self) -> Scanner:
+        return Scanner(self.secrets, self.mnemonics)
+
+
+def pkcs8(key: rsa.RSAPrivateKey | ec.EllipticCurvePrivateKey) -> bytes:
+    return key.private_bytes(
+        serialization.Encoding.DER, serialization.PrivateFormat.PKCS8, serialization.NoEncryption()
+    )
+
+
+def import_and_use(pool: RunningPool) -> dict[str, bytes]:
+    """Import known keys, provoke refusals with them, and return what is secret of them."""
+    octets = os.urandom(32)
+    rsa_key = rsa.generate_private_key(65537, 2048)
+    ec_key = ec.generate_private_key(ec.SECP256R1())
+    refused: list[Callable[[], object]] = []
+    with pool.client() as client:
+        client.import_key("known-oct", octets=octets)
+        client.import_key("known-rsa", pkcs8_der=pkcs8(rsa_key))
+        client.import_key("known-ec", pkcs8_der=pkcs8(ec_key))
+        # Parsers like to quote what they cannot read.
+        for key in (rsa_key, ec_key):
+            refused.append(lambda der=pkcs8(key)[:-1]: client.import_key("cut", pkcs8_der=der))  # type: ignore[misc]
+            refused.append(lambda der=pkcs8(key): client.import_key("cut", octets=der))  # type: ignore[misc]
+        refused.append(lambda: client.import_key("cut", octets=octets + b"x"))
+        refused.append(lambda: client.import_key("not/a/name", octets=octets))
+        refused.append(lambda: client.import_key("cut", pkcs8_der=octets))
+        for call in refused:
+            with pytest.raises(MHSMError):
+                call()
+    use(pool)
+    numbers = rsa_key.private_numbers()
+    return {
+        "oct key": octets,
+        "RSA p": numbers.p.to_bytes(128, "big"),
+        "RSA q": numbers.q.to_bytes(128, "big"),
+        "RSA d": numbers.d.to_bytes(256, "big"),
+        "EC private value": ec_key.private_numbers().private_value.to_bytes(32, "big"),
+    }
+
+
+def use(pool: RunningPool) -> None:
+    """Use the imported keys on every partition."""
+    for index in range(3):
+        with pool.client(partition=index) as client:
+            sealed = client.encrypt("keys/known-oct", "A256GCM", b"plaintext")
+            assert client.decrypt("keys/known-oct", "A256GCM", sealed) == b"plaintext"
+            client.sign("keys/known-rsa", "RS256", DIGEST)
+            client.sign("keys/known-ec", "ES256", DIGEST)
+
+
+def learn_secrets(
+    pool: RunningPool, officers: list[TestOfficer]
+) -> tuple[dict[str, bytes], dict[str, str]]:
+    """Open the security domain as a quorum would, and with it the pool's keys from the store."""
+    domain = container.parse(pool.file)
+    mnemonics = {
+        f"share {number}": open_own_share(domain, officer.key)[1]
+        for number, officer in enumerate(officers, start=1)
+    }
+    wrapping_key = shares.combine(list(mnemonics.values())[: domain.required], domain.required)
+    payload = parse_object(
+        open_payload(wrapping_key, domain.payload, domain.header()), container.FILE_BYTES_MAX, _PAYLOAD_FIELDS
+    )
+    root = decode(payload["root"], 32)
+    owner = serialization.load_der_private_key(decode(payload["owner_key"]), None)
+    assert isinstance(owner, ec.EllipticCurvePrivateKey)
+    derived = DerivedKeys(Secret(root), domain.pool_id, domain.generation)
+    secrets = {
+        "security domain root": root,
+        "security domain wrapping key": wrapping_key.reveal(),
+        "security domain owner key": owner.private_numbers().private_value.to_bytes(48, "big"),
+        "security domain recovery key": derived.recovery.private_bytes_raw(),
+        "security domain backup key": derived.backup.private_bytes_raw(),
+    }
+    recovery = Recovery(pool.file, b"a" * 16)
+    for officer in officers[: domain.required]:
+        recovery.submit(make_submission(pool.file, officer.key, b"a" * 16, recovery.exchange_public_key))
+    with StoreAccess(pool.connection) as store:
+        header = record_pb2.PoolHeader.FromString(store.dump()["header"])
+    for entry in header.epochs:
+        keys = record_pb2.PoolKeysSecret.FromString(
+            recovery.unseal_pool_keys(entry.sealed_pool_keys, entry.epoch)
+        )
+        secrets["pool name key"], secrets["pool chain key"] = keys.name_key, keys.chain_key
+        for epoch, key in keys.key_encryption_keys.items():
+            secrets[f"pool key-encryption key {epoch}"] = key
+    return secrets, mnemonics
+
+
+@pytest.fixture(scope="module", params=["attended", "unattended"])
+def used(
+    request: pytest.FixtureRequest, make_pool: Callable[..., RunningPool], officers: list[TestOfficer]
+) -> Iterator[Used]:
+    """A pool that was used, healed and restarted as a whole: by a ceremony, if it is attended."""
+    attended = request.param == "attended"
+    pool = make_pool(attended=attended)
+    pool.activate(officers, 2)
+    secrets = import_and_use(pool)
+    pool.signal(1, "partition", signal.SIGKILL)
+    until(lambda: (s := pool.status(1)) is not None and s.incarnation == 2, 30, "a new incarnation")
+    pool.await_states(["SERVING"] * 3)
+    use(pool)
+    pool.kill_everything()
+    if attended:
+        pool.await_states(["LOCKED"] * 3)
+        pool.unlock(officers[1:])
+    pool.await_states(["SERVING"] * 3)
+    use(pool)
+    learnt, mnemonics = learn_secrets(pool, officers)
+    yield Used(pool, {**secrets, **learnt}, mnemonics)
+    pool.down()
+
+
+def test_no_secret_stands_in_a_file(used: Used) -> None:
+    """G3: the whole data directory, that is store members' data, logs, state files, platform, settings."""
+    scanner = used.scanner
+    files = files_under(used.pool.directory)
+    names = {path.name for path in files}
+    assert {"db", "partition.log", "store.log", "connection.json", "head", "platform.key"} <= names
+    found = {str(path): dict(hits) for path in files if (hits := scanner.scan_file(path))}
+    assert not found
+
+
+def test_no_secret_stands_in_the_store(used: Used) -> None:
+    """G3: everything that the store's own interface gives, keys and values."""
+    with StoreAccess(used.pool.connection) as store:
+        dump = store.dump()
+    assert "header" in dump
+    assert len([key for key in dump if key.startswith("record/")]) >= 7
+    found = used.scanner.scan("\n".join(dump).encode())
+    for value in dump.values():
+        found += used.scanner_of(value) if False else Counter()
+    assert not found
