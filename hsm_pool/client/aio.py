@@ -227,7 +227,7 @@ class AsyncPool:
         total = self._timeout_seconds or CALL_SECONDS[call.kind]
         if self._pinned is not None:
             return await self._once(call, self._pinned, total)
-        attempts = Attempts(time.monotonic() + total)
+        attempts = Attempts(time.monotonic() + total, call.kind == "mutation")
         while True:
             now = time.monotonic()
             index, probe = self._rotation.choose(attempts.tried, now)

@@ -241,7 +241,7 @@ class Pool:
         total = self._timeout_seconds or CALL_SECONDS[call.kind]
         if self._pinned is not None:
             return self._once(call, self._pinned, total)
-        attempts = Attempts(time.monotonic() + total)
+        attempts = Attempts(time.monotonic() + total, call.kind == "mutation")
         pause = threading.Event()
         while True:
             now = time.monotonic()

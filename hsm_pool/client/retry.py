@@ -62,6 +62,7 @@ class Attempts:
     """The tries of one call."""
 
     deadline: float
+    mutation: bool
     tried: set[int] = field(default_factory=set)
     count: int = 0
     indefinite: MHSMError | None = None
@@ -80,7 +81,8 @@ class Attempts:
         # What one partition says of the whole pool counts when all of them say it.
         of_pool = isinstance(error, NotActivated | PoolLocked)
         if not retriable(error) and not (of_pool and len(self.tried) < partitions):
-            raise error
+            # A mutation sent before may still take effect after this refusal was decided.
+            raise self.indefinite if self.mutation and self.indefinite else error
         pause = 0.0
         if len(self.tried) >= partitions:
             self.tried.clear()

@@ -84,8 +84,10 @@ class FreshnessTracker:
         return True
 
     def observe_exit(self, index: int, incarnation: int) -> None:
-        """Take a node agent's word that an incarnation has exited."""
-        self._exited[index] = max(incarnation, self._exited.get(index, 0))
+        """Take a node agent's word that an incarnation has exited; one never seen here is ignored."""
+        known = self._peers.get(index)
+        if known is not None and incarnation <= known.incarnation:
+            self._exited[index] = max(incarnation, self._exited.get(index, 0))
 
     def applied(self, sequence: int, names: tuple[RecordName, ...], now: float) -> None:
         """Note that a transaction was applied here and what it changed."""

@@ -9,7 +9,7 @@ from grpc_health.v1 import health_pb2, health_pb2_grpc
 
 from hsm_pool.core.commands import DrainPartition, ResumePartition
 from hsm_pool.enclave.healing import certificate_key
-from hsm_pool.errors import InvalidField, PermissionDenied
+from hsm_pool.errors import InvalidField, NotFresh, PermissionDenied
 from hsm_pool.net import convert
 from hsm_pool.net.calls import deadline
 from hsm_pool.net.interceptors import current_caller
@@ -150,11 +150,15 @@ class PeerService(peer_pb2_grpc.PeerServiceServicer):
         response = self._partition.heal_giver.give(
             request, index, certificate_key(certificate), self._keys_to_give().keys
         )
-        self._keys_to_give()  # checked again before it leaves: still not quarantined or drained
+        self._keys_to_give()  # checked again before it leaves
         return response
 
     def _keys_to_give(self) -> Serving:
-        return self._partition.serving()
+        """Return what serves: a partition that is drained, quarantined or not fresh gives no keys."""
+        serving = self._partition.serving()
+        if not serving.replica.lease_remaining():
+            raise NotFresh("this partition holds no freshness lease at the moment")
+        return serving
 
 
 class NodeService(node_pb2_grpc.NodeServiceServicer):

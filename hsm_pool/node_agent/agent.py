@@ -60,7 +60,8 @@ def run(settings: NodeSettings, command: Sequence[str]) -> None:
                 if child.reap():
                     changed = True
                     _log.warning("exited", name=child.name)
-                    if child is partition:
+                    # A partition that could not get its lock says nothing of the one that holds it.
+                    if child is partition and partition_is_dead(settings):
                         notices.send(incarnation(settings))
                 if child.due():
                     child.start()

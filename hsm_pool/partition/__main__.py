@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import argparse
 import logging
+import os
 import signal
 import sys
+import threading
 from pathlib import Path
 
 import structlog
@@ -17,6 +19,22 @@ from hsm_pool.net.server import PlaneServers
 from hsm_pool.partition.partition import Partition
 from hsm_pool.partition.unlocking import Ceremonies
 from hsm_pool.settings import PartitionSettings
+
+_FAILED = 70
+"""Exit code after an unexpected exception in a thread (EX_SOFTWARE)."""
+
+
+def _end_process(arguments: threading.ExceptHookArgs) -> None:
+    """End the process: a dead partition is safe and restarted, a half-working one is neither."""
+    trace = arguments.exc_traceback
+    while trace and trace.tb_next:
+        trace = trace.tb_next
+    place = f"{trace.tb_frame.f_code.co_filename}:{trace.tb_lineno}" if trace else ""
+    name = arguments.thread.name if arguments.thread else ""
+    structlog.get_logger().critical(
+        "a thread failed", thread=name, kind=arguments.exc_type.__name__, place=place
+    )
+    os._exit(_FAILED)
 
 
 def main() -> int:
@@ -35,6 +53,7 @@ def main() -> int:
         wrapper_class=structlog.make_filtering_bound_logger(logging.INFO),
         logger_factory=structlog.PrintLoggerFactory(sys.stderr),
     )
+    threading.excepthook = _end_process
     # Blocked before any thread exists, so that only sigwait below sees them.
     signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM, signal.SIGINT})
     hardened = harden_process()

@@ -108,6 +108,8 @@ class Committer:
             MHSMError: It was refused.
         """
         submission = _Submission(mutation)
+        if self._stopping.is_set():
+            raise Stopped
         try:
             self._queue.put_nowait(submission)
         except queue.Full:
@@ -143,6 +145,22 @@ class Committer:
                 waiting = self._commit(waiting)
             except Stopped:
                 break
+        self._give_up(waiting)
+
+    def _give_up(self, waiting: list[_Submission]) -> None:
+        """Answer whoever still waits when the replica has stopped."""
+        self._stopping.set()
+        while True:
+            for submission in waiting:
+                if submission.abandon():
+                    error: MHSMError = CommitUnknown("the partition stopped; the outcome is not known")
+                else:
+                    error = StoreUnavailable("the partition stopped; nothing was sent")
+                submission.finish(0, error=error)
+            try:
+                waiting = [self._queue.get_nowait()]
+            except queue.Empty:
+                return
 
     def _commit(self, batch: list[_Submission]) -> list[_Submission]:
         """Commit one transaction of the batch; return what must be decided again."""

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
-from cryptography.hazmat.primitives import hashes, serialization
+from cryptography.hazmat.primitives import serialization
 from cryptography.hazmat.primitives.asymmetric import ec, rsa
 
 from hsm_pool.errors import MHSMError
@@ -98,9 +98,7 @@ def use(pool: RunningPool) -> None:
             client.sign("keys/known-ec", "ES256", DIGEST)
 
 
-def learn_secrets(
-    pool: RunningPool, officers: list[TestOfficer]
-) -> tuple[dict[str, bytes], dict[str, str]]:
+def learn_secrets(pool: RunningPool, officers: list[TestOfficer]) -> tuple[dict[str, bytes], dict[str, str]]:
     """Open the security domain as a quorum would, and with it the pool's keys from the store."""
     domain = container.parse(pool.file)
     mnemonics = {
@@ -177,7 +175,139 @@ def test_no_secret_stands_in_the_store(used: Used) -> None:
         dump = store.dump()
     assert "header" in dump
     assert len([key for key in dump if key.startswith("record/")]) >= 7
-    found = used.scanner.scan("\n".join(dump).encode())
+    scanner = used.scanner
+    found = scanner.scan("\n".join(dump).encode())
     for value in dump.values():
-        found += used.scanner_of(value) if False else Counter()
+        found += scanner.scan(value)
     assert not found
+
+
+def test_no_secret_stands_in_another_process(used: Used, capsys: pytest.CaptureFixture[str]) -> None:
+    """G3: supervisor, node agents, fabric controller and store members never see one."""
+    connection = used.pool.connection
+    processes = {
+        "supervisor": connection.supervisor_process_id,
+        "fabric controller": connection.fabric_controller["process_id"],
+    }
+    for entry in connection.partitions:
+        processes[f"node agent {entry.index}"] = entry.process_ids["node_agent"]
+        processes[f"store member {entry.index}"] = entry.process_ids["store_member"]
+    scanner = used.scanner
+    found: dict[str, Counter[str]] = {}
+    for name, process_id in processes.items():
+        assert process_id
+        try:
+            found[name], size = scanner.scan_process(process_id)
+        except Unreadable as error:
+            pytest.skip(f"the memory of the {name} cannot be read: {error}")
+        assert size > 1024 * 1024, f"hardly any memory of the {name} was read"
+    assert {name: hits for name, hits in found.items() if hits} == {}
+
+
+def test_no_security_domain_secret_stays_in_a_partition(
+    used: Used, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """G3: shares and the security domain's root exist in the ceremony child only.
+
+    A partition may hold key material; what is found of it is reported, not judged.
+    """
+    scanner = used.scanner
+    residues: dict[str, Counter[str]] = {}
+    for index in range(3):
+        process_id = used.pool.process_id(index, "partition")
+        assert process_id
+        try:
+            residues[f"partition {index}"], size = scanner.scan_process(process_id)
+        except Unreadable as error:
+            pytest.skip(f"the memory of partition {index} cannot be read: {error}")
+        assert size > 1024 * 1024
+        assert not ceremony_children(process_id), "a ceremony child outlives its ceremony"
+    with capsys.disabled():
+        for name, hits in residues.items():
+            print(f"\n  {name}: {dict(hits) or 'no residue'}", end="")
+    for hits in residues.values():
+        assert not [hit for hit in hits if hit.startswith(NEVER_IN_PARTITIONS)]
+
+
+def test_partitions_leave_no_core_files(used: Used) -> None:
+    """G3: the limit of a core file is 0 in each partition."""
+    for index in range(3):
+        limits = Path(f"/proc/{used.pool.process_id(index, 'partition')}/limits").read_text()
+        (line,) = (line for line in limits.splitlines() if line.startswith("Max core file size"))
+        assert line.split()[4:6] == ["0", "0"]
+
+
+def ceremony_children(process_id: int) -> list[int]:
+    """Return the children of a process that run a ceremony."""
+    found = []
+    for task in Path(f"/proc/{process_id}/task").iterdir():
+        for child in (task / "children").read_text().split():
+            with contextlib.suppress(FileNotFoundError):
+                if b"ceremony" in Path(f"/proc/{child}/cmdline").read_bytes():
+                    found.append(int(child))
+    return found
+
+
+# -- positive controls: what the scanner must see -----------------------------------------
+
+
+def planted(used: Used) -> list[tuple[str, str, bytes]]:
+    """Return (secret, encoding, octets) of every secret in every encoding."""
+    octets = {
+        (name, kind): text for name, value in used.secrets.items() for kind, text, _ in encodings(value)
+    }
+    words = {
+        (name, kind): text for name, value in used.mnemonics.items() for kind, text in mnemonic_texts(value)
+    }
+    return [(name, kind, text) for (name, kind), text in {**octets, **words}.items()]
+
+
+def test_the_scanner_sees_planted_secrets_in_a_file(used: Used, tmp_path: Path) -> None:
+    """G3, positive control: every secret, in every encoding, at every alignment."""
+    scanner = used.scanner
+    file = tmp_path / "planted"
+    for number, (name, kind, text) in enumerate(planted(used)):
+        file.write_bytes(os.urandom(1000 + number % 8) + text + os.urandom(1000))
+        assert scanner.scan_file(file)[f"{name} ({kind})"] == 1, (name, kind)
+        # A buffer that was freed and overwritten in part.
+        file.write_bytes(os.urandom(1000 + number % 8) + text[8:] + os.urandom(1000))
+        assert scanner.scan_file(file)[f"{name} ({kind})"] == 1, (name, kind, "in part")
+    file.write_bytes(os.urandom(1024 * 1024))
+    assert not scanner.scan_file(file)
+
+
+def test_the_scanner_sees_planted_secrets_in_a_process(used: Used) -> None:
+    """G3, positive control: the same in the memory of a process that read them from a pipe."""
+    scanner = used.scanner
+    pieces = planted(used)
+    child = subprocess.Popen([sys.executable, "-c", CHILD], stdin=subprocess.PIPE, stdout=subprocess.PIPE)
+    try:
+        assert child.stdin
+        assert child.stdout
+        assert child.stdout.readline() == b"started\n"
+        try:
+            assert not scanner.scan_process(child.pid)[0]
+        except Unreadable as error:
+            pytest.skip(f"not even the memory of an own child can be read: {error}")
+        for number, (_, _, text) in enumerate(pieces):
+            piece = bytes(number % 8) + text
+            child.stdin.write(len(piece).to_bytes(4, "big") + piece)
+        child.stdin.write(bytes(4))
+        child.stdin.flush()
+        assert child.stdout.readline() == b"read\n"
+        seen = scanner.scan_process(child.pid)[0]
+    finally:
+        child.kill()
+        child.wait()
+    assert {f"{name} ({kind})" for name, kind, _ in pieces} <= set(seen)
+
+
+CHILD = """
+import sys
+print("started", flush=True)
+kept = []
+while size := int.from_bytes(sys.stdin.buffer.read(4), "big"):
+    kept.append(sys.stdin.buffer.read(size))
+print("read", flush=True)
+sys.stdin.buffer.read()
+"""

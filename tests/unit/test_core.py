@@ -200,6 +200,7 @@ def test_an_exit_notice_skips_the_wait_for_that_incarnation_only() -> None:
     tracker.observe_renewal(1, renewal(1, 4, 10.0, incarnation=7))
     tracker.applied(5, (), 11.0)
     tracker.observe_exit(1, 6)
+    tracker.observe_exit(1, 8)  # never seen: ignored
     assert not tracker.advance(11.0)
     tracker.observe_exit(1, 7)
     assert tracker.advance(11.0)
