@@ -22,44 +22,39 @@ _CALL_SECONDS = 10.0
 
 def _rounds(write: Callable[[int, int], None], writers: int, writes: int, repeats: int) -> dict[str, Any]:
     """Let writers write at once, several rounds; each writer waits for one write before the next."""
-    medians: list[float] = []
-    tails: list[float] = []
-    rates: list[float] = []
-    write_number = 0
-    for _ in range(repeats):
-        latencies: list[float] = []
-        errors: list[Exception] = []
-        lock = threading.Lock()
-
-        def run(writer: int, first: int, latencies: list[float] = latencies) -> None:
-            try:
-                for number in range(first, first + writes):
-                    began = time.monotonic()
-                    write(writer, number)
-                    with lock:
-                        latencies.append((time.monotonic() - began) * 1000)
-            except Exception as error:  # noqa: BLE001 - raised again below, in the main thread
-                errors.append(error)
-
-        threads = [threading.Thread(target=run, args=(writer, write_number)) for writer in range(writers)]
-        began = time.monotonic()
-        for thread in threads:
-            thread.start()
-        for thread in threads:
-            thread.join()
-        if errors:
-            raise errors[0]
-        write_number += writes
-        medians.append(percentile(latencies, 0.5))
-        tails.append(percentile(latencies, 0.99))
-        rates.append(len(latencies) / (time.monotonic() - began))
+    measured = [_round(write, writers, range(n * writes, (n + 1) * writes)) for n in range(repeats)]
     return {
         "writers": writers,
         "writes_per_repeat": writers * writes,
-        "p50_ms": summary(medians, 2),
-        "p99_ms": summary(tails, 2),
-        "writes_per_second": summary(rates),
+        "p50_ms": summary([percentile(latencies, 0.5) for latencies, _ in measured], 2),
+        "p99_ms": summary([percentile(latencies, 0.99) for latencies, _ in measured], 2),
+        "writes_per_second": summary([len(latencies) / seconds for latencies, seconds in measured]),
     }
+
+
+def _round(write: Callable[[int, int], None], writers: int, numbers: range) -> tuple[list[float], float]:
+    """Let writers write at once; return all latencies in milliseconds, and the seconds it took."""
+    latencies: list[float] = []
+    errors: list[Exception] = []
+
+    def run(writer: int) -> None:
+        try:
+            for number in numbers:
+                began = time.monotonic()
+                write(writer, number)
+                latencies.append((time.monotonic() - began) * 1000)
+        except Exception as error:  # noqa: BLE001 - raised again below, in the main thread
+            errors.append(error)
+
+    threads = [threading.Thread(target=run, args=(writer,)) for writer in range(writers)]
+    began = time.monotonic()
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    if errors:
+        raise errors[0]
+    return latencies, time.monotonic() - began
 
 
 def create_key_latency(pool: BenchmarkPool, writers: int, writes: int, repeats: int) -> dict[str, Any]:

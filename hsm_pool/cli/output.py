@@ -129,7 +129,7 @@ def failure_of(error: Exception) -> Failure:
 def main(group: click.Group) -> NoReturn:
     """Run a group; Ctrl-C ends with 130."""
     try:
-        group.main(standalone_mode=False)
+        code = group.main(standalone_mode=False)
     except click.exceptions.Exit as finished:
         sys.exit(finished.exit_code)
     except click.Abort:
@@ -138,4 +138,5 @@ def main(group: click.Group) -> NoReturn:
     except click.ClickException as error:
         error.show()
         sys.exit(error.exit_code)
-    sys.exit(0)
+    # Outside its standalone mode click returns the code of Context.exit().
+    sys.exit(code if isinstance(code, int) else 0)

@@ -323,7 +323,8 @@ def _explain(key: str, report: Report) -> str:
         ("stuck", report.witness.stuck),
     ):
         lines += [
-            f"  {title}: client {one.process} [{one.invoked_at}, {one.returned_at}] {one.operation} -> {one.result}"
+            f"  {title}: client {one.process} [{one.invoked_at}, {one.returned_at}] "
+            f"{one.operation} -> {one.result}"
             for one in operations
         ]
     return "\n".join([*lines, f"  state: {report.witness.state}"])
