@@ -2,16 +2,25 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass
 from typing import Any
+
+from cryptography.hazmat.primitives.asymmetric.rsa import RSAPublicKey
 
 from security_domain.encoding import canonical, check_object, decode, encode, parse_object
 from security_domain.errors import InvalidFile, InvalidOfficers
 from security_domain.officers import OFFICERS_MAX, OFFICERS_MIN, QUORUM_MIN, parse_officer
+from security_domain.wrapping import JWE_CHARACTERS_MAX
 
 FORMAT = "mhsm-security-domain/1"
 FILE_BYTES_MAX = 256 * 1024
 GENERATION_MAX = 1_000_000
+_POOL_ID = re.compile(r"[!-~]{1,64}")
+_CREATED = re.compile(r"\d{4}-\d{2}-\d{2}T\d{2}:\d{2}:\d{2}Z", re.ASCII)
+_OWNER_KEY_BYTES = 120
+"""SubjectPublicKeyInfo of an uncompressed P-384 point (RFC 5480)."""
+_PAYLOAD_BYTES_MAX = 4096
 
 _FIELDS: dict[str, type] = {
     "format": str,
@@ -44,6 +53,11 @@ class OfficerEntry:
     certificate_der: bytes
     share_jwe: str
     share_commitment: bytes
+
+    @property
+    def public_key(self) -> RSAPublicKey:
+        """Key of the certificate."""
+        return parse_officer(self.certificate_der).public_key
 
 
 @dataclass(frozen=True, slots=True)
@@ -114,8 +128,11 @@ def parse(file: bytes) -> SecurityDomainFile:
         raise InvalidFile("the quorum is out of bounds")
     if [entry.index for entry in entries] != list(range(1, len(entries) + 1)):
         raise InvalidFile("the officers are not numbered from 1")
-    if not 1 <= fields["generation"] <= GENERATION_MAX or not 1 <= len(fields["pool_id"]) <= 64:
-        raise InvalidFile("the pool id or the generation is out of bounds")
+    if len({entry.public_key.public_numbers().n for entry in entries}) != len(entries):
+        raise InvalidFile("two officers have the same key")
+    check_identity(fields["pool_id"], fields["generation"])
+    if not _CREATED.fullmatch(fields["created"]):
+        raise InvalidFile("the time of creation is malformed")
     parsed = SecurityDomainFile(
         pool_id=fields["pool_id"],
         generation=fields["generation"],
@@ -124,13 +141,26 @@ def parse(file: bytes) -> SecurityDomainFile:
         officers=tuple(entries),
         recovery_public_key=decode(fields["recovery_public_key"], 32),
         backup_public_key=decode(fields["backup_public_key"], 32),
-        owner_public_key_der=decode(fields["owner_public_key"]),
+        owner_public_key_der=decode(fields["owner_public_key"], _OWNER_KEY_BYTES),
         key_check_value=decode(fields["key_check_value"], 16),
         payload=decode(fields["payload"]),
     )
+    if len(parsed.payload) > _PAYLOAD_BYTES_MAX:
+        raise InvalidFile("the payload is too large")
     if parsed.serialise() != file:
         raise InvalidFile("the file is not canonical")
     return parsed
+
+
+def check_identity(pool_id: str, generation: int) -> None:
+    """Check what a security domain belongs to.
+
+    Raises:
+        InvalidFile: The pool id is not 1-64 printable ASCII characters without spaces, or the
+            generation is not 1 to 1,000,000.
+    """
+    if not _POOL_ID.fullmatch(pool_id) or not 1 <= generation <= GENERATION_MAX:
+        raise InvalidFile("the pool id or the generation is out of bounds")
 
 
 def _officer(value: object) -> OfficerEntry:
@@ -142,6 +172,8 @@ def _officer(value: object) -> OfficerEntry:
         raise InvalidFile(str(error)) from None
     if officer.thumbprint != fields["thumbprint"]:
         raise InvalidFile("a thumbprint is not that of its certificate")
+    if len(fields["share_jwe"]) > JWE_CHARACTERS_MAX:
+        raise InvalidFile("a wrapped share is too large")
     return OfficerEntry(
         fields["index"],
         fields["thumbprint"],

@@ -10,7 +10,7 @@ from datetime import UTC, datetime
 from cryptography.hazmat.primitives import serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 
-from security_domain import shares
+from security_domain import container, shares
 from security_domain.container import OfficerEntry, SecurityDomainFile
 from security_domain.encoding import canonical, encode
 from security_domain.officers import check_officers
@@ -41,7 +41,9 @@ def create(
 
     Raises:
         InvalidOfficers: The officers or the quorum are not acceptable.
+        InvalidFile: The pool id or the generation is out of bounds.
     """
+    container.check_identity(pool_id, generation)
     officers = check_officers(officer_certificates_der, required)
     root = Secret(os.urandom(ROOT_BYTES))
     derived = DerivedKeys(root, pool_id, generation)
@@ -90,4 +92,6 @@ def create(
     sealed = replace(unsealed, payload=wrapping.seal(canonical(payload), unsealed.header()))
     root.wipe()
     wrapping.key.wipe()
-    return NewDomain(sealed.serialise(), sealed.recovery_public_key)
+    file = sealed.serialise()
+    container.parse(file)  # a file that its reader refuses would be found out when it is needed
+    return NewDomain(file, sealed.recovery_public_key)

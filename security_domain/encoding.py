@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import binascii
+import contextlib
 import json
 from collections.abc import Mapping
 from typing import Any
@@ -37,22 +38,26 @@ def decode(text: str, length: int | None = None) -> bytes:
 
 
 def parse_object(octets: bytes, size_max: int, fields: Mapping[str, type]) -> dict[str, Any]:
-    """Parse a JSON object with exactly these fields of these types.
+    """Parse a canonical JSON object with exactly these fields of these types.
 
     Raises:
         InvalidFile: It is something else.
     """
     if len(octets) > size_max:
         raise InvalidFile(f"more than {size_max} bytes")
-    try:
+    value: Any = None
+    spelled = b""
+    # Suppressed, not chained: the parser's error would carry the whole text, which may be secret.
+    with contextlib.suppress(ValueError, RecursionError):
         value = json.loads(octets)
-    except (ValueError, RecursionError):
-        raise InvalidFile("not JSON") from None
+        spelled = canonical(value)
+    if spelled != octets:
+        raise InvalidFile("not canonical JSON")
     return check_object(value, fields)
 
 
 def check_object(value: object, fields: Mapping[str, type]) -> dict[str, Any]:
-    """Check that a parsed value is an object with exactly these fields of these types.
+    """Check that a parsed value is an object with exactly these fields of these types, text in ASCII.
 
     Raises:
         InvalidFile: It is something else.
@@ -62,6 +67,8 @@ def check_object(value: object, fields: Mapping[str, type]) -> dict[str, Any]:
     for name, kind in fields.items():
         if not isinstance(value[name], kind) or (kind is int and isinstance(value[name], bool)):
             raise InvalidFile(f"field {name} is not of the right type")
+        if kind is str and not value[name].isascii():
+            raise InvalidFile(f"field {name} is not ASCII")
     return value
 
 

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 
 from cryptography import x509
+from cryptography.exceptions import UnsupportedAlgorithm
 from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import rsa
 from cryptography.x509.oid import NameOID
@@ -21,6 +22,9 @@ QUORUM_MIN = 2
 RSA_BITS_MIN = 2048
 RSA_BITS_MAX = 8192
 RSA_BITS_MADE = 3072
+CERTIFICATE_BYTES_MAX = 8 * 1024
+"""So that a file with ten officers stays within its bound."""
+PEM_BYTES_MAX = 32 * 1024
 _VALIDITY = timedelta(days=3650)
 
 
@@ -39,6 +43,8 @@ def parse_officer(certificate_der: bytes) -> Officer:
     Raises:
         InvalidOfficers: It is no certificate of an RSA key of 2048 bits or more.
     """
+    if len(certificate_der) > CERTIFICATE_BYTES_MAX:
+        raise InvalidOfficers(f"an officer's certificate has more than {CERTIFICATE_BYTES_MAX} bytes")
     try:
         certificate = x509.load_der_x509_certificate(certificate_der)
         key = certificate.public_key()
@@ -46,9 +52,13 @@ def parse_officer(certificate_der: bytes) -> Officer:
         raise InvalidOfficers("an officer's certificate is not readable") from None
     if not isinstance(key, rsa.RSAPublicKey):
         raise InvalidOfficers("an officer's key is not an RSA key")
-    if not RSA_BITS_MIN <= key.key_size <= RSA_BITS_MAX:
-        raise InvalidOfficers(f"an officer's RSA key has less than {RSA_BITS_MIN} bits (or too many)")
+    _check_size(key.key_size)
     return Officer(certificate_der, encode(hashlib.sha256(certificate_der).digest()), key)
+
+
+def _check_size(bits: int) -> None:
+    if not RSA_BITS_MIN <= bits <= RSA_BITS_MAX:
+        raise InvalidOfficers(f"an officer's RSA key has {bits} bits, not {RSA_BITS_MIN} to {RSA_BITS_MAX}")
 
 
 def check_officers(certificates_der: Sequence[bytes], required: int) -> list[Officer]:
@@ -83,3 +93,55 @@ def make_officer(common_name: str) -> tuple[bytes, rsa.RSAPrivateKey]:
         .sign(key, hashes.SHA256())
     )
     return certificate.public_bytes(serialization.Encoding.PEM), key
+
+
+def certificate_der(pem: bytes) -> bytes:
+    """Return the DER of an officer's PEM certificate.
+
+    Raises:
+        InvalidOfficers: It is no certificate, or not an officer's.
+    """
+    if len(pem) > PEM_BYTES_MAX:
+        raise InvalidOfficers("an officer's certificate file is too large")
+    try:
+        der = x509.load_pem_x509_certificate(pem).public_bytes(serialization.Encoding.DER)
+    except ValueError:
+        raise InvalidOfficers("an officer's certificate is not readable") from None
+    return parse_officer(der).certificate_der
+
+
+def save_private_key(key: rsa.RSAPrivateKey, passphrase: bytes | None = None) -> bytes:
+    """Return an officer's key as PKCS#8 PEM, encrypted when there is a passphrase (RFC 5958)."""
+    encryption: serialization.KeySerializationEncryption = serialization.NoEncryption()
+    if passphrase:
+        encryption = serialization.BestAvailableEncryption(passphrase)
+    return key.private_bytes(serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, encryption)
+
+
+def load_private_key(pem: bytes, ask_passphrase: Callable[[], bytes] | None = None) -> rsa.RSAPrivateKey:
+    """Load an officer's key.
+
+    Args:
+        pem: The key file.
+        ask_passphrase: Called once, and only if the key is encrypted.
+
+    Raises:
+        InvalidOfficers: It is no RSA key of 2048 bits or more, or the passphrase is wrong or missing.
+    """
+    if len(pem) > PEM_BYTES_MAX:
+        raise InvalidOfficers("an officer's key file is too large")
+    try:
+        try:
+            key = serialization.load_pem_private_key(pem, None)
+        except TypeError:  # encrypted
+            if ask_passphrase is None:
+                raise InvalidOfficers(
+                    "an officer's key file is encrypted: its passphrase is needed"
+                ) from None
+            key = serialization.load_pem_private_key(pem, ask_passphrase())
+    except (ValueError, TypeError, UnsupportedAlgorithm):
+        raise InvalidOfficers("an officer's key file is not readable, or the passphrase is wrong") from None
+    if not isinstance(key, rsa.RSAPrivateKey):
+        raise InvalidOfficers("an officer's key is not an RSA key")
+    _check_size(key.key_size)
+    return key

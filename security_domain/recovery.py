@@ -34,9 +34,26 @@ def _pool_keys_info(pool_id: str, generation: int, epoch: int) -> bytes:
 def seal_pool_keys(
     recovery_public_key: bytes, pool_id: str, generation: int, epoch: int, plaintext: bytes
 ) -> bytes:
-    """Encrypt a pool's keys to the security domain: only a quorum opens them again."""
-    key = X25519PublicKey.from_public_bytes(recovery_public_key)
-    return SUITE.encrypt(plaintext, key, _pool_keys_info(pool_id, generation, epoch))
+    """Encrypt a pool's keys to the security domain: only a quorum opens them again.
+
+    Args:
+        recovery_public_key: X25519, 32 bytes, of the security domain.
+        pool_id: Bound, with the generation and the epoch.
+        generation: Of the security domain.
+        epoch: Of the keys.
+        plaintext: The keys.
+
+    Returns:
+        HPKE encapsulated key and ciphertext (RFC 9180).
+
+    Raises:
+        InvalidFile: The key is not a usable X25519 key.
+    """
+    try:
+        key = X25519PublicKey.from_public_bytes(recovery_public_key)
+        return SUITE.encrypt(plaintext, key, _pool_keys_info(pool_id, generation, epoch))
+    except ValueError:
+        raise InvalidFile("the recovery key is not an X25519 key") from None
 
 
 class Recovery:
@@ -44,6 +61,7 @@ class Recovery:
 
     Raises:
         InvalidFile: The file is not a security domain.
+        SubmissionRefused: The attempt id does not have 16 bytes.
     """
 
     def __init__(self, file: bytes, attempt_id: bytes) -> None:
@@ -55,7 +73,7 @@ class Recovery:
             attempt_id,
             public_exchange_key(self._exchange_key),
         )
-        self._mnemonics: dict[str, str] = {}
+        self._mnemonics: dict[str, Secret] = {}
         self._submissions = 0
         self._derived: DerivedKeys | None = None
 
@@ -80,14 +98,14 @@ class Recovery:
         entry, mnemonic = open_submission(submission, self._domain, self._context, self._exchange_key)
         if entry.thumbprint in self._mnemonics:
             raise SubmissionRefused("this officer's share was submitted before", entry.thumbprint)
-        accepted = {**self._mnemonics, entry.thumbprint: mnemonic}
-        if len(accepted) == self._domain.required:
-            self._derived = self._open(list(accepted.values()))
-            accepted_count = len(accepted)
-            self._mnemonics.clear()
-            return Progress(accepted_count, self._domain.required, complete=True)
+        accepted = {**self._mnemonics, entry.thumbprint: Secret(mnemonic.encode())}
+        complete = len(accepted) == self._domain.required
+        if complete:
+            self._derived = self._open([words.reveal().decode() for words in accepted.values()])
+            for words in accepted.values():
+                words.wipe()
         self._mnemonics = accepted
-        return Progress(len(accepted), self._domain.required, complete=False)
+        return Progress(len(accepted), self._domain.required, complete)
 
     def unseal_pool_keys(self, sealed: bytes, epoch: int) -> bytes:
         """Open what :func:`seal_pool_keys` sealed.
@@ -107,11 +125,16 @@ class Recovery:
     def _open(self, mnemonics: list[str]) -> DerivedKeys:
         domain = self._domain
         key = shares.combine(mnemonics, domain.required)
-        payload = parse_object(
-            open_payload(key, domain.payload, domain.header()), container.FILE_BYTES_MAX, _PAYLOAD_FIELDS
-        )
-        key.wipe()
-        derived = DerivedKeys(Secret(decode(payload["root"], 32)), domain.pool_id, domain.generation)
+        try:
+            opened = open_payload(key, domain.payload, domain.header())
+        finally:
+            key.wipe()
+        payload = parse_object(opened, container.FILE_BYTES_MAX, _PAYLOAD_FIELDS)
+        if (payload["pool_id"], payload["generation"]) != (domain.pool_id, domain.generation):
+            raise InvalidFile("the payload is of another pool or generation")
+        root = Secret(decode(payload["root"], 32))
+        derived = DerivedKeys(root, domain.pool_id, domain.generation)
+        root.wipe()
         if not hmac.compare_digest(derived.check_value, domain.key_check_value):
             raise InvalidFile("the key-check value does not fit: the file was changed")
         return derived

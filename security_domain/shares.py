@@ -7,6 +7,7 @@ cannot say which of exactly t shares is wrong: the commitments can.
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import os
 from collections.abc import Sequence
@@ -46,10 +47,12 @@ def parse(mnemonic: str, required: int) -> Share:
     """
     if len(mnemonic) > _CHARACTERS_MAX or len(mnemonic.split()) != WORDS:
         raise InvalidShare(f"a share has {WORDS} words")
-    try:
+    share = None
+    # Suppressed, not chained: the library's errors quote words of the share.
+    with contextlib.suppress(MnemonicError, ValueError):
         share = Share.from_mnemonic(mnemonic)
-    except (MnemonicError, ValueError):
-        raise InvalidShare("the words of a share are mistyped or incomplete") from None
+    if share is None:
+        raise InvalidShare("the words of a share are mistyped or incomplete")
     fits = (
         share.iteration_exponent == _EXPONENT
         and share.extendable
@@ -77,7 +80,6 @@ def combine(mnemonics: Sequence[str], required: int) -> Secret:
         parse(mnemonic, required)
     if len(set(mnemonics)) != required or len(mnemonics) != required:
         raise InvalidShare(f"exactly {required} different shares are needed")
-    try:
+    with contextlib.suppress(MnemonicError, ValueError):
         return Secret(recover_ems(decode_mnemonics(mnemonics)).ciphertext)
-    except (MnemonicError, ValueError):
-        raise InvalidShare("the shares do not belong together") from None
+    raise InvalidShare("the shares do not belong together")

@@ -20,11 +20,12 @@ from security_domain.errors import (
     ShareRefused,
     SubmissionRefused,
 )
-from security_domain.officers import parse_officer
 from security_domain.wrapping import SUITE, unwrap_by_officer
 
 FORMAT = "mhsm-share-submission/1"
 SUBMISSION_BYTES_MAX = 16 * 1024
+ATTEMPT_ID_BYTES = 16
+EXCHANGE_KEY_BYTES = 32
 _FIELDS: dict[str, type] = {
     "format": str,
     "pool_id": str,
@@ -55,6 +56,15 @@ class Context:
     attempt_id: bytes
     exchange_public_key: bytes
 
+    def __post_init__(self) -> None:
+        """Check the lengths.
+
+        Raises:
+            SubmissionRefused: The attempt id or the exchange key is not as long as it must be.
+        """
+        if len(self.attempt_id) != ATTEMPT_ID_BYTES or len(self.exchange_public_key) != EXCHANGE_KEY_BYTES:
+            raise SubmissionRefused("the attempt id or the exchange key has a wrong length")
+
     @property
     def exchange_key_digest(self) -> bytes:
         """SHA-256 of the exchange key."""
@@ -80,7 +90,7 @@ def open_own_share(file: SecurityDomainFile, private_key: rsa.RSAPrivateKey) -> 
     """
     own = private_key.public_key().public_numbers()
     for entry in file.officers:
-        if parse_officer(entry.certificate_der).public_key.public_numbers() == own:
+        if entry.public_key.public_numbers() == own:
             break
     else:
         raise InvalidShare("no share of this security domain is for this key")
@@ -90,6 +100,9 @@ def open_own_share(file: SecurityDomainFile, private_key: rsa.RSAPrivateKey) -> 
     except InvalidFile:
         raise InvalidShare("the share is malformed") from None
     mnemonic: str = share["mnemonic"]
+    stated = (share["pool_id"], share["generation"], share["index"], share["required"], share["total"])
+    if stated != (file.pool_id, file.generation, entry.index, file.required, len(file.officers)):
+        raise InvalidShare("the share is of another security domain or officer")
     if shares.commitment(file.pool_id, file.generation, entry.index, mnemonic) != entry.share_commitment:
         raise InvalidShare("the share is not the one this officer was given")
     return entry, mnemonic
@@ -109,6 +122,7 @@ def make_submission(
     Raises:
         InvalidFile: The file is not a security domain.
         InvalidShare: The key does not open a share of it.
+        SubmissionRefused: The attempt id or the exchange key is not one.
     """
     domain = container.parse(file)
     entry, mnemonic = open_own_share(domain, officer_private_key)
@@ -121,8 +135,16 @@ def make_submission(
 
 
 def seal_submission(context: Context, officer: str, private_key: rsa.RSAPrivateKey, mnemonic: str) -> bytes:
-    """Encrypt words to the exchange key and sign; :func:`make_submission` checks them before."""
+    """Encrypt words to the exchange key and sign; :func:`make_submission` checks them before.
+
+    Raises:
+        SubmissionRefused: The exchange key is a point that no honest pool sends.
+    """
     exchange_key = X25519PublicKey.from_public_bytes(context.exchange_public_key)
+    try:
+        sealed = SUITE.encrypt(mnemonic.encode(), exchange_key, context.info(officer))
+    except ValueError:  # a point of small order, for which the shared secret is known to everybody
+        raise SubmissionRefused("the exchange key is not acceptable") from None
     fields = {
         "format": FORMAT,
         "pool_id": context.pool_id,
@@ -130,7 +152,7 @@ def seal_submission(context: Context, officer: str, private_key: rsa.RSAPrivateK
         "attempt_id": encode(context.attempt_id),
         "exchange_key_digest": encode(context.exchange_key_digest),
         "officer": officer,
-        "sealed_share": encode(SUITE.encrypt(mnemonic.encode(), exchange_key, context.info(officer))),
+        "sealed_share": encode(sealed),
     }
     signature = private_key.sign(canonical(fields), _PADDING, hashes.SHA256())
     return canonical({**fields, "signature": encode(signature)})
@@ -161,7 +183,7 @@ def open_submission(
     officer = entry.thumbprint
     signed = canonical({name: value for name, value in fields.items() if name != "signature"})
     try:
-        parse_officer(entry.certificate_der).public_key.verify(signature, signed, _PADDING, hashes.SHA256())
+        entry.public_key.verify(signature, signed, _PADDING, hashes.SHA256())
     except InvalidSignature:
         raise SubmissionRefused("the submission is not signed by this officer", officer) from None
     if (fields["pool_id"], fields["generation"]) != (context.pool_id, context.generation):

@@ -25,7 +25,7 @@ ALGORITHMS = ["RSA-OAEP-256", "A256GCM"]
 SUITE = hpke.Suite(hpke.KEM.X25519, hpke.KDF.HKDF_SHA256, hpke.AEAD.AES_256_GCM)
 """HPKE suite (RFC 9180)."""
 
-_JWE_CHARACTERS_MAX = 4096
+JWE_CHARACTERS_MAX = 4096
 _NONCE_BYTES = 12
 
 
@@ -63,9 +63,8 @@ def open_payload(key: Secret, sealed: bytes, additional_data: bytes) -> bytes:
 
 def wrap_to_officer(public_key: rsa.RSAPublicKey, thumbprint: str, plaintext: bytes) -> str:
     """Return a compact JWE (RFC 7516) to an officer's RSA key."""
-    pem = public_key.public_bytes(serialization.Encoding.PEM, serialization.PublicFormat.SubjectPublicKeyInfo)
-    header: dict[str, Any] = {"alg": "RSA-OAEP-256", "enc": "A256GCM", "kid": thumbprint}
-    return jwe.encrypt_compact(header, plaintext, RSAKey.import_key(pem), algorithms=ALGORITHMS)
+    header = _jwe_header(thumbprint)
+    return jwe.encrypt_compact(header, plaintext, RSAKey.import_key(public_key), algorithms=ALGORITHMS)
 
 
 def unwrap_by_officer(private_key: rsa.RSAPrivateKey, thumbprint: str, token: str) -> bytes:
@@ -74,18 +73,19 @@ def unwrap_by_officer(private_key: rsa.RSAPrivateKey, thumbprint: str, token: st
     Raises:
         InvalidShare: It is not for this key, or was changed.
     """
-    if len(token) > _JWE_CHARACTERS_MAX:
+    if len(token) > JWE_CHARACTERS_MAX:
         raise InvalidShare("a wrapped share is too large")
-    pem = private_key.private_bytes(
-        serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, serialization.NoEncryption()
-    )
     try:
-        opened = jwe.decrypt_compact(token, RSAKey.import_key(pem), algorithms=ALGORITHMS)
+        opened = jwe.decrypt_compact(token, RSAKey.import_key(private_key), algorithms=ALGORITHMS)
     except (JoseError, ValueError):
         raise InvalidShare("the wrapped share does not open with this key") from None
-    if opened.headers().get("kid") != thumbprint or opened.plaintext is None:
+    if opened.headers() != _jwe_header(thumbprint) or opened.plaintext is None:
         raise InvalidShare("the wrapped share is another officer's")
     return opened.plaintext
+
+
+def _jwe_header(thumbprint: str) -> dict[str, Any]:
+    return {"alg": "RSA-OAEP-256", "enc": "A256GCM", "kid": thumbprint}
 
 
 class DerivedKeys:

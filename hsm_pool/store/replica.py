@@ -113,6 +113,8 @@ class Replica:
             for key, value in values.items():
                 if key.startswith(chain.FRESH_PREFIX):
                     self._observe_renewal(value)
+            # They were written at an unknown time: no clock can be compared with them.
+            self._clock_offsets.clear()
             self._note_drained()
             self.tracker.reset(head.sequence, boot_time())
             self.condition.notify_all()

@@ -10,6 +10,7 @@ import sys
 from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -17,7 +18,6 @@ from cryptography.hazmat.primitives import serialization
 from cryptography.hazmat.primitives.asymmetric import ec, rsa
 
 from hsm_pool.errors import MHSMError
-from mhsm.keys.v1 import keys_pb2
 from mhsm.record.v1 import record_pb2
 from security_domain import container, shares
 from security_domain.encoding import decode, parse_object
@@ -68,12 +68,12 @@ def import_and_use(pool: RunningPool) -> dict[str, bytes]:
         client.import_key("known-rsa", pkcs8_der=pkcs8(rsa_key))
         client.import_key("known-ec", pkcs8_der=pkcs8(ec_key))
         # Parsers like to quote what they cannot read.
-        for key in (rsa_key, ec_key):
-            refused.append(lambda der=pkcs8(key)[:-1]: client.import_key("cut", pkcs8_der=der))  # type: ignore[misc]
-            refused.append(lambda der=pkcs8(key): client.import_key("cut", octets=der))  # type: ignore[misc]
-        refused.append(lambda: client.import_key("cut", octets=octets + b"x"))
-        refused.append(lambda: client.import_key("not/a/name", octets=octets))
-        refused.append(lambda: client.import_key("cut", pkcs8_der=octets))
+        for der in (pkcs8(rsa_key), pkcs8(ec_key)):
+            refused.append(partial(client.import_key, "cut", pkcs8_der=der[:-1]))
+            refused.append(partial(client.import_key, "cut", octets=der))
+        refused.append(partial(client.import_key, "cut", octets=octets + b"x"))
+        refused.append(partial(client.import_key, "not/a/name", octets=octets))
+        refused.append(partial(client.import_key, "cut", pkcs8_der=octets))
         for call in refused:
             with pytest.raises(MHSMError):
                 call()
