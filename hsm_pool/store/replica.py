@@ -69,7 +69,7 @@ class Replica:
         self._fresh_until = 0.0
         self._sent: dict[int, float] = {}
         self._seen: dict[int, bytes] = {}
-        self._clock_offsets: dict[int, float] = {}
+        self._clocks: dict[int, tuple[float, float]] = {}
         self._peer_revisions: dict[int, int] = {}
         self._drained = False
         self._stopped = False
@@ -114,7 +114,7 @@ class Replica:
                 if key.startswith(chain.FRESH_PREFIX):
                     self._observe_renewal(value)
             # They were written at an unknown time: no clock can be compared with them.
-            self._clock_offsets.clear()
+            self._clocks.clear()
             self._note_drained()
             self.tracker.reset(head.sequence, boot_time())
             self.condition.notify_all()
@@ -301,7 +301,7 @@ class Replica:
         mac, renewal.mac = renewal.mac, b""
         self.keys.check_mac(_RENEWAL_LABEL, renewal.SerializeToString(deterministic=True), mac, "a renewal")
         self.pool_time_ms = max(self.pool_time_ms, renewal.wall_time_ms)
-        self._clock_offsets[renewal.partition_index] = renewal.wall_time_ms / 1000 - now
+        self._clocks[renewal.partition_index] = (renewal.wall_time_ms / 1000 - now, now)
         if renewal.partition_index == self.index:
             if renewal.incarnation == self.incarnation:
                 self._own_renewal_returned(renewal.counter)
@@ -329,10 +329,20 @@ class Replica:
         self._seen.pop(counter, None)
         if sent_at is None or self._drained or self._stopped:
             return
-        if clock_skew_seconds(self._clock_offsets, self.index) > limits.CLOCK_SKEW_SECONDS_MAX:
+        if self._clock_is_off():
             return
         self._fresh_until = max(self._fresh_until, sent_at + limits.LEASE_SECONDS)
         self.condition.notify_all()
+
+    def _clock_is_off(self) -> bool:
+        """Return whether the own clock is too far from the median of the clocks that were heard of lately."""
+        now = boot_time()
+        heard = {
+            index: offset
+            for index, (offset, heard_at) in self._clocks.items()
+            if now - heard_at < limits.LEASE_SECONDS
+        }
+        return clock_skew_seconds(heard, self.index) > limits.CLOCK_SKEW_SECONDS_MAX
 
     def lease_remaining(self) -> float:
         """Return for how many seconds this partition may still serve; 0.0 when it may not."""

@@ -48,7 +48,8 @@ FAULTS: Final = (
     "kill node agent",
     "pause partition, kill another",
 )
-ROUNDS_FULL: Final = 10
+ROUNDS: Final = 2
+ROUNDS_FULL: Final = 12
 CLIENTS: Final = 6
 CLIENTS_PER_PARTITION: Final = 2
 """So that a paused partition holds up some clients and not all of them."""
@@ -337,7 +338,7 @@ def test_histories_under_faults_are_linearizable(
     command = replay_command(request)
     print(f"\nreplay: {command}")
     draw = random.Random(seed)
-    faults = list(FAULTS) * (ROUNDS_FULL if full else 1)
+    faults = list(FAULTS) * (ROUNDS_FULL if full else ROUNDS)
     draw.shuffle(faults)
     verdicts: Counter[str] = Counter()
     outcomes: Counter[str] = Counter()
