@@ -350,6 +350,6 @@ def _decode_token(token: str) -> str:
     try:
         if len(token) > 256:
             raise ValueError
-        return base64.urlsafe_b64decode(token.encode()).decode("ascii")
+        return base64.b64decode(token.encode(), b"-_", validate=True).decode("ascii")
     except (ValueError, binascii.Error, UnicodeError):
         raise InvalidField("the page token is not valid", field="page_token") from None
