@@ -74,7 +74,7 @@ def ceremony_child(pool: RunningPool, index: int) -> int | None:
 # -- who unlocks --------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("chosen", itertools.combinations(range(3), 2), ids=str)
+@pytest.mark.parametrize("chosen", list(itertools.combinations(range(3), 2)), ids=str)
 def test_any_two_of_three_officers_unlock_and_one_does_not(
     locked: RunningPool, chosen: tuple[int, int]
 ) -> None:
