@@ -42,6 +42,7 @@ from hsm_pool.store.replica import boot_time
 from hsm_pool.store.sealing import PoolKeys, Tampered
 from hsm_pool.store.state_file import StateDirectory
 from mhsm.record.v1 import record_pb2
+from security_domain import container
 
 _log = structlog.get_logger()
 _POLL_SECONDS = 0.3
@@ -180,6 +181,8 @@ class Partition:
         if self.header is None:
             value = self.store.get(chain.HEADER_KEY)
             if value is None:
+                if self.state_directory.has_head():
+                    raise Tampered("the store has lost the pool header")
                 self._move(PartitionState.PROVISIONED, "the security domain was not downloaded yet")
                 return
             self.header = self._parse_header(value)
@@ -232,7 +235,8 @@ class Partition:
     def _parse_header(self, value: bytes) -> record_pb2.PoolHeader:
         try:
             header = record_pb2.PoolHeader.FromString(value)
-        except Exception:  # noqa: BLE001 - the protobuf parser's own error
+            container.parse(header.security_domain_file)
+        except Exception:  # noqa: BLE001 - the parsers' own errors
             raise Tampered("the pool header in the store is not readable") from None
         if header.pool_id != self.settings.pool_id:
             raise Tampered("the pool header in the store is of another pool")

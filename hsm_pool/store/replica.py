@@ -297,7 +297,10 @@ class Replica:
 
     def _observe_renewal(self, value: bytes) -> None:
         now = boot_time()
-        renewal = record_pb2.Renewal.FromString(value)
+        try:
+            renewal = record_pb2.Renewal.FromString(value)
+        except Exception:  # noqa: BLE001 - the protobuf parser's own error
+            raise Tampered("a renewal is not readable") from None
         mac, renewal.mac = renewal.mac, b""
         self.keys.check_mac(_RENEWAL_LABEL, renewal.SerializeToString(deterministic=True), mac, "a renewal")
         self.pool_time_ms = max(self.pool_time_ms, renewal.wall_time_ms)

@@ -118,6 +118,10 @@ class StateDirectory:
             raise Tampered("the partition's state file does not carry this pool's MAC")
         return best
 
+    def has_head(self) -> bool:
+        """Return whether a head was ever noted here: then the store must hold a chain (G6)."""
+        return bool(os.pread(self._slots, 2 * _SLOT_BYTES, 0).strip(b"\x00"))
+
     def write_seal(self, sealing_key: SecretBytes, keys: PoolKeys) -> None:
         """Seal the pool keys to this platform."""
         nonce = os.urandom(_NONCE_BYTES)

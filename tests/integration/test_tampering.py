@@ -7,13 +7,13 @@ sees them refuse again, and puts the store back, with which the pool serves agai
 
 from __future__ import annotations
 
-import contextlib
 import hashlib
 import os
 import signal
 import threading
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
+from typing import Self
 
 import pytest
 from cryptography.exceptions import InvalidSignature
@@ -216,6 +216,11 @@ def delete_log(store: StoreAccess, told: Story) -> None:
     store.write({}, (max(key for key in told.now if key.startswith("log/")),))
 
 
+def garbage_renewal(store: StoreAccess, told: Story) -> None:
+    for index in range(3):
+        store.write({f"fresh/{index}": b"\xff" * 64})
+
+
 def wipe(store: StoreAccess, told: Story) -> None:
     store.write({}, tuple(store.dump()))
 
@@ -242,6 +247,7 @@ CASES: list[tuple[Callable[[StoreAccess, Story], None], tuple[str, ...]]] = [
     (garbage_head, ("the head of the chain",)),
     (delete_head, ("lost the head",)),
     (delete_log, ("log entry", "does not contain the head")),
+    (garbage_renewal, ("renewal",)),
     (wipe, ("lost",)),
 ]
 
@@ -259,7 +265,7 @@ class Observers:
         self.answers = 0
         self._threads = [threading.Thread(target=self._observe, args=(index,)) for index in range(3)]
 
-    def __enter__(self) -> Observers:
+    def __enter__(self) -> Self:
         for thread in self._threads:
             thread.start()
         return self

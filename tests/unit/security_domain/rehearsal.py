@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Iterable
 from datetime import UTC, datetime, timedelta
 
@@ -79,4 +80,4 @@ def everything_said(error: BaseException) -> str:
 def quotes(text: str, words: str) -> bool:
     """Whether two consecutive words of a share stand in a text."""
     split = words.split()
-    return any(f"{first} {second}" in text for first, second in zip(split, split[1:], strict=False))
+    return any(f"{first} {second}" in text for first, second in itertools.pairwise(split))

@@ -17,6 +17,7 @@ from hypothesis import strategies as st
 from security_domain import container
 from security_domain.encoding import canonical, decode, encode
 from security_domain.errors import InvalidFile, SecurityDomainError
+from security_domain.officers import parse_officer
 from security_domain.wrapping import wrap_to_officer
 from tests.running_pool import ROOT, TestOfficer
 from tests.unit.security_domain.rehearsal import (
@@ -286,8 +287,6 @@ def test_officers_with_one_key_are_refused_in_a_file(ten: list[TestOfficer], fil
     """G4: otherwise one officer could be two of a quorum."""
     changed = json.loads(file)
     renewed = self_signed(ten[0].key, "renewed")
-    from security_domain.officers import parse_officer
-
     changed["officers"][1].update(certificate=encode(renewed), thumbprint=parse_officer(renewed).thumbprint)
     with pytest.raises(InvalidFile, match="same key"):
         container.parse(canonical(changed))

@@ -211,7 +211,11 @@ def test_a_replica_takes_each_transaction_once_and_in_order(keys: PoolKeys) -> N
     assert done.head.sequence == 4
 
 
-@pytest.mark.parametrize("value", [b"", b"\xff" * 64, b"x", record_pb2.Renewal(mac=b"m" * 32).SerializeToString()])
+@pytest.mark.parametrize(
+    "value",
+    [b"", b"\xff" * 64, b"x", record_pb2.Renewal(mac=b"m" * 32).SerializeToString()],
+    ids=["empty", "garbage", "short", "forged"],
+)
 def test_a_renewal_that_is_none_is_noticed(keys: PoolKeys, value: bytes) -> None:
     """G6: whoever writes into a partition's renewals is noticed, with a reason, not with a crash."""
     _, replica = history(keys, 1)
@@ -229,21 +233,18 @@ def state(tmp_path: Path) -> Iterator[StateDirectory]:
     directory.close()
 
 
-def reopened(state: StateDirectory, tmp_path: Path) -> StateDirectory:
-    state.close()
-    return StateDirectory(tmp_path / "state")
-
-
 def test_the_last_head_comes_back(tmp_path: Path, keys: PoolKeys) -> None:
     """G6: the newest head that was noted, over any number of restarts."""
     for sequence in range(1, 8):
         directory = StateDirectory(tmp_path / "state")
         if sequence == 1:
             assert directory.read_head(keys) is None
+            assert not directory.has_head()
         else:
             assert directory.read_head(keys) == (sequence - 1, bytes([sequence - 1]) * 32)
         directory.write_head(keys, sequence, bytes([sequence]) * 32)
         assert directory.read_head(keys) == (sequence, bytes([sequence]) * 32)
+        assert directory.has_head()
         directory.close()
 
 
@@ -284,16 +285,15 @@ def test_a_forged_state_file_is_noticed(tmp_path: Path, keys: PoolKeys) -> None:
         directory.close()
 
 
-def test_a_state_directory_has_one_owner(tmp_path: Path, state: StateDirectory) -> None:
+def test_a_state_directory_has_one_owner(tmp_path: Path) -> None:
     """G2: a newer incarnation is proof that the older process is dead; the lock makes it true."""
-    incarnation = state.incarnation
+    first = StateDirectory(tmp_path / "state")
     with pytest.raises(RuntimeError, match="alive"):
         StateDirectory(tmp_path / "state")
-    again = reopened(state, tmp_path)
-    assert again.incarnation == incarnation + 1, "a refused start counts no incarnation"
-    again.close()
-    state._slots = state._lock = os.open(os.devnull, os.O_RDONLY)  # the fixture closes them
-    state._slots = os.dup(state._lock)
+    first.close()
+    second = StateDirectory(tmp_path / "state")
+    assert second.incarnation == first.incarnation + 1, "a refused start counts no incarnation"
+    second.close()
 
 
 def test_the_platform_seal_opens_with_its_own_platform_and_pool_only(

@@ -288,5 +288,5 @@ def test_malformed_pool_keys_are_refused(field: str, secret: SecretBytes) -> Non
             message.key_encryption_keys[2] = b"short"
         case _:
             setattr(message, field, b"short")
-    with pytest.raises(ValueError, match="pool key|epoch"):
+    with pytest.raises(ValueError, match=r"pool key|epoch"):
         PoolKeys(POOL, SecretBytes(message.SerializeToString()))
