@@ -13,24 +13,33 @@ def _range(value: dict[str, Any], digits: int = 0) -> str:
     return f"{middle} ({low}-{high})"
 
 
+def _median(value: dict[str, Any]) -> str:
+    return f"{value['median']:,.1f}"
+
+
 def _throughput_table(result: dict[str, Any]) -> Table:
     table = Table(title="Operations a second: median (minimum-maximum)", title_justify="left")
     for heading in ("operation", "how", "processes", "per second", "of openssl", "of library", "CPU us/op"):
         table.add_column(heading, justify="left" if heading in {"operation", "how"} else "right")
     for entry in result["throughput"]:
-        for processes, rate in entry["openssl_per_second"].items():
-            table.add_row(entry["operation"], "openssl speed", processes, f"{rate:,.0f}", "", "", "")
-        for processes, summary in entry["library_per_second"].items():
-            table.add_row("", "library in a loop", processes, _range(summary), "", "", "")
-        for mode in entry["pool"]:
+        name = entry["operation"]
+        for row in entry["openssl"]:
+            cpu = f"{row['cpu_us_per_operation']:,.1f}" if "cpu_us_per_operation" in row else ""
+            rate = f"{row['operations_per_second']:,.0f}"
+            table.add_row(name, "openssl speed", str(row["processes"]), rate, "", "", cpu)
+            name = ""
+        for row in entry["library"]:
+            rate, cpu = _range(row["operations_per_second"]), _median(row["cpu_us_per_operation"])
+            table.add_row("", "library in a loop", str(row["client_processes"]), rate, "", "", cpu)
+        for row in entry["pool"]:
             table.add_row(
                 "",
-                f"pool, {mode['mode']} of {mode['items_per_message']}",
-                str(mode["client_processes"]),
-                _range(mode["operations_per_second"]),
-                f"{mode['ratio_to_openssl']:.1%}",
-                f"{mode['ratio_to_library']:.1%}",
-                f"{mode['partition_cpu_us_per_operation']['median']:,.1f}",
+                f"pool, {row['mode']} of {row['items_per_message']}",
+                str(row["client_processes"]),
+                _range(row["operations_per_second"]),
+                f"{row['ratio_to_openssl']:.1%}",
+                f"{row['ratio_to_library']:.1%}",
+                _median(row["cpu_us_per_operation"]),
             )
         table.add_section()
     return table
@@ -79,5 +88,7 @@ def print_tables(result: dict[str, Any]) -> None:
         f"measured in {result['seconds']:.0f} s",
         highlight=False,
     )
+    if machine["load_average_before"] > machine["processors"] / 2:
+        console.print("the machine was busy: trust the processor time, not the rates", style="bold")
     for table in (_throughput_table(result), _commit_table(result), _fault_table(result)):
         console.print(table)

@@ -36,6 +36,8 @@ class Rate:
 
     operations: int
     seconds: float
+    cpu_seconds: float
+    """Processor time of the client process itself."""
 
 
 def _counts(task: Task, pool: Pool, number: int, deadline: float) -> Iterator[int]:
@@ -56,9 +58,9 @@ def _client_process(pipe: Pipe, directory: Path, number: int) -> None:
                 pass
             pipe.send("ready")
             pipe.recv()
-            began = time.monotonic()
+            began, cpu_began = time.monotonic(), time.process_time()
             operations = sum(_counts(task, pool, number, began + task.seconds))
-            pipe.send(Rate(operations, time.monotonic() - began))
+            pipe.send(Rate(operations, time.monotonic() - began, time.process_time() - cpu_began))
 
 
 class ClientProcesses:
@@ -102,7 +104,8 @@ class ClientProcesses:
             processes: How many of them; None for all.
 
         Returns:
-            (operations a second, processor microseconds of the partitions an operation).
+            (operations a second, processor microseconds an operation: those of the partitions,
+            of the client itself for the library).
         """
         pipes = self._pipes[:processes]
         for pipe in pipes:
@@ -114,6 +117,8 @@ class ClientProcesses:
             pipe.send("go")
         rates: list[Rate] = [self._answer(pipe) for pipe in pipes]
         cpu = self._pool.partition_cpu_seconds() - cpu_before
+        if task.mode == "library":
+            cpu = sum(rate.cpu_seconds for rate in rates)
         operations = sum(rate.operations for rate in rates)
         per_second = sum(rate.operations / rate.seconds for rate in rates)
         return per_second, cpu * 1e6 / max(1, operations)
@@ -124,14 +129,11 @@ class ClientProcesses:
         return pipe.recv()
 
     def repeat(self, task: Task, repeats: int, processes: int | None = None) -> dict[str, Any]:
-        """Measure several times; only the first time is preceded by a long warm-up."""
+        """Measure several times, each time after a warm-up."""
         measured = [self.measure(task, processes) for _ in range(repeats)]
-        result = {
-            "operation": task.operation,
+        return {
             "mode": task.mode,
             "client_processes": processes or self.count,
             "operations_per_second": summary([rate for rate, _ in measured]),
+            "cpu_us_per_operation": summary([cpu for _, cpu in measured], 2),
         }
-        if task.mode != "library":
-            result["partition_cpu_us_per_operation"] = summary([cpu for _, cpu in measured], 2)
-        return result

@@ -25,7 +25,7 @@ from hsm_pool.node_agent.processes import is_running
 from mhsm.enclave.v1 import enclave_pb2
 from mhsm.keys.v1 import keys_pb2
 
-_WAIT_SECONDS = 60.0
+_WAIT_SECONDS = 120.0
 _POLL_SECONDS = 0.02
 _SERVING = enclave_pb2.PARTITION_STATE_SERVING
 _LOCKED = enclave_pb2.PARTITION_STATE_LOCKED

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import re
-import uuid
 from collections.abc import Iterable, Mapping
 from datetime import UTC, datetime
 
@@ -16,6 +15,7 @@ from mhsm.keys.v1 import keys_pb2
 
 _KEY_ID = re.compile(rf"[0-9a-zA-Z-]{{1,{limits.KEY_ID_LENGTH_MAX}}}")
 _VERSION_ID = re.compile(r"[0-9a-f]{32}")
+_REQUEST_ID = re.compile(r"[0-9a-fA-F]{8}(-[0-9a-fA-F]{4}){3}-[0-9a-fA-F]{12}")
 _TIME_MS_MAX = int(datetime(9999, 12, 31, tzinfo=UTC).timestamp()) * 1000
 
 
@@ -44,15 +44,10 @@ def version_path(version: KeyVersionRecord) -> str:
 
 
 def request_id(value: str) -> str:
-    """Return a checked request id."""
-    try:
-        return str(uuid.UUID(value)) if len(value) == 36 else _no_uuid()
-    except ValueError:
-        return _no_uuid()
-
-
-def _no_uuid() -> str:
-    raise InvalidField("request_id is a UUID of 36 characters", field="request_id")
+    """Return a checked request id, in lower case."""
+    if not _REQUEST_ID.fullmatch(value):
+        raise InvalidField("request_id is a UUID of 36 characters", field="request_id")
+    return value.lower()
 
 
 def key_type(value: int) -> KeyType:

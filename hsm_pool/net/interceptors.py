@@ -19,7 +19,7 @@ from google.rpc import code_pb2, error_details_pb2, status_pb2
 from grpc_status import rpc_status
 
 from hsm_pool import limits
-from hsm_pool.errors import DOMAIN, AccessError, InternalError, MHSMError, Overloaded
+from hsm_pool.errors import DOMAIN, AccessError, InternalError, InvalidField, MHSMError, Overloaded
 from hsm_pool.net.authorization import Caller, authorize, identify
 
 _log = structlog.get_logger()
@@ -60,6 +60,13 @@ def typed(error: Exception, method: str) -> MHSMError:
     return InternalError(f"internal error, correlation id {correlation_id}")
 
 
+def _parsed(octets: bytes, parse: Callable[[bytes], Any]) -> Any:
+    try:
+        return parse(octets)
+    except Exception:  # noqa: BLE001 - the protobuf parser's own error
+        raise InvalidField("the request is no message of this method", field="") from None
+
+
 class Gate(grpc.ServerInterceptor):
     """Lets a call through to its service, or answers it with a typed error."""
 
@@ -77,17 +84,14 @@ class Gate(grpc.ServerInterceptor):
         if handler is None:
             return None
         method = handler_call_details.method
+        # Requests are parsed in the call: after the permission is known, and with typed errors.
+        parse = handler.request_deserializer
+        serialize = handler.response_serializer
         if handler.response_streaming:
-            return grpc.stream_stream_rpc_method_handler(
-                self._stream(handler.stream_stream, method),
-                handler.request_deserializer,
-                handler.response_serializer,
-            )
-        return grpc.unary_unary_rpc_method_handler(
-            self._unary(handler.unary_unary, method),
-            handler.request_deserializer,
-            handler.response_serializer,
-        )
+            streamed = self._stream(handler.stream_stream, parse, method)
+            return grpc.stream_stream_rpc_method_handler(streamed, None, serialize)
+        unary = self._unary(handler.unary_unary, parse, method)
+        return grpc.unary_unary_rpc_method_handler(unary, None, serialize)
 
     def _enter(self, context: grpc.ServicerContext, method: str) -> None:
         auth = context.auth_context()
@@ -104,14 +108,14 @@ class Gate(grpc.ServerInterceptor):
             context.abort(getattr(grpc.StatusCode, shown.code), "")
         context.abort_with_status(rpc_status.to_status(error_status(shown)))
 
-    def _unary(self, handle: Any, method: str) -> Any:
-        def call(request: Any, context: grpc.ServicerContext) -> Any:
+    def _unary(self, handle: Any, parse: Any, method: str) -> Any:
+        def call(octets: bytes, context: grpc.ServicerContext) -> Any:
             if not self._slots.acquire(blocking=False):
                 return self._abort(context, Overloaded("too many calls are under way"), method)
             started = time.monotonic()
             try:
                 self._enter(context, method)
-                return handle(request, context)
+                return handle(_parsed(octets, parse), context)
             except Exception as error:  # noqa: BLE001 - the one place where errors become answers
                 return self._abort(context, error, method)
             finally:
@@ -120,13 +124,13 @@ class Gate(grpc.ServerInterceptor):
 
         return call
 
-    def _stream(self, handle: Any, method: str) -> Any:
-        def call(requests: Any, context: grpc.ServicerContext) -> Iterator[Any]:
+    def _stream(self, handle: Any, parse: Any, method: str) -> Any:
+        def call(messages: Iterator[bytes], context: grpc.ServicerContext) -> Iterator[Any]:
             if not self._slots.acquire(blocking=False):
                 self._abort(context, Overloaded("too many calls are under way"), method)
             try:
                 self._enter(context, method)
-                yield from handle(requests, context)
+                yield from handle((_parsed(octets, parse) for octets in messages), context)
             except Exception as error:  # noqa: BLE001
                 self._abort(context, error, method)
             finally:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import base64
-import binascii
 import hashlib
 import os
 import time
@@ -159,6 +158,9 @@ class KeyService(keys_pb2_grpc.KeyServiceServicer):
         convert.refuse_output_only(attributes, exportable_allowed=False)
         operations = convert.key_operations(request.key_operations)
         until, serving = deadline(context), self._partition.serving()
+        answered = self._answered(serving, request, keys_pb2.UpdateKeyResponse, until)
+        if answered is not None:
+            return answered
         if operations:
             version = serving.replica.consult(
                 lambda view: lifecycle.version_of(view, lifecycle.active_key(view, key_id), version_id), until
@@ -347,9 +349,12 @@ def _encode_token(position: str) -> str:
 
 
 def _decode_token(token: str) -> str:
+    if not token:
+        return ""
     try:
         if len(token) > 256:
             raise ValueError
-        return base64.b64decode(token.encode(), b"-_", validate=True).decode("ascii")
-    except (ValueError, binascii.Error, UnicodeError):
+        position = base64.b64decode(token.encode(), b"-_", validate=True).decode("ascii")
+        return convert.key_id(position)  # a version id has the form of a key id, too
+    except (ValueError, InvalidField):
         raise InvalidField("the page token is not valid", field="page_token") from None

@@ -1,347 +1,942 @@
-"""G8: bad input is a typed answer; no state change, no crash, no internal text."""
+"""G8: bad input is a typed answer; nothing changes, nothing crashes, nothing internal is told."""
 
 from __future__ import annotations
 
+import base64
 import hashlib
+import os
+import re
 import uuid
 from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
 import grpc
 import pytest
-from google.rpc import error_details_pb2
+from cryptography import x509
+from cryptography.hazmat.primitives import hashes, serialization
+from cryptography.hazmat.primitives.asymmetric import ec, ed25519, rsa
+from google.protobuf.message import Message
+from google.protobuf.timestamp_pb2 import Timestamp
+from google.rpc import error_details_pb2, status_pb2
 from grpc_status import rpc_status
 
-from hsm_pool import limits
+from hsm_pool import errors, limits
 from hsm_pool.client import calls
-from hsm_pool.client.channels import credentials
-from hsm_pool.errors import BY_REASON, DOMAIN
+from hsm_pool.client.errors import CallRefused, PoolUnreachable, from_rpc
+from hsm_pool.client.pool import Pool
+from hsm_pool.errors import MHSMError
 from hsm_pool.provisioning.pki import Authority
-from mhsm.crypto.v1 import crypto_pb2, crypto_pb2_grpc
-from mhsm.keys.v1 import keys_pb2, keys_pb2_grpc
-from mhsm.security_domain.v1 import security_domain_pb2, security_domain_pb2_grpc
-from tests.running_pool import RunningPool
+from mhsm.crypto.v1 import crypto_pb2
+from mhsm.keys.v1 import keys_pb2
+from mhsm.peer.v1 import peer_pb2
+from mhsm.security_domain.v1 import security_domain_pb2
+from tests.running_pool import RunningPool, TestOfficer
 
 pytestmark = pytest.mark.pool
 
-DIGEST = hashlib.sha256(b"text").digest()
-INTERNAL_TEXT = ("Traceback", ".py", "Exception calling", "google.protobuf", "site-packages", "object at")
-NOW = datetime.now(UTC)
+DIGEST = hashlib.sha256(b"to be signed").digest()
+EC = {"key_type": keys_pb2.KEY_TYPE_EC, "curve": keys_pb2.CURVE_P256}
+OCT = {"key_type": keys_pb2.KEY_TYPE_OCT, "size_bits": 256}
+USED_REQUEST_ID = "7d1f0c52-5a3e-4d0b-9c64-0f3b2c8e1a77"
+SOME_UUID = "0e6a4b0f-1c2d-4e3f-8a9b-5c6d7e8f9012"
+NO_VERSION = "0" * 32
+UNLIMITED = (("grpc.max_send_message_length", -1), ("grpc.max_receive_message_length", -1))
+INTERNAL_TEXT = re.compile(
+    r"Traceback|\.py\b|Exception |hsm_pool|object at 0x|(^|[\s\"'(])/[a-z]+/|Error\(|cryptography|site-packages"
+)
+KEYS = "/mhsm.keys.v1.KeyService/"
+CRYPTO = "/mhsm.crypto.v1.CryptoService/"
+CEREMONIES = "/mhsm.security_domain.v1.SecurityDomainService/"
 
 
-class Services:
-    """Raw stubs of one partition."""
+@dataclass(frozen=True)
+class Case:
+    """A request that must be refused; a callable makes it when the test runs."""
 
-    def __init__(self, channel: grpc.Channel) -> None:
-        self.channel = channel
-        self.keys = keys_pb2_grpc.KeyServiceStub(channel)
-        self.crypto = crypto_pb2_grpc.CryptoServiceStub(channel)
+    name: str
+    method: str
+    request: Message | bytes | Callable[[], Message]
+    error: type[MHSMError]
 
-
-@pytest.fixture(scope="module")
-def services(pool: RunningPool) -> Iterator[Services]:
-    """Stubs as the application, with the keys that the cases use."""
-    with pool.client() as client:
-        client.create_key("ec", key_type=keys_pb2.KEY_TYPE_EC, curve=keys_pb2.CURVE_P256)
-        client.create_key("rsa", key_type=keys_pb2.KEY_TYPE_RSA, size_bits=2048)
-        client.create_key("oct", key_type=keys_pb2.KEY_TYPE_OCT, size_bits=256)
-        verify_only = [keys_pb2.KEY_OPERATION_VERIFY]
-        client.create_key(
-            "verify-only",
-            key_type=keys_pb2.KEY_TYPE_EC,
-            curve=keys_pb2.CURVE_P256,
-            key_operations=verify_only,
-        )
-        for name, attributes in (
-            ("disabled", calls.attributes(enabled=False)),
-            ("early", calls.attributes(not_before=NOW + timedelta(days=1))),
-            ("late", calls.attributes(expires=NOW - timedelta(days=1))),
-        ):
-            client.create_key(
-                name,
-                key_type=keys_pb2.KEY_TYPE_EC,
-                curve=keys_pb2.CURVE_P256,
-                key_attributes=attributes,
-            )
-        client.create_key("gone", key_type=keys_pb2.KEY_TYPE_OCT, size_bits=128)
-        client.delete_key("keys/gone")
-    connection = pool.connection
-    options = [("grpc.max_send_message_length", 16 * 1024 * 1024)]
-    channel = grpc.secure_channel(
-        connection.partitions[0].endpoint, credentials(connection, "application"), options=options
-    )
-    with channel:
-        yield Services(channel)
+    def octets(self) -> bytes:
+        request = self.request() if callable(self.request) else self.request
+        return request if isinstance(request, bytes) else request.SerializeToString()
 
 
-def new_id() -> str:
+def request_id() -> str:
     return str(uuid.uuid4())
 
 
-def sign(
-    name: str, algorithm: str = "ES256", digests: list[bytes] | None = None
-) -> Callable[[Services], Any]:
-    request = crypto_pb2.SignRequest(
-        name=name, algorithm=algorithm, digests=[DIGEST] if digests is None else digests
-    )
-    return lambda services: services.crypto.Sign(request, timeout=10)
+# -- what is looked at before and after every case ---------------------------------------
 
 
-def create(**fields: Any) -> Callable[[Services], Any]:
-    base: dict[str, Any] = {
-        "key_id": "never-made",
-        "key_type": keys_pb2.KEY_TYPE_OCT,
-        "size_bits": 256,
-        "request_id": new_id(),
-    }
-    request = keys_pb2.CreateKeyRequest(**{**base, **fields})
-    return lambda services: services.keys.CreateKey(request, timeout=10)
+class Watched:
+    """A pool with keys of every state, and raw calls to its first partition."""
+
+    def __init__(self, pool: RunningPool) -> None:
+        self.pool = pool
+        self._operator = pool.client("administrator")
+        self.channels = {
+            name: self.channel(Path(identity.certificate_file), Path(identity.key_file))
+            for name, identity in pool.connection.clients.items()
+        }
+
+    def channel(self, certificate: Path, key: Path) -> grpc.Channel:
+        connection = self.pool.connection
+        credentials = grpc.ssl_channel_credentials(
+            Path(connection.client_ca_file).read_bytes(), key.read_bytes(), certificate.read_bytes()
+        )
+        return grpc.secure_channel(connection.partitions[0].endpoint, credentials, options=UNLIMITED)
+
+    def snapshot(self) -> list[tuple[object, ...]]:
+        """Return chain position, incarnation and state of each partition, and all process ids."""
+        statuses = [self._operator.partition_status(index) for index in range(3)]
+        return [
+            *((s.applied_sequence, s.head_digest_prefix, s.incarnation, s.state) for s in statuses),
+            tuple(self.pool.all_process_ids()),
+        ]
+
+    def close(self) -> None:
+        self._operator.close()
+        for channel in self.channels.values():
+            channel.close()
 
 
-def get(name: str) -> Callable[[Services], Any]:
-    return lambda services: services.keys.GetKey(keys_pb2.GetKeyRequest(name=name), timeout=10)
+def time_of(year: int) -> datetime:
+    return datetime(year, 1, 1, tzinfo=UTC)
 
 
-def update(name: str, **fields: Any) -> Callable[[Services], Any]:
-    request = keys_pb2.UpdateKeyRequest(name=name, **{"request_id": new_id(), **fields})
-    return lambda services: services.keys.UpdateKey(request, timeout=10)
+@pytest.fixture(scope="module")
+def watched(pool: RunningPool) -> Iterator[Watched]:
+    attributes = calls.attributes
+    with pool.client() as client:
+        client.create_key("ec", **EC, request_id=USED_REQUEST_ID)
+        client.create_key("p384", key_type=keys_pb2.KEY_TYPE_EC, curve=keys_pb2.CURVE_P384)
+        client.create_key("rsa", key_type=keys_pb2.KEY_TYPE_RSA, size_bits=2048)
+        client.create_key("oct", **OCT)
+        client.create_key("verifier", **EC, key_operations=[keys_pb2.KEY_OPERATION_VERIFY])
+        client.create_key("decrypter", **OCT, key_operations=[keys_pb2.KEY_OPERATION_DECRYPT])
+        client.create_key("disabled", **EC, key_attributes=attributes(enabled=False))
+        client.create_key("disabled-oct", **OCT, key_attributes=attributes(enabled=False))
+        client.create_key("early", **EC, key_attributes=attributes(not_before=time_of(2200)))
+        client.create_key("early-oct", **OCT, key_attributes=attributes(not_before=time_of(2200)))
+        client.create_key("expired", **EC, key_attributes=attributes(expires=time_of(2020)))
+        client.create_key("expired-oct", **OCT, key_attributes=attributes(expires=time_of(2020)))
+        client.create_key("deleted", **EC)
+        client.delete_key("keys/deleted")
+    made = Watched(pool)
+    yield made
+    made.close()
 
 
-def delete(name: str) -> Callable[[Services], Any]:
-    request = keys_pb2.DeleteKeyRequest(name=name, request_id=new_id())
-    return lambda services: services.keys.DeleteKey(request, timeout=10)
+# -- what a refusal looks like -----------------------------------------------------------
 
 
-def list_keys(**fields: Any) -> Callable[[Services], Any]:
-    return lambda services: services.keys.ListKeys(keys_pb2.ListKeysRequest(**fields), timeout=10)
+def refused(call: Callable[[], object]) -> grpc.RpcError:
+    with pytest.raises(grpc.RpcError) as caught:
+        call()
+    return caught.value
 
 
-def encrypt(name: str, algorithm: str, plaintext: bytes) -> Callable[[Services], Any]:
-    request = crypto_pb2.EncryptRequest(
-        name=name, algorithm=algorithm, items=[crypto_pb2.Plaintext(plaintext=plaintext)]
-    )
-    return lambda services: services.crypto.Encrypt(request, timeout=10)
+def check_texts(error: Any) -> None:
+    """Assert that neither the message nor a trailer tells anything internal."""
+    texts = [error.details() or ""]
+    for _, value in error.trailing_metadata() or ():
+        texts.append(value.decode("latin-1") if isinstance(value, bytes) else value)
+    for text in texts:
+        assert not INTERNAL_TEXT.search(text), f"internal text is shown: {text!r}"
 
 
-def import_(**material: bytes) -> Callable[[Services], Any]:
-    request = keys_pb2.ImportKeyRequest(
-        key_id="never-imported",
-        material=keys_pb2.KeyMaterialSecret(**material),
-        request_id=new_id(),
-    )
-    return lambda services: services.keys.ImportKey(request, timeout=10)
+def check_status(status: status_pb2.Status | None, expected: type[MHSMError]) -> None:
+    """Assert google.rpc.Status with exactly one detail: the ErrorInfo of the expected error."""
+    assert status is not None, "there is no google.rpc.Status"
+    assert len(status.details) == 1
+    info = error_details_pb2.ErrorInfo()
+    assert status.details[0].Unpack(info)
+    assert (info.domain, info.reason) == ("mhsm", expected.reason)
+    assert info.metadata["definite"] == ("true" if expected.definite else "false")
+    assert status.message
 
 
-def decrypt_junk(services: Services) -> Any:
+def check_error(error: Any, expected: type[MHSMError]) -> None:
+    """Assert code, the one ErrorInfo, its domain and reason, and the class the client makes of it."""
+    assert error.code().name == expected.code, error
+    check_status(rpc_status.from_call(error), expected)
+    check_texts(error)
+    assert type(from_rpc(error)) is expected
+
+
+def raw(channel: grpc.Channel, method: str, octets: bytes) -> object:
+    """Call with these very octets."""
+    if method.endswith("/StreamOperations"):
+        return list(channel.stream_stream(method)(iter([octets]), timeout=10))
+    return channel.unary_unary(method)(octets, timeout=10)
+
+
+# -- cases -------------------------------------------------------------------------------
+
+
+def sign(name: str = "keys/ec", algorithm: str = "ES256", digests: tuple[bytes, ...] = (DIGEST,)) -> Message:
+    return crypto_pb2.SignRequest(name=name, algorithm=algorithm, digests=digests)
+
+
+def verify(name: str, algorithm: str, digest: bytes) -> Message:
+    item = crypto_pb2.DigestSignature(digest=digest, signature=bytes(64))
+    return crypto_pb2.VerifyRequest(name=name, algorithm=algorithm, items=[item])
+
+
+def encrypt(name: str, algorithm: str, plaintext: bytes, additional_data: bytes = b"") -> Message:
+    item = crypto_pb2.Plaintext(plaintext=plaintext, additional_data=additional_data)
+    return crypto_pb2.EncryptRequest(name=name, algorithm=algorithm, items=[item])
+
+
+def decrypt(name: str, algorithm: str, ciphertext: bytes, nonce: int = 12, tag: int = 16) -> Message:
     item = crypto_pb2.Ciphertext(
-        ciphertext=b"junk", initialization_vector=bytes(12), authentication_tag=bytes(16)
+        ciphertext=ciphertext, initialization_vector=bytes(nonce), authentication_tag=bytes(tag)
     )
-    request = crypto_pb2.DecryptRequest(name="keys/oct", algorithm="A256GCM", items=[item])
-    return services.crypto.Decrypt(request, timeout=10)
+    return crypto_pb2.DecryptRequest(name=name, algorithm=algorithm, items=[item])
 
 
-def random_bytes(count: int) -> Callable[[Services], Any]:
-    request = crypto_pb2.GetRandomBytesRequest(count=count)
-    return lambda services: services.crypto.GetRandomBytes(request, timeout=10)
+def wrap(name: str, algorithm: str, *keys: bytes) -> Message:
+    return crypto_pb2.WrapKeyRequest(name=name, algorithm=algorithm, keys=keys)
 
 
-CASES: dict[str, tuple[Callable[[Services], Any], str]] = {
-    "algorithm of another key type": (sign("keys/ec", "RS256"), "ALGORITHM_NOT_SUPPORTED"),
-    "algorithm of another curve": (sign("keys/ec", "ES384", [bytes(48)]), "ALGORITHM_NOT_SUPPORTED"),
-    "unknown algorithm": (sign("keys/ec", "none"), "ALGORITHM_NOT_SUPPORTED"),
-    "signing algorithm to encrypt": (encrypt("keys/rsa", "RS256", b"x"), "ALGORITHM_NOT_SUPPORTED"),
-    "key size of another algorithm": (encrypt("keys/oct", "A128GCM", b"x"), "ALGORITHM_NOT_SUPPORTED"),
-    "operation that the key does not permit": (sign("keys/verify-only"), "OPERATION_NOT_PERMITTED"),
-    "disabled key": (sign("keys/disabled"), "KEY_NOT_USABLE"),
-    "key that is not valid yet": (sign("keys/early"), "KEY_NOT_USABLE"),
-    "expired key": (sign("keys/late"), "KEY_NOT_USABLE"),
-    "digest too short": (sign("keys/ec", digests=[bytes(31)]), "DIGEST_LENGTH"),
-    "one digest of many too long": (sign("keys/ec", digests=[DIGEST, bytes(33)]), "DIGEST_LENGTH"),
-    "empty batch": (sign("keys/ec", digests=[]), "INVALID_FIELD"),
-    "batch too large, EC": (sign("keys/ec", digests=[DIGEST] * 257), "PAYLOAD_TOO_LARGE"),
-    "batch too large, RSA": (sign("keys/rsa", "RS256", [DIGEST] * 33), "PAYLOAD_TOO_LARGE"),
-    "payload too large": (
-        encrypt("keys/oct", "A256GCM", bytes(limits.PAYLOAD_BYTES_MAX + 1)),
-        "PAYLOAD_TOO_LARGE",
-    ),
-    "payload too large for RSA": (encrypt("keys/rsa", "RSA-OAEP-256", bytes(191)), "PAYLOAD_TOO_LARGE"),
-    "ciphertext that is none": (decrypt_junk, "DECRYPTION_FAILED"),
-    "unknown key": (sign("keys/unknown"), "KEY_NOT_FOUND"),
-    "unknown version": (sign(f"keys/ec/versions/{'0' * 32}"), "KEY_NOT_FOUND"),
-    "deleted key": (get("keys/gone"), "KEY_SOFT_DELETED"),
-    "name without a collection": (get("ec"), "INVALID_FIELD"),
-    "name with a traversal": (get("keys/../ec"), "INVALID_FIELD"),
-    "empty name": (get(""), "INVALID_FIELD"),
-    "name too long": (get("keys/" + "a" * 128), "INVALID_FIELD"),
-    "version that is none": (get("keys/ec/versions/latest"), "INVALID_FIELD"),
-    "key id with a space": (create(key_id="a b"), "INVALID_FIELD"),
-    "key type missing": (create(key_type=0), "INVALID_FIELD"),
-    "unknown key type": (create(key_type=99), "INVALID_FIELD"),
-    "key size that does not exist": (create(size_bits=100), "INVALID_FIELD"),
-    "RSA too short": (create(key_type=keys_pb2.KEY_TYPE_RSA, size_bits=1024), "INVALID_FIELD"),
-    "EC without a curve": (create(key_type=keys_pb2.KEY_TYPE_EC, size_bits=0), "INVALID_FIELD"),
-    "unknown curve": (create(key_type=keys_pb2.KEY_TYPE_EC, curve=77), "INVALID_FIELD"),
-    "operation of another type": (create(key_operations=[keys_pb2.KEY_OPERATION_SIGN]), "INVALID_FIELD"),
-    "unknown operation": (create(key_operations=[42]), "INVALID_FIELD"),
-    "request id missing": (create(request_id=""), "INVALID_FIELD"),
-    "request id that is none": (create(request_id="x" * 36), "INVALID_FIELD"),
-    "too many tags": (create(tags={str(n): "" for n in range(16)}), "INVALID_FIELD"),
-    "tag too long": (create(tags={"a": "b" * 257}), "INVALID_FIELD"),
-    "expires before not_before": (
-        create(attributes=calls.attributes(not_before=NOW, expires=NOW - timedelta(days=1))),
-        "INVALID_FIELD",
-    ),
-    "time far outside": (
-        create(attributes={"expires": {"seconds": 2**50}}),
-        "INVALID_FIELD",
-    ),
-    "output-only field": (create(attributes={"created": {"seconds": 1}}), "INVALID_FIELD"),
-    "existing key, new only": (
-        create(key_id="oct", must_not_exist=True),
-        "KEY_EXISTS",
-    ),
-    "deleted key made anew": (create(key_id="gone"), "KEY_EXISTS"),
-    "exportable changed": (
-        update("keys/ec", attributes=calls.attributes(exportable=True)),
-        "INVALID_FIELD",
-    ),
-    "update of an unknown key": (update("keys/unknown"), "KEY_NOT_FOUND"),
-    "operations of another type": (
-        update("keys/ec", key_operations=[keys_pb2.KEY_OPERATION_ENCRYPT]),
-        "INVALID_FIELD",
-    ),
-    "delete of an unknown key": (delete("keys/unknown"), "KEY_NOT_FOUND"),
-    "delete of a version": (delete(f"keys/ec/versions/{'0' * 32}"), "INVALID_FIELD"),
-    "delete of a deleted key": (delete("keys/gone"), "KEY_SOFT_DELETED"),
-    "page too large": (list_keys(page_size=26), "INVALID_FIELD"),
-    "page token that is none": (list_keys(page_token="%%%"), "INVALID_FIELD"),
-    "imported junk": (import_(pkcs8_der=b"junk"), "INVALID_FIELD"),
-    "imported octets of a strange length": (import_(octets=bytes(17)), "INVALID_FIELD"),
-    "imported too much": (import_(octets=bytes(limits.IMPORT_BYTES_MAX + 1)), "PAYLOAD_TOO_LARGE"),
-    "nothing imported": (import_(), "INVALID_FIELD"),
-    "no random bytes": (random_bytes(0), "INVALID_FIELD"),
-    "too many random bytes": (random_bytes(129), "INVALID_FIELD"),
+def unwrap(name: str, algorithm: str, *wrapped: bytes) -> Message:
+    return crypto_pb2.UnwrapKeyRequest(name=name, algorithm=algorithm, wrapped_keys=wrapped)
+
+
+def create(**fields: Any) -> Message:
+    chosen = {"key_id": "new", **EC, "request_id": request_id(), **fields}
+    return keys_pb2.CreateKeyRequest(**chosen)
+
+
+def update(name: str = "keys/ec", **fields: Any) -> Message:
+    return keys_pb2.UpdateKeyRequest(**{"name": name, "request_id": request_id(), **fields})
+
+
+def attributes(**fields: Any) -> keys_pb2.KeyAttributes:
+    return keys_pb2.KeyAttributes(**fields)
+
+
+def imported(key: Any, encryption: Any = None) -> Message:
+    material = key.private_bytes(
+        serialization.Encoding.DER,
+        serialization.PrivateFormat.PKCS8,
+        encryption or serialization.NoEncryption(),
+    )
+    return import_request(pkcs8_der=material)
+
+
+def import_request(**form: bytes) -> Message:
+    material = keys_pb2.KeyMaterialSecret(**form)
+    return keys_pb2.ImportKeyRequest(key_id="new", material=material, request_id=request_id())
+
+
+def crypto_cases() -> Iterator[Case]:
+    algorithm, not_usable = errors.AlgorithmNotSupported, errors.KeyNotUsable
+    invalid, large, length = errors.InvalidField, errors.PayloadTooLarge, errors.DigestLength
+    failed, not_permitted = errors.DecryptionFailed, errors.OperationNotPermitted
+    for name, key, asked in (
+        ("of another type", "keys/ec", "RS256"),
+        ("of another type, RSA", "keys/rsa", "ES256"),
+        ("of another curve", "keys/ec", "ES384"),
+        ("of another curve, P-384", "keys/p384", "ES256"),
+        ("that does not sign", "keys/rsa", "RSA-OAEP-256"),
+        ("unknown", "keys/ec", "none"),
+        ("in lower case", "keys/ec", "es256"),
+        ("missing", "keys/ec", ""),
+        ("very long", "keys/ec", "A" * 100_000),
+    ):
+        yield Case(f"sign: algorithm {name}", "Sign", sign(key, asked), algorithm)
+    yield Case("encrypt: algorithm of another size", "Encrypt", encrypt("keys/oct", "A128GCM", b""), algorithm)
+    yield Case("encrypt: algorithm that wraps", "Encrypt", encrypt("keys/oct", "A256KW", b""), algorithm)
+    yield Case("wrap: algorithm that encrypts", "WrapKey", wrap("keys/oct", "A256GCM", bytes(32)), algorithm)
+    yield Case("sign: not permitted", "Sign", sign("keys/verifier"), not_permitted)
+    yield Case("sign: an oct key", "Sign", sign("keys/oct"), not_permitted)
+    yield Case("encrypt: not permitted", "Encrypt", encrypt("keys/decrypter", "A256GCM", b""), not_permitted)
+    yield Case("wrap: not permitted", "WrapKey", wrap("keys/decrypter", "A256KW", bytes(32)), not_permitted)
+    for state in ("disabled", "early", "expired"):
+        yield Case(f"sign: {state}", "Sign", sign(f"keys/{state}"), not_usable)
+        oct_name = f"keys/{state}-oct"
+        yield Case(f"encrypt: {state}", "Encrypt", encrypt(oct_name, "A256GCM", b""), not_usable)
+        yield Case(f"wrap: {state}", "WrapKey", wrap(oct_name, "A256KW", bytes(32)), not_usable)
+    for size in (0, 31, 33, 64, 70_000):
+        yield Case(f"sign: digest of {size}", "Sign", sign(digests=(bytes(size),)), length)
+        yield Case(f"verify: digest of {size}", "Verify", verify("keys/ec", "ES256", bytes(size)), length)
+    yield Case("sign: one of many digests", "Sign", sign(digests=(DIGEST,) * 9 + (b"short",)), length)
+    yield Case("sign: RSA digest", "Sign", sign("keys/rsa", "PS512"), length)
+    over = bytes(limits.PAYLOAD_BYTES_MAX + 1)
+    yield Case("encrypt: plaintext", "Encrypt", encrypt("keys/oct", "A256GCM", over), large)
+    yield Case("encrypt: additional data", "Encrypt", encrypt("keys/oct", "A256GCM", b"", over), large)
+    yield Case("decrypt: ciphertext", "Decrypt", decrypt("keys/oct", "A256GCM", over), large)
+    yield Case("encrypt: RSA", "Encrypt", encrypt("keys/rsa", "RSA-OAEP-256", bytes(191)), large)
+    yield Case("encrypt: RSA, data", "Encrypt", encrypt("keys/rsa", "RSA-OAEP-256", b"", b"x"), invalid)
+    yield Case("wrap: RSA", "WrapKey", wrap("keys/rsa", "RSA-OAEP-256", bytes(191)), large)
+    yield Case("wrap: too long", "WrapKey", wrap("keys/oct", "A256KW", bytes(1032)), large)
+    for size in (0, 8, 15, 17, 31):
+        yield Case(f"wrap: {size} bytes", "WrapKey", wrap("keys/oct", "A256KW", bytes(size)), invalid)
+    yield Case("sign: batch of 257", "Sign", sign(digests=(DIGEST,) * 257), large)
+    yield Case("sign: RSA batch of 33", "Sign", sign("keys/rsa", "RS256", (DIGEST,) * 33), large)
+    yield Case("wrap: batch of 257", "WrapKey", wrap("keys/oct", "A256KW", *[bytes(32)] * 257), large)
+    yield Case("wrap: RSA batch of 33", "WrapKey", wrap("keys/rsa", "RSA-OAEP-256", *[b"k"] * 33), large)
+    yield Case("sign: empty batch", "Sign", sign(digests=()), invalid)
+    yield Case("verify: empty batch", "Verify", crypto_pb2.VerifyRequest(name="keys/ec"), invalid)
+    yield Case("encrypt: empty batch", "Encrypt", crypto_pb2.EncryptRequest(name="keys/oct"), invalid)
+    yield Case("decrypt: empty batch", "Decrypt", crypto_pb2.DecryptRequest(name="keys/oct"), invalid)
+    yield Case("wrap: empty batch", "WrapKey", wrap("keys/oct", "A256KW"), invalid)
+    yield Case("unwrap: empty batch", "UnwrapKey", unwrap("keys/oct", "A256KW"), invalid)
+    yield Case("decrypt: forged", "Decrypt", decrypt("keys/oct", "A256GCM", b"x" * 32), failed)
+    yield Case("decrypt: nothing", "Decrypt", decrypt("keys/oct", "A256GCM", b"", 0, 0), failed)
+    yield Case("decrypt: long nonce", "Decrypt", decrypt("keys/oct", "A256GCM", b"x", 13), failed)
+    yield Case("decrypt: short tag", "Decrypt", decrypt("keys/oct", "A256GCM", b"x", 12, 15), failed)
+    yield Case("decrypt: RSA", "Decrypt", decrypt("keys/rsa", "RSA-OAEP-256", b"x" * 256), failed)
+    yield Case("decrypt: short RSA", "Decrypt", decrypt("keys/rsa", "RSA-OAEP-256", b""), failed)
+    for size in (0, 7, 16, 40, 41, 5_000):
+        yield Case(f"unwrap: {size} bytes", "UnwrapKey", unwrap("keys/oct", "A256KW", b"x" * size), failed)
+    yield Case("unwrap: RSA", "UnwrapKey", unwrap("keys/rsa", "RSA-OAEP-256", b"x" * 255), failed)
+    for count in (0, 129, 2**32 - 1):
+        random = crypto_pb2.GetRandomBytesRequest(count=count)
+        yield Case(f"random bytes: {count}", "GetRandomBytes", random, invalid)
+    for state, error in (("nothing", errors.KeyNotFound), ("deleted", errors.KeySoftDeleted)):
+        yield Case(f"sign: {state}", "Sign", sign(f"keys/{state}"), error)
+        yield Case(f"decrypt: {state}", "Decrypt", decrypt(f"keys/{state}", "A256GCM", b""), error)
+    yield Case("sign: no version", "Sign", sign(f"keys/ec/versions/{NO_VERSION}"), errors.KeyNotFound)
+
+
+BAD_NAMES = (
+    "",
+    "ec",
+    "keys",
+    "keys/",
+    "/keys/ec",
+    "keys/ec/",
+    "keys//ec",
+    "KEYS/ec",
+    "secrets/ec",
+    "keys/ec/versions",
+    "keys/ec/versions/",
+    "keys/ec/versions/latest",
+    f"keys/ec/versions/{'0' * 31}",
+    f"keys/ec/versions/{'0' * 33}",
+    f"keys/ec/versions/{'A' * 32}",
+    f"keys/ec/versions/{'0' * 32}/x",
+    "keys/../ec",
+    "keys/ec\n",
+    "keys/ec\x00",
+    "keys/e c",
+    "keys/\u00e9c",
+    "keys/\u0665",
+    f"keys/{'a' * 128}",
+    "keys/" + "a" * 1_000_000,
+)
+BAD_KEY_IDS = ("", "a/b", "a.b", "a_b", " a", "a\n", "a\x00", "\u00e4", "\u0661", "a" * 128)
+BAD_REQUEST_IDS = (
+    "",
+    "x" * 36,
+    SOME_UUID[:-1],
+    SOME_UUID + "0",
+    SOME_UUID.replace("-", ""),
+    "{" + SOME_UUID.replace("-", "") + "}--",
+    "0x" + SOME_UUID.replace("-", "")[2:] + "----",
+    "1_2" * 8 + "12345678----",
+    "\u0661" * 36,
+)
+BAD_TIMES = {
+    "zero": Timestamp(),
+    "before 1970": Timestamp(seconds=-1),
+    "in year 10000": Timestamp(seconds=253_402_300_800),
+    "largest": Timestamp(seconds=2**63 - 1),
+    "smallest": Timestamp(seconds=-(2**63)),
+    "with negative nanoseconds": Timestamp(seconds=5_000, nanos=-1),
+    "with too many nanoseconds": Timestamp(seconds=5_000, nanos=1_000_000_000),
+}
+BAD_TOKENS = {
+    "no base64": "***",
+    "blanks": "    ",
+    "no octets": "====",
+    "cut": base64.urlsafe_b64encode(b"ec")[:-2].decode() + "=",
+    "not ASCII": base64.urlsafe_b64encode("\u00e9c".encode()).decode(),
+    "not ASCII itself": "\u00e9\u00e9\u00e9\u00e9",
+    "no position": base64.urlsafe_b64encode(b"../../x").decode(),
+    "control characters": base64.urlsafe_b64encode(b"ec\x00").decode(),
+    "too long": base64.urlsafe_b64encode(b"a" * 300).decode(),
 }
 
 
-def heads(pool: RunningPool) -> list[tuple[int, str, int]]:
-    """Return what a change or a crash of any partition would change."""
+def key_cases() -> Iterator[Case]:
+    invalid, missing = errors.InvalidField, errors.KeyNotFound
+    deleted, no_deleted = errors.KeySoftDeleted, errors.DeletedKeyNotFound
+    for name in BAD_NAMES:
+        shown = repr(name if len(name) < 60 else f"{name[:20]}... of {len(name)}")
+        yield Case(f"get: name {shown}", "GetKey", keys_pb2.GetKeyRequest(name=name), invalid)
+        yield Case(f"update: name {shown}", "UpdateKey", update(name), invalid)
+        request = keys_pb2.DeleteKeyRequest(name=name, request_id=request_id())
+        yield Case(f"delete: name {shown}", "DeleteKey", request, invalid)
+    with_version = f"keys/ec/versions/{NO_VERSION}"
+    for method, kind in (
+        ("DeleteKey", keys_pb2.DeleteKeyRequest),
+        ("RecoverDeletedKey", keys_pb2.RecoverDeletedKeyRequest),
+        ("PurgeDeletedKey", keys_pb2.PurgeDeletedKeyRequest),
+    ):
+        request = kind(name=with_version, request_id=request_id())
+        yield Case(f"{method}: a version", method, request, invalid)
+        for bad in BAD_REQUEST_IDS:
+            request = kind(name="keys/ec", request_id=bad)
+            yield Case(f"{method}: request_id {bad!r}", method, request, invalid)
+        request = kind(name="keys/ec", request_id=USED_REQUEST_ID)
+        yield Case(f"{method}: reused request_id", method, request, errors.RequestIdReused)
+        request = kind(name="keys/nothing", request_id=request_id())
+        yield Case(f"{method}: no key", method, request, missing if method == "DeleteKey" else no_deleted)
+    delete = keys_pb2.DeleteKeyRequest(name="keys/deleted", request_id=request_id())
+    yield Case("delete: deleted", "DeleteKey", delete, deleted)
+    recover = keys_pb2.RecoverDeletedKeyRequest(name="keys/ec", request_id=request_id())
+    yield Case("recover: active", "RecoverDeletedKey", recover, no_deleted)
+    purge = keys_pb2.PurgeDeletedKeyRequest(name="keys/ec", request_id=request_id())
+    yield Case("purge: active", "PurgeDeletedKey", purge, no_deleted)
+    for method, kind in (
+        ("GetDeletedKey", keys_pb2.GetDeletedKeyRequest),
+        ("ListKeyVersions", keys_pb2.ListKeyVersionsRequest),
+    ):
+        yield Case(f"{method}: a version", method, kind(name=with_version), invalid)
+        listing = method == "ListKeyVersions"
+        yield Case(f"{method}: no key", method, kind(name="keys/nothing"), missing if listing else no_deleted)
+    yield Case("versions: deleted", "ListKeyVersions", kind(name="keys/deleted"), deleted)
+    yield Case("get deleted: active", "GetDeletedKey", keys_pb2.GetDeletedKeyRequest(name="keys/ec"), no_deleted)
+    yield Case("get: no key", "GetKey", keys_pb2.GetKeyRequest(name="keys/nothing"), missing)
+    yield Case("get: no version", "GetKey", keys_pb2.GetKeyRequest(name=with_version), missing)
+    yield Case("get: deleted", "GetKey", keys_pb2.GetKeyRequest(name="keys/deleted"), deleted)
+    yield from list_cases()
+
+
+def list_cases() -> Iterator[Case]:
+    invalid = errors.InvalidField
+    for method, kind in (
+        ("ListKeys", keys_pb2.ListKeysRequest),
+        ("ListDeletedKeys", keys_pb2.ListDeletedKeysRequest),
+        ("ListKeyVersions", keys_pb2.ListKeyVersionsRequest),
+    ):
+        fields = {"name": "keys/ec"} if method == "ListKeyVersions" else {}
+        for size in (26, 2**32 - 1):
+            yield Case(f"{method}: page of {size}", method, kind(**fields, page_size=size), invalid)
+        for what, token in BAD_TOKENS.items():
+            yield Case(f"{method}: token {what}", method, kind(**fields, page_token=token), invalid)
+    of_another = base64.urlsafe_b64encode(NO_VERSION.encode()).decode()
+    request = keys_pb2.ListKeyVersionsRequest(name="keys/ec", page_token=of_another)
+    yield Case("ListKeyVersions: token of another key", "ListKeyVersions", request, invalid)
+
+
+def create_cases() -> Iterator[Case]:
+    invalid, rsa_type, oct_type = errors.InvalidField, keys_pb2.KEY_TYPE_RSA, keys_pb2.KEY_TYPE_OCT
+    for key_id in BAD_KEY_IDS:
+        yield Case(f"create: key id {key_id[:20]!r}", "CreateKey", create(key_id=key_id), invalid)
+    for bad in BAD_REQUEST_IDS:
+        yield Case(f"create: request_id {bad!r}", "CreateKey", create(request_id=bad), invalid)
+    reused = errors.RequestIdReused
+    yield Case("create: reused request_id", "CreateKey", create(request_id=USED_REQUEST_ID), reused)
+    yield Case("update: reused request_id", "UpdateKey", update(request_id=USED_REQUEST_ID), reused)
+    for what, fields in {
+        "no type": {"key_type": 0},
+        "unknown type": {"key_type": 99},
+        "negative type": {"key_type": -1},
+        "no curve": {"curve": 0},
+        "unknown curve": {"curve": 99},
+        "size of another curve": {"size_bits": 384},
+        "RSA with a curve": {"key_type": rsa_type, "size_bits": 2048},
+        "RSA without a size": {"key_type": rsa_type, "curve": 0},
+        "RSA of 1024 bits": {"key_type": rsa_type, "curve": 0, "size_bits": 1024},
+        "RSA of 2049 bits": {"key_type": rsa_type, "curve": 0, "size_bits": 2049},
+        "RSA of 2^32-1 bits": {"key_type": rsa_type, "curve": 0, "size_bits": 2**32 - 1},
+        "oct of 64 bits": {"key_type": oct_type, "curve": 0, "size_bits": 64},
+        "oct with a curve": {"key_type": oct_type, "size_bits": 256},
+        "unspecified operation": {"key_operations": [0]},
+        "unknown operation": {"key_operations": [3, 99]},
+        "operation of another type": {"key_operations": [keys_pb2.KEY_OPERATION_ENCRYPT]},
+        "16 tags": {"tags": {str(number): "x" for number in range(16)}},
+        "long tag name": {"tags": {"n" * 257: "x"}},
+        "empty tag name": {"tags": {"": "x"}},
+        "long tag value": {"tags": {"n": "x" * 257}},
+        "created": {"attributes": attributes(created=Timestamp(seconds=1))},
+        "updated": {"attributes": attributes(updated=Timestamp(seconds=1))},
+        "recovery level": {"attributes": attributes(recovery_level=1)},
+        "unknown recovery level": {"attributes": attributes(recovery_level=99)},
+        "recoverable days": {"attributes": attributes(recoverable_days=90)},
+        "expires first": {
+            "attributes": attributes(not_before=Timestamp(seconds=20), expires=Timestamp(seconds=10))
+        },
+        "expires at once": {
+            "attributes": attributes(not_before=Timestamp(seconds=20), expires=Timestamp(seconds=20))
+        },
+    }.items():
+        yield Case(f"create: {what}", "CreateKey", create(**fields), invalid)
+    for what, time in BAD_TIMES.items():
+        for field in ("not_before", "expires"):
+            timed = attributes(**{field: time})
+            yield Case(f"create: {field} {what}", "CreateKey", create(attributes=timed), invalid)
+            yield Case(f"update: {field} {what}", "UpdateKey", update(attributes=timed), invalid)
+    exists = errors.KeyExists
+    yield Case("create: exists", "CreateKey", create(key_id="ec", must_not_exist=True), exists)
+    yield Case("create: deleted", "CreateKey", create(key_id="deleted"), exists)
+
+
+def update_cases() -> Iterator[Case]:
+    invalid = errors.InvalidField
+    for what, fields in {
+        "exportable": {"attributes": attributes(exportable=True)},
+        "created": {"attributes": attributes(created=Timestamp(seconds=1))},
+        "unknown operation": {"key_operations": [99]},
+        "operation of another type": {"key_operations": [keys_pb2.KEY_OPERATION_WRAP_KEY]},
+        "16 tags": {"tags": {str(number): "x" for number in range(16)}, "replace_tags": True},
+        "long tag value": {"tags": {"n": "x" * 257}, "replace_tags": True},
+    }.items():
+        yield Case(f"update: {what}", "UpdateKey", update(**fields), invalid)
+    for bad in BAD_REQUEST_IDS:
+        yield Case(f"update: request_id {bad!r}", "UpdateKey", update(request_id=bad), invalid)
+    before = attributes(not_before=Timestamp(seconds=int(time_of(2021).timestamp())))
+    yield Case("update: begins after its end", "UpdateKey", update("keys/expired", attributes=before), invalid)
+    yield Case("update: no key", "UpdateKey", update("keys/nothing"), errors.KeyNotFound)
+    yield Case("update: deleted", "UpdateKey", update("keys/deleted"), errors.KeySoftDeleted)
+    operations = update("keys/deleted", key_operations=[keys_pb2.KEY_OPERATION_SIGN])
+    yield Case("update: deleted, operations", "UpdateKey", operations, errors.KeySoftDeleted)
+    no_version = update(f"keys/ec/versions/{NO_VERSION}")
+    yield Case("update: no version", "UpdateKey", no_version, errors.KeyNotFound)
+
+
+def import_cases() -> Iterator[Case]:
+    invalid = errors.InvalidField
+    over = bytes(limits.IMPORT_BYTES_MAX + 1)
+    password = serialization.BestAvailableEncryption(b"password")
+    for what, request in {
+        "no material": import_request,
+        "empty octets": lambda: import_request(octets=b""),
+        "15 octets": lambda: import_request(octets=bytes(15)),
+        "33 octets": lambda: import_request(octets=bytes(33)),
+        "empty PKCS#8": lambda: import_request(pkcs8_der=b""),
+        "no PKCS#8": lambda: import_request(pkcs8_der=os.urandom(200)),
+        "encrypted PKCS#8": lambda: imported(ec.generate_private_key(ec.SECP256R1()), password),
+        "Ed25519": lambda: imported(ed25519.Ed25519PrivateKey.generate()),
+        "another curve": lambda: imported(ec.generate_private_key(ec.BrainpoolP256R1())),
+        "RSA of 1024 bits": lambda: imported(rsa.generate_private_key(65537, 1024)),
+        "RSA with exponent 3": lambda: imported(rsa.generate_private_key(3, 2048)),
+    }.items():
+        yield Case(f"import: {what}", "ImportKey", request, invalid)
+    large = errors.PayloadTooLarge
+    yield Case("import: large octets", "ImportKey", lambda: import_request(octets=over), large)
+    yield Case("import: large PKCS#8", "ImportKey", lambda: import_request(pkcs8_der=over), large)
+
+
+def ceremony_cases() -> Iterator[Case]:
+    invalid, state = errors.InvalidField, errors.CeremonyState
+    domain = security_domain_pb2
+    download = domain.DownloadSecurityDomainRequest
+    for bad in BAD_REQUEST_IDS:
+        request = download(required=2, request_id=bad)
+        yield Case(f"download: request_id {bad!r}", "DownloadSecurityDomain", request, invalid)
+    large = download(officer_certificates_der=[bytes(17_000)], required=2, request_id=request_id())
+    yield Case("download: large certificate", "DownloadSecurityDomain", large, invalid)
+    again = download(required=2, request_id=request_id())
+    yield Case("download: active", "DownloadSecurityDomain", again, errors.AlreadyActivated)
+    yield Case("init recovery: not locked", "InitRecovery", domain.InitRecoveryRequest(), state)
+    for size in (0, 15, 17, 70_000):
+        submit = domain.SubmitShareRequest(attempt_id=bytes(size), submission=b"{}")
+        yield Case(f"submit: attempt of {size}", "SubmitShare", submit, invalid)
+        cancel = domain.CancelRecoveryRequest(attempt_id=bytes(size))
+        yield Case(f"cancel: attempt of {size}", "CancelRecovery", cancel, invalid)
+    submit = domain.SubmitShareRequest(attempt_id=bytes(16), submission=b"{}")
+    yield Case("submit: no attempt", "SubmitShare", submit, state)
+    submit = domain.SubmitShareRequest(attempt_id=bytes(16), submission=bytes(17_000))
+    yield Case("submit: large", "SubmitShare", submit, invalid)
+    cancel = domain.CancelRecoveryRequest(attempt_id=bytes(16))
+    yield Case("cancel: no attempt", "CancelRecovery", cancel, state)
+
+
+MALFORMED = {
+    "no field": b"\xff\xff\xff\xff",
+    "cut": b"\x0a\x20abc",
+    "not UTF-8": b"\x0a\x04\xff\xfe\xfd\xfc",
+    "field zero": b"\x00\x00",
+    "endless number": b"\x08" + b"\xff" * 12,
+    "open group": b"\x0b" * 200,
+}
+
+
+def client_plane_methods() -> list[str]:
+    from mhsm.pool.v1 import pool_pb2
+
+    files = (keys_pb2, crypto_pb2, security_domain_pb2, pool_pb2)
     return [
-        (status.applied_sequence, status.head_digest_prefix, status.incarnation)
-        for status in (pool.status(index) for index in range(3))
+        f"/{service.full_name}/{method.name}"
+        for file in files
+        for service in file.DESCRIPTOR.services_by_name.values()
+        for method in service.methods
     ]
 
 
-@pytest.mark.parametrize("case", CASES)
-def test_bad_input_is_a_typed_error_without_effect(pool: RunningPool, services: Services, case: str) -> None:
-    call, reason = CASES[case]
-    before = heads(pool)
-    with pytest.raises(grpc.RpcError) as failed:
-        call(services)
-    status = rpc_status.from_call(failed.value)
-    assert status is not None
-    infos = []
-    for detail in status.details:
-        info = error_details_pb2.ErrorInfo()
-        if detail.Unpack(info):
-            infos.append(info)
-    assert [(info.reason, info.domain) for info in infos] == [(reason, DOMAIN)]
-    assert failed.value.code().name == BY_REASON[reason].code
-    assert infos[0].metadata["definite"] == "true"
-    assert not [text for text in INTERNAL_TEXT if text in status.message]
-    assert heads(pool) == before
+def malformed_cases() -> Iterator[Case]:
+    for method in client_plane_methods():
+        for what, octets in MALFORMED.items():
+            # A message without fields keeps any field it does not know, so only broken octets count.
+            if what == "not UTF-8" and method.rpartition("/")[2] not in {"Sign", "GetKey", "CreateKey"}:
+                continue
+            yield Case(f"{method}: {what}", method, octets, errors.InvalidField)
+
+
+CASES = [
+    *(
+        Case(case.name, prefix + case.method, case.request, case.error)
+        for prefix, group in (
+            (CRYPTO, crypto_cases()),
+            (KEYS, key_cases()),
+            (KEYS, create_cases()),
+            (KEYS, update_cases()),
+            (KEYS, import_cases()),
+            (CEREMONIES, ceremony_cases()),
+        )
+        for case in group
+    ),
+    *malformed_cases(),
+]
+
+
+def identity_of(method: str) -> str:
+    return "administrator" if method.startswith((CEREMONIES, "/mhsm.pool.")) else "application"
+
+
+@pytest.mark.parametrize("case", CASES, ids=[case.name.encode("unicode_escape").decode() for case in CASES])
+def test_a_bad_request_is_refused_and_changes_nothing(watched: Watched, case: Case) -> None:
+    """G8, with the very octets on the wire."""
+    before = watched.snapshot()
+    error = refused(lambda: raw(watched.channels[identity_of(case.method)], case.method, case.octets()))
+    check_error(error, case.error)
+    assert watched.snapshot() == before
+
+
+@pytest.mark.parametrize("state", ["disabled", "early", "expired"])
+def test_a_version_out_of_use_still_verifies_decrypts_and_unwraps(watched: Watched, state: str) -> None:
+    """Azure's exemptions: what was signed, encrypted or wrapped before stays usable."""
+    name, oct_name = f"was-{state}", f"was-{state}-oct"
+    out_of_use = {
+        "disabled": calls.attributes(enabled=False),
+        "early": calls.attributes(not_before=time_of(2200)),
+        "expired": calls.attributes(expires=time_of(2020)),
+    }[state]
+    with watched.pool.client() as client:
+        for key_id, fields in ((name, EC), (oct_name, OCT)):
+            client.create_key(key_id, **fields)
+        signature = client.sign(f"keys/{name}", "ES256", DIGEST)
+        sealed = client.encrypt(f"keys/{oct_name}", "A256GCM", b"plaintext", b"data")
+        wrapped = client.wrap_key(f"keys/{oct_name}", "A256KW", bytes(32))
+        for key_id in (name, oct_name):
+            client.update_key(f"keys/{key_id}", key_attributes=out_of_use)
+        with pytest.raises(errors.KeyNotUsable):
+            client.sign(f"keys/{name}", "ES256", DIGEST)
+        client.verify(f"keys/{name}", "ES256", DIGEST, signature)
+        assert client.decrypt(f"keys/{oct_name}", "A256GCM", sealed) == b"plaintext"
+        assert client.unwrap_key(f"keys/{oct_name}", "A256KW", wrapped) == bytes(32)
+
+
+CLIENT_CALLS: dict[str, tuple[Callable[[Pool], object], type[MHSMError]]] = {
+    "algorithm": (lambda c: c.sign("keys/ec", "RS256", DIGEST), errors.AlgorithmNotSupported),
+    "operation": (lambda c: c.sign("keys/verifier", "ES256", DIGEST), errors.OperationNotPermitted),
+    "disabled": (lambda c: c.sign("keys/disabled", "ES256", DIGEST), errors.KeyNotUsable),
+    "digest": (lambda c: c.sign("keys/ec", "ES256", b"short"), errors.DigestLength),
+    "batch": (lambda c: c.sign_batch("keys/ec", "ES256", [DIGEST] * 257), errors.PayloadTooLarge),
+    "RSA batch": (lambda c: c.sign_batch("keys/rsa", "RS256", [DIGEST] * 33), errors.PayloadTooLarge),
+    "empty batch": (lambda c: c.sign_batch("keys/ec", "ES256", []), errors.InvalidField),
+    "key": (lambda c: c.get_key("keys/nothing"), errors.KeyNotFound),
+    "soft-deleted": (lambda c: c.get_key("keys/deleted"), errors.KeySoftDeleted),
+    "name": (lambda c: c.get_key("nonsense"), errors.InvalidField),
+    "payload": (lambda c: c.encrypt("keys/oct", "A256GCM", bytes(70_000)), errors.PayloadTooLarge),
+    "unwrap": (lambda c: c.unwrap_key("keys/oct", "A256KW", bytes(40)), errors.DecryptionFailed),
+    "random": (lambda c: c.random_bytes(129), errors.InvalidField),
+    "page": (lambda c: list(c.list_keys(26)), errors.InvalidField),
+    "tags": (lambda c: c.create_key("new", **EC, tags={"n": "x" * 257}), errors.InvalidField),
+    "type": (lambda c: c.create_key("new", key_type=99), errors.InvalidField),  # type: ignore[arg-type]
+    "exists": (lambda c: c.create_key("ec", **EC, must_not_exist=True), errors.KeyExists),
+    "reused": (lambda c: c.delete_key("keys/ec", USED_REQUEST_ID), errors.RequestIdReused),
+    "purge": (lambda c: c.purge_deleted_key("keys/ec"), errors.DeletedKeyNotFound),
+    "import": (lambda c: c.import_key("new", pkcs8_der=b"nonsense"), errors.InvalidField),
+    "permission": (lambda c: c.init_recovery(), errors.PermissionDenied),
+    "over 4 MiB": (lambda c: c.sign_batch("keys/ec", "ES256", [bytes(1 << 20)] * 5), CallRefused),
+}
+
+
+@pytest.mark.parametrize("name", CLIENT_CALLS)
+def test_the_client_raises_the_typed_error(watched: Watched, name: str) -> None:
+    """G8 through the client: one class a reason, never a gRPC error, no second try."""
+    call, expected = CLIENT_CALLS[name]
+    before = watched.snapshot()
+    with watched.pool.client() as client, pytest.raises(MHSMError) as caught:
+        call(client)
+    assert type(caught.value) is expected
+    assert caught.value.definite
+    assert not INTERNAL_TEXT.search(str(caught.value))
+    assert watched.snapshot() == before
+
+
+def test_a_message_over_4_mib_is_refused_by_the_transport(watched: Watched) -> None:
+    """G8: it is refused before it is read, so there is a code and no ErrorInfo."""
+    before = watched.snapshot()
+    octets = sign(digests=(bytes(limits.MESSAGE_BYTES_MAX),)).SerializeToString()
+    error: Any = refused(lambda: raw(watched.channels["application"], f"{CRYPTO}Sign", octets))
+    assert error.code() is grpc.StatusCode.RESOURCE_EXHAUSTED
+    check_texts(error)
+    assert isinstance(from_rpc(error), CallRefused)
+    assert watched.snapshot() == before
+
+
+def test_a_method_that_does_not_exist_is_unimplemented(watched: Watched) -> None:
+    """G8: and it tells nothing."""
+    for method in (f"{KEYS}ExportKey", "/mhsm.keys.v1.Nothing/GetKey", "/nonsense"):
+        error: Any = refused(lambda method=method: raw(watched.channels["application"], method, b""))
+        assert error.code() is grpc.StatusCode.UNIMPLEMENTED
+        check_texts(error)
+
+
+def stream_answers(watched: Watched, messages: list[bytes]) -> tuple[list[Any], grpc.RpcError | None]:
+    """Send octets on one stream; return the answers and the error that ended it, if one did."""
+    stream = watched.channels["application"].stream_stream(
+        f"{CRYPTO}StreamOperations",
+        response_deserializer=crypto_pb2.StreamOperationsResponse.FromString,
+    )
+    answers: list[Any] = []
+    try:
+        answers.extend(stream(iter(messages), timeout=10))
+    except grpc.RpcError as error:
+        return answers, error
+    return answers, None
+
+
+def test_bad_messages_on_a_stream(watched: Watched) -> None:
+    """G8: a bad batch is answered and the stream goes on; octets that are no message end it, typed."""
+    request = crypto_pb2.StreamOperationsRequest
+    messages = [
+        request(correlation_id=1),
+        request(correlation_id=2, sign=sign("keys/nothing")),
+        request(correlation_id=3, sign=sign(digests=(b"short",))),
+        request(correlation_id=2**64 - 1, sign=sign()),
+    ]
+    expected = [errors.InvalidField, errors.KeyNotFound, errors.DigestLength]
+    before = watched.snapshot()
+    answers, error = stream_answers(watched, [message.SerializeToString() for message in messages])
+    assert error is None
+    assert [answer.correlation_id for answer in answers] == [1, 2, 3, 2**64 - 1]
+    for answer, kind in zip(answers, expected, strict=False):
+        check_status(answer.error, kind)
+        assert not INTERNAL_TEXT.search(str(answer.error))
+    assert len(answers[3].sign.signatures) == 1
+    good = messages[3].SerializeToString()
+    answers, error = stream_answers(watched, [good, b"\xff\xff\xff\xff", good])
+    assert error is not None
+    check_error(error, errors.InvalidField)
+    assert len(answers) <= 1
+    assert watched.snapshot() == before
+
+
+# -- the transport -----------------------------------------------------------------------
+
+
+def expired_certificate(directory: Path, uri: str) -> tuple[bytes, bytes]:
+    """Issue a certificate that ended an hour ago, with the customer's own authority."""
+    authority = x509.load_pem_x509_certificate((directory / "pki/client-ca.crt").read_bytes())
+    authority_key = serialization.load_pem_private_key((directory / "pki/client-ca.key").read_bytes(), None)
+    assert isinstance(authority_key, ec.EllipticCurvePrivateKey)
+    key = ec.generate_private_key(ec.SECP256R1())
+    now = datetime.now(UTC)
+    certificate = (
+        x509.CertificateBuilder()
+        .subject_name(x509.Name([]))
+        .issuer_name(authority.subject)
+        .public_key(key.public_key())
+        .serial_number(x509.random_serial_number())
+        .not_valid_before(now - timedelta(hours=2))
+        .not_valid_after(now - timedelta(hours=1))
+        .add_extension(x509.SubjectAlternativeName([x509.UniformResourceIdentifier(uri)]), critical=True)
+        .sign(authority_key, hashes.SHA256())
+    )
+    pem = serialization.Encoding.PEM
+    form, encryption = serialization.PrivateFormat.PKCS8, serialization.NoEncryption()
+    return certificate.public_bytes(pem), key.private_bytes(pem, form, encryption)
+
+
+def transport_credentials(pool: RunningPool, kind: str) -> grpc.ChannelCredentials | None:
+    """Return what a caller presents; None for a connection without TLS."""
+    connection = pool.connection
+    roots = Path(connection.client_ca_file).read_bytes()
+    uri = f"spiffe://{connection.pool_id}/client/application"
+    if kind == "plaintext":
+        return None
+    if kind == "no certificate":
+        return grpc.ssl_channel_credentials(roots)
+    if kind == "expired":
+        certificate, key = expired_certificate(pool.directory, uri)
+    elif kind == "foreign authority":
+        certificate, key = Authority("foreign").issue(uri)
+    else:
+        plane = pool.directory / "nodes/0/pki" / kind
+        certificate, key = (plane.with_suffix(suffix).read_bytes() for suffix in (".crt", ".key"))
+    return grpc.ssl_channel_credentials(roots, key, certificate)
 
 
 @pytest.mark.parametrize(
-    "octets", [b"\xff" * 64, b"\x0a\xff\xff\xff\xff\x0f", b"\x08"], ids=["junk", "length", "cut"]
+    "kind",
+    ["no certificate", "expired", "foreign authority", "plaintext", "peer", "fabric", "node", "store-client"],
 )
-def test_a_malformed_message_is_refused(pool: RunningPool, services: Services, octets: bytes) -> None:
-    before = heads(pool)
-    call = services.channel.unary_unary("/mhsm.keys.v1.KeyService/CreateKey")
-    with pytest.raises(grpc.RpcError) as failed:
-        call(octets, timeout=10)
-    assert failed.value.code() is grpc.StatusCode.INTERNAL
-    assert "Traceback" not in failed.value.details()
-    assert heads(pool) == before
+def test_a_bad_transport_reaches_no_service(watched: Watched, kind: str) -> None:
+    """G8: such a caller is stopped in the handshake, and the client says that nothing was sent."""
+    before = watched.snapshot()
+    endpoint = watched.pool.connection.partitions[0].endpoint
+    credentials = transport_credentials(watched.pool, kind)
+    with (
+        grpc.secure_channel(endpoint, credentials) if credentials else grpc.insecure_channel(endpoint)
+    ) as channel:
+        octets = create().SerializeToString()
+        error: Any = refused(lambda: raw(channel, f"{KEYS}CreateKey", octets))
+    assert error.code() is grpc.StatusCode.UNAVAILABLE
+    shown = from_rpc(error)
+    assert type(shown) is PoolUnreachable
+    assert shown.definite
+    assert not INTERNAL_TEXT.search(str(shown))
+    assert watched.snapshot() == before
 
 
-def test_a_message_over_the_bound_is_refused(pool: RunningPool, services: Services) -> None:
-    before = heads(pool)
-    call = services.channel.unary_unary("/mhsm.keys.v1.KeyService/CreateKey")
-    with pytest.raises(grpc.RpcError) as failed:
-        call(bytes(limits.MESSAGE_BYTES_MAX + 1), timeout=10)
-    assert failed.value.code() is grpc.StatusCode.RESOURCE_EXHAUSTED
-    assert heads(pool) == before
+def test_a_client_refuses_a_server_of_another_authority(watched: Watched) -> None:
+    """G8: a server that only pretends to be the pool gets no request."""
+    identity = watched.pool.connection.clients["application"]
+    credentials = grpc.ssl_channel_credentials(
+        Authority("foreign").certificate_pem,
+        Path(identity.key_file).read_bytes(),
+        Path(identity.certificate_file).read_bytes(),
+    )
+    with grpc.secure_channel(watched.pool.connection.partitions[0].endpoint, credentials) as channel:
+        error = refused(lambda: raw(channel, f"{KEYS}GetKey", b""))
+    assert type(from_rpc(error)) is PoolUnreachable
 
 
-def test_a_bad_batch_does_not_end_a_stream(services: Services) -> None:
-    """Good, bad, good: three answers in order, the middle one a status."""
-    good = crypto_pb2.SignRequest(name="keys/ec", algorithm="ES256", digests=[DIGEST])
-    bad = crypto_pb2.SignRequest(name="keys/ec", algorithm="RS256", digests=[DIGEST])
-    requests = [
-        crypto_pb2.StreamOperationsRequest(correlation_id=number, sign=request)
-        for number, request in enumerate((good, bad, good))
-    ]
-    requests.append(crypto_pb2.StreamOperationsRequest(correlation_id=9))
-    answers = list(services.crypto.StreamOperations(iter(requests), timeout=10))
-    assert [answer.correlation_id for answer in answers] == [0, 1, 2, 9]
-    assert [answer.WhichOneof("result") for answer in answers] == ["sign", "error", "sign", "error"]
+@pytest.mark.parametrize(
+    ("plane", "identity", "method", "octets", "expected"),
+    [
+        ("peer", "nodes/1/pki/peer", "/mhsm.peer.v1.PeerService/Heal", b"\xff\xff\xff\xff", errors.InvalidField),
+        (
+            "peer",
+            "nodes/1/pki/peer",
+            "/mhsm.peer.v1.PeerService/Heal",
+            peer_pb2.HealRequest(nonce=bytes(32), hpke_public_key=b"short").SerializeToString(),
+            errors.EvidenceRefused,
+        ),
+        (
+            "node",
+            "nodes/1/pki/agent",
+            "/mhsm.node.v1.NodeService/NotifyExit",
+            b"\xff\xff\xff\xff",
+            errors.InvalidField,
+        ),
+    ],
+    ids=["heal: malformed", "heal: no such nonce", "exit notice: malformed"],
+)
+def test_bad_input_on_the_inner_planes(
+    watched: Watched, plane: str, identity: str, method: str, octets: bytes, expected: type[MHSMError]
+) -> None:
+    """G8 holds for partitions and node agents too."""
+    before = watched.snapshot()
+    files = watched.pool.directory / identity
+    credentials = grpc.ssl_channel_credentials(
+        Path(f"{files}-trusted.crt").read_bytes(),
+        files.with_suffix(".key").read_bytes(),
+        files.with_suffix(".crt").read_bytes(),
+    )
+    endpoint = getattr(watched.pool.connection.partitions[0], f"{plane}_endpoint")
+    with grpc.secure_channel(endpoint, credentials) as channel:
+        check_error(refused(lambda: raw(channel, method, octets)), expected)
+    assert watched.snapshot() == before
 
 
-def test_a_request_id_is_good_for_one_request(pool: RunningPool, services: Services) -> None:
-    """A repeat returns the first answer, on any partition; another request with that id is refused."""
-    request_id = new_id()
-    with pool.client(partition=0) as first, pool.client(partition=1) as second:
-        fields = {"key_type": keys_pb2.KEY_TYPE_EC, "curve": keys_pb2.CURVE_P256, "request_id": request_id}
-        made = first.create_key("once", **fields)
-        assert second.create_key("once", **fields) == made
-        before = heads(pool)
-        assert first.create_key("once", **fields) == made
-    with pytest.raises(grpc.RpcError) as failed:
-        create(key_id="twice", request_id=request_id)(services)
-    assert "REQUEST_ID_REUSED" in str(rpc_status.from_call(failed.value))
-    assert heads(pool) == before
+# -- ceremonies --------------------------------------------------------------------------
 
 
-def test_who_is_nobody_gets_no_answer(pool: RunningPool, tmp_path: Path) -> None:
-    """No certificate, a foreign authority, plain text: the connection is refused."""
-    connection = pool.connection
-    endpoint = connection.partitions[0].endpoint
-    ca = Path(connection.client_ca_file).read_bytes()
-    foreign = Authority("foreign")
-    certificate, key = foreign.issue(f"spiffe://{connection.pool_id}/client/application")
-    attempts = {
-        "no certificate": grpc.ssl_channel_credentials(ca),
-        "foreign authority": grpc.ssl_channel_credentials(ca, key, certificate),
-        "foreign server authority": grpc.ssl_channel_credentials(foreign.certificate_pem, key, certificate),
+def bad_downloads(officers: list[TestOfficer]) -> dict[str, tuple[list[bytes], int]]:
+    good = [officer.certificate_der for officer in officers]
+    return {
+        "no officers": ([], 2),
+        "two officers": (good[:2], 2),
+        "eleven officers": ((good * 4)[:11], 2),
+        "an officer twice": ([*good[:2], good[0]], 2),
+        "no certificate": ([*good[:2], b"nonsense"], 2),
+        "an empty certificate": ([*good[:2], b""], 2),
+        "a cut certificate": ([*good[:2], good[2][:-1]], 2),
+        "a certificate with a tail": ([*good[:2], good[2] + b"x"], 2),
+        "an EC certificate": ([*good[:2], _ec_certificate()], 2),
+        "quorum of none": (good, 0),
+        "quorum of one": (good, 1),
+        "quorum of more than all": (good, 4),
+        "quorum of 2^32-1": (good, 2**32 - 1),
     }
-    before = heads(pool)
-    for name, chosen in attempts.items():
-        with grpc.secure_channel(endpoint, chosen) as channel, pytest.raises(grpc.RpcError) as failed:
-            get("keys/ec")(Services(channel))
-        assert failed.value.code() is grpc.StatusCode.UNAVAILABLE, name
-    with grpc.insecure_channel(endpoint) as channel, pytest.raises(grpc.RpcError) as failed:
-        get("keys/ec")(Services(channel))
-    assert failed.value.code() is grpc.StatusCode.UNAVAILABLE
-    assert heads(pool) == before
 
 
-def test_ceremonies_refuse_bad_input(pool: RunningPool) -> None:
-    connection = pool.connection
-    chosen = credentials(connection, "administrator")
-    with grpc.secure_channel(connection.partitions[0].endpoint, chosen) as channel:
-        stub = security_domain_pb2_grpc.SecurityDomainServiceStub(channel)
-        with pytest.raises(grpc.RpcError) as failed:
-            stub.InitRecovery(security_domain_pb2.InitRecoveryRequest(), timeout=10)
-        assert "CEREMONY_STATE" in str(rpc_status.from_call(failed.value))
-        for attempt_id in (b"", bytes(16), bytes(17)):
-            request = security_domain_pb2.SubmitShareRequest(attempt_id=attempt_id, submission=b"{}")
-            with pytest.raises(grpc.RpcError) as failed:
-                stub.SubmitShare(request, timeout=10)
-            assert failed.value.code().name in {"INVALID_ARGUMENT", "FAILED_PRECONDITION"}
-        request = security_domain_pb2.DownloadSecurityDomainRequest(required=2, request_id=new_id())
-        with pytest.raises(grpc.RpcError) as failed:
-            stub.DownloadSecurityDomain(request, timeout=20)
-        assert "ALREADY_ACTIVATED" in str(rpc_status.from_call(failed.value))
+def _ec_certificate() -> bytes:
+    certificate = x509.load_pem_x509_certificate(Authority("officer").certificate_pem)
+    return certificate.public_bytes(serialization.Encoding.DER)
+
+
+def bad_submissions(good: bytes, stale: bytes) -> dict[str, bytes]:
+    return {
+        "empty": b"",
+        "zeroes": bytes(64),
+        "binary": bytes(range(256)) * 8,
+        "not UTF-8": b'{"\xff": 1}',
+        "null": b"null",
+        "list": b"[]",
+        "number": b"1" * 10_000,
+        "empty object": b"{}",
+        "not a number": b'{"format": NaN}',
+        "deeply nested lists": b"[" * 16_000,
+        "deeply nested objects": b'{"a":' * 3_000,
+        "cut": good[:-1],
+        "with a tail": good + b"x",
+        "doubled": good + good,
+        "changed": good.replace(b"A", b"B", 1) if b"A" in good else good[:-5] + b"xxxxx",
+        "of another attempt": stale,
+        "with a mark": b"\xef\xbb\xbf" + good,
+    }
+
+
+def test_bad_input_to_ceremonies(
+    make_pool: Callable[..., RunningPool], officers: list[TestOfficer]
+) -> None:
+    """G4, G8: before activation and in an unlock; the pool's next right step still works."""
+    pool = make_pool(attended=True)
+    with pool.client("administrator", partition=0, timeout_seconds=60) as client:
+        for what, (certificates, required) in bad_downloads(officers).items():
+            with pytest.raises(MHSMError) as caught:
+                client.download_security_domain(certificates, required)
+            assert type(caught.value) is errors.InvalidField, what
+            assert not INTERNAL_TEXT.search(caught.value.message), what
+        assert pool.states() == ["PROVISIONED"] * 3
+        pool.activate(officers, 2)
+        with pool.client() as user:
+            user.create_key("kept", **EC)
+        pool.kill_everything()
+        pool.await_states(["LOCKED"] * 3)
+        first = client.init_recovery(0)
+        stale = pool.submission(officers[0], first)
+        with pytest.raises(errors.CeremonyState):
+            client.init_recovery(0)
+        client.cancel_recovery(0, first.attempt_id)
+        begun = client.init_recovery(0)
+        process_ids = pool.all_process_ids()
+        for what, submission in bad_submissions(pool.submission(officers[0], begun), stale).items():
+            with pytest.raises(MHSMError) as caught:
+                client.submit_share(0, begun.attempt_id, submission)
+            assert type(caught.value) is errors.ShareRefused, (what, caught.value)
+            assert not INTERNAL_TEXT.search(caught.value.message), what
+            assert client.partition_status(0).accepted_shares == 0, what
+        assert pool.all_process_ids() == process_ids
+        for officer in officers[1:]:
+            progress = client.submit_share(0, begun.attempt_id, pool.submission(officer, begun))
+        assert progress.unlocked
+    pool.await_states(["SERVING"] * 3)
+    with pool.client() as user:
+        user.sign("keys/kept", "ES256", DIGEST)
+    pool.down()

@@ -60,7 +60,7 @@ def paragraphs(path: Path) -> Iterator[dict[str, str]]:
             name, _, value = text.partition("=")
             record[name.strip()] = value.strip()
         elif record:
-            if record.keys() <= {"n", "e", "p", "q"}:
+            if record.keys() <= {"n", "e", "d", "p", "q"}:
                 header.update(record)
             else:
                 yield header | record
