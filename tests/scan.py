@@ -41,26 +41,29 @@ class Unreadable(Exception):
     """The kernel does not let this user read a process's memory; the text says why."""
 
 
-def encodings(octets: bytes) -> Iterator[tuple[str, bytes, int]]:
+def encodings(octets: bytes, run: int = RUN_BYTES) -> Iterator[tuple[str, bytes, int]]:
     """Yield (name, encoded octets, length of a run that is a hit)."""
-    yield "raw", octets, RUN_BYTES
-    yield "reversed", octets[::-1], RUN_BYTES
-    yield "hex", octets.hex().encode(), 2 * RUN_BYTES
-    yield "HEX", octets.hex().upper().encode(), 2 * RUN_BYTES
+    yield "raw", octets, run
+    yield "reversed", octets[::-1], run
+    yield "hex", octets.hex().encode(), 2 * run
+    yield "HEX", octets.hex().upper().encode(), 2 * run
     for alignment in range(3):
         # Only the characters that depend on nothing but the secret.
         padded = bytes(alignment) + octets
         whole = padded[: len(padded) // 3 * 3]
         skipped = (0, 2, 3)[alignment]
         for name, encode in (("base64", base64.b64encode), ("base64url", base64.urlsafe_b64encode)):
-            yield f"{name}+{alignment}", encode(whole)[skipped:], 4 * RUN_BYTES // 3 - 3
+            yield f"{name}+{alignment}", encode(whole)[skipped:], 4 * run // 3 - 3
 
 
-def mnemonic_texts(mnemonic: str) -> Iterator[tuple[str, bytes]]:
-    """Yield (name, text) of a mnemonic, as words and as lists of words."""
+def mnemonic_encodings(mnemonic: str) -> Iterator[tuple[str, bytes, int]]:
+    """Yield the same of a mnemonic: its words, lists of its words, and their encodings."""
     words = mnemonic.split()
     for separator in _SEPARATORS:
-        yield f"words {separator!r}", separator.join(words).encode()
+        yield f"words {separator!r}", separator.join(words).encode(), WORD_RUN_CHARACTERS
+    for name, text, run in encodings(mnemonic.encode(), WORD_RUN_CHARACTERS):
+        if name != "raw":
+            yield f"words {name}", text, run
 
 
 class Scanner:
@@ -79,8 +82,8 @@ class Scanner:
         octets = dict(secrets)
         for name, mnemonic in (mnemonics or {}).items():
             octets[f"{name} value"] = Share.from_mnemonic(mnemonic).value
-            for encoding, text in mnemonic_texts(mnemonic):
-                self.needles.append(Needle(name, encoding, text, WORD_RUN_CHARACTERS))
+            for encoding, text, run in mnemonic_encodings(mnemonic):
+                self.needles.append(Needle(name, encoding, text, run))
         for name, value in octets.items():
             if len(value) < RUN_BYTES:
                 raise ValueError(f"{name} is too short to be told from chance")

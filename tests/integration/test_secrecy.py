@@ -26,7 +26,7 @@ from security_domain.secret import Secret
 from security_domain.submission import make_submission, open_own_share
 from security_domain.wrapping import DerivedKeys, open_payload
 from tests.running_pool import RunningPool, TestOfficer, until
-from tests.scan import Scanner, Unreadable, encodings, files_under, mnemonic_texts
+from tests.scan import Scanner, Unreadable, encodings, files_under, mnemonic_encodings
 from tests.store_access import StoreAccess
 
 pytestmark = pytest.mark.pool
@@ -253,13 +253,9 @@ def ceremony_children(process_id: int) -> list[int]:
 
 def planted(used: Used) -> list[tuple[str, str, bytes]]:
     """Return (secret, encoding, octets) of every secret in every encoding."""
-    octets = {
-        (name, kind): text for name, value in used.secrets.items() for kind, text, _ in encodings(value)
-    }
-    words = {
-        (name, kind): text for name, value in used.mnemonics.items() for kind, text in mnemonic_texts(value)
-    }
-    return [(name, kind, text) for (name, kind), text in {**octets, **words}.items()]
+    octets = [(name, encodings(value)) for name, value in used.secrets.items()]
+    words = [(name, mnemonic_encodings(value)) for name, value in used.mnemonics.items()]
+    return [(name, kind, text) for name, pieces in [*octets, *words] for kind, text, _ in pieces]
 
 
 def test_the_scanner_sees_planted_secrets_in_a_file(used: Used, tmp_path: Path) -> None:
