@@ -163,7 +163,7 @@ def measure(plan: Plan, directory: Path) -> dict[str, Any]:
 def _arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="benchmark", description="Measure a real pool on this machine.")
     parser.add_argument("--json", action="store_true", help="print the JSON object only")
-    parser.add_argument("--quick", action="store_true", help="rough figures in about 40 s")
+    parser.add_argument("--quick", action="store_true", help="rough figures in under a minute")
     parser.add_argument("--seconds", type=float, default=None, help="of one rate measurement, 0.1-60")
     parser.add_argument("--output", type=Path, default=None, help="also write the JSON object to a new file")
     arguments = parser.parse_args()

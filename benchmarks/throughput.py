@@ -40,26 +40,45 @@ class Rate:
     """Processor time of the client process itself."""
 
 
-def _counts(task: Task, pool: Pool, number: int, deadline: float) -> Iterator[int]:
-    operation = OPERATIONS[task.operation]
-    if task.mode == "stream":
-        yield from stream_counts(operation, pool, number % PARTITIONS, lambda: time.monotonic() < deadline)
-        return
-    call = library_call(operation) if task.mode == "library" else call_of(operation, task.mode, pool)
-    while time.monotonic() < deadline:
-        yield call()
+class _Work:
+    """A task, prepared: what takes time once (the library's own keys) is done here."""
+
+    def __init__(self, task: Task, pool: Pool, number: int) -> None:
+        self._operation = OPERATIONS[task.operation]
+        self._mode = task.mode
+        self._pool = pool
+        self._partition = number % PARTITIONS
+        self._call = (
+            library_call(self._operation)
+            if task.mode == "library"
+            else call_of(self._operation, task.mode, pool)
+        )
+
+    def run(self, seconds: float) -> int:
+        """Work for some seconds and return how many operations that were."""
+        deadline = time.monotonic() + seconds
+        return sum(self._counts(deadline))
+
+    def _counts(self, deadline: float) -> Iterator[int]:
+        if self._mode == "stream":
+            yield from stream_counts(
+                self._operation, self._pool, self._partition, lambda: time.monotonic() < deadline
+            )
+            return
+        while time.monotonic() < deadline:
+            yield self._call()
 
 
 def _client_process(pipe: Pipe, directory: Path, number: int) -> None:
     """Serve tasks until None comes: warm up, say so, wait for the word, measure, answer."""
     with Pool.connect(directory) as pool:
         while (task := pipe.recv()) is not None:
-            for _ in _counts(task, pool, number, time.monotonic() + task.warm_up_seconds):
-                pass
+            work = _Work(task, pool, number)
+            work.run(task.warm_up_seconds)
             pipe.send("ready")
             pipe.recv()
             began, cpu_began = time.monotonic(), time.process_time()
-            operations = sum(_counts(task, pool, number, began + task.seconds))
+            operations = work.run(task.seconds)
             pipe.send(Rate(operations, time.monotonic() - began, time.process_time() - cpu_began))
 
 

@@ -147,8 +147,6 @@ def parse(file: bytes) -> SecurityDomainFile:
     )
     if len(parsed.payload) > _PAYLOAD_BYTES_MAX:
         raise InvalidFile("the payload is too large")
-    if parsed.serialise() != file:
-        raise InvalidFile("the file is not canonical")
     return parsed
 
 

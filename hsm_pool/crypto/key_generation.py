@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import os
 import threading
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import CancelledError, ThreadPoolExecutor
 from concurrent.futures import TimeoutError as FutureTimeoutError
 from dataclasses import dataclass
 
 from cryptography.exceptions import UnsupportedAlgorithm
 from cryptography.hazmat.primitives import serialization
 from cryptography.hazmat.primitives.asymmetric import ec, rsa
+from cryptography.hazmat.primitives.asymmetric.types import PrivateKeyTypes
 
 from hsm_pool.core.model import Curve, KeyType
 from hsm_pool.crypto.algorithms import CURVE_BITS, OCT_SIZES_BITS, RSA_SIZES_BITS, check_key_size
@@ -61,15 +62,40 @@ def import_pkcs8(der: SecretBytes) -> KeyMaterial:
     Raises:
         InvalidField: It is no such key or of a kind that the pool does not hold.
     """
+    # Proving the numbers of an RSA key takes minutes when they are huge: bound them first (G8).
+    key = _parse(der, skip_validation=True)
+    if isinstance(key, rsa.RSAPrivateKey):
+        _check_rsa(key)
+        key = _parse(der, skip_validation=False)
+    if not isinstance(key, rsa.RSAPrivateKey | ec.EllipticCurvePrivateKey):
+        raise InvalidField("only RSA and EC private keys can be imported", field="material")
+    return _asymmetric(key)
+
+
+def _parse(der: SecretBytes, *, skip_validation: bool) -> PrivateKeyTypes:
     try:
-        key = serialization.load_der_private_key(der.reveal(), None)
+        return serialization.load_der_private_key(
+            der.reveal(), None, unsafe_skip_rsa_key_validation=skip_validation
+        )
     except (ValueError, TypeError, UnsupportedAlgorithm):
         raise InvalidField(
             "the material is not an unencrypted PKCS#8 private key", field="material"
         ) from None
-    if not isinstance(key, rsa.RSAPrivateKey | ec.EllipticCurvePrivateKey):
-        raise InvalidField("only RSA and EC private keys can be imported", field="material")
-    return _asymmetric(key)
+
+
+def _check_rsa(key: rsa.RSAPrivateKey) -> None:
+    """Check what is cheap to check of a key whose numbers are not proved yet."""
+    numbers = key.private_numbers()
+    public = numbers.public_numbers
+    if key.key_size not in RSA_SIZES_BITS:
+        raise InvalidField("an RSA key has 2048, 3072 or 4096 bits", field="material")
+    if not _EXPONENT <= public.e < _EXPONENT_MAX or public.e % 2 == 0:
+        raise InvalidField("the public exponent is odd, 65537 to 2^32", field="material")
+    if (
+        numbers.p * numbers.q != public.n
+        or max(numbers.d, numbers.dmp1, numbers.dmq1, numbers.iqmp) >= public.n
+    ):
+        raise InvalidField("the numbers of the RSA key do not belong together", field="material")
 
 
 def import_octets(octets: SecretBytes) -> KeyMaterial:
@@ -87,11 +113,6 @@ def import_octets(octets: SecretBytes) -> KeyMaterial:
 def _asymmetric(key: rsa.RSAPrivateKey | ec.EllipticCurvePrivateKey) -> KeyMaterial:
     if isinstance(key, rsa.RSAPrivateKey):
         key_type, curve, size_bits = KeyType.RSA, Curve.NONE, key.key_size
-        exponent = key.public_key().public_numbers().e
-        if size_bits not in RSA_SIZES_BITS:
-            raise InvalidField("an RSA key has 2048, 3072 or 4096 bits", field="material")
-        if not _EXPONENT <= exponent < _EXPONENT_MAX or exponent % 2 == 0:
-            raise InvalidField("the public exponent is odd, 65537 to 2^32", field="material")
     else:
         key_type = KeyType.EC
         found = [curve for curve, kind in CURVES.items() if kind.name == key.curve.name]
@@ -130,21 +151,27 @@ class KeyGenerator:
 
         Raises:
             InvalidField: No such kind of key.
-            Overloaded: Too many RSA keys are waited for, or it took too long.
+            Overloaded: Too many RSA keys are waited for, it took too long, or the generator was closed.
         """
         if key_type is not KeyType.RSA:
             return generate(key_type, curve, size_bits)
         check_key_size(key_type, curve, size_bits)
         if not self._slots.acquire(blocking=False):
             raise Overloaded("too many RSA keys are being made")
-        future = self._executor.submit(generate, key_type, curve, size_bits)
+        try:
+            future = self._executor.submit(generate, key_type, curve, size_bits)
+        except RuntimeError:  # closed meanwhile
+            self._slots.release()
+            raise Overloaded("no more RSA keys are made here") from None
         future.add_done_callback(lambda _: self._slots.release())
         try:
             return future.result(timeout_seconds)
         except FutureTimeoutError:
             future.cancel()
             raise Overloaded("the RSA key was not made in time") from None
+        except CancelledError:
+            raise Overloaded("no more RSA keys are made here") from None
 
     def close(self) -> None:
-        """End the threads."""
+        """End the threads; whoever waits for a key that is not begun is answered."""
         self._executor.shutdown(cancel_futures=True)

@@ -66,6 +66,8 @@ class LoadedKeyCache:
         self._capacity = capacity
         self._keys: OrderedDict[Hashable, LoadedKey] = OrderedDict()
         self._lock = threading.Lock()
+        self._forgotten = 0
+        """How often keys were forgotten; a key parsed meanwhile is not kept."""
 
     def get(self, token: Hashable, load_material: Callable[[], tuple[KeyType, SecretBytes]]) -> LoadedKey:
         """Return the parsed key of a token; load_material is called when it is not kept."""
@@ -74,19 +76,23 @@ class LoadedKeyCache:
             if key is not None:
                 self._keys.move_to_end(token)
                 return key
+            forgotten = self._forgotten
         key = load(*load_material())
         with self._lock:
-            self._keys[token] = key
-            while len(self._keys) > self._capacity:
-                self._keys.popitem(last=False)
+            if self._forgotten == forgotten:
+                self._keys[token] = key
+                while len(self._keys) > self._capacity:
+                    self._keys.popitem(last=False)
         return key
 
     def discard(self, token: Hashable) -> None:
         """Forget one key."""
         with self._lock:
             self._keys.pop(token, None)
+            self._forgotten += 1
 
     def clear(self) -> None:
         """Forget all keys."""
         with self._lock:
             self._keys.clear()
+            self._forgotten += 1

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from cryptography.exceptions import InvalidSignature as LibraryInvalidSignature
 from cryptography.exceptions import InvalidTag
-from cryptography.hazmat.primitives import keywrap
+from cryptography.hazmat.primitives import hashes, keywrap
 from cryptography.hazmat.primitives.asymmetric import ec, padding, utils
 
 from hsm_pool import limits
@@ -43,11 +43,9 @@ def sign(key: LoadedKey, algorithm: Algorithm, digest: bytes) -> bytes:
 
     Raises:
         DigestLength: The digest is not as long as the algorithm's hash.
-        AlgorithmNotSupported: The key is of another type.
+        AlgorithmNotSupported: The algorithm does not do this, or the key is of another type.
     """
-    _check_digest(algorithm, digest)
-    assert algorithm.hash
-    prehashed = utils.Prehashed(algorithm.hash)
+    prehashed = utils.Prehashed(_checked_hash(algorithm, digest))
     if algorithm.scheme is Scheme.ECDSA and isinstance(key, ECKey):
         r, s = utils.decode_dss_signature(key.private.sign(digest, ec.ECDSA(prehashed)))
         width = (key.private.key_size + 7) // 8
@@ -63,11 +61,9 @@ def verify(key: LoadedKey, algorithm: Algorithm, digest: bytes, signature: bytes
     Raises:
         InvalidSignature: It does not verify, whatever the cause.
         DigestLength: The digest is not as long as the algorithm's hash.
-        AlgorithmNotSupported: The key is of another type.
+        AlgorithmNotSupported: The algorithm does not do this, or the key is of another type.
     """
-    _check_digest(algorithm, digest)
-    assert algorithm.hash
-    prehashed = utils.Prehashed(algorithm.hash)
+    prehashed = utils.Prehashed(_checked_hash(algorithm, digest))
     try:
         if algorithm.scheme is Scheme.ECDSA and isinstance(key, ECKey):
             width = (key.public.key_size + 7) // 8
@@ -92,7 +88,7 @@ def encrypt(
     Raises:
         PayloadTooLarge: More than fits.
         InvalidField: Additional data with RSA.
-        AlgorithmNotSupported: The key is of another type.
+        AlgorithmNotSupported: The algorithm does not do this, or the key is of another type.
     """
     _check_payload(plaintext, additional_data)
     if algorithm.scheme is Scheme.RSA_OAEP and isinstance(key, RSAKey):
@@ -111,11 +107,13 @@ def decrypt(key: LoadedKey, algorithm: Algorithm, data: EncryptedData, additiona
     Raises:
         DecryptionFailed: It does not decrypt, whatever the cause.
         PayloadTooLarge: More than a ciphertext can have.
-        AlgorithmNotSupported: The key is of another type.
+        InvalidField: Additional data with RSA.
+        AlgorithmNotSupported: The algorithm does not do this, or the key is of another type.
     """
     _check_payload(data.ciphertext, additional_data)
     try:
         if algorithm.scheme is Scheme.RSA_OAEP and isinstance(key, RSAKey):
+            _check_no_additional_data(additional_data)
             return _oaep_decrypt(key, algorithm, data.ciphertext)
         if algorithm.scheme is Scheme.AES_GCM and isinstance(key, OctKey):
             nonce, tag = data.initialization_vector, data.authentication_tag
@@ -133,7 +131,7 @@ def wrap_key(key: LoadedKey, algorithm: Algorithm, target: bytes) -> bytes:
     Raises:
         PayloadTooLarge: More than fits.
         InvalidField: AES-KW takes 16 octets or more, in blocks of 8.
-        AlgorithmNotSupported: The key is of another type.
+        AlgorithmNotSupported: The algorithm does not do this, or the key is of another type.
     """
     if algorithm.scheme is Scheme.RSA_OAEP and isinstance(key, RSAKey):
         return _oaep_encrypt(key, algorithm, target)
@@ -151,7 +149,7 @@ def unwrap_key(key: LoadedKey, algorithm: Algorithm, wrapped: bytes) -> bytes:
 
     Raises:
         DecryptionFailed: It does not unwrap, whatever the cause.
-        AlgorithmNotSupported: The key is of another type.
+        AlgorithmNotSupported: The algorithm does not do this, or the key is of another type.
     """
     try:
         if algorithm.scheme is Scheme.RSA_OAEP and isinstance(key, RSAKey):
@@ -188,11 +186,14 @@ def _oaep_decrypt(key: RSAKey, algorithm: Algorithm, ciphertext: bytes) -> bytes
     return key.private.decrypt(ciphertext, _oaep(algorithm))
 
 
-def _check_digest(algorithm: Algorithm, digest: bytes) -> None:
-    if algorithm.digest_bytes and len(digest) != algorithm.digest_bytes:
+def _checked_hash(algorithm: Algorithm, digest: bytes) -> hashes.HashAlgorithm:
+    if algorithm.hash is None:
+        raise _unfit(algorithm)
+    if len(digest) != algorithm.digest_bytes:
         raise DigestLength(
             f"{algorithm.name} signs digests of {algorithm.digest_bytes} bytes", field="digests"
         )
+    return algorithm.hash
 
 
 def _check_payload(payload: bytes, additional_data: bytes) -> None:

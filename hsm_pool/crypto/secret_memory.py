@@ -41,7 +41,9 @@ class SecretMemory:
         """Put octets at the start; the rest is zeroed."""
         if len(octets) > self.capacity:
             raise ValueError("more octets than fit")
-        self._view[:] = octets + bytes(self.capacity - len(octets))
+        # In two steps: joining them first would leave a copy in ordinary memory.
+        self._view[: len(octets)] = octets
+        self._view[len(octets) :] = bytes(self.capacity - len(octets))
 
     def view(self) -> memoryview:
         """Return a view of the octets, for primitives that take a buffer."""

@@ -14,6 +14,7 @@ import structlog
 
 from hsm_pool import settings as settings_module
 from hsm_pool.crypto.secret_memory import harden_process
+from hsm_pool.enclave.evidence import measurement
 from hsm_pool.net.peer_client import PeerHealing
 from hsm_pool.net.server import PlaneServers
 from hsm_pool.partition.partition import Partition
@@ -58,6 +59,7 @@ def main() -> int:
     signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM, signal.SIGINT})
     hardened = harden_process()
     settings = settings_module.load(PartitionSettings, arguments.settings)
+    measurement()  # of what is loaded now, whatever is installed later
     log = structlog.get_logger().bind(partition=settings.index)
     heal = PeerHealing(settings)
     partition = Partition(settings, heal)

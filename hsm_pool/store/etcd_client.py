@@ -203,7 +203,7 @@ class EtcdClient:
                 )
                 revision = revision or response.header.revision
                 for kv in response.kvs:
-                    found[kv.key.decode()[len(self._prefix) :]] = kv.value
+                    found[_text(kv.key)[len(self._prefix) :]] = kv.value
                 if not response.more:
                     return revision, found
                 start = response.kvs[-1].key + b"\x00"
@@ -305,7 +305,7 @@ class EtcdClient:
                 changes = []
             revision = event.kv.mod_revision
             deleted = event.type == rpc_pb2.Event.DELETE
-            key = event.kv.key.decode()[len(self._prefix) :]
+            key = _text(event.kv.key)[len(self._prefix) :]
             changes.append(KeyValue(key, None if deleted else event.kv.value))
         if changes:
             yield Revision(revision, tuple(changes))
@@ -324,6 +324,11 @@ class _OneRequest:
 
     def end(self) -> None:
         self._ended.set()
+
+
+def _text(key: bytes) -> str:
+    """Return a key as text; a foreign key that is no UTF-8 must not end the thread that reads it."""
+    return key.decode(errors="replace")
 
 
 def _after_prefix(prefix: bytes) -> bytes:

@@ -15,7 +15,7 @@ from hsm_pool import limits
 from hsm_pool.store import chain
 from hsm_pool.store.etcd_client import Ambiguous, Compacted, Conflict, EtcdClient
 from hsm_pool.store.replica import Replica, boot_time
-from hsm_pool.store.sealing import Tampered
+from hsm_pool.store.sealing import RolledBack, Tampered
 from hsm_pool.store.state_file import StateDirectory
 
 _log = structlog.get_logger()
@@ -23,6 +23,8 @@ _RECONNECT_SECONDS = 0.05
 _STALL_SECONDS = 0.7
 """A committed renewal that the watch has not delivered after this long: the watch is stuck."""
 _COMPACT_SECONDS = 60.0
+_LAGGING_READS_MAX = 4
+_LAGGING_READ_SECONDS = 0.5
 
 
 class Follower:
@@ -107,15 +109,22 @@ class Follower:
         Raises:
             Tampered: It is not what the chain says, or lacks the known head.
         """
-        while True:
-            if self._stopping.is_set():
-                return
+        lagging = 0
+        while not self._stopping.is_set():
             try:
                 revision, values = self._store.load()
+                self._replica.load(revision, values, known)
                 break
             except Ambiguous:
                 self._stopping.wait(_RECONNECT_SECONDS)
-        self._replica.load(revision, values, known)
+            except RolledBack:
+                # Reads of etcd may lag behind (3.4 has a known bug); a rollback stays.
+                lagging += 1
+                if lagging == _LAGGING_READS_MAX:
+                    raise
+                self._stopping.wait(_LAGGING_READ_SECONDS)
+        else:
+            return
         self._loaded.set()
         self._renew_now.set()
         _log.info("loaded", sequence=self._replica.head.sequence, revision=revision)

@@ -22,7 +22,7 @@ from hsm_pool.errors import MHSMError, NotFresh, PartitionDrained
 from hsm_pool.store import chain, codec
 from hsm_pool.store.chain import Head, TableDigest
 from hsm_pool.store.etcd_client import Revision
-from hsm_pool.store.sealing import PoolKeys, Tampered, open_record
+from hsm_pool.store.sealing import PoolKeys, RolledBack, Tampered, open_record
 from mhsm.record.v1 import record_pb2
 
 T = TypeVar("T")
@@ -126,7 +126,7 @@ class Replica:
         """Check the chain from the known head (or the last entries) up to head."""
         sequence, digest = known or (max(0, head.sequence - _RECENT_TRANSACTIONS), b"")
         if head.sequence < sequence:
-            raise Tampered(
+            raise RolledBack(
                 f"the store was rolled back: it ends at sequence {head.sequence}, "
                 f"this partition has applied sequence {sequence}"
             )

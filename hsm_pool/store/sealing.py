@@ -32,6 +32,10 @@ class Tampered(Exception):
     """Something in the store is not what this pool wrote (G6). The text says what."""
 
 
+class RolledBack(Tampered):
+    """The store ends before what this partition has applied; a read that lags looks the same once."""
+
+
 class PoolKeys:
     """The keys that make a partition a member of its pool, in secret memory.
 

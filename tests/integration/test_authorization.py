@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import itertools
 from collections.abc import Iterator
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
@@ -14,10 +13,12 @@ from cryptography import x509
 from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.x509.oid import NameOID
+from google.rpc import error_details_pb2
 from grpc_health.v1 import health_pb2
 from grpc_status import rpc_status
 
 from hsm_pool.net.authorization import PERMISSIONS, Role
+from hsm_pool.provisioning.pki import Authority
 from mhsm.crypto.v1 import crypto_pb2
 from mhsm.enclave.v1 import enclave_pb2
 from mhsm.keys.v1 import keys_pb2
@@ -29,18 +30,20 @@ from tests.running_pool import RunningPool
 
 pytestmark = pytest.mark.pool
 
-PLANES = {
-    "client": (
-        "mhsm.keys.v1.KeyService",
-        "mhsm.crypto.v1.CryptoService",
-        "mhsm.security_domain.v1.SecurityDomainService",
-        "mhsm.pool.v1.PoolService",
-        "grpc.health.v1.Health",
-    ),
-    "peer": ("mhsm.peer.v1.PeerService",),
-    "enclave": ("mhsm.enclave.v1.EnclaveService",),
-    "node": ("mhsm.node.v1.NodeService",),
+CUSTOMERS = {Role.ADMINISTRATOR, Role.APPLICATION}
+SERVICES: dict[str, tuple[str, set[Role]]] = {
+    "mhsm.keys.v1.KeyService": ("client", {Role.APPLICATION}),
+    "mhsm.crypto.v1.CryptoService": ("client", {Role.APPLICATION}),
+    "mhsm.security_domain.v1.SecurityDomainService": ("client", {Role.ADMINISTRATOR}),
+    "mhsm.pool.v1.PoolService": ("client", CUSTOMERS),
+    "grpc.health.v1.Health": ("client", CUSTOMERS),
+    "mhsm.peer.v1.PeerService": ("peer", {Role.PARTITION}),
+    "mhsm.enclave.v1.EnclaveService": ("enclave", {Role.FABRIC}),
+    "mhsm.node.v1.NodeService": ("node", {Role.NODE_AGENT}),
 }
+"""Where each service is served and who may call it, written down a second time."""
+
+PLANES = ("client", "peer", "enclave", "node")
 FILES = (
     crypto_pb2,
     enclave_pb2,
@@ -51,205 +54,236 @@ FILES = (
     pool_pb2,
     security_domain_pb2,
 )
-REFUSED = {"UNAUTHENTICATED", "PERMISSION_DENIED"}
+NOT_OFFERED = {"/grpc.health.v1.Health/Watch", "/grpc.health.v1.Health/List"}
+"""Methods of the health interface that nobody may call."""
+
+FOREIGN_METHODS = (
+    "/grpc.reflection.v1.ServerReflection/ServerReflectionInfo",
+    "/grpc.reflection.v1alpha.ServerReflection/ServerReflectionInfo",
+    "/grpc.channelz.v1.Channelz/GetServers",
+    "/mhsm.keys.v1.KeyService/ExportKey",
+    "/mhsm.keys.v1.KeyService/getkey",
+)
+NOBODY = "unauthenticated"
+LISTENER = 0
+"""The partition that is called; a drain by the fabric's identity is followed by its resume."""
 
 
-def methods(service: str) -> list[tuple[str, bool]]:
-    """Return (full method, streaming) of a service."""
-    (descriptor,) = [
-        found
+def described_methods() -> dict[str, bool]:
+    """Return every method of the descriptors, and whether it streams."""
+    return {
+        f"/{service.full_name}/{method.name}": method.server_streaming or method.client_streaming
         for file in FILES
-        for found in file.DESCRIPTOR.services_by_name.values()
-        if found.full_name == service
-    ]
-    return [
-        (f"/{service}/{method.name}", method.server_streaming or method.client_streaming)
-        for method in descriptor.methods
-    ]
+        for service in file.DESCRIPTOR.services_by_name.values()
+        for method in service.methods
+    }
+
+
+# -- who calls ---------------------------------------------------------------------------
 
 
 @dataclass(frozen=True, slots=True)
 class Identity:
-    """A certificate and what the table knows of it."""
+    """A certificate, the plane whose authority issued it, and what it stands for there."""
 
-    name: str
     certificate: bytes | None
     key: bytes | None
-    role: Role | None
+    plane: str | None
+    """None: no listener's authority issued it (or it is out of date)."""
+    role: Role | str
 
 
-def signed_by_client_ca(pool: RunningPool, uris: list[str], *, expired: bool = False) -> tuple[bytes, bytes]:
-    """Return a certificate of the pool's own client authority with any names."""
-    directory = pool.directory / "pki"
-    issuer = x509.load_pem_x509_certificate((directory / "client-ca.crt").read_bytes())
-    issuer_key = serialization.load_pem_private_key((directory / "client-ca.key").read_bytes(), None)
+def issue(directory: Path, uris: list[str], *, expired: bool = False) -> tuple[bytes, bytes]:
+    """Return a certificate of the customer's own authority with any names, also those it should not make."""
+    issuer = x509.load_pem_x509_certificate((directory / "pki/client-ca.crt").read_bytes())
+    issuer_key = serialization.load_pem_private_key((directory / "pki/client-ca.key").read_bytes(), None)
     assert isinstance(issuer_key, ec.EllipticCurvePrivateKey)
     key = ec.generate_private_key(ec.SECP256R1())
     now = datetime.now(UTC)
-    end = now - timedelta(days=1) if expired else now + timedelta(days=1)
-    certificate = (
+    builder = (
         x509.CertificateBuilder()
+        # The common name of an administrator gives nobody his role.
         .subject_name(x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, "client/administrator")]))
         .issuer_name(issuer.subject)
         .public_key(key.public_key())
         .serial_number(x509.random_serial_number())
         .not_valid_before(now - timedelta(days=2))
-        .not_valid_after(end)
-        .add_extension(
-            x509.SubjectAlternativeName([x509.UniformResourceIdentifier(uri) for uri in uris]), critical=False
-        )
-        .sign(issuer_key, hashes.SHA256())
+        .not_valid_after(now + timedelta(days=-1 if expired else 1))
     )
+    if uris:
+        names = [x509.UniformResourceIdentifier(uri) for uri in uris]
+        builder = builder.add_extension(x509.SubjectAlternativeName(names), critical=False)
+    certificate = builder.sign(issuer_key, hashes.SHA256())
     return certificate.public_bytes(serialization.Encoding.PEM), key.private_bytes(
         serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, serialization.NoEncryption()
     )
 
 
-@pytest.fixture(scope="module")
-def identities(pool: RunningPool) -> list[Identity]:
-    """Everybody: the pool's own identities, and some that its client authority should not have made."""
-    prefix = f"spiffe://{pool.connection.pool_id}"
-
-    def file(name: str, path: str, role: Role) -> Identity:
-        base = pool.directory / path
-        return Identity(
-            name,
-            base.with_name(base.name + ".crt").read_bytes(),
-            base.with_name(base.name + ".key").read_bytes(),
-            role,
-        )
-
-    def made(name: str, uris: list[str], role: Role | None, *, expired: bool = False) -> Identity:
-        return Identity(name, *signed_by_client_ca(pool, uris, expired=expired), role)
-
-    return [
-        file("administrator", "clients/administrator", Role.ADMINISTRATOR),
-        file("application", "clients/application", Role.APPLICATION),
-        file("partition", "nodes/1/pki/peer", Role.PARTITION),
-        file("fabric controller", "fabric/controller", Role.FABRIC),
-        file("node agent", "nodes/1/pki/agent", Role.NODE_AGENT),
-        file("store client", "nodes/1/pki/store-client", Role.PARTITION),
-        made("another application", [f"{prefix}/client/reports"], Role.APPLICATION),
-        made("two names", [f"{prefix}/client/application", f"{prefix}/client/administrator"], None),
-        made("unknown kind", [f"{prefix}/officer/x"], None),
-        made("another pool", ["spiffe://" + "0" * 32 + "/client/application"], None),
-        made("empty client name", [f"{prefix}/client/"], None),
-        made("expired", [f"{prefix}/client/application"], None, expired=True),
-        made("fabric name by the client authority", [f"{prefix}/fabric"], Role.FABRIC),
-        made("partition name by the client authority", [f"{prefix}/partition/1"], Role.PARTITION),
-        Identity("no certificate", None, None, None),
-    ]
-
-
-OWN_PLANE = {
-    "administrator": "client",
-    "application": "client",
-    "another application": "client",
-    "partition": "peer",
-    "fabric controller": "enclave",
-    "node agent": "node",
+FILES_OF_POOL: dict[str, tuple[str, str | None, Role]] = {
+    "administrator": ("clients/administrator", "client", Role.ADMINISTRATOR),
+    "application": ("clients/application", "client", Role.APPLICATION),
+    "partition at the client plane": ("nodes/1/pki/client", "client", Role.PARTITION),
+    "partition at the peer plane": ("nodes/1/pki/peer", "peer", Role.PARTITION),
+    "partition at the fabric plane": ("nodes/1/pki/fabric", "enclave", Role.PARTITION),
+    "partition at the node plane": ("nodes/1/pki/node", "node", Role.PARTITION),
+    "fabric controller": ("fabric/controller", "enclave", Role.FABRIC),
+    "node agent": ("nodes/1/pki/agent", "node", Role.NODE_AGENT),
+    "store client": ("nodes/1/pki/store-client", None, Role.PARTITION),
+    "store member": ("nodes/1/pki/store-peer", None, Role.PARTITION),
 }
-"""Where an identity's certificate leads to the authority that the listener trusts."""
+"""The identities that provisioning made: file, plane of their authority, role."""
+
+MADE: dict[str, tuple[list[str], Role | str]] = {
+    "another application": (["client/reports"], Role.APPLICATION),
+    "administrator in capitals": (["client/Administrator"], Role.APPLICATION),
+    "partition by the client authority": (["partition/0"], Role.PARTITION),
+    "node by the client authority": (["node/0"], Role.NODE_AGENT),
+    "fabric by the client authority": (["fabric"], Role.FABRIC),
+    "two names": (["client/application", "client/administrator"], NOBODY),
+    "the same name twice": (["client/application", "client/application"], NOBODY),
+    "no name": ([], NOBODY),
+    "unknown kind": (["officer/x"], NOBODY),
+    "empty client": (["client/"], NOBODY),
+    "client without a name": (["client"], NOBODY),
+    "fabric with a name": (["fabric/x"], NOBODY),
+    "partition without a number": (["partition/x"], NOBODY),
+}
+"""Names that the customer could put into a certificate of his own authority."""
+
+
+@pytest.fixture(scope="module")
+def identities(pool: RunningPool) -> dict[str, Identity]:
+    pool_id = pool.connection.pool_id
+    prefix = f"spiffe://{pool_id}/"
+    application = f"{prefix}client/application"
+    found: dict[str, Identity] = {}
+    for name, (path, plane, role) in FILES_OF_POOL.items():
+        base = pool.directory / path
+        certificate, key = (base.with_suffix(suffix).read_bytes() for suffix in (".crt", ".key"))
+        found[name] = Identity(certificate, key, plane, role)
+    for name, (paths, role_or_none) in MADE.items():
+        uris = [prefix + path for path in paths]
+        found[name] = Identity(*issue(pool.directory, uris), "client", role_or_none)
+    for name, uri in {
+        "another pool": f"spiffe://{'0' * 32}/client/application",
+        "pool id as a prefix": f"spiffe://{pool_id}0/client/application",
+        "another scheme": f"https://{pool_id}/client/application",
+    }.items():
+        found[name] = Identity(*issue(pool.directory, [uri]), "client", NOBODY)
+    found["expired"] = Identity(*issue(pool.directory, [application], expired=True), None, NOBODY)
+    found["foreign authority"] = Identity(*Authority("foreign").issue(application), None, NOBODY)
+    found["no certificate"] = Identity(None, None, None, NOBODY)
+    return found
+
+
+OTHERS = ("another pool", "pool id as a prefix", "another scheme")
+NAMES = [*FILES_OF_POOL, *MADE, *OTHERS, "expired", "foreign authority", "no certificate"]
 
 
 @pytest.fixture(scope="module")
 def authorities(pool: RunningPool) -> dict[str, bytes]:
     """The server side's authority of each plane."""
-    pki = pool.directory / "nodes" / "0" / "pki"
-    names = {"client": "client", "peer": "peer", "enclave": "fabric", "node": "node"}
-    return {plane: (pki / f"{name}-trusted.crt").read_bytes() for plane, name in names.items()}
+    pki = pool.directory / f"nodes/{LISTENER}/pki"
+    files = {"client": "client", "peer": "peer", "enclave": "fabric", "node": "node"}
+    return {plane: (pki / f"{name}-trusted.crt").read_bytes() for plane, name in files.items()}
 
 
-def call(channel: grpc.Channel, method: str, *, streaming: bool) -> str:
-    """Call a method with an empty request; return the code's name, or a service's own reason."""
+def endpoint(pool: RunningPool, plane: str) -> str:
+    entry = pool.connection.partitions[LISTENER]
+    found: str = entry.endpoint if plane == "client" else getattr(entry, f"{plane}_endpoint")
+    return found
+
+
+# -- what is answered --------------------------------------------------------------------
+
+
+def outcome(channel: grpc.Channel, method: str, *, streaming: bool) -> str:
+    """Call with an empty request; return what stopped it, or "permitted" when a service answered."""
     try:
         if streaming:
-            list(channel.stream_stream(method)(iter([b""]), timeout=5))
+            list(channel.stream_stream(method)(iter([b""]), timeout=10))
         else:
-            channel.unary_unary(method)(b"", timeout=5)
+            channel.unary_unary(method)(b"", timeout=10)
     except grpc.RpcError as error:
+        code: str = error.code().name
+        info = error_details_pb2.ErrorInfo()
         status = rpc_status.from_call(error)
-        return "EVIDENCE_REFUSED" if "EVIDENCE_REFUSED" in str(status) else error.code().name
-    return "OK"
+        reason = info.reason if status and status.details[0].Unpack(info) else ""
+        if code == "UNAVAILABLE" and not reason:
+            return "no connection"
+        if code in {"UNAUTHENTICATED", "PERMISSION_DENIED"} and reason in {"", code}:
+            return code
+        if code in {"UNIMPLEMENTED", "UNKNOWN", "INTERNAL", "DEADLINE_EXCEEDED"}:
+            return code
+    return "permitted"
 
 
-def endpoints(pool: RunningPool) -> Iterator[tuple[str, str]]:
-    """Yield (plane, endpoint) of the last partition: a drain in this test hits nobody else."""
-    entry = pool.connection.partitions[0]
-    yield from (
-        ("client", entry.endpoint),
-        ("peer", entry.peer_endpoint),
-        ("enclave", entry.enclave_endpoint),
-        ("node", entry.node_endpoint),
-    )
+def expected(identity: Identity, plane: str, method: str) -> str:
+    """Return what the table says."""
+    if identity.plane != plane:
+        return "no connection"
+    service = method.split("/")[1]
+    if method in FOREIGN_METHODS or SERVICES[service][0] != plane:
+        return "UNIMPLEMENTED"
+    if identity.role == NOBODY:
+        return "UNAUTHENTICATED"
+    return "permitted" if identity.role in PERMISSIONS.get(method, frozenset()) else "PERMISSION_DENIED"
+
+
+@pytest.mark.parametrize("plane", PLANES)
+@pytest.mark.parametrize("name", NAMES)
+def test_an_identity_on_every_method_of_a_listener(
+    pool: RunningPool,
+    identities: dict[str, Identity],
+    authorities: dict[str, bytes],
+    name: str,
+    plane: str,
+) -> None:
+    """Design, section 3: all services, also those of other planes, answer as the table says."""
+    identity = identities[name]
+    credentials = grpc.ssl_channel_credentials(authorities[plane], identity.key, identity.certificate)
+    methods = {**described_methods(), **{method: "Reflection" in method for method in FOREIGN_METHODS}}
+    with grpc.secure_channel(endpoint(pool, plane), credentials) as channel:
+        seen = {method: outcome(channel, method, streaming=streams) for method, streams in methods.items()}
+    wanted = {method: expected(identity, plane, method) for method in methods}
+    assert seen == wanted
+
+
+def test_the_attempts_left_the_pool_as_it_was(pool: RunningPool) -> None:
+    """After all of the above: no key was made, everybody serves."""
+    pool.await_states(["SERVING"] * 3)
+    with pool.client() as client:
+        assert list(client.list_keys()) == []
+
+
+# -- the table itself --------------------------------------------------------------------
 
 
 def test_the_table_names_every_method_and_no_other() -> None:
-    every = {method for services in PLANES.values() for service in services for method, _ in methods(service)}
-    assert set(PERMISSIONS) == every - {"/grpc.health.v1.Health/Watch", "/grpc.health.v1.Health/List"}
+    assert set(PERMISSIONS) == set(described_methods()) - NOT_OFFERED
 
 
-def test_every_identity_on_every_method_equals_the_table(
-    pool: RunningPool, identities: list[Identity], authorities: dict[str, bytes]
-) -> None:
-    """Exhaustive: identity x listener x method of all services, also those of other planes."""
-    checked = wrong = 0
-    details: list[str] = []
-    every = [
-        (service, *method)
-        for services in PLANES.values()
-        for service in services
-        for method in methods(service)
-    ]
-    for identity, (plane, endpoint) in itertools.product(identities, endpoints(pool)):
-        chosen = grpc.ssl_channel_credentials(authorities[plane], identity.key, identity.certificate)
-        in_plane = OWN_PLANE.get(identity.name) == plane or (
-            plane == "client" and "client authority" in identity.name
-        )
-        handshake = in_plane or (
-            plane == "client"
-            and identity.name in {"two names", "unknown kind", "another pool", "empty client name"}
-        )
-        with grpc.secure_channel(endpoint, chosen) as channel:
-            for service, method, streaming in every:
-                code = call(channel, method, streaming=streaming)
-                checked += 1
-                if not handshake:
-                    right = code == "UNAVAILABLE"
-                elif service not in PLANES[plane]:
-                    right = code == "UNIMPLEMENTED"
-                elif identity.role in PERMISSIONS.get(method, frozenset()):
-                    right = code not in REFUSED | {"UNAVAILABLE"}
-                else:
-                    right = code in REFUSED | {"UNIMPLEMENTED"}
-                if not right:
-                    wrong += 1
-                    details.append(f"{identity.name} at {plane}: {method}: {code}")
-    assert checked == len(identities) * 4 * len(every)
-    assert not wrong, "\n".join(details[:20])
-    pool.await_states(["SERVING"] * 3)
+def test_the_table_says_what_each_service_is_for() -> None:
+    """The table against its second copy: a row that is changed alone shows."""
+    for method, roles in PERMISSIONS.items():
+        assert roles == SERVICES[method.split("/")[1]][1], method
 
 
-def test_reflection_is_not_served(pool: RunningPool, authorities: dict[str, bytes]) -> None:
-    directory = pool.directory / "clients"
-    chosen = grpc.ssl_channel_credentials(
-        authorities["client"],
-        (directory / "administrator.key").read_bytes(),
-        (directory / "administrator.crt").read_bytes(),
-    )
-    with grpc.secure_channel(pool.connection.partitions[0].endpoint, chosen) as channel:
-        method = "/grpc.reflection.v1alpha.ServerReflection/ServerReflectionInfo"
-        assert call(channel, method, streaming=True) == "UNIMPLEMENTED"
+def test_no_identity_is_left_out(identities: dict[str, Identity]) -> None:
+    assert sorted(identities) == sorted(NAMES)
+    assert {identity.role for identity in identities.values()} >= set(Role)
+
+
+def authority_keys(directory: Path) -> Iterator[str]:
+    """Yield the name of every private key in a directory whose certificate is an authority's."""
+    for path in directory.rglob("*.key"):
+        if path.name == "sealing.key":
+            continue
+        certificate = x509.load_pem_x509_certificate(path.with_suffix(".crt").read_bytes())
+        if certificate.extensions.get_extension_for_class(x509.BasicConstraints).value.ca:
+            yield path.name
 
 
 def test_an_authority_key_is_kept_for_the_customers_plane_only(pool: RunningPool) -> None:
     """The keys of the other planes' authorities are gone: nobody can make a partition's identity."""
-    kept = []
-    for path in Path(pool.directory).rglob("*.key"):
-        if path.name == "sealing.key":
-            continue
-        certificate = path.with_suffix(".crt")
-        parsed = x509.load_pem_x509_certificate(certificate.read_bytes())
-        if parsed.extensions.get_extension_for_class(x509.BasicConstraints).value.ca:
-            kept.append(path.name)
-    assert kept == ["client-ca.key"]
+    assert list(authority_keys(pool.directory)) == ["client-ca.key"]

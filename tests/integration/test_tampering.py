@@ -225,6 +225,10 @@ def wipe(store: StoreAccess, told: Story) -> None:
     store.write({}, tuple(store.dump()))
 
 
+def names(cases: list[Case]) -> list[str]:
+    return [tamper.__name__ for tamper, _ in cases]
+
+
 Case = tuple[Callable[[StoreAccess, Story], None], tuple[str, ...]]
 
 CASES: list[Case] = [
@@ -361,11 +365,7 @@ def repair(told: Story) -> None:
     told.pool.await_states(["SERVING"] * 3)
 
 
-def case_id(value: object) -> str:
-    return getattr(value, "__name__", "")
-
-
-@pytest.mark.parametrize(("tamper", "words"), CASES, ids=case_id)
+@pytest.mark.parametrize(("tamper", "words"), CASES, ids=names(CASES))
 def test_tampering_is_noticed_live_and_at_the_next_start(
     story: Story, tamper: Callable[[StoreAccess, Story], None], words: tuple[str, ...]
 ) -> None:
@@ -373,7 +373,7 @@ def test_tampering_is_noticed_live_and_at_the_next_start(
     tamper_and_repair(story, tamper, words)
 
 
-@pytest.mark.parametrize(("tamper", "words"), MORE_CASES, ids=case_id)
+@pytest.mark.parametrize(("tamper", "words"), MORE_CASES, ids=names(MORE_CASES))
 def test_more_tampering_is_noticed_live_and_at_the_next_start(
     story: Story, tamper: Callable[[StoreAccess, Story], None], words: tuple[str, ...], full: bool
 ) -> None:

@@ -17,6 +17,7 @@ from hsm_pool.enclave.evidence import SECURITY_VERSION, Platform, measurement, r
 from hsm_pool.enclave.healing import HealAttempt, HealGiver, certificate_key
 from hsm_pool.errors import EvidenceRefused
 from hsm_pool.provisioning.pki import Authority
+from hsm_pool.store.replica import boot_time
 from hsm_pool.store.sealing import PoolKeys
 from mhsm.peer.v1 import peer_pb2
 
@@ -234,7 +235,7 @@ def test_nonces_are_few_and_do_not_last(session: Healing, monkeypatch: pytest.Mo
         newest = session.giver.begin()
     with pytest.raises(EvidenceRefused, match="nonce"):
         session.give(session.attempt.request(first))
-    late = healing.boot_time() + 11
+    late = boot_time() + 11
     monkeypatch.setattr(healing, "boot_time", lambda: late)
     with pytest.raises(EvidenceRefused, match="too old"):
         session.give(session.attempt.request(newest))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import dataclasses
 import json
 import os
 import subprocess
@@ -11,14 +12,15 @@ from collections.abc import Callable
 from typing import Any
 
 import pytest
+from cryptography.hazmat.primitives.ciphers.aead import AESGCM
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from security_domain import container
+from security_domain import container, shares
 from security_domain.encoding import canonical, decode, encode
 from security_domain.errors import InvalidFile, SecurityDomainError
 from security_domain.officers import parse_officer
-from security_domain.wrapping import wrap_to_officer
+from security_domain.wrapping import open_payload, wrap_to_officer
 from tests.running_pool import ROOT, TestOfficer
 from tests.unit.security_domain.rehearsal import (
     create,
@@ -131,6 +133,7 @@ REFUSED_BY_PARSING: list[Callable[[Fields], object]] = [
     put_officer("index", "2"),
     put_officer("unknown", 1),
     put_officer("certificate", "AAAA"),
+    put_officer("thumbprint", encode(bytes(32))),
     put_officer("share_jwe", "x" * 5000),
     put_officer("share_jwe", "\ud800"),
     put_officer("share_commitment", encode(bytes(31))),
@@ -267,6 +270,29 @@ def test_a_share_stated_to_be_another_is_refused(ten: list[TestOfficer], file: b
                 own_words(canonical(changed), ten[0])
         else:
             assert own_words(canonical(changed), ten[0]) == right["mnemonic"]
+
+
+@pytest.mark.parametrize("lie", ["key_check_value", "pool_id", "generation", "root", "nothing"])
+def test_a_payload_that_contradicts_its_header_is_refused(
+    ten: list[TestOfficer], file: bytes, lie: str
+) -> None:
+    """G4: even when whoever made the file sealed the contradiction himself."""
+    key = shares.combine([own_words(file, officer) for officer in ten[:2]], 2)
+    parsed = container.parse(file)
+    payload = json.loads(open_payload(key, parsed.payload, parsed.header()))
+    if lie == "key_check_value":
+        parsed = dataclasses.replace(parsed, key_check_value=bytes(16))
+    else:
+        lies = {"pool_id": "f" * 32, "generation": 2, "root": encode(bytes(32)), "nothing": None}
+        payload |= {lie: lies[lie]} if lies[lie] is not None else {}
+    nonce = os.urandom(12)
+    ciphertext = AESGCM(key.reveal()).encrypt(nonce, canonical(payload), parsed.header())
+    changed = dataclasses.replace(parsed, payload=nonce + ciphertext).serialise()
+    if lie == "nothing":
+        assert submit_all(changed, ten[:2])
+    else:
+        with pytest.raises(InvalidFile):
+            submit_all(changed, ten[:2])
 
 
 def test_the_file_holds_no_share(ten: list[TestOfficer], file: bytes) -> None:

@@ -1,0 +1,127 @@
+"""A second opinion on the life of keys, in dictionaries.
+
+Written from the rules of Azure Key Vault and Managed HSM as their documents state them (key
+attributes, key operations, versions, soft delete), not from hsm_pool.core:
+
+* a key is a list of versions; create adds one; the newest is meant when none is named;
+* an operation that is not among a version's key operations is refused;
+* a version that is disabled, not valid yet or expired is refused, except to verify, decrypt and unwrap;
+* a deleted key can be listed, recovered and purged only, and its name cannot be used again meanwhile;
+* recovering brings back every version as it was; purging leaves nothing, and the name is free again;
+* there are at most 100 versions a key and 5,000 keys a pool, deleted ones included.
+
+Refusals are named by their reason on the wire. A refusal changes nothing (G8).
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+STILL_ALLOWED = {"DECRYPT", "UNWRAP_KEY", "VERIFY"}
+
+
+class Refused(Exception):
+    """The pool must refuse this, for this reason."""
+
+    def __init__(self, reason: str) -> None:
+        super().__init__(reason)
+        self.reason = reason
+
+
+@dataclass(frozen=True)
+class Version:
+    """What is known of a version; times are Unix milliseconds, 0 for none."""
+
+    version_id: str
+    operations: frozenset[str]
+    enabled: bool = True
+    not_before_ms: int = 0
+    expires_ms: int = 0
+    tags: dict[str, str] = field(default_factory=dict)
+
+
+class ReferencePool:
+    """What a pool must answer, one operation after the other."""
+
+    def __init__(self, keys_max: int = 5_000, versions_max: int = 100, partitions: int = 3) -> None:
+        self.active: dict[str, dict[str, Version]] = {}
+        self.deleted: dict[str, dict[str, Version]] = {}
+        self.drained: set[int] = set()
+        self._keys_max, self._versions_max, self._partitions = keys_max, versions_max, partitions
+
+    def create(self, key: str, version: Version, *, must_not_exist: bool = False) -> Version:
+        """Add a version, and with it the key if there is none."""
+        if key in self.deleted or (must_not_exist and key in self.active):
+            raise Refused("KEY_EXISTS")
+        if len(self.active.get(key, {})) == self._versions_max:
+            raise Refused("LIMIT_EXCEEDED")
+        if key not in self.active and len(self.active) + len(self.deleted) == self._keys_max:
+            raise Refused("LIMIT_EXCEEDED")
+        _check_window(version)
+        self.active.setdefault(key, {})[version.version_id] = version
+        return version
+
+    def find(self, key: str, version_id: str = "") -> Version:
+        """Return a version of an active key, the newest when none is named."""
+        versions = self.versions(key)
+        if version_id and version_id not in versions:
+            raise Refused("KEY_NOT_FOUND")
+        return versions[version_id or list(versions)[-1]]
+
+    def versions(self, key: str) -> dict[str, Version]:
+        """Return the versions of an active key, oldest first."""
+        if key in self.deleted:
+            raise Refused("KEY_SOFT_DELETED")
+        if key not in self.active:
+            raise Refused("KEY_NOT_FOUND")
+        return self.active[key]
+
+    def update(self, key: str, version_id: str = "", **changes: Any) -> Version:
+        """Change what is given of a version."""
+        version = replace(self.find(key, version_id), **changes)
+        _check_window(version)
+        self.active[key][version.version_id] = version
+        return version
+
+    def use(self, key: str, operation: str, now_ms: int, version_id: str = "") -> Version:
+        """Return the version that does the operation now."""
+        version = self.find(key, version_id)
+        if operation not in version.operations:
+            raise Refused("OPERATION_NOT_PERMITTED")
+        begun = not version.not_before_ms or version.not_before_ms <= now_ms
+        ended = version.expires_ms and version.expires_ms <= now_ms
+        if operation not in STILL_ALLOWED and (not version.enabled or not begun or ended):
+            raise Refused("KEY_NOT_USABLE")
+        return version
+
+    def delete(self, key: str) -> None:
+        """Soft-delete a key with all its versions."""
+        self.versions(key)
+        self.deleted[key] = self.active.pop(key)
+
+    def recover(self, key: str) -> Version:
+        """Bring a deleted key back as it was."""
+        self._check_deleted(key)
+        self.active[key] = self.deleted.pop(key)
+        return self.find(key)
+
+    def purge(self, key: str) -> None:
+        """Forget a deleted key for good."""
+        self._check_deleted(key)
+        del self.deleted[key]
+
+    def drain(self, partition: int, serving: set[int]) -> None:
+        """Take a partition out of service; two others must go on (G5)."""
+        if len(serving - self.drained - {partition}) < self._partitions - 1:
+            raise Refused("FLOOR_OF_TWO")
+        self.drained.add(partition)
+
+    def _check_deleted(self, key: str) -> None:
+        if key not in self.deleted:
+            raise Refused("DELETED_KEY_NOT_FOUND")
+
+
+def _check_window(version: Version) -> None:
+    if version.not_before_ms and version.expires_ms and version.not_before_ms >= version.expires_ms:
+        raise Refused("INVALID_FIELD")

@@ -1,0 +1,319 @@
+"""The pure core against the reference model, command by command (G2, G8)."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+from hypothesis import HealthCheck, settings
+from hypothesis import seed as seeded
+from hypothesis import strategies as st
+from hypothesis.stateful import RuleBasedStateMachine, invariant, rule, run_state_machine_as_test
+
+from hsm_pool import limits
+from hsm_pool.core import lifecycle
+from hsm_pool.core.commands import (
+    Command,
+    CreateKeyVersion,
+    DeleteKey,
+    DrainPartition,
+    PurgeDeletedKey,
+    RecoverDeletedKey,
+    ResumePartition,
+    UpdateKeyVersion,
+)
+from hsm_pool.core.model import (
+    POOL,
+    Curve,
+    KeyOperation,
+    KeyRecord,
+    KeyType,
+    KeyVersionRecord,
+    RecordName,
+    RequestRecord,
+    SealedMaterial,
+    key_name,
+    request_name,
+    version_name,
+)
+from hsm_pool.core.state import Overlay, State
+from hsm_pool.errors import MHSMError
+from tests.model.reference import ReferencePool, Refused, Version
+
+KEYS_MAX = 4
+VERSIONS_MAX = 3
+DAY_MS = 24 * 3600 * 1000
+UNKNOWN_VERSION = "f" * 32
+
+keys = st.sampled_from(["a", "b", "c", "D", "e-1"])
+times = st.sampled_from([0, 0, 500, 1_000, 1_500, 2_000, 2_500])
+moments = st.integers(1, 3_000)
+operation_sets = st.frozensets(st.sampled_from([o.name for o in KeyOperation]), min_size=1)
+tag_sets = st.dictionaries(st.sampled_from(["x", "y"]), st.sampled_from(["", "1"]), max_size=2)
+positions = st.integers(0, VERSIONS_MAX)
+
+
+def optional(strategy: st.SearchStrategy[Any]) -> st.SearchStrategy[Any]:
+    return st.none() | strategy
+
+
+class CoreMachine(RuleBasedStateMachine):
+    """Decides as the committer does: commands on an overlay, applied together later."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.state = State()
+        self.overlay = Overlay(self.state)
+        self.reference = ReferencePool(KEYS_MAX, VERSIONS_MAX)
+        self.made = 0
+        self.now_ms = 1
+        self.answers: dict[bytes, tuple[bytes, Command, int]] = {}
+
+    # -- both sides ----------------------------------------------------------------------
+
+    def both(self, command: Command, model: Callable[[], object]) -> lifecycle.Outcome | None:
+        """Let both decide; the same refusal or none, and a refusal changes nothing."""
+        changes_before = dict(self.overlay.changes)
+        scratch = Overlay(self.overlay)
+        reason = wanted = ""
+        outcome = None
+        try:
+            outcome = lifecycle.apply(command, scratch)
+        except MHSMError as error:
+            reason = error.reason
+        try:
+            model()
+        except Refused as refused:
+            wanted = refused.reason
+        assert reason == wanted, command
+        assert self.overlay.changes == changes_before
+        if outcome is None:
+            return None
+        self.overlay.put(outcome.changes)
+        self._remember(command)
+        return outcome
+
+    def _remember(self, command: Command) -> None:
+        """Keep the answer under a request id, as the committer does in the same transaction."""
+        request_key = len(self.answers).to_bytes(4, "big")
+        digest = repr(command).encode()
+        record = RequestRecord(request_key, digest, b"reply" + request_key, self.now_ms)
+        self.overlay.put(lifecycle.remember(self.overlay, record))
+        self.answers[request_key] = (digest, command, self.now_ms)
+
+    def version_id(self, key: str, position: int) -> str:
+        """Return a version of the key by position, "" for the newest, or one that it does not have."""
+        known = list(self.reference.active.get(key, {}))
+        return ["", *known][position] if position <= len(known) else UNKNOWN_VERSION
+
+    # -- commands ------------------------------------------------------------------------
+
+    @rule(
+        key=keys,
+        operations=operation_sets,
+        enabled=st.booleans(),
+        not_before_ms=times,
+        expires_ms=times,
+        tags=tag_sets,
+        must_not_exist=st.booleans(),
+    )
+    def create(
+        self,
+        key: str,
+        operations: frozenset[str],
+        enabled: bool,  # noqa: FBT001
+        not_before_ms: int,
+        expires_ms: int,
+        tags: dict[str, str],
+        must_not_exist: bool,  # noqa: FBT001
+    ) -> None:
+        self.made += 1
+        version_id = f"{self.made:032x}"
+        command = CreateKeyVersion(
+            time_ms=self.now_ms,
+            key_id=key,
+            version_id=version_id,
+            key_type=KeyType.OCT,
+            curve=Curve.NONE,
+            size_bits=128,
+            public_key_der=b"",
+            sealed_material=SealedMaterial(1, version_id[:12].encode(), b"sealed"),
+            key_operations=tuple(o for o in KeyOperation if o.name in operations),
+            enabled=enabled,
+            not_before_ms=not_before_ms,
+            expires_ms=expires_ms,
+            tags=tags,
+            must_not_exist=must_not_exist,
+        )
+        version = Version(version_id, operations, enabled, not_before_ms, expires_ms, dict(tags))
+        self.both(command, lambda: self.reference.create(key, version, must_not_exist=must_not_exist))
+
+    @rule(
+        key=keys,
+        position=positions,
+        enabled=optional(st.booleans()),
+        not_before_ms=optional(times),
+        expires_ms=optional(times),
+        operations=optional(operation_sets),
+        tags=optional(tag_sets),
+    )
+    def update(
+        self,
+        key: str,
+        position: int,
+        enabled: bool | None,  # noqa: FBT001
+        not_before_ms: int | None,
+        expires_ms: int | None,
+        operations: frozenset[str] | None,
+        tags: dict[str, str] | None,
+    ) -> None:
+        version_id = self.version_id(key, position)
+        command = UpdateKeyVersion(
+            time_ms=self.now_ms,
+            key_id=key,
+            version_id=version_id,
+            enabled=enabled,
+            not_before_ms=not_before_ms,
+            expires_ms=expires_ms,
+            key_operations=tuple(o for o in KeyOperation if o.name in operations) if operations else None,
+            tags=tags,
+        )
+        given = {
+            "enabled": enabled,
+            "not_before_ms": not_before_ms,
+            "expires_ms": expires_ms,
+            "operations": operations,
+            "tags": tags,
+        }
+        changes = {name: value for name, value in given.items() if value is not None}
+        self.both(command, lambda: self.reference.update(key, version_id, **changes))
+
+    @rule(key=keys)
+    def delete(self, key: str) -> None:
+        outcome = self.both(DeleteKey(self.now_ms, key), lambda: self.reference.delete(key))
+        if outcome:
+            record = outcome.changes[key_name(key)]
+            assert isinstance(record, KeyRecord)
+            assert record.scheduled_purge_time_ms - record.deleted_time_ms == 90 * DAY_MS
+
+    @rule(key=keys)
+    def recover(self, key: str) -> None:
+        self.both(RecoverDeletedKey(self.now_ms, key), lambda: self.reference.recover(key))
+
+    @rule(key=keys)
+    def purge(self, key: str) -> None:
+        self.both(PurgeDeletedKey(self.now_ms, key), lambda: self.reference.purge(key))
+
+    @rule(index=st.integers(0, 2), serving=st.frozensets(st.integers(0, 2), min_size=2))
+    def drain(self, index: int, serving: frozenset[int]) -> None:
+        command = DrainPartition(index, serving)
+        self.both(command, lambda: self.reference.drain(index, set(serving)))
+
+    @rule(index=st.integers(0, 2))
+    def resume(self, index: int) -> None:
+        self.both(ResumePartition(index), lambda: self.reference.drained.discard(index))
+
+    @rule()
+    def commit(self) -> None:
+        """Apply what was decided together."""
+        self.state.apply(self.overlay.changes)
+        self.overlay = Overlay(self.state)
+
+    @rule(passed_ms=st.sampled_from([1, 100, limits.REQUEST_RETENTION_MS + 1]))
+    def wait(self, passed_ms: int) -> None:
+        self.now_ms += passed_ms
+
+    # -- looking -------------------------------------------------------------------------
+
+    @rule(key=keys, position=positions, operation=st.sampled_from(list(KeyOperation)), now_ms=moments)
+    def use(self, key: str, position: int, operation: KeyOperation, now_ms: int) -> None:
+        version_id = self.version_id(key, position)
+        seen = wanted = ""
+        try:
+            record = lifecycle.version_of(
+                self.overlay, lifecycle.active_key(self.overlay, key), version_id
+            )
+            lifecycle.check_use(record, operation, now_ms)
+            seen = record.version_id
+        except MHSMError as error:
+            seen = error.reason
+        try:
+            wanted = self.reference.use(key, operation.name, now_ms, version_id).version_id
+        except Refused as refused:
+            wanted = refused.reason
+        assert seen == wanted
+
+    @rule(data=st.data())
+    def repeat(self, data: st.DataObject) -> None:
+        """A request id gives its first answer for 24 hours, and none to another request."""
+        if not self.answers:
+            return
+        request_key = data.draw(st.sampled_from(list(self.answers)))
+        digest, _, answered_ms = self.answers[request_key]
+        if self.now_ms - answered_ms > limits.REQUEST_RETENTION_MS:
+            return
+        record = lifecycle.answered_before(self.overlay, request_key, digest)
+        assert record is not None
+        assert record.reply == b"reply" + request_key
+        with pytest.raises(MHSMError) as refused:
+            lifecycle.answered_before(self.overlay, request_key, digest + b"x")
+        assert refused.value.reason == "REQUEST_ID_REUSED"
+
+    @invariant()
+    def the_records_are_those_of_the_reference(self) -> None:
+        reference, view = self.reference, self.overlay
+        everything = {**reference.active, **reference.deleted}
+        assert view.key_count() == len(everything)
+        for key, versions in everything.items():
+            record = view.get(key_name(key))
+            assert isinstance(record, KeyRecord)
+            assert (record.deleted, list(record.version_ids)) == (key in reference.deleted, list(versions))
+            for version in versions.values():
+                found = view.get(version_name(key, version.version_id))
+                assert isinstance(found, KeyVersionRecord)
+                assert as_reference(found) == version
+                assert found.sealed_material.nonce == version.version_id[:12].encode()
+        assert lifecycle.pool_record(view).drained == reference.drained
+        assert len(reference.drained) <= 1, "G5: never are two partitions drained"
+        if not view.changes:
+            self._check_committed(everything)
+
+    def _check_committed(self, everything: dict[str, dict[str, Version]]) -> None:
+        """After a commit: no record is left over, and the order of keys is that of their names."""
+        wanted: set[RecordName] = {key_name(key) for key in everything}
+        wanted |= {version_name(key, version) for key, versions in everything.items() for version in versions}
+        kept = {request_name(key) for key in self.answers}
+        left = set(self.state.names()) - wanted - {POOL}
+        assert left <= kept, "a record is left over"
+        assert wanted <= set(self.state.names())
+        assert self.state.request_count() == len(left)
+        assert self.state.key_ids_after("", 100) == sorted(everything)
+        for position in ("B", "b", "z"):
+            after = [key for key in sorted(everything) if key > position]
+            assert self.state.key_ids_after(position, 2) == after[:2]
+
+
+def as_reference(record: KeyVersionRecord) -> Version:
+    return Version(
+        record.version_id,
+        frozenset(operation.name for operation in record.key_operations),
+        record.enabled,
+        record.not_before_ms,
+        record.expires_ms,
+        dict(record.tags),
+    )
+
+
+def test_the_core_decides_as_the_reference(full: bool, seed: int, monkeypatch: pytest.MonkeyPatch) -> None:  # noqa: FBT001
+    """G2, G8: 200 stories of up to 50 commands (1,000 with --full), with limits small enough to be met."""
+    monkeypatch.setattr(limits, "KEYS_MAX", KEYS_MAX)
+    monkeypatch.setattr(limits, "VERSIONS_PER_KEY_MAX", VERSIONS_MAX)
+    chosen = settings(
+        max_examples=1_000 if full else 200,
+        stateful_step_count=50,
+        deadline=None,
+        database=None,
+        suppress_health_check=list(HealthCheck),
+    )
+    run_state_machine_as_test(seeded(seed)(CoreMachine), settings=chosen)
