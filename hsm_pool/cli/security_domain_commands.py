@@ -5,13 +5,11 @@ from __future__ import annotations
 import base64
 import json
 import uuid
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import click
-from cryptography import x509
-from cryptography.hazmat.primitives import serialization
-from cryptography.hazmat.primitives.asymmetric import rsa
 
 from hsm_pool.cli.files import refuse_existing, write_new
 from hsm_pool.cli.output import common_options, connect, fail, report
@@ -42,12 +40,7 @@ def officers_make(count: int, output_dir: Path, as_json: bool) -> None:
     made: list[dict[str, str]] = []
     for index, (certificate_file, key_file) in enumerate(targets, start=1):
         certificate_pem, key = officers.make_officer(f"officer-{index}")
-        key_pem = key.private_bytes(
-            serialization.Encoding.PEM,
-            serialization.PrivateFormat.PKCS8,
-            serialization.NoEncryption(),
-        )
-        write_new(key_file, key_pem)
+        write_new(key_file, officers.save_private_key(key))
         write_new(certificate_file, certificate_pem, 0o644)
         made.append({"certificate_file": str(certificate_file), "key_file": str(key_file)})
     report(
@@ -86,10 +79,7 @@ def download(
 ) -> None:
     """Create the security domain for these officers and activate the pool."""
     refuse_existing(output)
-    certificates = [
-        x509.load_pem_x509_certificate(path.read_bytes()).public_bytes(serialization.Encoding.DER)
-        for path in certificate_files
-    ]
+    certificates = [officers.certificate_der(path.read_bytes()) for path in certificate_files]
     request_id = request_id or str(uuid.uuid4())
     click.echo(f"request id {request_id} (repeat with it if the answer is lost)", err=True)
     with connect(common, client="administrator") as pool:
@@ -137,6 +127,31 @@ def init_recovery(partition: int, output: Path, **common: Any) -> None:
     )
 
 
+@dataclass(frozen=True, slots=True)
+class _RecoveryFile:
+    """What init-recovery wrote."""
+
+    partition: int
+    pool_id: str
+    generation: int
+    attempt_id: bytes
+    exchange_public_key: bytes
+
+
+def _read_recovery(path: Path) -> _RecoveryFile:
+    try:
+        content = json.loads(path.read_text())
+        return _RecoveryFile(
+            int(content["partition"]),
+            str(content["pool_id"]),
+            int(content["generation"]),
+            base64.b64decode(content["attempt_id"], validate=True),
+            base64.b64decode(content["exchange_public_key"], validate=True),
+        )
+    except (ValueError, KeyError, TypeError):
+        fail(f"{path} was not written by init-recovery", "mhsm security-domain init-recovery --help")
+
+
 @security_domain_group.command("submit-share")
 @click.option(
     "--recovery", "recovery_file", type=click.Path(exists=True, dir_okay=False, path_type=Path), required=True
@@ -150,26 +165,23 @@ def init_recovery(partition: int, output: Path, **common: Any) -> None:
 @click.option(
     "--officer-key", "key_file", type=click.Path(exists=True, dir_okay=False, path_type=Path), required=True
 )
-@click.option("--ask-passphrase", is_flag=True, help="The key file is encrypted: ask for its passphrase.")
 @common_options
-def submit_share(
-    recovery_file: Path, domain_file: Path, key_file: Path, ask_passphrase: bool, **common: Any
-) -> None:
-    """Open one officer's share, encrypt it to the exchange key, sign and submit it."""
-    recovery = json.loads(recovery_file.read_text())
-    passphrase = click.prompt("passphrase", hide_input=True, err=True).encode() if ask_passphrase else None
-    key = serialization.load_pem_private_key(key_file.read_bytes(), passphrase)
-    if not isinstance(key, rsa.RSAPrivateKey):
-        fail(f"{key_file} is not an RSA key", "use the officer's own key")
+def submit_share(recovery_file: Path, domain_file: Path, key_file: Path, **common: Any) -> None:
+    """Open one officer's share, encrypt it to the exchange key, sign and submit it.
+
+    The passphrase of an encrypted key file is asked for.
+    """
+    recovery = _read_recovery(recovery_file)
+    key = officers.load_private_key(
+        key_file.read_bytes(), lambda: click.prompt("passphrase", hide_input=True, err=True).encode()
+    )
     file = domain_file.read_bytes()
     domain = container.parse(file)
-    if domain.pool_id != recovery["pool_id"] or domain.generation != recovery["generation"]:
+    if (domain.pool_id, domain.generation) != (recovery.pool_id, recovery.generation):
         fail("the security-domain file is of another pool or generation", "use the file in force")
-    attempt_id = base64.b64decode(recovery["attempt_id"], validate=True)
-    exchange_key = base64.b64decode(recovery["exchange_public_key"], validate=True)
-    submitted = submission.make_submission(file, key, attempt_id, exchange_key)
+    submitted = submission.make_submission(file, key, recovery.attempt_id, recovery.exchange_public_key)
     with connect(common, client="administrator") as pool:
-        progress = pool.submit_share(recovery["partition"], attempt_id, submitted)
+        progress = pool.submit_share(recovery.partition, recovery.attempt_id, submitted)
     missing = progress.required - progress.accepted
     report(
         {
@@ -193,7 +205,7 @@ def submit_share(
 @common_options
 def cancel_recovery(recovery_file: Path, **common: Any) -> None:
     """End an attempt to unlock; all submitted shares are forgotten."""
-    recovery = json.loads(recovery_file.read_text())
+    recovery = _read_recovery(recovery_file)
     with connect(common, client="administrator") as pool:
-        pool.cancel_recovery(recovery["partition"], base64.b64decode(recovery["attempt_id"]))
+        pool.cancel_recovery(recovery.partition, recovery.attempt_id)
     report({"cancelled": True}, as_json=common["as_json"], text="the attempt is cancelled", following="")

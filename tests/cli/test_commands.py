@@ -219,3 +219,26 @@ def test_the_scripts_are_thin_fronts() -> None:
             check=True,
         )
         assert "Usage" in shown.stdout
+
+
+def test_files_that_are_something_else_are_refused_in_words(pool: RunningPool, tmp_path: Path) -> None:
+    """G8: junk in any file that a ceremony command reads; never a traceback, nothing written."""
+    junk, empty, output = tmp_path / "junk", tmp_path / "empty.json", tmp_path / "output"
+    junk.write_bytes(b"\x00junk")
+    empty.write_text("{}")
+    at = ("--data-dir", str(pool.directory))
+    officers = [part for _ in range(3) for part in ("--officer", str(junk))]
+    submit = ("security-domain", "submit-share", "--officer-key", str(junk), "--security-domain", str(junk))
+    for command in (
+        ("security-domain", "download", "--required", "2", "--output", str(output), *officers),
+        (*submit, "--recovery", str(empty)),
+        (*submit, "--recovery", str(junk)),
+        ("security-domain", "cancel-recovery", "--recovery", str(junk)),
+        ("crypto", "decrypt", "--file", str(junk), "--output", str(output)),
+        ("key", "import", "cli-junk", "--file", str(junk)),
+    ):
+        ended = mhsm(*command, *at, check=False)
+        assert ended.returncode == 1, command
+        assert "Traceback" not in ended.stderr
+        assert ended.stderr.count("mhsm: ") == 1
+        assert not output.exists()

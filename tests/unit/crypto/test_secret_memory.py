@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import pickle
 import secrets
 import subprocess
@@ -9,19 +10,29 @@ import sys
 from pathlib import Path
 
 import pytest
+from cryptography.hazmat.primitives.ciphers.aead import AESGCM
+from cryptography.hazmat.primitives.hashes import SHA256
+from cryptography.hazmat.primitives.kdf.hkdf import HKDF
 
 from hsm_pool.crypto.secret_memory import SecretMemory
 
 _CHILD = """
-import sys
+import ctypes, os, sys
 from hsm_pool.crypto.secret_memory import SecretMemory
-octets = sys.stdin.buffer.read(32)
-memory = SecretMemory(32, force_fallback=sys.argv[1] == "fallback")
-memory.write(octets)
-plain = bytearray(octets) if sys.argv[1] == "control" else None
-del octets
-print(memory.kind, flush=True)
-sys.stdin.buffer.read()
+memory = SecretMemory(32, force_fallback=sys.argv[1] != "secret")
+os.readv(0, [memory.view()])  # no copy in ordinary memory on the way
+plain = bytearray(memory.view()) if sys.argv[1] == "control" else None
+print(memory.kind, ctypes.addressof(ctypes.c_char.from_buffer(memory.view())), flush=True)
+os.read(0, 1)
+"""
+
+_HARDENED = """
+import ctypes, json, resource
+from hsm_pool.crypto.secret_memory import harden_process
+done = harden_process()
+status = dict(line.split(":", 1) for line in open("/proc/self/status"))
+dumpable = ctypes.CDLL(None).prctl(3, 0, 0, 0, 0)
+print(json.dumps([done, list(resource.getrlimit(resource.RLIMIT_CORE)), dumpable, status["NoNewPrivs"].strip()]))
 """
 
 
@@ -45,8 +56,22 @@ def hits_in(process_id: int, needle: bytes) -> int:
     return found
 
 
+def flags_at(process_id: int, address: int) -> list[str]:
+    """Return the kernel's flags of the mapping at an address (proc_pid_smaps(5), VmFlags)."""
+    inside = False
+    for line in Path(f"/proc/{process_id}/smaps").read_text().splitlines():
+        name, *rest = line.split()
+        if not name.endswith(":"):
+            start, end = (int(value, 16) for value in name.split("-"))
+            inside = start <= address < end
+        elif inside and name == "VmFlags:":
+            return rest
+    raise AssertionError("no mapping at this address")
+
+
 @pytest.mark.parametrize("mode", ["secret", "fallback", "control"])
 def test_secret_memory_is_not_readable_from_outside(mode: str) -> None:
+    """The page by its address, and all other memory; the fallback's page is the positive control."""
     needle = secrets.token_bytes(32)
     child = subprocess.Popen(
         [sys.executable, "-c", _CHILD, mode], stdin=subprocess.PIPE, stdout=subprocess.PIPE
@@ -56,21 +81,48 @@ def test_secret_memory_is_not_readable_from_outside(mode: str) -> None:
         assert child.stdout
         child.stdin.write(needle)
         child.stdin.flush()
-        kind = child.stdout.readline().decode().strip()
+        kind, address = child.stdout.readline().decode().split()
+        if mode == "secret" and kind != "memfd_secret":
+            pytest.skip("this kernel has no memfd_secret; status says mlock")
         try:
             found = hits_in(child.pid, needle[4:28])
         except PermissionError:
             pytest.skip("this user may not read another process's memory")
+        flags = flags_at(child.pid, int(address))
+        with Path(f"/proc/{child.pid}/mem").open("rb", 0) as memory:
+            memory.seek(int(address))
+            if mode == "secret":
+                with pytest.raises(OSError, match="Input/output"):
+                    memory.read(32)
+            else:
+                assert memory.read(32) == needle
     finally:
         child.kill()
-        child.wait()
-    if mode == "secret" and kind != "memfd_secret":
-        pytest.skip("this kernel has no memfd_secret; status says mlock")
-    if mode == "secret":
-        # The buffered reader of the child's standard input may keep one transient copy.
-        assert found <= 1
-    else:
-        assert found > (1 if mode == "control" else 0), "the positive control must be found"
+        child.communicate()
+    assert found == {"secret": 0, "fallback": 1, "control": 2}[mode]
+    assert "lo" in flags, "locked: never swapped"
+    if mode != "secret":
+        assert "dd" in flags, "left out of core files"
+
+
+def test_hardening_takes_effect() -> None:
+    """What harden_process says, read back from the kernel."""
+    child = subprocess.run([sys.executable, "-c", _HARDENED], capture_output=True, check=True, timeout=30)
+    done, core_limits, dumpable, no_new_privileges = json.loads(child.stdout)
+    assert done == ["no core files", "not dumpable", "no new privileges"]
+    assert (core_limits, dumpable, no_new_privileges) == ([0, 0], 0, "1")
+
+
+@pytest.mark.parametrize("force_fallback", [False, True])
+def test_primitives_take_the_view(force_fallback: bool) -> None:
+    memory = SecretMemory(32, force_fallback=force_fallback)
+    key = secrets.token_bytes(32)
+    memory.write(key)
+    sealed = AESGCM(memory.view()).encrypt(bytes(12), b"text", None)
+    assert AESGCM(key).decrypt(bytes(12), sealed, None) == b"text"
+    derived = [HKDF(SHA256(), 32, None, b"label").derive(octets) for octets in (memory.view(), key)]
+    assert derived[0] == derived[1]
+    memory.close()
 
 
 def test_bounds_wiping_and_misuse() -> None:
@@ -82,8 +134,12 @@ def test_bounds_wiping_and_misuse() -> None:
     with pytest.raises(TypeError):
         pickle.dumps(memory)
     assert "sixteen" not in repr(memory)
+    memory.write(b"short")
+    assert bytes(memory.view()) == b"short" + bytes(11), "nothing of the earlier octets is left"
     memory.close()
     memory.close()
+    with pytest.raises(ValueError, match="released"):
+        memory.view()[0]
     for capacity in (0, 5000):
         with pytest.raises(ValueError, match="capacity"):
             SecretMemory(capacity)
