@@ -110,7 +110,8 @@ def create(name: str, type_name: str, curve: str | None, size: int | None, **opt
             must_not_exist=options["new_only"],
             request_id=options["request_id"],
         )
-    _show(made, options, f"made {made.name}", f"mhsm key public-key {name} --output {name}.pem")
+    following = f"mhsm key public-key {name} --output {name}.pem" if made.public_key_der else "mhsm key list"
+    _show(made, options, f"made {made.name}", following)
 
 
 @key.command("import")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import sys
 import time
 from pathlib import Path
 from typing import Any
@@ -48,16 +49,19 @@ def status(context: click.Context, watch: bool, data_dir: Path, as_json: bool) -
         document = {"pool_id": connection.pool_id, "attended": connection.attended, "partitions": rows}
         click.echo(json.dumps(document))
     else:
-        Console().print(_table(rows))
+        Console(width=None if sys.stdout.isatty() else 200).print(_table(rows))
         for row in rows:
             if row["reason"]:
                 click.echo(f"partition {row['index']}: {row['reason']}")
         following = {
             "PROVISIONED": "mhsm security-domain download --help",
             "LOCKED": "mhsm security-domain init-recovery --output recovery.json",
-        }.get(next((row["state"] for row in rows if row["state"] in {"PROVISIONED", "LOCKED"}), ""), "")
-        if following and code:
-            click.echo(f"next: {following}", err=True)
+        }
+        states = {row["state"] for row in rows}
+        # Beside one that serves, a locked partition heals by itself.
+        if code and _SERVING not in states:
+            for state in sorted(states & following.keys()):
+                click.echo(f"next: {following[state]}", err=True)
     context.exit(code)
 
 
@@ -93,18 +97,19 @@ def _rows(pool: Pool, connection: Connection) -> list[dict[str, Any]]:
 def _exit_code(rows: list[dict[str, Any]]) -> int:
     if sum(row["state"] == _SERVING and row["fresh"] for row in rows) >= 2:
         return 0
-    if any(row["state"] in {"PROVISIONED", "LOCKED"} for row in rows):
+    states = {row["state"] for row in rows}
+    if _SERVING not in states and states & {"PROVISIONED", "LOCKED"}:
         return LOCKED
     return UNREACHABLE
 
 
 def _table(rows: list[dict[str, Any]]) -> Table:
     table = Table(box=None, pad_edge=False)
-    columns = ("partition", "state", "lease ms", "sequence", "head", "incarnation", "keys from", "sealing")
-    for column in (*columns, "secrets in", "store", "processes"):
+    columns = ("partition", "state", "lease ms", "sequence", "head", "starts", "keys from", "sealing")
+    for column in (*columns, "secrets in", "etcd", "agent, partition, store"):
         table.add_column(column)
     for row in rows:
-        processes = " ".join(f"{name}={value}" for name, value in row["process_ids"].items())
+        processes = " ".join(str(value) for value in row["process_ids"].values())
         table.add_row(
             str(row["index"]),
             row["state"].lower(),

@@ -252,7 +252,9 @@ def crypto_cases() -> Iterator[Case]:
     ):
         yield Case(f"sign: algorithm {name}", "Sign", sign(key, asked), algorithm)
     yield Case("encrypt: algorithm that signs", "Encrypt", encrypt("keys/rsa", "RS256", b"x"), algorithm)
-    yield Case("encrypt: algorithm of another size", "Encrypt", encrypt("keys/oct", "A128GCM", b""), algorithm)
+    yield Case(
+        "encrypt: algorithm of another size", "Encrypt", encrypt("keys/oct", "A128GCM", b""), algorithm
+    )
     yield Case("encrypt: algorithm that wraps", "Encrypt", encrypt("keys/oct", "A256KW", b""), algorithm)
     yield Case("wrap: algorithm that encrypts", "WrapKey", wrap("keys/oct", "A256GCM", bytes(32)), algorithm)
     yield Case("sign: not permitted", "Sign", sign("keys/verifier"), not_permitted)
@@ -407,7 +409,9 @@ def key_cases() -> Iterator[Case]:
         listing = method == "ListKeyVersions"
         yield Case(f"{method}: no key", method, kind(name="keys/nothing"), missing if listing else no_deleted)
     yield Case("versions: deleted", "ListKeyVersions", kind(name="keys/deleted"), deleted)
-    yield Case("get deleted: active", "GetDeletedKey", keys_pb2.GetDeletedKeyRequest(name="keys/ec"), no_deleted)
+    yield Case(
+        "get deleted: active", "GetDeletedKey", keys_pb2.GetDeletedKeyRequest(name="keys/ec"), no_deleted
+    )
     yield Case("get: no key", "GetKey", keys_pb2.GetKeyRequest(name="keys/nothing"), missing)
     yield Case("get: no version", "GetKey", keys_pb2.GetKeyRequest(name=with_version), missing)
     yield Case("get: deleted", "GetKey", keys_pb2.GetKeyRequest(name="keys/deleted"), deleted)
@@ -498,7 +502,9 @@ def update_cases() -> Iterator[Case]:
     for bad in BAD_REQUEST_IDS:
         yield Case(f"update: request_id {bad!r}", "UpdateKey", update(request_id=bad), invalid)
     before = attributes(not_before=Timestamp(seconds=int(time_of(2021).timestamp())))
-    yield Case("update: begins after its end", "UpdateKey", update("keys/expired", attributes=before), invalid)
+    yield Case(
+        "update: begins after its end", "UpdateKey", update("keys/expired", attributes=before), invalid
+    )
     yield Case("update: no key", "UpdateKey", update("keys/nothing"), errors.KeyNotFound)
     yield Case("update: deleted", "UpdateKey", update("keys/deleted"), errors.KeySoftDeleted)
     operations = update("keys/deleted", key_operations=[keys_pb2.KEY_OPERATION_SIGN])
@@ -834,7 +840,13 @@ def test_a_client_refuses_a_server_of_another_authority(watched: Watched) -> Non
 @pytest.mark.parametrize(
     ("plane", "identity", "method", "octets", "expected"),
     [
-        ("peer", "nodes/1/pki/peer", "/mhsm.peer.v1.PeerService/Heal", b"\xff\xff\xff\xff", errors.InvalidField),
+        (
+            "peer",
+            "nodes/1/pki/peer",
+            "/mhsm.peer.v1.PeerService/Heal",
+            b"\xff\xff\xff\xff",
+            errors.InvalidField,
+        ),
         (
             "peer",
             "nodes/1/pki/peer",
@@ -918,9 +930,7 @@ def bad_submissions(good: bytes, stale: bytes) -> dict[str, bytes]:
     }
 
 
-def test_bad_input_to_ceremonies(
-    make_pool: Callable[..., RunningPool], officers: list[TestOfficer]
-) -> None:
+def test_bad_input_to_ceremonies(make_pool: Callable[..., RunningPool], officers: list[TestOfficer]) -> None:
     """G4, G8: before activation and in an unlock; the pool's next right step still works."""
     pool = make_pool(attended=True)
     with pool.client("administrator", partition=0, timeout_seconds=60) as client:

@@ -231,9 +231,7 @@ class CoreMachine(RuleBasedStateMachine):
         version_id = self.version_id(key, position)
         seen = wanted = ""
         try:
-            record = lifecycle.version_of(
-                self.overlay, lifecycle.active_key(self.overlay, key), version_id
-            )
+            record = lifecycle.version_of(self.overlay, lifecycle.active_key(self.overlay, key), version_id)
             lifecycle.check_use(record, operation, now_ms)
             seen = record.version_id
         except MHSMError as error:

@@ -32,7 +32,8 @@ from hsm_pool.crypto.secret_memory import harden_process
 done = harden_process()
 status = dict(line.split(":", 1) for line in open("/proc/self/status"))
 dumpable = ctypes.CDLL(None).prctl(3, 0, 0, 0, 0)
-print(json.dumps([done, list(resource.getrlimit(resource.RLIMIT_CORE)), dumpable, status["NoNewPrivs"].strip()]))
+core = list(resource.getrlimit(resource.RLIMIT_CORE))
+print(json.dumps([done, core, dumpable, status["NoNewPrivs"].strip()]))
 """
 
 
