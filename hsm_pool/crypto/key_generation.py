@@ -84,7 +84,7 @@ def _parse(der: SecretBytes, *, skip_validation: bool) -> PrivateKeyTypes:
 
 
 def _check_rsa(key: rsa.RSAPrivateKey) -> None:
-    """Check what is cheap to check of a key whose numbers are not proved yet."""
+    """Check what is cheap to check of a key whose numbers are not proved yet (FIPS 186-5, A.1.1)."""
     numbers = key.private_numbers()
     public = numbers.public_numbers
     if key.key_size not in RSA_SIZES_BITS:
@@ -96,6 +96,8 @@ def _check_rsa(key: rsa.RSAPrivateKey) -> None:
         or max(numbers.d, numbers.dmp1, numbers.dmq1, numbers.iqmp) >= public.n
     ):
         raise InvalidField("the numbers of the RSA key do not belong together", field="material")
+    if not numbers.p.bit_length() == numbers.q.bit_length() == key.key_size // 2:
+        raise InvalidField("the primes of an RSA key have half its bits each", field="material")
 
 
 def import_octets(octets: SecretBytes) -> KeyMaterial:

@@ -45,7 +45,8 @@ SOME_UUID = "0e6a4b0f-1c2d-4e3f-8a9b-5c6d7e8f9012"
 NO_VERSION = "0" * 32
 UNLIMITED = (("grpc.max_send_message_length", -1), ("grpc.max_receive_message_length", -1))
 INTERNAL_TEXT = re.compile(
-    r"Traceback|\.py\b|Exception |hsm_pool|object at 0x|(^|[\s\"'(])/[a-z]+/|Error\(|cryptography|site-packages"
+    r"Traceback|\.py\b|Exception |hsm_pool|object at 0x|(^|[\s\"'(])/[a-z]+/|Error\("
+    r"|cryptography|site-packages|google\.protobuf"
 )
 KEYS = "/mhsm.keys.v1.KeyService/"
 CRYPTO = "/mhsm.crypto.v1.CryptoService/"

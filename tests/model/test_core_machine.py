@@ -48,7 +48,7 @@ UNKNOWN_VERSION = "f" * 32
 
 keys = st.sampled_from(["a", "b", "c", "D", "e-1"])
 times = st.sampled_from([0, 0, 500, 1_000, 1_500, 2_000, 2_500])
-moments = st.integers(1, 3_000)
+moments = st.sampled_from([1, 499, 500, 501, 999, 1_000, 1_001, 1_500, 2_000, 2_499, 2_500, 3_000])
 operation_sets = st.frozensets(st.sampled_from([o.name for o in KeyOperation]), min_size=1)
 tag_sets = st.dictionaries(st.sampled_from(["x", "y"]), st.sampled_from(["", "1"]), max_size=2)
 positions = st.integers(0, VERSIONS_MAX)
@@ -122,11 +122,11 @@ class CoreMachine(RuleBasedStateMachine):
         self,
         key: str,
         operations: frozenset[str],
-        enabled: bool,  # noqa: FBT001
+        enabled: bool,
         not_before_ms: int,
         expires_ms: int,
         tags: dict[str, str],
-        must_not_exist: bool,  # noqa: FBT001
+        must_not_exist: bool,
     ) -> None:
         self.made += 1
         version_id = f"{self.made:032x}"
@@ -162,7 +162,7 @@ class CoreMachine(RuleBasedStateMachine):
         self,
         key: str,
         position: int,
-        enabled: bool | None,  # noqa: FBT001
+        enabled: bool | None,
         not_before_ms: int | None,
         expires_ms: int | None,
         operations: frozenset[str] | None,
@@ -303,7 +303,7 @@ def as_reference(record: KeyVersionRecord) -> Version:
     )
 
 
-def test_the_core_decides_as_the_reference(full: bool, seed: int, monkeypatch: pytest.MonkeyPatch) -> None:  # noqa: FBT001
+def test_the_core_decides_as_the_reference(full: bool, seed: int, monkeypatch: pytest.MonkeyPatch) -> None:
     """G2, G8: 200 stories of up to 50 commands (1,000 with --full), with limits small enough to be met."""
     monkeypatch.setattr(limits, "KEYS_MAX", KEYS_MAX)
     monkeypatch.setattr(limits, "VERSIONS_PER_KEY_MAX", VERSIONS_MAX)

@@ -116,13 +116,13 @@ class PoolMachine(RuleBasedStateMachine):
         self,
         partition: int,
         key: str,
-        is_ec: bool,  # noqa: FBT001
+        is_ec: bool,
         data: st.DataObject,
-        enabled: bool,  # noqa: FBT001
+        enabled: bool,
         not_before_ms: int,
         expires_ms: int,
         tags: dict[str, str],
-        must_not_exist: bool,  # noqa: FBT001
+        must_not_exist: bool,
     ) -> None:
         allowed = EC_OPERATIONS if is_ec else OCT_OPERATIONS
         operations = data.draw(st.frozensets(st.sampled_from(sorted(allowed))))
@@ -174,11 +174,11 @@ class PoolMachine(RuleBasedStateMachine):
         partition: int,
         key: str,
         position: int,
-        enabled: bool | None,  # noqa: FBT001
+        enabled: bool | None,
         not_before_ms: int | None,
         expires_ms: int | None,
         tags: dict[str, str] | None,
-        operations: bool,  # noqa: FBT001
+        operations: bool,
         data: st.DataObject,
     ) -> None:
         version_id = self.version_id(key, position)
@@ -316,14 +316,14 @@ def operate(client: Pool, name: str, operation: str, made: Any) -> Any:
     return _judged(done == DIGEST, made)
 
 
-def _judged(correct: bool, made: Any) -> bool:  # noqa: FBT001
+def _judged(correct: bool, made: Any) -> bool:
     """What was made by the key must be right; nothing at all must be wrong."""
     if correct != bool(made):
         raise NotTheirs
     return True
 
 
-def test_a_pool_answers_as_the_reference(pool: RunningPool, full: bool, seed: int) -> None:  # noqa: FBT001
+def test_a_pool_answers_as_the_reference(pool: RunningPool, full: bool, seed: int) -> None:
     """G2, G8: 15 stories of up to 25 calls (60 of 40 with --full), each call on any partition."""
     clients = [pool.client(partition=index, timeout_seconds=20) for index in range(3)]
 

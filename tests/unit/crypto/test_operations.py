@@ -340,6 +340,16 @@ def test_huge_numbers_are_refused_before_they_are_proved() -> None:
     assert time.thread_time() - begun < 5
 
 
+def test_rsa_keys_with_a_short_prime_are_refused() -> None:
+    """FIPS 186-5: 4096 bits of which 879 are one prime are no key of 4096 bits."""
+    p = 2**3217 - 1  # prime (Mersenne)
+    short = rsa.generate_private_key(65537, 2 * 879).private_numbers().p
+    e = next(e for e in itertools.count(65_537, 2) if math.gcd(e, math.lcm(p - 1, short - 1)) == 1)
+    assert (p * short).bit_length() == 4096
+    with pytest.raises(errors.InvalidField, match="half its bits"):
+        import_pkcs8(rsa_of(p, short, e))
+
+
 def test_damaged_imports_are_refused_or_whole(keys, full: bool, seed: int) -> None:
     """G8: any octets are either a key that works or a typed refusal, never another error."""
     chance = random.Random(seed)
