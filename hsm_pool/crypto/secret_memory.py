@@ -50,9 +50,13 @@ class SecretMemory:
         return self._view
 
     def close(self) -> None:
-        """Overwrite and unmap."""
+        """Overwrite and unmap.
+
+        Raises:
+            BufferError: A part of the view is still held; it is overwritten all the same.
+        """
         if not self._map.closed:
-            self._view[:] = bytes(self.capacity)
+            self._map[: self.capacity] = bytes(self.capacity)
             self._view.release()
             self._map.close()
 

@@ -340,8 +340,12 @@ def _request_key(request: Message) -> bytes:
 
 
 def _digest(request: Message) -> bytes:
+    """Return what makes a request the same as another; not its id, which has several spellings."""
+    content = type(request)()
+    content.CopyFrom(request)
+    content.ClearField("request_id")
     kind = request.DESCRIPTOR.full_name.encode()
-    return hashlib.sha256(kind + b"\x00" + request.SerializeToString(deterministic=True)).digest()
+    return hashlib.sha256(kind + b"\x00" + content.SerializeToString(deterministic=True)).digest()
 
 
 def _encode_token(position: str) -> str:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from hsm_pool.core.model import KeyVersionRecord
+from hsm_pool.core.model import KeyVersionRecord, RecordName
 from hsm_pool.crypto.loaded_keys import LoadedKey, LoadedKeyCache
 from hsm_pool.store.committer import Committer
 from hsm_pool.store.etcd_client import EtcdClient
@@ -33,6 +33,7 @@ class Serving:
         self.committer = Committer(store, self.replica)
         self._follower = Follower(store, self.replica, state, on_tampered)
         self._loaded = LoadedKeyCache(_LOADED_KEYS_MAX)
+        self.replica.on_removed = self._forget
         self._follower.start()
 
     def close(self) -> None:
@@ -41,6 +42,11 @@ class Serving:
         self._follower.close()
         self.committer.close()
         self._loaded.clear()
+
+    def _forget(self, name: RecordName) -> None:
+        """Forget the parsed private key of a version that was purged."""
+        if name[0] == "version":
+            self._loaded.discard((name[1], name[2]))
 
     def load_key(self, version: KeyVersionRecord) -> LoadedKey:
         """Return the parsed private key of a version.

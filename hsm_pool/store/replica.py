@@ -74,6 +74,7 @@ class Replica:
         self._drained = False
         self._stopped = False
         self.on_applied: Callable[[], None] = lambda: None
+        self.on_removed: Callable[[RecordName], None] = lambda _: None
 
     # -- following the store -------------------------------------------------------------
 
@@ -104,6 +105,8 @@ class Replica:
         if state.pool().header_digest != chain.value_digest(header):
             raise Tampered("the pool header in the store is not the one the chain knows")
         with self.condition:
+            for name in set(self.state.names()).difference(state.names()):
+                self.on_removed(name)
             self.state, self.table, self._names = state, table, names
             self.head, self.revision = head, revision
             self._recent = recent
@@ -251,6 +254,9 @@ class Replica:
         self.table.update(digests)
         self.state.apply(changes)
         self._names.update(new_names)
+        for name, changed in changes.items():
+            if changed is None:
+                self.on_removed(name)
         self.head = head
         self._recent[head.sequence] = entry.transaction_id
         while len(self._recent) > _RECENT_TRANSACTIONS:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable
 from typing import Any
 
@@ -48,7 +49,7 @@ UNKNOWN_VERSION = "f" * 32
 
 keys = st.sampled_from(["a", "b", "c", "D", "e-1"])
 times = st.sampled_from([0, 0, 500, 1_000, 1_500, 2_000, 2_500])
-moments = st.sampled_from([1, 499, 500, 501, 999, 1_000, 1_001, 1_500, 2_000, 2_499, 2_500, 3_000])
+MOMENTS = (1, 499, 500, 501, 999, 1_000, 1_001, 1_500, 2_000, 2_001, 2_499, 2_500, 3_000)
 operation_sets = st.frozensets(st.sampled_from([o.name for o in KeyOperation]), min_size=1)
 tag_sets = st.dictionaries(st.sampled_from(["x", "y"]), st.sampled_from(["", "1"]), max_size=2)
 positions = st.integers(0, VERSIONS_MAX)
@@ -226,21 +227,24 @@ class CoreMachine(RuleBasedStateMachine):
 
     # -- looking -------------------------------------------------------------------------
 
-    @rule(key=keys, position=positions, operation=st.sampled_from(list(KeyOperation)), now_ms=moments)
-    def use(self, key: str, position: int, operation: KeyOperation, now_ms: int) -> None:
+    @rule(key=keys, position=positions)
+    def use(self, key: str, position: int) -> None:
+        """Every operation at every moment around the bounds."""
         version_id = self.version_id(key, position)
-        seen = wanted = ""
-        try:
-            record = lifecycle.version_of(self.overlay, lifecycle.active_key(self.overlay, key), version_id)
-            lifecycle.check_use(record, operation, now_ms)
-            seen = record.version_id
-        except MHSMError as error:
-            seen = error.reason
-        try:
-            wanted = self.reference.use(key, operation.name, now_ms, version_id).version_id
-        except Refused as refused:
-            wanted = refused.reason
-        assert seen == wanted
+        for operation, now_ms in itertools.product(KeyOperation, MOMENTS):
+            try:
+                record = lifecycle.version_of(
+                    self.overlay, lifecycle.active_key(self.overlay, key), version_id
+                )
+                lifecycle.check_use(record, operation, now_ms)
+                seen = record.version_id
+            except MHSMError as error:
+                seen = error.reason
+            try:
+                wanted = self.reference.use(key, operation.name, now_ms, version_id).version_id
+            except Refused as refused:
+                wanted = refused.reason
+            assert seen == wanted
 
     @rule(data=st.data())
     def repeat(self, data: st.DataObject) -> None:

@@ -64,7 +64,9 @@ def test_each_algorithm_round_trips(keys, algorithm: Algorithm) -> None:
         signature = operations.sign(key, algorithm, digest)
         operations.verify(key, algorithm, digest, signature)
         damaged = bytes([signature[0] ^ 1]) + signature[1:]
-        for bad in (damaged, signature[:-1], signature + b"\0", b"", bytes(len(signature))):
+        half = len(signature) // 2
+        longer = signature[:half] + b"\0" + signature[half:]  # the same s, in one octet more
+        for bad in (damaged, longer, signature[:-1], signature + b"\0", b"", bytes(len(signature))):
             with pytest.raises(operations.InvalidSignature):
                 operations.verify(key, algorithm, digest, bad)
         with pytest.raises(operations.InvalidSignature):
@@ -195,6 +197,9 @@ def test_every_cause_of_a_failed_decryption_looks_the_same(keys) -> None:
         lambda: operations.decrypt(oct_key, gcm, data(good.ciphertext, nonce[:8], tag)),
         lambda: operations.decrypt(oct_key, gcm, data(good.ciphertext, bytes(12), tag)),
         lambda: operations.decrypt(oct_key, gcm, data(good.ciphertext + b"x", nonce, tag)),
+        # Cut elsewhere, the whole is still the octets that the library takes.
+        lambda: operations.decrypt(oct_key, gcm, data(good.ciphertext + tag[:4], nonce, tag[4:])),
+        lambda: operations.decrypt(oct_key, gcm, data(good.ciphertext[:2], nonce, good.ciphertext[2:] + tag)),
         lambda: operations.decrypt(oct_key, gcm, good, b"other additional data"),
         lambda: operations.decrypt(rsa_key, oaep, data(bytes(256))),
         lambda: operations.decrypt(rsa_key, oaep, data(b"short")),

@@ -141,6 +141,14 @@ def test_bounds_wiping_and_misuse() -> None:
     memory.close()
     with pytest.raises(ValueError, match="released"):
         memory.view()[0]
+    held = SecretMemory(16)
+    held.write(b"sixteen octets!!")
+    part = held.view()[4:]
+    with pytest.raises(BufferError):
+        held.close()
+    assert bytes(part) == bytes(12), "overwritten, whoever holds it"
+    part.release()
+    held.close()
     for capacity in (0, 5000):
         with pytest.raises(ValueError, match="capacity"):
             SecretMemory(capacity)
