@@ -179,9 +179,11 @@ class Partition:
     def _step(self) -> None:
         """Look once for the pool's header and the keys."""
         if self.header is None:
+            # Asked before the store: an activation that runs here meanwhile writes a head, too.
+            known = self.state_directory.has_head()
             value = self.store.get(chain.HEADER_KEY)
             if value is None:
-                if self.state_directory.has_head():
+                if known:
                     raise Tampered("the store has lost the pool header")
                 self._move(PartitionState.PROVISIONED, "the security domain was not downloaded yet")
                 return
@@ -224,6 +226,9 @@ class Partition:
     def _move(self, state: PartitionState, reason: str) -> None:
         with self._lock:
             if self._state is PartitionState.QUARANTINED:
+                return
+            # Activation or a quorum brought the keys while this search was still under way.
+            if self._serving is not None and state is not PartitionState.SERVING:
                 return
             if state is not self._state:
                 _log.info("state", state=state.name, reason=reason)

@@ -87,7 +87,7 @@ class PoolMachine(RuleBasedStateMachine):
     def version_id(self, key: str, position: int) -> str:
         """Return a version of the key by position, "" for the newest, or one that it does not have."""
         known = list(self.reference.active.get(key, {}))
-        return ["", *known][position] if position <= len(known) else UNKNOWN_VERSION
+        return ["", *known, UNKNOWN_VERSION][position % (len(known) + 2)]
 
     def both(self, real: Callable[[], Any], model: Callable[[Any], Any]) -> tuple[Any, Any]:
         """Let both answer: the same refusal, or (answer, the model's answer); the model sees the answer."""

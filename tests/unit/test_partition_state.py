@@ -1,0 +1,38 @@
+"""State of a partition when its keys arrive while it still looks for them."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from hsm_pool import settings
+from hsm_pool.partition.partition import Partition, PartitionState
+from hsm_pool.provisioning.layout import NewPool, provision
+from hsm_pool.settings import PartitionSettings
+from hsm_pool.store.sealing import PoolKeys
+from mhsm.record.v1 import record_pb2
+
+
+def test_keys_that_arrive_while_peers_are_asked_are_not_forgotten(tmp_path: Path) -> None:
+    """G1: activation (or a quorum) brings the keys in one thread while another finds no peer with them."""
+    directory = tmp_path / "pool"
+    new = NewPool(attended=True, recoverable_days=90, etcd_binary="etcd")
+    pool_id = provision(directory, new)
+    chosen = settings.load(PartitionSettings, directory / "nodes/0/partition.json")
+    keys = PoolKeys.generate(pool_id)
+
+    def peers_know_nothing_but_a_quorum_unlocks() -> None:
+        partition.adopt(keys, "quorum")
+
+    partition = Partition(chosen, peers_know_nothing_but_a_quorum_unlocks)
+    try:
+        partition.header = record_pb2.PoolHeader(pool_id=pool_id)
+        # It has looked for longer than it takes to call the pool locked.
+        partition._healing_since = 0.0
+        partition._step()
+        assert partition.state is PartitionState.SERVING
+        assert partition.holding_keys() is not None
+        # The same, one moment later: the header is seen only after the keys were adopted.
+        partition._step()
+        assert partition.state is PartitionState.SERVING
+    finally:
+        partition.close()
