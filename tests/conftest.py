@@ -37,12 +37,11 @@ def pytest_report_header() -> str:
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    """--quick leaves out the long tests and says so."""
-    if not config.getoption("--quick"):
-        return
-    left_out = [
-        item for item in items if item.get_closest_marker("chaos") or item.get_closest_marker("mutant")
-    ]
+    """--quick leaves out the long tests; what is marked full runs with --full only. Both are counted."""
+    without: set[str] = set() if config.getoption("--full") else {"full"}
+    if config.getoption("--quick"):
+        without |= {"chaos", "mutant"}
+    left_out = [item for item in items if any(item.get_closest_marker(name) for name in without)]
     if left_out:
         config.hook.pytest_deselected(items=left_out)
         items[:] = [item for item in items if item not in left_out]
