@@ -104,15 +104,20 @@ def _late_signatures(pool: RunningPool, paused: int, parts: tuple[str, ...]) -> 
                 results.append((invoked, sign_once()))
 
         until(lambda: sign_once() == "ok", 10, "a signature")
-        signer = threading.Thread(target=sign)
+        signers = [threading.Thread(target=sign) for _ in range(7)]
         with pool.paused(paused, *parts):
-            signer.start()
+            signers[0].start()
             with pool.client(partition=(paused + 1) % 3, timeout_seconds=20) as other:
                 other.update_key(f"keys/{name}", key_attributes=DISABLED)
             acknowledged = time.monotonic()
+            # These are invoked after the acknowledgement and lie in the stopped partition's sockets.
+            for signer in signers[1:]:
+                signer.start()
+            until(lambda: all(signer.is_alive() for signer in signers), 5, "calls under way")
         until(lambda: any(result == KeyNotUsable.__name__ for _, result in results), 30, "a refusal")
         stop.set()
-        signer.join()
+        for signer in signers:
+            signer.join()
     pool.await_states(["SERVING"] * 3)
     return sum(1 for invoked, result in results if invoked > acknowledged and result == "ok")
 
