@@ -67,6 +67,9 @@ QUORUM_MIN: Final = 2
 CALLS_IN_FLIGHT_MAX: Final = 64
 """Calls under way in one partition; more are refused as OVERLOADED."""
 
+STREAMS_MAX: Final = 8
+"""Open streams of one partition; each keeps a thread of its server."""
+
 COMMANDS_PER_TRANSACTION_MAX: Final = 40
 """Mutations committed together (group commit)."""
 

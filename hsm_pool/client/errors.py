@@ -15,7 +15,7 @@ import grpc
 from google.rpc import error_details_pb2
 from grpc_status import rpc_status
 
-from hsm_pool.errors import BY_REASON, DOMAIN, MHSMError
+from hsm_pool.errors import BY_REASON, DOMAIN, MHSMError, Overloaded
 
 
 class ClientError(MHSMError):
@@ -69,6 +69,8 @@ def from_rpc(error: grpc.RpcError) -> MHSMError:
         if any(word in details for word in _NOT_SENT):
             return PoolUnreachable("the partition could not be reached; nothing was sent")
         return CallIndefinite("the connection broke; the outcome is not known")
+    if code is grpc.StatusCode.RESOURCE_EXHAUSTED and "concurrent" in details:
+        return Overloaded("too many calls are under way")
     if code in _INDEFINITE:
         return CallIndefinite(f"no answer ({code.name.lower()}); the outcome is not known")
     return CallRefused(f"the call was refused ({code.name.lower()})")

@@ -7,7 +7,6 @@ the log, under a correlation id (G3, G8). On the fabric plane an error is its co
 from __future__ import annotations
 
 import threading
-import time
 import uuid
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -76,7 +75,8 @@ class Gate(grpc.ServerInterceptor):
         self._pool_id = pool_id
         self._bare_errors = bare_errors
         self._translate = translate
-        self._slots = threading.BoundedSemaphore(limits.CALLS_IN_FLIGHT_MAX)
+        # A stream keeps a thread of the server for as long as its client likes.
+        self._streams = threading.BoundedSemaphore(limits.STREAMS_MAX)
 
     def intercept_service(self, continuation: Any, handler_call_details: Any) -> Any:
         """Wrap the handler of a method."""
@@ -110,30 +110,24 @@ class Gate(grpc.ServerInterceptor):
 
     def _unary(self, handle: Any, parse: Any, method: str) -> Any:
         def call(octets: bytes, context: grpc.ServicerContext) -> Any:
-            if not self._slots.acquire(blocking=False):
-                return self._abort(context, Overloaded("too many calls are under way"), method)
-            started = time.monotonic()
             try:
                 self._enter(context, method)
                 return handle(_parsed(octets, parse), context)
             except Exception as error:  # noqa: BLE001 - the one place where errors become answers
                 return self._abort(context, error, method)
-            finally:
-                self._slots.release()
-                _log.debug("call", method=method, ms=round((time.monotonic() - started) * 1000, 2))
 
         return call
 
     def _stream(self, handle: Any, parse: Any, method: str) -> Any:
         def call(messages: Iterator[bytes], context: grpc.ServicerContext) -> Iterator[Any]:
-            if not self._slots.acquire(blocking=False):
-                self._abort(context, Overloaded("too many calls are under way"), method)
+            if not self._streams.acquire(blocking=False):
+                self._abort(context, Overloaded("too many streams are open at this partition"), method)
             try:
                 self._enter(context, method)
                 yield from handle((_parsed(octets, parse) for octets in messages), context)
             except Exception as error:  # noqa: BLE001
                 self._abort(context, error, method)
             finally:
-                self._slots.release()
+                self._streams.release()
 
         return call

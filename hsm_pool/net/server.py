@@ -106,7 +106,10 @@ def _server(
         require_client_auth=True,
     )
     server = grpc.server(
-        ThreadPoolExecutor(threads, thread_name_prefix="call"), interceptors=[gate], options=_OPTIONS
+        ThreadPoolExecutor(threads, thread_name_prefix="call"),
+        interceptors=[gate],
+        options=_OPTIONS,
+        maximum_concurrent_rpcs=limits.CALLS_IN_FLIGHT_MAX,
     )
     add_services(server)
     if server.add_secure_port(endpoint, credentials) == 0:

@@ -127,15 +127,18 @@ class Ceremonies:
                 raise CeremonyState("an attempt to unlock the pool is under way; cancel it first")
             attempt_id = os.urandom(ATTEMPT_ID_BYTES)
             child = CeremonyChild()
-            begun = child.ask(
-                ceremony_pb2.CeremonyRequest(
-                    begin_recovery=ceremony_pb2.BeginRecoveryCommand(
-                        security_domain_file=header.security_domain_file,
-                        attempt_id=attempt_id,
-                        sealed_pool_keys=[epoch.sealed_pool_keys for epoch in header.epochs],
-                    )
+            request = ceremony_pb2.CeremonyRequest(
+                begin_recovery=ceremony_pb2.BeginRecoveryCommand(
+                    security_domain_file=header.security_domain_file,
+                    attempt_id=attempt_id,
+                    sealed_pool_keys=[epoch.sealed_pool_keys for epoch in header.epochs],
                 )
-            ).begin_recovery
+            )
+            try:
+                begun = child.ask(request).begin_recovery
+            except BaseException:
+                child.close()
+                raise
             self._attempt = _Attempt(attempt_id, child, boot_time() + limits.RECOVERY_ATTEMPT_SECONDS)
             settings = partition.settings
             evidence = partition.platform.attest(

@@ -25,11 +25,12 @@ from grpc_status import rpc_status
 
 from hsm_pool import errors, limits
 from hsm_pool.client import calls
+from hsm_pool.client.channels import credentials
 from hsm_pool.client.errors import CallRefused, PoolUnreachable, from_rpc
 from hsm_pool.client.pool import Pool
 from hsm_pool.errors import MHSMError
 from hsm_pool.provisioning.pki import Authority
-from mhsm.crypto.v1 import crypto_pb2
+from mhsm.crypto.v1 import crypto_pb2, crypto_pb2_grpc
 from mhsm.keys.v1 import keys_pb2
 from mhsm.peer.v1 import peer_pb2
 from mhsm.security_domain.v1 import security_domain_pb2
@@ -967,3 +968,30 @@ def test_bad_input_to_ceremonies(make_pool: Callable[..., RunningPool], officers
     with pool.client() as user:
         user.sign("keys/kept", "ES256", DIGEST)
     pool.down()
+
+
+def test_idle_streams_do_not_starve_the_partition(pool: RunningPool) -> None:
+    """G8: streams beyond the bound are refused as overloaded; other calls go on."""
+    import queue
+
+    connection = pool.connection
+    endless: queue.Queue[crypto_pb2.StreamOperationsRequest] = queue.Queue()
+    with grpc.secure_channel(
+        connection.partitions[0].endpoint, credentials(connection, "application")
+    ) as channel:
+        stub = crypto_pb2_grpc.CryptoServiceStub(channel)
+        opened = [stub.StreamOperations(iter(endless.get, None)) for _ in range(limits.STREAMS_MAX + 40)]
+        try:
+            refused = 0
+            for stream in opened[limits.STREAMS_MAX :]:
+                with pytest.raises(grpc.RpcError) as failed:
+                    next(stream)
+                refused += failed.value.code() is grpc.StatusCode.RESOURCE_EXHAUSTED
+            assert refused == 40
+            with pool.client(partition=0) as client:
+                assert len(client.random_bytes(8)) == 8
+        finally:
+            for stream in opened:
+                stream.cancel()
+            for _ in opened:
+                endless.put(None)  # type: ignore[arg-type]
