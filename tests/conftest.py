@@ -40,7 +40,7 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
     """--quick leaves out the long tests; what is marked full runs with --full only. Both are counted."""
     without: set[str] = set() if config.getoption("--full") else {"full"}
     if config.getoption("--quick"):
-        without |= {"chaos", "mutant"}
+        without |= {"chaos", "mutant", "slow"}
     left_out = [item for item in items if any(item.get_closest_marker(name) for name in without)]
     if left_out:
         config.hook.pytest_deselected(items=left_out)
