@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import uuid
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from datetime import datetime
 from typing import Any, Generic, Literal, TypeVar
 
@@ -32,7 +32,7 @@ class Call(Generic[T]):
 
     stub: Callable[[Any], Any]
     method: str
-    request: Any = field(repr=False)  # may hold key material (G3)
+    request: Any
     kind: Kind
     answer: Callable[[Any], T]
 

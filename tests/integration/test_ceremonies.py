@@ -33,7 +33,7 @@ from security_domain.submission import Context, seal_submission
 from tests.running_pool import RunningPool, TestOfficer, make_officers, until
 from tests.store_access import StoreAccess
 
-pytestmark = [pytest.mark.pool, pytest.mark.slow, pytest.mark.slow]
+pytestmark = [pytest.mark.pool, pytest.mark.slow]
 
 DIGEST = b"d" * 32
 EC = {"key_type": keys_pb2.KEY_TYPE_EC, "curve": keys_pb2.CURVE_P256}

@@ -28,7 +28,7 @@ from mhsm.record.v1 import record_pb2
 from tests.running_pool import RunningPool, TestOfficer, until
 from tests.store_access import StoreAccess
 
-pytestmark = [pytest.mark.pool, pytest.mark.slow, pytest.mark.slow]
+pytestmark = [pytest.mark.pool, pytest.mark.slow]
 
 DIGEST = hashlib.sha256(b"to be signed").digest()
 EC = {"key_type": keys_pb2.KEY_TYPE_EC, "curve": keys_pb2.CURVE_P256}
