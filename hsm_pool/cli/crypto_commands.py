@@ -13,7 +13,7 @@ from cryptography.hazmat.primitives.asymmetric.utils import decode_dss_signature
 
 from hsm_pool.cli.files import refuse_existing, write_new
 from hsm_pool.cli.key_commands import resource
-from hsm_pool.cli.output import common_options, connect, fail, report
+from hsm_pool.cli.output import common_options, connect, fail, read_bounded, report
 from hsm_pool.limits import PAYLOAD_BYTES_MAX
 from mhsm.crypto.v1 import crypto_pb2
 
@@ -44,7 +44,9 @@ def _to_der(signature: bytes) -> bytes:
 
 
 def _from_der(signature: bytes, algorithm: str) -> bytes:
-    width = {"ES256": 32, "ES256K": 32, "ES384": 48, "ES512": 66}[algorithm]
+    width = {"ES256": 32, "ES256K": 32, "ES384": 48, "ES512": 66}.get(algorithm)
+    if width is None:
+        fail(f"{algorithm} is not a signature algorithm", "mhsm crypto verify --help")
     try:
         r, s = decode_dss_signature(signature)
         return r.to_bytes(width, "big") + s.to_bytes(width, "big")
@@ -83,7 +85,7 @@ def sign(name: str, algorithm: str, file: Path, output: Path, der: bool, **commo
 @common_options
 def verify(name: str, algorithm: str, file: Path, signature: Path, der: bool, **common: Any) -> None:
     """Verify a file's signature; exit code 6 when it does not verify."""
-    octets = signature.read_bytes()
+    octets = read_bounded(signature, PAYLOAD_BYTES_MAX)
     if der and algorithm.startswith("ES"):
         octets = _from_der(octets, algorithm)
     with connect(common) as pool:
@@ -100,13 +102,10 @@ def verify(name: str, algorithm: str, file: Path, signature: Path, der: bool, **
 def encrypt(name: str, algorithm: str, file: Path, output: Path, **common: Any) -> None:
     """Encrypt a small file into a JSON file that decrypt takes."""
     refuse_existing(output)
-    if file.stat().st_size > PAYLOAD_BYTES_MAX:
-        fail(
-            f"{file} has more than {PAYLOAD_BYTES_MAX} bytes", "encrypt it with a data key and wrap that key"
-        )
+    plaintext = read_bounded(file, PAYLOAD_BYTES_MAX)
     with connect(common) as pool:
         key_name = pool.get_key(resource(name)).name
-        sealed = pool.encrypt(key_name, algorithm, file.read_bytes())
+        sealed = pool.encrypt(key_name, algorithm, plaintext)
     content = {
         "key": key_name,
         "algorithm": algorithm,
@@ -130,15 +129,16 @@ def encrypt(name: str, algorithm: str, file: Path, output: Path, **common: Any) 
 def decrypt(file: Path, output: Path, **common: Any) -> None:
     """Decrypt what encrypt wrote."""
     refuse_existing(output)
+    octets = read_bounded(file, 2 * PAYLOAD_BYTES_MAX)
     try:
-        content = json.loads(file.read_text())
+        content = json.loads(octets)
         sealed = crypto_pb2.Ciphertext(
             ciphertext=base64.b64decode(content["ciphertext"]),
             initialization_vector=base64.b64decode(content["initialization_vector"]),
             authentication_tag=base64.b64decode(content["authentication_tag"]),
         )
         name, algorithm = str(content["key"]), str(content["algorithm"])
-    except (ValueError, KeyError, TypeError):
+    except (ValueError, KeyError, TypeError, RecursionError):
         fail(f"{file} was not written by mhsm crypto encrypt", "")
     with connect(common) as pool:
         write_new(output, pool.decrypt(name, algorithm, sealed))
@@ -154,8 +154,9 @@ def decrypt(file: Path, output: Path, **common: Any) -> None:
 def wrap(name: str, algorithm: str, file: Path, output: Path, **common: Any) -> None:
     """Wrap a raw key in a file."""
     refuse_existing(output)
+    octets = read_bounded(file, PAYLOAD_BYTES_MAX)
     with connect(common) as pool:
-        write_new(output, pool.wrap_key(resource(name), algorithm, file.read_bytes()))
+        write_new(output, pool.wrap_key(resource(name), algorithm, octets))
     report(
         {"output": str(output)},
         as_json=common["as_json"],
@@ -173,8 +174,9 @@ def wrap(name: str, algorithm: str, file: Path, output: Path, **common: Any) -> 
 def unwrap(name: str, algorithm: str, file: Path, output: Path, **common: Any) -> None:
     """Unwrap a wrapped key."""
     refuse_existing(output)
+    octets = read_bounded(file, PAYLOAD_BYTES_MAX)
     with connect(common) as pool:
-        write_new(output, pool.unwrap_key(resource(name), algorithm, file.read_bytes()))
+        write_new(output, pool.unwrap_key(resource(name), algorithm, octets))
     report({"output": str(output)}, as_json=common["as_json"], text=f"unwrapped: {output}", following="")
 
 

@@ -9,9 +9,11 @@ from hsm_pool.cli.output import fail
 
 
 def refuse_existing(path: Path) -> None:
-    """End the command if a file exists, before any work is done."""
+    """End the command if a file exists or cannot be made, before any work is done."""
     if path.exists():
         fail(f"{path} exists and is not overwritten", "choose another name or move it away")
+    if not os.access(path.parent, os.W_OK | os.X_OK):
+        fail(f"{path} cannot be written: no such directory, or not yours", "make it, or choose another")
 
 
 def write_new(path: Path, content: bytes, mode: int = 0o600) -> None:

@@ -14,8 +14,9 @@ from rich.console import Console
 from rich.table import Table
 
 from hsm_pool.cli.files import refuse_existing, write_new
-from hsm_pool.cli.output import common_options, connect, fail, report
+from hsm_pool.cli.output import common_options, connect, fail, read_bounded, report, request_id_option
 from hsm_pool.client import calls
+from hsm_pool.limits import IMPORT_BYTES_MAX
 from mhsm.keys.v1 import keys_pb2
 
 TYPES = {"RSA": keys_pb2.KEY_TYPE_RSA, "EC": keys_pb2.KEY_TYPE_EC, "oct": keys_pb2.KEY_TYPE_OCT}
@@ -88,7 +89,7 @@ def key() -> None:
 @click.option("--size", type=int, default=None, help="Bits, for RSA (default 3072) and oct (256).")
 @click.option("--disabled", is_flag=True)
 @click.option("--new-only", is_flag=True, help="Refuse to add a version to an existing key.")
-@click.option("--request-id", default=None, help="Repeat a request whose outcome is unknown.")
+@request_id_option
 @_attribute_options
 @common_options
 def create(name: str, type_name: str, curve: str | None, size: int | None, **options: Any) -> None:
@@ -123,12 +124,12 @@ def create(name: str, type_name: str, curve: str | None, size: int | None, **opt
     required=True,
     help="PKCS#8 (PEM or DER) for RSA and EC; 16, 24 or 32 raw bytes for oct.",
 )
-@click.option("--request-id", default=None)
+@request_id_option
 @_attribute_options
 @common_options
 def import_(name: str, file: Path, **options: Any) -> None:
     """Import key material as a key, or as a new version of it."""
-    content = file.read_bytes()
+    content = read_bounded(file, 2 * IMPORT_BYTES_MAX)  # PEM is longer than what it holds
     material: dict[str, bytes] = {}
     if content.startswith(b"-----BEGIN"):
         try:
@@ -188,7 +189,7 @@ def versions(name: str, **common: Any) -> None:
 @click.option("--clear-not-before", is_flag=True)
 @click.option("--clear-expires", is_flag=True)
 @click.option("--clear-tags", is_flag=True)
-@click.option("--request-id", default=None)
+@request_id_option
 @_attribute_options
 @common_options
 def update(name: str, enabled: bool | None, **options: Any) -> None:
@@ -211,7 +212,7 @@ def update(name: str, enabled: bool | None, **options: Any) -> None:
 
 @key.command()
 @click.argument("name")
-@click.option("--request-id", default=None)
+@request_id_option
 @common_options
 def delete(name: str, request_id: str | None, **common: Any) -> None:
     """Soft-delete a key with all its versions."""
@@ -245,7 +246,7 @@ def list_deleted(**common: Any) -> None:
 
 @key.command()
 @click.argument("name")
-@click.option("--request-id", default=None)
+@request_id_option
 @common_options
 def recover(name: str, request_id: str | None, **common: Any) -> None:
     """Recover a soft-deleted key."""
@@ -257,7 +258,7 @@ def recover(name: str, request_id: str | None, **common: Any) -> None:
 @key.command()
 @click.argument("name")
 @click.option("--yes", is_flag=True, help="Do not ask.")
-@click.option("--request-id", default=None)
+@request_id_option
 @common_options
 def purge(name: str, yes: bool, request_id: str | None, **common: Any) -> None:
     """Destroy a soft-deleted key for good."""
@@ -285,7 +286,10 @@ def public_key(name: str, output: Path, **common: Any) -> None:
         serialization.Encoding.PEM, serialization.PublicFormat.SubjectPublicKeyInfo
     )
     if not to_file:
-        click.echo(pem.decode(), nl=False)
+        if common["as_json"]:
+            click.echo(json.dumps({"name": found.name, "public_key": pem.decode()}))
+        else:
+            click.echo(pem.decode(), nl=False)
         return
     write_new(output, pem, 0o644)
     report(

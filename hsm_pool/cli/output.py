@@ -10,6 +10,7 @@ from __future__ import annotations
 import functools
 import json
 import sys
+import uuid
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NoReturn, TypeVar
@@ -17,7 +18,7 @@ from typing import Any, NoReturn, TypeVar
 import click
 
 from hsm_pool.client.connection import NoConnection, default_data_directory
-from hsm_pool.client.errors import CallIndefinite, PoolUnreachable, SignatureInvalid
+from hsm_pool.client.errors import PoolUnreachable, SignatureInvalid
 from hsm_pool.client.pool import Pool
 from hsm_pool.errors import (
     AvailabilityError,
@@ -64,6 +65,24 @@ def report(value: dict[str, Any], *, as_json: bool, text: str, following: str) -
         click.echo(f"next: {following}", err=True)
 
 
+def read_bounded(path: Path, bytes_max: int) -> bytes:
+    """Return the content of a file that may hold so many bytes; a device has no size to ask for."""
+    with path.open("rb") as stream:
+        content = stream.read(bytes_max + 1)
+    if len(content) > bytes_max:
+        fail(f"{path} has more than {bytes_max} bytes", "")
+    return content
+
+
+def request_id_option(function: F) -> F:
+    """Add --request-id: made here if it is not given, so that a failure can name it."""
+    return click.option(
+        "--request-id",
+        default=lambda: str(uuid.uuid4()),
+        help="Repeat a request whose outcome is unknown.",
+    )(function)
+
+
 def data_directory_option(function: F) -> F:
     """Add --data-dir."""
     return click.option(
@@ -86,8 +105,10 @@ def common_options(function: F) -> F:
     def guarded(*arguments: Any, **options: Any) -> Any:
         try:
             return function(*arguments, **options)
-        except (MHSMError, SecurityDomainError, NoConnection) as error:
-            raise failure_of(error) from None
+        except BrokenPipeError:
+            raise  # click ends quietly when nobody reads
+        except (MHSMError, SecurityDomainError, NoConnection, OSError) as error:
+            raise failure_of(error, options.get("request_id")) from None
 
     with_timeout = click.option(
         "--timeout", type=click.FloatRange(0.1, 600), default=None, help="Seconds a call may take."
@@ -100,9 +121,15 @@ def connect(common: dict[str, Any], client: str = "application") -> Pool:
     return Pool.connect(common["data_dir"], client, timeout_seconds=common["timeout"])
 
 
-def failure_of(error: Exception) -> Failure:
-    """Return the failure, exit code and next step of an error."""
+def failure_of(error: Exception, request_id: str | None = None) -> Failure:
+    """Return the failure, exit code and next step of an error.
+
+    Args:
+        error: A typed error of the pool or the security domain, or of the machine's files.
+        request_id: Of the mutation that failed, if it was one.
+    """
     text = error.message if isinstance(error, MHSMError) else str(error)
+    repeat = f"repeat with --request-id {request_id}" if request_id else "repeat the command"
     match error:
         case NoConnection():
             return Failure(text, "mhsm up", UNREACHABLE)
@@ -118,10 +145,12 @@ def failure_of(error: Exception) -> Failure:
             return Failure(text, "", VERIFICATION)
         case PoolUnreachable():
             return Failure(text, "mhsm status", UNREACHABLE)
-        case CallIndefinite():
-            return Failure(text, "mhsm status, then repeat with the same --request-id", UNKNOWN)
+        case MHSMError(definite=False):
+            return Failure(text, f"mhsm status, then {repeat}", UNKNOWN)
         case AvailabilityError():
-            return Failure(text, "mhsm status", UNREACHABLE if error.definite else UNKNOWN)
+            return Failure(text, "mhsm status", UNREACHABLE)
+        case OSError():
+            return Failure(f"{error.filename}: {error.strerror}" if error.filename else text)
         case _:
             return Failure(text)
 
@@ -138,5 +167,11 @@ def main(group: click.Group) -> NoReturn:
     except click.ClickException as error:
         error.show()
         sys.exit(error.exit_code)
+    except BrokenPipeError:
+        sys.exit(FAILED)  # nobody reads
+    except OSError as error:
+        failed = failure_of(error)
+        failed.show()
+        sys.exit(failed.exit_code)
     # Outside its standalone mode click returns the code of Context.exit().
     sys.exit(code if isinstance(code, int) else 0)

@@ -12,7 +12,7 @@ from typing import Any
 import click
 
 from hsm_pool.cli.files import refuse_existing, write_new
-from hsm_pool.cli.output import common_options, connect, fail, report
+from hsm_pool.cli.output import common_options, connect, fail, read_bounded, report
 from security_domain import container, officers, submission
 
 
@@ -79,7 +79,9 @@ def download(
 ) -> None:
     """Create the security domain for these officers and activate the pool."""
     refuse_existing(output)
-    certificates = [officers.certificate_der(path.read_bytes()) for path in certificate_files]
+    certificates = [
+        officers.certificate_der(read_bounded(path, officers.PEM_BYTES_MAX)) for path in certificate_files
+    ]
     request_id = request_id or str(uuid.uuid4())
     click.echo(f"request id {request_id} (repeat with it if the answer is lost)", err=True)
     with connect(common, client="administrator") as pool:
@@ -140,7 +142,7 @@ class _RecoveryFile:
 
 def _read_recovery(path: Path) -> _RecoveryFile:
     try:
-        content = json.loads(path.read_text())
+        content = json.loads(read_bounded(path, container.FILE_BYTES_MAX))
         return _RecoveryFile(
             int(content["partition"]),
             str(content["pool_id"]),
@@ -148,7 +150,7 @@ def _read_recovery(path: Path) -> _RecoveryFile:
             base64.b64decode(content["attempt_id"], validate=True),
             base64.b64decode(content["exchange_public_key"], validate=True),
         )
-    except (ValueError, KeyError, TypeError):
+    except (ValueError, KeyError, TypeError, RecursionError):
         fail(f"{path} was not written by init-recovery", "mhsm security-domain init-recovery --help")
 
 
@@ -173,9 +175,10 @@ def submit_share(recovery_file: Path, domain_file: Path, key_file: Path, **commo
     """
     recovery = _read_recovery(recovery_file)
     key = officers.load_private_key(
-        key_file.read_bytes(), lambda: click.prompt("passphrase", hide_input=True, err=True).encode()
+        read_bounded(key_file, officers.PEM_BYTES_MAX),
+        lambda: click.prompt("passphrase", hide_input=True, err=True).encode(),
     )
-    file = domain_file.read_bytes()
+    file = read_bounded(domain_file, container.FILE_BYTES_MAX)
     domain = container.parse(file)
     if (domain.pool_id, domain.generation) != (recovery.pool_id, recovery.generation):
         fail("the security-domain file is of another pool or generation", "use the file in force")

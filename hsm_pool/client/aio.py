@@ -183,24 +183,36 @@ class AsyncPool:
         """Unwrap a key."""
         return (await self._run(calls.unwrap_batch(name, algorithm, [wrapped_key])))[0]
 
+    async def wrap_key_batch(self, name: str, algorithm: str, keys: Sequence[bytes]) -> list[bytes]:
+        """Wrap several keys."""
+        return await self._run(calls.wrap_batch(name, algorithm, keys))
+
+    async def unwrap_key_batch(self, name: str, algorithm: str, wrapped_keys: Sequence[bytes]) -> list[bytes]:
+        """Unwrap several keys."""
+        return await self._run(calls.unwrap_batch(name, algorithm, wrapped_keys))
+
     async def random_bytes(self, count: int) -> bytes:
         """Return random bytes, 1-128."""
         return await self._run(calls.random_bytes(count))
 
     async def stream(
-        self, requests: Iterable[crypto_pb2.StreamOperationsRequest], partition: int = 0
+        self, requests: Iterable[crypto_pb2.StreamOperationsRequest], partition: int | None = None
     ) -> AsyncIterator[crypto_pb2.StreamOperationsResponse]:
         """Send batches on one stream to one partition and yield the answers, in order."""
-        stub = crypto_pb2_grpc.CryptoServiceStub(self._channels[partition])
+        index = partition if partition is not None else self._pinned or 0
+        stub: Any = crypto_pb2_grpc.CryptoServiceStub(self._channels[index])
+        stream = stub.StreamOperations(iter(requests))
         try:
-            async for response in stub.StreamOperations(iter(requests)):
+            async for response in stream:
                 yield response
         except grpc.RpcError as error:
             raise from_rpc(error) from None
+        finally:
+            stream.cancel()
 
     async def partition_status(self, index: int) -> pool_pb2.GetPartitionStatusResponse:
         """Return the status of one partition."""
-        return await self._once(calls.partition_status(), index, ATTEMPT_SECONDS["read"])
+        return await self._at(calls.partition_status(), index)
 
     async def download_security_domain(
         self, certificates_der: Sequence[bytes], required: int, request_id: str | None = None
@@ -210,31 +222,32 @@ class AsyncPool:
 
     async def init_recovery(self, partition: int = 0) -> security_domain_pb2.InitRecoveryResponse:
         """Start to unlock a locked pool at one partition."""
-        return await self._once(calls.init_recovery(), partition, ATTEMPT_SECONDS["ceremony"])
+        return await self._at(calls.init_recovery(), partition)
 
     async def submit_share(
         self, partition: int, attempt_id: bytes, submission: bytes
     ) -> security_domain_pb2.SubmitShareResponse:
         """Submit one officer's share to the partition of the attempt."""
-        call = calls.submit_share(attempt_id, submission)
-        return await self._once(call, partition, ATTEMPT_SECONDS["ceremony"])
+        return await self._at(calls.submit_share(attempt_id, submission), partition)
 
     async def cancel_recovery(self, partition: int, attempt_id: bytes) -> None:
         """End an attempt to unlock."""
-        await self._once(calls.cancel_recovery(attempt_id), partition, ATTEMPT_SECONDS["ceremony"])
+        await self._at(calls.cancel_recovery(attempt_id), partition)
 
     async def _run(self, call: Call[T]) -> T:
         total = self._timeout_seconds or CALL_SECONDS[call.kind]
         if self._pinned is not None:
             return await self._once(call, self._pinned, total)
-        attempts = Attempts(time.monotonic() + total, call.kind == "mutation")
+        # The one ceremony that comes here, the download, carries a request_id like a mutation.
+        attempts = Attempts(time.monotonic() + total, call.kind in {"mutation", "ceremony"})
         while True:
             now = time.monotonic()
             index, probe = self._rotation.choose(attempts.tried, now)
             try:
                 if probe:
                     await self._check_health(index)
-                seconds = min(ATTEMPT_SECONDS[call.kind], max(0.05, attempts.deadline - now))
+                left = attempts.deadline - time.monotonic()
+                seconds = min(ATTEMPT_SECONDS[call.kind], max(0.05, left))
                 answer = await self._once(call, index, seconds)
             except MHSMError as error:
                 now = time.monotonic()
@@ -246,6 +259,9 @@ class AsyncPool:
             else:
                 self._rotation.healthy(index)
                 return answer
+
+    async def _at(self, call: Call[T], index: int) -> T:
+        return await self._once(call, index, self._timeout_seconds or ATTEMPT_SECONDS[call.kind])
 
     async def _once(self, call: Call[T], index: int, seconds: float) -> T:
         method = getattr(call.stub(self._channels[index]), call.method)

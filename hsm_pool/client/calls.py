@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import uuid
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -32,7 +33,7 @@ class Call(Generic[T]):
 
     stub: Callable[[Any], Any]
     method: str
-    request: Any
+    request: Any = dataclasses.field(repr=False)  # may hold key material (G3)
     kind: Kind
     answer: Callable[[Any], T]
 

@@ -192,28 +192,41 @@ class Pool:
         """Unwrap a key."""
         return self._run(calls.unwrap_batch(name, algorithm, [wrapped_key]))[0]
 
+    def wrap_key_batch(self, name: str, algorithm: str, keys: Sequence[bytes]) -> list[bytes]:
+        """Wrap several keys."""
+        return self._run(calls.wrap_batch(name, algorithm, keys))
+
+    def unwrap_key_batch(self, name: str, algorithm: str, wrapped_keys: Sequence[bytes]) -> list[bytes]:
+        """Unwrap several keys."""
+        return self._run(calls.unwrap_batch(name, algorithm, wrapped_keys))
+
     def random_bytes(self, count: int) -> bytes:
         """Return random bytes, 1-128."""
         return self._run(calls.random_bytes(count))
 
     def stream(
-        self, requests: Iterable[crypto_pb2.StreamOperationsRequest], partition: int = 0
+        self, requests: Iterable[crypto_pb2.StreamOperationsRequest], partition: int | None = None
     ) -> Iterator[crypto_pb2.StreamOperationsResponse]:
         """Send batches on one stream to one partition and yield the answers, in order.
 
-        A refused batch is answered with a status. A broken stream raises; nothing is retried.
+        The partition is the one named, else the one of this client, else 0. A refused batch is
+        answered with a status. A broken stream raises; nothing is retried.
         """
-        stub = crypto_pb2_grpc.CryptoServiceStub(self._channels[partition])
+        index = partition if partition is not None else self._pinned or 0
+        stream = crypto_pb2_grpc.CryptoServiceStub(self._channels[index]).StreamOperations(iter(requests))
         try:
-            yield from stub.StreamOperations(iter(requests))
+            yield from stream
         except grpc.RpcError as error:
             raise from_rpc(error) from None
+        finally:
+            # A caller who leaves early frees the partition's thread at once.
+            stream.cancel()
 
     # -- operators -----------------------------------------------------------------------
 
     def partition_status(self, index: int) -> pool_pb2.GetPartitionStatusResponse:
         """Return the status of one partition."""
-        return self._once(calls.partition_status(), index, ATTEMPT_SECONDS["read"])
+        return self._at(calls.partition_status(), index)
 
     def download_security_domain(
         self, certificates_der: Sequence[bytes], required: int, request_id: str | None = None
@@ -223,17 +236,17 @@ class Pool:
 
     def init_recovery(self, partition: int = 0) -> security_domain_pb2.InitRecoveryResponse:
         """Start to unlock a locked pool at one partition."""
-        return self._once(calls.init_recovery(), partition, ATTEMPT_SECONDS["ceremony"])
+        return self._at(calls.init_recovery(), partition)
 
     def submit_share(
         self, partition: int, attempt_id: bytes, submission: bytes
     ) -> security_domain_pb2.SubmitShareResponse:
         """Submit one officer's share to the partition of the attempt."""
-        return self._once(calls.submit_share(attempt_id, submission), partition, ATTEMPT_SECONDS["ceremony"])
+        return self._at(calls.submit_share(attempt_id, submission), partition)
 
     def cancel_recovery(self, partition: int, attempt_id: bytes) -> None:
         """End an attempt to unlock."""
-        self._once(calls.cancel_recovery(attempt_id), partition, ATTEMPT_SECONDS["ceremony"])
+        self._at(calls.cancel_recovery(attempt_id), partition)
 
     # -- how -----------------------------------------------------------------------------
 
@@ -241,7 +254,8 @@ class Pool:
         total = self._timeout_seconds or CALL_SECONDS[call.kind]
         if self._pinned is not None:
             return self._once(call, self._pinned, total)
-        attempts = Attempts(time.monotonic() + total, call.kind == "mutation")
+        # The one ceremony that comes here, the download, carries a request_id like a mutation.
+        attempts = Attempts(time.monotonic() + total, call.kind in {"mutation", "ceremony"})
         pause = threading.Event()
         while True:
             now = time.monotonic()
@@ -250,7 +264,8 @@ class Pool:
             try:
                 if probe:
                     self._check_health(index)
-                seconds = min(ATTEMPT_SECONDS[call.kind], max(0.05, attempts.deadline - now))
+                left = attempts.deadline - time.monotonic()
+                seconds = min(ATTEMPT_SECONDS[call.kind], max(0.05, left))
                 answer = self._once(call, index, seconds)
             except MHSMError as error:
                 now = time.monotonic()
@@ -264,6 +279,9 @@ class Pool:
                 with self._lock:
                     self._rotation.healthy(index)
                 return answer
+
+    def _at(self, call: Call[T], index: int) -> T:
+        return self._once(call, index, self._timeout_seconds or ATTEMPT_SECONDS[call.kind])
 
     def _once(self, call: Call[T], index: int, seconds: float) -> T:
         method = self._method(call, index)
