@@ -57,8 +57,15 @@ class BenchmarkPool:
             for pem, _ in self._officers
         ]
         with self.client("administrator") as pool:
-            self._file = pool.download_security_domain(certificates, REQUIRED)
+            begun = pool.download_security_domain(certificates, REQUIRED)
+            self._file = begun.security_domain_file
+            for _, key in self._officers:
+                self._submit(pool, begun, key)
         self.await_whole()
+
+    def _submit(self, pool: Pool, begun: Any, key: Any) -> None:
+        submitted = submission.make_submission(self._file, key, begun.attempt_id, begun.exchange_public_key)
+        pool.submit_share(begun.partition_index, begun.attempt_id, submitted)
 
     # -- looking -------------------------------------------------------------------------
 
@@ -174,10 +181,7 @@ class BenchmarkPool:
         with self.client("administrator") as pool:
             begun = pool.init_recovery(0)
             for _, key in self._officers[:REQUIRED]:
-                submitted = submission.make_submission(
-                    self._file, key, begun.attempt_id, begun.exchange_public_key
-                )
-                pool.submit_share(0, begun.attempt_id, submitted)
+                self._submit(pool, begun, key)
 
         def first_serves() -> bool:
             status = self.status(0)

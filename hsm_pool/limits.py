@@ -97,5 +97,5 @@ CLOCK_SKEW_SECONDS_MAX: Final = 1.0
 MUTATION_SECONDS_MAX: Final = 15.0
 """How long a mutation may wait for its acknowledgement when the caller sets no deadline."""
 
-RECOVERY_ATTEMPT_SECONDS: Final = 600
-"""How long an unlock attempt stays open."""
+CEREMONY_SECONDS: Final = 3600
+"""How long a ceremony waits for its officers."""

@@ -16,6 +16,7 @@ from security_domain.wrapping import JWE_CHARACTERS_MAX
 FORMAT = "mhsm-security-domain/1"
 FILE_BYTES_MAX = 256 * 1024
 GENERATION_MAX = 1_000_000
+SHARING_MAX = 1_000_000
 _POOL_ID = re.compile(r"[!-~]{1,64}")
 _CREATED = re.compile(r"\d{4}-\d{2}-\d{2}T\d{2}:\d{2}:\d{2}Z", re.ASCII)
 _OWNER_KEY_BYTES = 120
@@ -26,6 +27,7 @@ _FIELDS: dict[str, type] = {
     "format": str,
     "pool_id": str,
     "generation": int,
+    "sharing": int,
     "required": int,
     "created": str,
     "officers": list,
@@ -66,6 +68,7 @@ class SecurityDomainFile:
 
     pool_id: str
     generation: int
+    sharing: int
     required: int
     created: str
     officers: tuple[OfficerEntry, ...]
@@ -92,6 +95,7 @@ class SecurityDomainFile:
             "format": FORMAT,
             "pool_id": self.pool_id,
             "generation": self.generation,
+            "sharing": self.sharing,
             "required": self.required,
             "created": self.created,
             "officers": [
@@ -131,11 +135,14 @@ def parse(file: bytes) -> SecurityDomainFile:
     if len({entry.public_key.public_numbers().n for entry in entries}) != len(entries):
         raise InvalidFile("two officers have the same key")
     check_identity(fields["pool_id"], fields["generation"])
+    if not 1 <= fields["sharing"] <= SHARING_MAX:
+        raise InvalidFile("the number of the sharing is out of bounds")
     if not _CREATED.fullmatch(fields["created"]):
         raise InvalidFile("the time of creation is malformed")
     parsed = SecurityDomainFile(
         pool_id=fields["pool_id"],
         generation=fields["generation"],
+        sharing=fields["sharing"],
         required=fields["required"],
         created=fields["created"],
         officers=tuple(entries),

@@ -21,11 +21,34 @@ ROOT_BYTES = 32
 
 
 @dataclass(frozen=True, slots=True)
+class Core:
+    """What a security domain keeps for its officers: it stays the same when shares are rotated."""
+
+    pool_id: str
+    generation: int
+    root: Secret
+    owner_key: Secret
+    """Owner's P-384 key, PKCS#8 DER."""
+
+    @property
+    def derived(self) -> DerivedKeys:
+        """The keys that follow from the root."""
+        return DerivedKeys(self.root, self.pool_id, self.generation)
+
+    def wipe(self) -> None:
+        """Overwrite both secrets."""
+        self.root.wipe()
+        self.owner_key.wipe()
+
+
+@dataclass(frozen=True, slots=True)
 class NewDomain:
     """A new security domain: the file, and the public key to which the pool's keys are sealed."""
 
     file: bytes
     recovery_public_key: bytes
+    backup_private_key: Secret
+    """X25519, 32 bytes: opens the pool's backups; the partitions keep it with the pool's keys."""
 
 
 def create(
@@ -44,28 +67,61 @@ def create(
         InvalidFile: The pool id or the generation is out of bounds.
     """
     container.check_identity(pool_id, generation)
+    check_officers(officer_certificates_der, required)
+    owner_key = ec.generate_private_key(ec.SECP384R1()).private_bytes(
+        serialization.Encoding.DER, serialization.PrivateFormat.PKCS8, serialization.NoEncryption()
+    )
+    core = Core(pool_id, generation, Secret(os.urandom(ROOT_BYTES)), Secret(owner_key))
+    try:
+        file = share_out(core, 1, officer_certificates_der, required)
+        derived = core.derived
+        return NewDomain(
+            file,
+            raw_public(derived.recovery.public_key()),
+            Secret(derived.backup.private_bytes_raw()),
+        )
+    finally:
+        core.wipe()
+
+
+def share_out(core: Core, sharing: int, officer_certificates_der: Sequence[bytes], required: int) -> bytes:
+    """Wrap a domain's core under a fresh one-time key and share that key among officers.
+
+    Rotating shares is calling this again with the next ``sharing``. It does not revoke:
+    an earlier file with an earlier quorum still opens the same core.
+
+    Args:
+        core: What is to be kept.
+        sharing: Counts the times the core was shared out, from 1.
+        officer_certificates_der: As for :func:`create`.
+        required: As for :func:`create`.
+
+    Raises:
+        InvalidOfficers: The officers or the quorum are not acceptable.
+        InvalidFile: The sharing is out of bounds.
+    """
     officers = check_officers(officer_certificates_der, required)
-    root = Secret(os.urandom(ROOT_BYTES))
-    derived = DerivedKeys(root, pool_id, generation)
-    owner = ec.generate_private_key(ec.SECP384R1())
     wrapping = OneTimeKey()
     mnemonics = shares.split(wrapping.key, required, len(officers))
     entries = []
     for index, (officer, mnemonic) in enumerate(zip(officers, mnemonics, strict=True), start=1):
         share = {
-            "pool_id": pool_id,
-            "generation": generation,
+            "pool_id": core.pool_id,
+            "generation": core.generation,
             "index": index,
             "required": required,
             "total": len(officers),
             "mnemonic": mnemonic,
         }
         token = wrap_to_officer(officer.public_key, officer.thumbprint, canonical(share))
-        commitment = shares.commitment(pool_id, generation, index, mnemonic)
+        commitment = shares.commitment(core.pool_id, core.generation, index, mnemonic)
         entries.append(OfficerEntry(index, officer.thumbprint, officer.certificate_der, token, commitment))
+    derived = core.derived
+    owner = serialization.load_der_private_key(core.owner_key.reveal(), None)
     unsealed = SecurityDomainFile(
-        pool_id=pool_id,
-        generation=generation,
+        pool_id=core.pool_id,
+        generation=core.generation,
+        sharing=sharing,
         required=required,
         created=datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%SZ"),
         officers=tuple(entries),
@@ -78,20 +134,13 @@ def create(
         payload=b"",
     )
     payload = {
-        "pool_id": pool_id,
-        "generation": generation,
-        "root": encode(root.reveal()),
-        "owner_key": encode(
-            owner.private_bytes(
-                serialization.Encoding.DER,
-                serialization.PrivateFormat.PKCS8,
-                serialization.NoEncryption(),
-            )
-        ),
+        "pool_id": core.pool_id,
+        "generation": core.generation,
+        "root": encode(core.root.reveal()),
+        "owner_key": encode(core.owner_key.reveal()),
     }
     sealed = replace(unsealed, payload=wrapping.seal(canonical(payload), unsealed.header()))
-    root.wipe()
     wrapping.key.wipe()
     file = sealed.serialise()
     container.parse(file)  # a file that its reader refuses would be found out when it is needed
-    return NewDomain(file, sealed.recovery_public_key)
+    return file

@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 import hmac
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from cryptography.hazmat.primitives.asymmetric.x25519 import X25519PrivateKey, X25519PublicKey
 
 from security_domain import container, shares
+from security_domain.domain import Core, share_out
 from security_domain.encoding import bind, decode, parse_object
 from security_domain.errors import InvalidFile, QuorumMissing, SubmissionRefused
 from security_domain.secret import Secret
 from security_domain.submission import Context, open_submission, public_exchange_key
-from security_domain.wrapping import SUITE, DerivedKeys, open_payload
+from security_domain.wrapping import SUITE, open_payload, raw_public
 
 SUBMISSIONS_MAX = 64
 _PAYLOAD_FIELDS: dict[str, type] = {"pool_id": str, "generation": int, "root": str, "owner_key": str}
@@ -57,16 +59,30 @@ def seal_pool_keys(
 
 
 class Recovery:
-    """One attempt: takes submissions until the quorum is complete.
+    """One attempt: takes submissions until enough shares are in.
+
+    Args:
+        file: The security-domain file whose officers submit.
+        attempt_id: 16 bytes.
+        exchange_key: Of the attempt; a new one by default.
+        everyone: Whether all officers are needed, not just a quorum: so each proves that he can
+            open his share before anything depends on it.
 
     Raises:
         InvalidFile: The file is not a security domain.
         SubmissionRefused: The attempt id does not have 16 bytes.
     """
 
-    def __init__(self, file: bytes, attempt_id: bytes) -> None:
+    def __init__(
+        self,
+        file: bytes,
+        attempt_id: bytes,
+        exchange_key: X25519PrivateKey | None = None,
+        *,
+        everyone: bool = False,
+    ) -> None:
         self._domain = container.parse(file)
-        self._exchange_key = X25519PrivateKey.generate()
+        self._exchange_key = exchange_key or X25519PrivateKey.generate()
         self._context = Context(
             self._domain.pool_id,
             self._domain.generation,
@@ -75,12 +91,31 @@ class Recovery:
         )
         self._mnemonics: dict[str, Secret] = {}
         self._submissions = 0
-        self._derived: DerivedKeys | None = None
+        self._core: Core | None = None
+        self.needed = len(self._domain.officers) if everyone else self._domain.required
 
     @property
     def exchange_public_key(self) -> bytes:
         """The key to which officers encrypt, 32 bytes; new for each attempt."""
         return self._context.exchange_public_key
+
+    @property
+    def accepted_officers(self) -> list[str]:
+        """Thumbprints of the officers whose shares were accepted, in their order."""
+        return list(self._mnemonics)
+
+    def next_phase(self, officer_certificates_der: Sequence[bytes], required: int) -> tuple[bytes, Recovery]:
+        """Share the opened domain out anew, and collect a quorum of the new shares.
+
+        Returns:
+            (new file, recovery that takes its officers' submissions under the same exchange key).
+
+        Raises:
+            QuorumMissing: The quorum is not complete.
+            InvalidOfficers: The new officers or their quorum are not acceptable.
+        """
+        file = share_out(self._opened(), self._domain.sharing + 1, officer_certificates_der, required)
+        return file, Recovery(file, self._context.attempt_id, self._exchange_key)
 
     def submit(self, submission: bytes) -> Progress:
         """Take one officer's submission; a refused one changes nothing.
@@ -93,19 +128,19 @@ class Recovery:
         self._submissions += 1
         if self._submissions > SUBMISSIONS_MAX:
             raise SubmissionRefused(f"more than {SUBMISSIONS_MAX} submissions in one attempt")
-        if self._derived is not None:
+        if self._core is not None:
             raise SubmissionRefused("the quorum is complete")
         entry, mnemonic = open_submission(submission, self._domain, self._context, self._exchange_key)
         if entry.thumbprint in self._mnemonics:
             raise SubmissionRefused("this officer's share was submitted before", entry.thumbprint)
         accepted = {**self._mnemonics, entry.thumbprint: Secret(mnemonic.encode())}
-        complete = len(accepted) == self._domain.required
+        complete = len(accepted) == self.needed
         if complete:
-            self._derived = self._open([words.reveal().decode() for words in accepted.values()])
+            self._core = self._open_all([words.reveal().decode() for words in accepted.values()])
             for words in accepted.values():
                 words.wipe()
         self._mnemonics = accepted
-        return Progress(len(accepted), self._domain.required, complete)
+        return Progress(len(accepted), self.needed, complete)
 
     def unseal_pool_keys(self, sealed: bytes, epoch: int) -> bytes:
         """Open what :func:`seal_pool_keys` sealed.
@@ -114,15 +149,33 @@ class Recovery:
             QuorumMissing: The quorum is not complete.
             InvalidFile: It was sealed for another pool, generation or epoch.
         """
-        if self._derived is None:
-            raise QuorumMissing("the quorum is not complete")
+        recovery_key = self._opened().derived.recovery
         info = _pool_keys_info(self._domain.pool_id, self._domain.generation, epoch)
         try:
-            return SUITE.decrypt(sealed, self._derived.recovery, info)
+            return SUITE.decrypt(sealed, recovery_key, info)
         except Exception:  # noqa: BLE001 - HPKE raises several kinds
             raise InvalidFile("the pool keys do not open with this security domain") from None
 
-    def _open(self, mnemonics: list[str]) -> DerivedKeys:
+    def backup_private_key(self) -> Secret:
+        """Return the key that opens backups taken under this security domain.
+
+        Raises:
+            QuorumMissing: The quorum is not complete.
+        """
+        return Secret(self._opened().derived.backup.private_bytes_raw())
+
+    def _opened(self) -> Core:
+        if self._core is None:
+            raise QuorumMissing("the quorum is not complete")
+        return self._core
+
+    def _open_all(self, mnemonics: list[str]) -> Core:
+        """Open the payload with as many quorums as it takes to use every share."""
+        required = self._domain.required
+        starts = range(len(mnemonics) - required + 1)
+        return [self._open(mnemonics[start : start + required]) for start in starts][-1]
+
+    def _open(self, mnemonics: list[str]) -> Core:
         domain = self._domain
         key = shares.combine(mnemonics, domain.required)
         try:
@@ -132,9 +185,20 @@ class Recovery:
         payload = parse_object(opened, container.FILE_BYTES_MAX, _PAYLOAD_FIELDS)
         if (payload["pool_id"], payload["generation"]) != (domain.pool_id, domain.generation):
             raise InvalidFile("the payload is of another pool or generation")
-        root = Secret(decode(payload["root"], 32))
-        derived = DerivedKeys(root, domain.pool_id, domain.generation)
-        root.wipe()
-        if not hmac.compare_digest(derived.check_value, domain.key_check_value):
+        core = Core(
+            domain.pool_id,
+            domain.generation,
+            Secret(decode(payload["root"], 32)),
+            Secret(decode(payload["owner_key"])),
+        )
+        derived = core.derived
+        stated = (domain.key_check_value, domain.recovery_public_key, domain.backup_public_key)
+        found = (
+            derived.check_value,
+            raw_public(derived.recovery.public_key()),
+            raw_public(derived.backup.public_key()),
+        )
+        if not all(hmac.compare_digest(*pair) for pair in zip(found, stated, strict=True)):
+            core.wipe()
             raise InvalidFile("the key-check value does not fit: the file was changed")
-        return derived
+        return core

@@ -105,10 +105,13 @@ class RunningPool:
         mhsm("down", "--data-dir", str(self.directory))
 
     def activate(self, officers: list[TestOfficer], required: int) -> None:
-        """Download the security domain and wait until all three partitions serve."""
+        """Download the security domain, prove every share and wait until all three partitions serve."""
         self.officers = officers
         with self.client("administrator") as pool:
-            self.file = pool.download_security_domain([o.certificate_der for o in officers], required)
+            begun = pool.download_security_domain([o.certificate_der for o in officers], required)
+            self.file = begun.security_domain_file
+            for officer in officers:
+                pool.submit_share(begun.partition_index, begun.attempt_id, self.submission(officer, begun))
         self.await_states(["SERVING"] * 3)
 
     def unlock(self, officers: list[TestOfficer], partition: int = 0) -> None:
@@ -120,8 +123,10 @@ class RunningPool:
         self.await_states(["SERVING"] * 3)
 
     def submission(self, officer: TestOfficer, begun: Any) -> bytes:
-        """Return an officer's submission for a recovery attempt."""
-        return submission.make_submission(self.file, officer.key, begun.attempt_id, begun.exchange_public_key)
+        """Return an officer's submission for a ceremony."""
+        return submission.make_submission(
+            begun.security_domain_file, officer.key, begun.attempt_id, begun.exchange_public_key
+        )
 
     # -- looking -------------------------------------------------------------------------
 
@@ -215,3 +220,15 @@ class RunningPool:
             if process_id:
                 with contextlib.suppress(ProcessLookupError):
                     os.kill(process_id, signal.SIGKILL)
+
+    def ceremony_child(self, index: int) -> int | None:
+        """Return the process id of a partition's ceremony child, None while it has none."""
+        partition = self.process_id(index, "partition")
+        try:
+            for task in Path(f"/proc/{partition}/task").iterdir():
+                for child in (task / "children").read_text().split():
+                    if b"hsm_pool.ceremony.child" in Path(f"/proc/{child}/cmdline").read_bytes():
+                        return int(child)
+        except FileNotFoundError:
+            pass
+        return None

@@ -13,7 +13,7 @@ from typing import IO
 from hsm_pool.ceremony.frames import read_frame, write_frame
 from hsm_pool.crypto.secret_memory import harden_process
 from mhsm.ceremony.v1 import ceremony_pb2
-from security_domain import container, domain
+from security_domain import domain, officers
 from security_domain.errors import SecurityDomainError
 from security_domain.recovery import Recovery
 
@@ -26,36 +26,75 @@ def _refusal(error: SecurityDomainError) -> ceremony_pb2.CeremonyResponse:
     )
 
 
-def _create(command: ceremony_pb2.CreateCommand) -> ceremony_pb2.CeremonyResponse:
-    new = domain.create(
-        command.pool_id, command.generation, list(command.officer_certificates_der), command.required
-    )
-    return ceremony_pb2.CeremonyResponse(
-        create=ceremony_pb2.CreateResult(
-            security_domain_file=new.file, recovery_public_key=new.recovery_public_key
+class _Ceremony:
+    """One ceremony: a recovery that collects shares, and what is done when it has them."""
+
+    def __init__(self, begin: ceremony_pb2.CeremonyRequest) -> None:
+        self._open = begin.open
+        self._new_domain: domain.NewDomain | None = None
+        if begin.WhichOneof("command") == "create":
+            command = begin.create
+            self._new_domain = domain.create(
+                command.pool_id, command.generation, list(command.officer_certificates_der), command.required
+            )
+            self.file = self._new_domain.file
+            self._recovery = Recovery(self.file, command.attempt_id, everyone=True)
+        else:
+            self.file = begin.open.security_domain_file
+            self._recovery = Recovery(self.file, begin.open.attempt_id)
+        # Refused now, not when the old officers have done their part.
+        self._new_officers = list(begin.open.new_officer_certificates_der)
+        if self._new_officers:
+            officers.check_officers(self._new_officers, begin.open.new_required)
+
+    def begun(self) -> ceremony_pb2.CeremonyResponse:
+        return ceremony_pb2.CeremonyResponse(
+            begin=ceremony_pb2.BeginResult(
+                exchange_public_key=self._recovery.exchange_public_key,
+                security_domain_file=self.file,
+                required=self._recovery.needed,
+            )
         )
-    )
+
+    def submit(self, submission: bytes) -> ceremony_pb2.SubmitResult:
+        progress = self._recovery.submit(submission)
+        result = ceremony_pb2.SubmitResult(
+            accepted=progress.accepted,
+            required=progress.required,
+            accepted_officers=self._recovery.accepted_officers,
+        )
+        if not progress.complete:
+            return result
+        if self._new_officers:
+            required = self._open.new_required
+            self.file, self._recovery = self._recovery.next_phase(self._new_officers, required)
+            self._new_officers = []
+            return ceremony_pb2.SubmitResult(
+                required=self._recovery.needed, next_security_domain_file=self.file
+            )
+        result.complete = True
+        pool_keys = [
+            self._recovery.unseal_pool_keys(sealed, epoch)
+            for epoch, sealed in enumerate(self._open.sealed_pool_keys, start=1)
+        ]
+        if self._open.give_keys:
+            result.pool_keys_secret.extend(pool_keys)
+        if self._new_domain is not None or (self._open.give_keys and not pool_keys):
+            result.backup_private_key = self._recovery.backup_private_key().reveal()
+        return result
 
 
-def _recover(command: ceremony_pb2.BeginRecoveryCommand, requests: IO[bytes], responses: IO[bytes]) -> None:
-    recovery = Recovery(command.security_domain_file, command.attempt_id)
-    required = container.parse(command.security_domain_file).required
-    begun = ceremony_pb2.BeginRecoveryResult(exchange_public_key=recovery.exchange_public_key)
-    write_frame(responses, ceremony_pb2.CeremonyResponse(begin_recovery=begun))
+def _serve(ceremony: _Ceremony, requests: IO[bytes], responses: IO[bytes]) -> None:
+    write_frame(responses, ceremony.begun())
     while (request := read_frame(requests, ceremony_pb2.CeremonyRequest)) is not None:
         try:
-            progress = recovery.submit(request.submit.submission)
-            result = ceremony_pb2.SubmitResult(accepted=progress.accepted, required=required)
-            if progress.complete:
-                result.pool_keys_secret.extend(
-                    recovery.unseal_pool_keys(sealed, epoch)
-                    for epoch, sealed in enumerate(command.sealed_pool_keys, start=1)
-                )
-            write_frame(responses, ceremony_pb2.CeremonyResponse(submit=result))
-            if progress.complete:
-                return
+            result = ceremony.submit(request.submit.submission)
         except SecurityDomainError as error:
             write_frame(responses, _refusal(error))
+            continue
+        write_frame(responses, ceremony_pb2.CeremonyResponse(submit=result))
+        if result.complete:
+            return
 
 
 def main() -> int:
@@ -66,11 +105,7 @@ def main() -> int:
     if request is None:
         return 0
     try:
-        match request.WhichOneof("command"):
-            case "create":
-                write_frame(responses, _create(request.create))
-            case "begin_recovery":
-                _recover(request.begin_recovery, requests, responses)
+        _serve(_Ceremony(request), requests, responses)
     except SecurityDomainError as error:
         write_frame(responses, _refusal(error))
     return 0

@@ -15,7 +15,7 @@ _COMMANDS = {
     "status": "hsm_pool.cli.status_command:status",
     "key": "hsm_pool.cli.key_commands:key",
     "crypto": "hsm_pool.cli.crypto_commands:crypto",
-    "officers": "hsm_pool.cli.security_domain_commands:officers_group",
+    "officers": "hsm_pool.cli.officers_commands:officers_group",
     "security-domain": "hsm_pool.cli.security_domain_commands:security_domain_group",
 }
 

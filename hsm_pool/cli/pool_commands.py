@@ -79,7 +79,7 @@ def up(
     connection = directory / "connection.json"
     following = {
         "PROVISIONED": "mhsm officers make --output-dir officers, then mhsm security-domain download",
-        "LOCKED": "mhsm security-domain init-recovery --output recovery.json",
+        "LOCKED": "mhsm security-domain init-recovery --output attempt.json",
     }.get(names[0], "mhsm status")
     report(
         {

@@ -1,10 +1,11 @@
-"""mhsm officers and mhsm security-domain: making officers, activating, unlocking."""
+"""mhsm security-domain: the ceremonies of the pool's officers and its administrator."""
 
 from __future__ import annotations
 
 import base64
 import json
 import uuid
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -12,126 +13,286 @@ from typing import Any
 import click
 
 from hsm_pool.cli.files import refuse_existing, write_new
-from hsm_pool.cli.output import common_options, connect, fail, read_bounded, report
+from hsm_pool.cli.output import common_options, connect, fail, json_option, read_bounded, report
+from hsm_pool.client.pool import Pool
+from hsm_pool.errors import MHSMError
+from mhsm.security_domain.v1 import security_domain_pb2
 from security_domain import container, officers, submission
+from security_domain.fingerprints import words
 
-
-@click.group("officers")
-def officers_group() -> None:
-    """Officers of the security domain: each holds one RSA key."""
-
-
-@officers_group.command("make")
-@click.option("--count", type=click.IntRange(1, 10), default=3, show_default=True)
-@click.option("--output-dir", type=click.Path(path_type=Path), required=True)
-@click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
-def officers_make(count: int, output_dir: Path, as_json: bool) -> None:
-    """Make officers' keys and certificates, for rehearsals.
-
-    In production each officer makes his own key on his own machine.
-    """
-    output_dir.mkdir(mode=0o700, parents=True, exist_ok=True)
-    targets = [
-        (output_dir / f"officer-{index}.crt", output_dir / f"officer-{index}.key")
-        for index in range(1, count + 1)
-    ]
-    for path in [path for pair in targets for path in pair]:
-        refuse_existing(path)
-    made: list[dict[str, str]] = []
-    for index, (certificate_file, key_file) in enumerate(targets, start=1):
-        certificate_pem, key = officers.make_officer(f"officer-{index}")
-        write_new(key_file, officers.save_private_key(key))
-        write_new(certificate_file, certificate_pem, 0o644)
-        made.append({"certificate_file": str(certificate_file), "key_file": str(key_file)})
-    report(
-        {"officers": made},
-        as_json=as_json,
-        text=f"made {count} officers in {output_dir}",
-        following="mhsm security-domain download --required 2 --output security-domain.json "
-        + " ".join(f"--officer {pair[0]}" for pair in targets),
-    )
-
-
-@click.group("security-domain")
-def security_domain_group() -> None:
-    """The security domain: activation and unlocking by a quorum of officers."""
-
-
-@security_domain_group.command("download")
-@click.option(
+_FILE = click.Path(exists=True, dir_okay=False, path_type=Path)
+_NEW_FILE = click.Path(path_type=Path)
+_partition = click.option("--partition", type=click.IntRange(0, 2), default=0, show_default=True)
+_attempt_output = click.option(
+    "--output", type=_NEW_FILE, required=True, help="What the officers need, to be written."
+)
+_officers = click.option(
     "--officer",
     "certificate_files",
-    type=click.Path(exists=True, dir_okay=False, path_type=Path),
+    type=_FILE,
     multiple=True,
     required=True,
     help="Certificate of an officer, PEM; 3 to 10 times.",
 )
-@click.option("--required", type=click.IntRange(2, 10), required=True, help="Quorum.")
-@click.option("--output", type=click.Path(path_type=Path), required=True)
+_required = click.option("--required", type=click.IntRange(2, 10), required=True, help="Quorum.")
+_attempt = click.option(
+    "--attempt",
+    "attempt_file",
+    type=_FILE,
+    required=True,
+    help="Written by the verb that began the ceremony.",
+)
+
+
+@click.group("security-domain")
+def security_domain_group() -> None:
+    """The security domain: what a quorum of officers opens, and nobody else.
+
+    Every ceremony has the same shape: one command begins it and writes an attempt file; then each
+    officer runs submit-share with his own key. docs/ceremonies.md is the script.
+    """
+
+
+@security_domain_group.command("plan")
+@_officers
+@_required
+@json_option
+def plan(certificate_files: tuple[Path, ...], required: int, as_json: bool) -> None:
+    """Say what a download or a rotation with these officers would do; contacts nobody."""
+    found = officers.check_officers(_certificates(certificate_files), required)
+    spare = len(found) - required
+    warnings = [] if spare else ["every officer is needed: one lost key loses the security domain"]
+    rows = [
+        {
+            "index": index,
+            "file": str(path),
+            "thumbprint": officer.thumbprint,
+            "words": words(officer.certificate_der),
+        }
+        for index, (path, officer) in enumerate(zip(certificate_files, found, strict=True), start=1)
+    ]
+    lines = [
+        f"officer {row['index']}: {row['file']}\n  thumbprint {row['thumbprint']}\n  {row['words']}"
+        for row in rows
+    ]
+    lines.append(f"any {required} of {len(found)} open the security domain; {spare} may be lost")
+    lines.append("download writes one file of ciphertext, to be copied freely, and activates the pool")
+    lines += [f"warning: {warning}" for warning in warnings]
+    report(
+        {"officers": rows, "required": required, "may_be_lost": spare, "warnings": warnings},
+        as_json=as_json,
+        text="\n".join(lines),
+        following="each officer compares his words; then mhsm security-domain download",
+    )
+
+
+@security_domain_group.command("download")
+@_officers
+@_required
+@click.option("--output", type=_NEW_FILE, required=True, help="The security-domain file, to be written.")
+@click.option("--attempt-output", type=_NEW_FILE, required=True, help="The attempt file, to be written.")
 @click.option("--request-id", default="", help="Repeat an interrupted download with its request id.")
+@_partition
 @common_options
 def download(
     certificate_files: tuple[Path, ...],
     required: int,
     output: Path,
+    attempt_output: Path,
     request_id: str,
+    partition: int,
     **common: Any,
 ) -> None:
-    """Create the security domain for these officers and activate the pool."""
+    """Create the security domain; the pool is active when every officer has submitted his share."""
     refuse_existing(output)
-    certificates = [
-        officers.certificate_der(read_bounded(path, officers.PEM_BYTES_MAX)) for path in certificate_files
-    ]
+    refuse_existing(attempt_output)
+    certificates = _certificates(certificate_files)
     request_id = request_id or str(uuid.uuid4())
     click.echo(f"request id {request_id} (repeat with it if the answer is lost)", err=True)
     with connect(common, client="administrator") as pool:
-        file = pool.download_security_domain(certificates, required, request_id=request_id)
-    write_new(output, file)
-    domain = container.parse(file)
+        _refuse_second(pool, partition)
+        ceremony = pool.download_security_domain(certificates, required, request_id, partition)
+    write_new(output, ceremony.security_domain_file)
+    if not ceremony.complete:
+        _write_attempt(attempt_output, ceremony)
     report(
         {
-            "security_domain_file": str(output),
-            "pool_id": domain.pool_id,
-            "required": domain.required,
+            "output": str(output),
+            "attempt": str(attempt_output),
+            "pool_id": ceremony.pool_id,
+            "generation": ceremony.generation,
             "officers": len(certificates),
+            "required": required,
+            "active": ceremony.complete,
             "request_id": request_id,
+            "words": words(ceremony.security_domain_file),
         },
         as_json=common["as_json"],
-        text=f"the pool is active; {domain.required} of {len(certificates)} officers open {output}",
-        following="mhsm status",
+        text=f"wrote {output}: any {required} of {len(certificates)} officers open it\n"
+        f"{words(ceremony.security_domain_file)}\n"
+        + ("the pool is active" if ceremony.complete else "the pool becomes active when all have submitted"),
+        following="mhsm status" if ceremony.complete else _submit(attempt_output, output),
     )
 
 
 @security_domain_group.command("init-recovery")
-@click.option("--partition", type=click.IntRange(0, 2), default=0, show_default=True)
-@click.option("--output", type=click.Path(path_type=Path), required=True)
+@click.option(
+    "--security-domain",
+    "domain_file",
+    type=_FILE,
+    default=None,
+    help="In a new pool: the lost pool's file. A locked pool has its own.",
+)
+@_attempt_output
+@_partition
 @common_options
-def init_recovery(partition: int, output: Path, **common: Any) -> None:
-    """Start to unlock a locked pool; writes what the officers need to submit their shares."""
+def init_recovery(domain_file: Path | None, partition: int, output: Path, **common: Any) -> None:
+    """Start to unlock a locked pool, or to recover a lost pool's security domain in a new pool."""
+    file = read_bounded(domain_file, container.FILE_BYTES_MAX) if domain_file else b""
+    _begin(common, partition, output, lambda pool: pool.init_recovery(partition, file))
+
+
+@security_domain_group.command("verify")
+@_attempt_output
+@_partition
+@common_options
+def verify(partition: int, output: Path, **common: Any) -> None:
+    """Start a proof that a quorum can open the security domain; it changes nothing."""
+    _begin(common, partition, output, lambda pool: pool.verify_security_domain(partition))
+
+
+@security_domain_group.command("rotate-shares")
+@_officers
+@_required
+@_attempt_output
+@_partition
+@common_options
+def rotate_shares(
+    certificate_files: tuple[Path, ...], required: int, partition: int, output: Path, **common: Any
+) -> None:
+    """Start to share the same secret out among new officers.
+
+    It takes effect when a quorum of the old officers, and then a quorum of the new ones, have
+    submitted. It does not revoke: an old file with an old quorum still opens the secret.
+    """
+    certificates = _certificates(certificate_files)
+    _begin(common, partition, output, lambda pool: pool.rotate_shares(certificates, required, partition))
+
+
+@security_domain_group.command("fetch-file")
+@click.option("--output", type=_NEW_FILE, required=True)
+@_partition
+@common_options
+def fetch_file(output: Path, partition: int, **common: Any) -> None:
+    """Write the security-domain file whose officers submit now (in a rotation: the new one)."""
     refuse_existing(output)
     with connect(common, client="administrator") as pool:
-        begun = pool.init_recovery(partition)
-    content = {
-        "attempt_id": base64.b64encode(begun.attempt_id).decode(),
-        "exchange_public_key": base64.b64encode(begun.exchange_public_key).decode(),
-        "partition": begun.partition_index,
-        "pool_id": begun.pool_id,
-        "generation": begun.generation,
-        "expires": begun.expires.ToJsonString(),
-    }
-    write_new(output, json.dumps(content, indent=2).encode() + b"\n")
+        ceremony = pool.get_ceremony(partition)
+    if ceremony is None:
+        fail("no ceremony is under way at this partition", "mhsm security-domain status")
+    write_new(output, ceremony.security_domain_file)
+    fingerprint = words(ceremony.security_domain_file)
     report(
-        {"recovery_file": str(output), **content},
+        {"output": str(output), "words": fingerprint},
         as_json=common["as_json"],
-        text=f"partition {partition} waits for shares until {content['expires']}",
-        following=f"mhsm security-domain submit-share --recovery {output} "
-        "--security-domain security-domain.json --officer-key officer-1.key",
+        text=f"wrote {output}\n{fingerprint}",
+        following=f"mhsm security-domain submit-share --security-domain {output} --help",
     )
 
 
+@security_domain_group.command("submit-share")
+@_attempt
+@click.option("--security-domain", "domain_file", type=_FILE, default=None)
+@click.option("--officer-key", "key_file", type=_FILE, default=None)
+@click.option("--output", type=_NEW_FILE, default=None, help="Write the submission and contact nobody.")
+@click.option("--submission", "submission_file", type=_FILE, default=None, help="Submit what --output wrote.")
+@common_options
+def submit_share(
+    attempt_file: Path,
+    domain_file: Path | None,
+    key_file: Path | None,
+    output: Path | None,
+    submission_file: Path | None,
+    **common: Any,
+) -> None:
+    """Open one officer's share, encrypt it to the exchange key, sign and submit it.
+
+    An officer whose machine must stay offline writes the submission with --output; somebody
+    submits that file later with --submission. The passphrase of an encrypted key is asked for.
+    """
+    attempt = _read_attempt(attempt_file)
+    if submission_file:
+        if domain_file or key_file or output:
+            raise click.UsageError("--submission stands alone, with --attempt")
+        submitted = read_bounded(submission_file, submission.SUBMISSION_BYTES_MAX)
+    else:
+        if not domain_file or not key_file:
+            raise click.UsageError("--security-domain and --officer-key are needed (or --submission)")
+        if output:
+            refuse_existing(output)
+        submitted = _make_submission(attempt, domain_file, key_file)
+    if output:
+        write_new(output, submitted)
+        report(
+            {"output": str(output)},
+            as_json=common["as_json"],
+            text=f"wrote {output}: the share under the exchange key, signed",
+            following=f"mhsm security-domain submit-share --attempt {attempt_file} --submission {output}",
+        )
+        return
+    with connect(common, client="administrator") as pool:
+        ceremony = pool.submit_share(attempt.partition, attempt.attempt_id, submitted)
+    _report_progress(ceremony, common["as_json"])
+
+
+@security_domain_group.command("status")
+@common_options
+def status(**common: Any) -> None:
+    """Show the ceremonies under way, and whose shares are in."""
+    found: list[dict[str, Any]] = []
+    with connect(common, client="administrator") as pool:
+        for index in range(3):
+            try:
+                ceremony = pool.get_ceremony(index)
+            except MHSMError as error:
+                found.append({"partition": index, "error": error.message})
+                continue
+            if ceremony:
+                found.append({"partition": index, **_described(ceremony)})
+    lines = [
+        f"partition {entry['partition']}: "
+        + (
+            entry["error"]
+            if "error" in entry
+            else f"{entry['purpose']}, {entry['accepted']} of {entry['required']} shares"
+        )
+        for entry in found
+    ]
+    report(
+        {"ceremonies": found},
+        as_json=common["as_json"],
+        text="\n".join(lines) or "no ceremony is under way",
+        following="",
+    )
+
+
+@security_domain_group.command("cancel")
+@_attempt
+@common_options
+def cancel(attempt_file: Path, **common: Any) -> None:
+    """End a ceremony; all submitted shares are forgotten and nothing changes."""
+    attempt = _read_attempt(attempt_file)
+    with connect(common, client="administrator") as pool:
+        pool.cancel_ceremony(attempt.partition, attempt.attempt_id)
+    report({"cancelled": True}, as_json=common["as_json"], text="the ceremony is cancelled", following="")
+
+
+# -- attempts ------------------------------------------------------------------------------
+
+
 @dataclass(frozen=True, slots=True)
-class _RecoveryFile:
-    """What init-recovery wrote."""
+class _Attempt:
+    """What an attempt file holds."""
 
     partition: int
     pool_id: str
@@ -140,10 +301,59 @@ class _RecoveryFile:
     exchange_public_key: bytes
 
 
-def _read_recovery(path: Path) -> _RecoveryFile:
+def _begin(
+    common: dict[str, Any],
+    partition: int,
+    output: Path,
+    begin: Callable[[Pool], security_domain_pb2.Ceremony],
+) -> None:
+    refuse_existing(output)
+    with connect(common, client="administrator") as pool:
+        _refuse_second(pool, partition)
+        ceremony = begin(pool)
+    _write_attempt(output, ceremony)
+    report(
+        {"attempt": str(output), **_described(ceremony)},
+        as_json=common["as_json"],
+        text=f"partition {partition} waits for {ceremony.required} shares "
+        f"until {ceremony.expires.ToJsonString()}\n"
+        f"exchange key: {words(ceremony.exchange_public_key)}",
+        following=_submit(output, "security-domain.json"),
+    )
+
+
+def _refuse_second(pool: Pool, partition: int) -> None:
+    """End the command if another partition runs a ceremony; its own partition refuses by itself."""
+    for other in {0, 1, 2} - {partition}:
+        try:
+            ceremony = pool.get_ceremony(other)
+        except MHSMError:
+            continue  # it is down, and so is whatever it ran
+        if ceremony:
+            fail(
+                f"a ceremony ({_purpose(ceremony)}) is under way at partition {other}",
+                "mhsm security-domain status; finish it or cancel it first",
+            )
+
+
+def _write_attempt(path: Path, ceremony: security_domain_pb2.Ceremony) -> None:
+    content = {
+        "purpose": _purpose(ceremony),
+        "partition": ceremony.partition_index,
+        "pool_id": ceremony.pool_id,
+        "generation": ceremony.generation,
+        "attempt_id": base64.b64encode(ceremony.attempt_id).decode(),
+        "exchange_public_key": base64.b64encode(ceremony.exchange_public_key).decode(),
+        "exchange_key_words": words(ceremony.exchange_public_key),
+        "expires": ceremony.expires.ToJsonString(),
+    }
+    write_new(path, json.dumps(content, indent=2).encode() + b"\n", 0o644)
+
+
+def _read_attempt(path: Path) -> _Attempt:
     try:
         content = json.loads(read_bounded(path, container.FILE_BYTES_MAX))
-        return _RecoveryFile(
+        return _Attempt(
             int(content["partition"]),
             str(content["pool_id"]),
             int(content["generation"]),
@@ -151,64 +361,68 @@ def _read_recovery(path: Path) -> _RecoveryFile:
             base64.b64decode(content["exchange_public_key"], validate=True),
         )
     except (ValueError, KeyError, TypeError, RecursionError):
-        fail(f"{path} was not written by init-recovery", "mhsm security-domain init-recovery --help")
+        fail(f"{path} is no attempt file", "begin a ceremony: mhsm security-domain --help")
 
 
-@security_domain_group.command("submit-share")
-@click.option(
-    "--recovery", "recovery_file", type=click.Path(exists=True, dir_okay=False, path_type=Path), required=True
-)
-@click.option(
-    "--security-domain",
-    "domain_file",
-    type=click.Path(exists=True, dir_okay=False, path_type=Path),
-    required=True,
-)
-@click.option(
-    "--officer-key", "key_file", type=click.Path(exists=True, dir_okay=False, path_type=Path), required=True
-)
-@common_options
-def submit_share(recovery_file: Path, domain_file: Path, key_file: Path, **common: Any) -> None:
-    """Open one officer's share, encrypt it to the exchange key, sign and submit it.
-
-    The passphrase of an encrypted key file is asked for.
-    """
-    recovery = _read_recovery(recovery_file)
+def _make_submission(attempt: _Attempt, domain_file: Path, key_file: Path) -> bytes:
     key = officers.load_private_key(
         read_bounded(key_file, officers.PEM_BYTES_MAX),
         lambda: click.prompt("passphrase", hide_input=True, err=True).encode(),
     )
     file = read_bounded(domain_file, container.FILE_BYTES_MAX)
     domain = container.parse(file)
-    if (domain.pool_id, domain.generation) != (recovery.pool_id, recovery.generation):
+    if (domain.pool_id, domain.generation) != (attempt.pool_id, attempt.generation):
         fail("the security-domain file is of another pool or generation", "use the file in force")
-    submitted = submission.make_submission(file, key, recovery.attempt_id, recovery.exchange_public_key)
-    with connect(common, client="administrator") as pool:
-        progress = pool.submit_share(recovery.partition, recovery.attempt_id, submitted)
-    missing = progress.required - progress.accepted
-    report(
-        {
-            "accepted": progress.accepted,
-            "required": progress.required,
-            "unlocked": progress.unlocked,
-        },
-        as_json=common["as_json"],
-        text=f"{progress.accepted} of {progress.required} shares"
-        + (": the pool is unlocked" if progress.unlocked else f", {missing} more needed"),
-        following="mhsm status"
-        if progress.unlocked
-        else "the next officer runs the same command with his own key",
+    return submission.make_submission(file, key, attempt.attempt_id, attempt.exchange_public_key)
+
+
+def _report_progress(ceremony: security_domain_pb2.Ceremony, as_json: bool) -> None:
+    missing = ceremony.required - ceremony.accepted
+    done = {
+        security_domain_pb2.CEREMONY_PURPOSE_ACTIVATION: "the pool is active",
+        security_domain_pb2.CEREMONY_PURPOSE_RECOVERY: "the pool is unlocked",
+        security_domain_pb2.CEREMONY_PURPOSE_VERIFICATION: "a quorum can open the security domain",
+        security_domain_pb2.CEREMONY_PURPOSE_SHARE_ROTATION: "the new file is in force",
+    }
+    text = f"{ceremony.accepted} of {ceremony.required} shares"
+    following = "the next officer runs the same command with his own key"
+    if ceremony.complete:
+        text += f": {done.get(ceremony.purpose, '')}"
+        following = "mhsm status"
+    elif not ceremony.accepted:
+        text = f"the old quorum is complete; the new file waits for {ceremony.required} new shares"
+        following = "mhsm security-domain fetch-file --output FILE, then each new officer submits with FILE"
+    else:
+        text += f", {missing} more needed"
+    report(_described(ceremony), as_json=as_json, text=text, following=following)
+
+
+def _described(ceremony: security_domain_pb2.Ceremony) -> dict[str, Any]:
+    return {
+        "purpose": _purpose(ceremony),
+        "pool_id": ceremony.pool_id,
+        "generation": ceremony.generation,
+        "accepted": ceremony.accepted,
+        "required": ceremony.required,
+        "accepted_officers": list(ceremony.accepted_officers),
+        "complete": ceremony.complete,
+        "expires": ceremony.expires.ToJsonString(),
+        "security_domain_words": words(ceremony.security_domain_file),
+        "exchange_key_words": words(ceremony.exchange_public_key),
+    }
+
+
+def _purpose(ceremony: security_domain_pb2.Ceremony) -> str:
+    name = security_domain_pb2.CeremonyPurpose.Name(ceremony.purpose)
+    return name.removeprefix("CEREMONY_PURPOSE_").lower()
+
+
+def _submit(attempt: Path, domain_file: Path | str) -> str:
+    return (
+        f"mhsm security-domain submit-share --attempt {attempt} "
+        f"--security-domain {domain_file} --officer-key officer-1.key"
     )
 
 
-@security_domain_group.command("cancel-recovery")
-@click.option(
-    "--recovery", "recovery_file", type=click.Path(exists=True, dir_okay=False, path_type=Path), required=True
-)
-@common_options
-def cancel_recovery(recovery_file: Path, **common: Any) -> None:
-    """End an attempt to unlock; all submitted shares are forgotten."""
-    recovery = _read_recovery(recovery_file)
-    with connect(common, client="administrator") as pool:
-        pool.cancel_recovery(recovery.partition, recovery.attempt_id)
-    report({"cancelled": True}, as_json=common["as_json"], text="the attempt is cancelled", following="")
+def _certificates(paths: tuple[Path, ...]) -> list[bytes]:
+    return [officers.certificate_der(read_bounded(path, officers.PEM_BYTES_MAX)) for path in paths]

@@ -55,7 +55,7 @@ def status(context: click.Context, watch: bool, data_dir: Path, as_json: bool) -
                 click.echo(f"partition {row['index']}: {row['reason']}")
         following = {
             "PROVISIONED": "mhsm security-domain download --help",
-            "LOCKED": "mhsm security-domain init-recovery --output recovery.json",
+            "LOCKED": "mhsm security-domain init-recovery --output attempt.json",
         }
         states = {row["state"] for row in rows}
         # Beside one that serves, a locked partition heals by itself.

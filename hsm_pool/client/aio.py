@@ -215,31 +215,51 @@ class AsyncPool:
         return await self._at(calls.partition_status(), index)
 
     async def download_security_domain(
-        self, certificates_der: Sequence[bytes], required: int, request_id: str | None = None
-    ) -> bytes:
-        """Activate the pool; returns the security-domain file."""
-        return await self._run(calls.download_security_domain(certificates_der, required, request_id))
+        self,
+        certificates_der: Sequence[bytes],
+        required: int,
+        request_id: str | None = None,
+        partition: int | None = None,
+    ) -> security_domain_pb2.Ceremony:
+        """Create the security domain; the pool is active when every officer has submitted his share."""
+        call = calls.download_security_domain(certificates_der, required, request_id)
+        return await self._at(call, partition)
 
-    async def init_recovery(self, partition: int = 0) -> security_domain_pb2.InitRecoveryResponse:
-        """Start to unlock a locked pool at one partition."""
-        return await self._at(calls.init_recovery(), partition)
+    async def init_recovery(
+        self, partition: int | None = None, file: bytes = b""
+    ) -> security_domain_pb2.Ceremony:
+        """Start to unlock a locked pool, or to recover a lost pool's domain (its file) in a new pool."""
+        return await self._at(calls.init_recovery(file), partition)
+
+    async def verify_security_domain(self, partition: int | None = None) -> security_domain_pb2.Ceremony:
+        """Start a proof that a quorum of officers can open the security domain."""
+        return await self._at(calls.verify_security_domain(), partition)
+
+    async def rotate_shares(
+        self, certificates_der: Sequence[bytes], required: int, partition: int | None = None
+    ) -> security_domain_pb2.Ceremony:
+        """Start to share the secret out among new officers."""
+        return await self._at(calls.rotate_shares(certificates_der, required), partition)
 
     async def submit_share(
         self, partition: int, attempt_id: bytes, submission: bytes
-    ) -> security_domain_pb2.SubmitShareResponse:
-        """Submit one officer's share to the partition of the attempt."""
+    ) -> security_domain_pb2.Ceremony:
+        """Submit one officer's share to the partition that runs the ceremony."""
         return await self._at(calls.submit_share(attempt_id, submission), partition)
 
-    async def cancel_recovery(self, partition: int, attempt_id: bytes) -> None:
-        """End an attempt to unlock."""
-        await self._at(calls.cancel_recovery(attempt_id), partition)
+    async def get_ceremony(self, partition: int | None = None) -> security_domain_pb2.Ceremony | None:
+        """Return the ceremony under way at a partition."""
+        return await self._at(calls.get_ceremony(), partition)
+
+    async def cancel_ceremony(self, partition: int, attempt_id: bytes) -> None:
+        """End a ceremony; its shares are forgotten."""
+        await self._at(calls.cancel_ceremony(attempt_id), partition)
 
     async def _run(self, call: Call[T]) -> T:
         total = self._timeout_seconds or CALL_SECONDS[call.kind]
         if self._pinned is not None:
             return await self._once(call, self._pinned, total)
-        # The one ceremony that comes here, the download, carries a request_id like a mutation.
-        attempts = Attempts(time.monotonic() + total, call.kind in {"mutation", "ceremony"})
+        attempts = Attempts(time.monotonic() + total, call.kind == "mutation")
         while True:
             now = time.monotonic()
             index, probe = self._rotation.choose(attempts.tried, now)
@@ -260,8 +280,9 @@ class AsyncPool:
                 self._rotation.healthy(index)
                 return answer
 
-    async def _at(self, call: Call[T], index: int) -> T:
-        return await self._once(call, index, self._timeout_seconds or ATTEMPT_SECONDS[call.kind])
+    async def _at(self, call: Call[T], index: int | None) -> T:
+        at = index if index is not None else self._pinned or 0
+        return await self._once(call, at, self._timeout_seconds or ATTEMPT_SECONDS[call.kind])
 
     async def _once(self, call: Call[T], index: int, seconds: float) -> T:
         method = getattr(call.stub(self._channels[index]), call.method)

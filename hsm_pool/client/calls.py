@@ -267,26 +267,50 @@ def _ceremony(method: str, request: Any, answer: Callable[[Any], T]) -> Call[T]:
 
 def download_security_domain(
     certificates_der: Sequence[bytes], required: int, request_id: str | None = None
-) -> Call[bytes]:
+) -> Call[security_domain_pb2.Ceremony]:
     """DownloadSecurityDomain."""
     request = security_domain_pb2.DownloadSecurityDomainRequest(
         officer_certificates_der=certificates_der, required=required, request_id=_request_id(request_id)
     )
-    return _ceremony("DownloadSecurityDomain", request, lambda response: response.security_domain_file)
+    return _ceremony("DownloadSecurityDomain", request, lambda response: response.ceremony)
 
 
-def init_recovery() -> Call[security_domain_pb2.InitRecoveryResponse]:
+def init_recovery(file: bytes = b"") -> Call[security_domain_pb2.Ceremony]:
     """InitRecovery."""
-    return _ceremony("InitRecovery", security_domain_pb2.InitRecoveryRequest(), lambda response: response)
+    request = security_domain_pb2.InitRecoveryRequest(security_domain_file=file)
+    return _ceremony("InitRecovery", request, lambda response: response.ceremony)
 
 
-def submit_share(attempt_id: bytes, submission: bytes) -> Call[security_domain_pb2.SubmitShareResponse]:
+def verify_security_domain() -> Call[security_domain_pb2.Ceremony]:
+    """VerifySecurityDomain."""
+    request = security_domain_pb2.VerifySecurityDomainRequest()
+    return _ceremony("VerifySecurityDomain", request, lambda response: response.ceremony)
+
+
+def rotate_shares(certificates_der: Sequence[bytes], required: int) -> Call[security_domain_pb2.Ceremony]:
+    """RotateShares."""
+    request = security_domain_pb2.RotateSharesRequest(
+        officer_certificates_der=certificates_der, required=required
+    )
+    return _ceremony("RotateShares", request, lambda response: response.ceremony)
+
+
+def submit_share(attempt_id: bytes, submission: bytes) -> Call[security_domain_pb2.Ceremony]:
     """SubmitShare."""
     request = security_domain_pb2.SubmitShareRequest(attempt_id=attempt_id, submission=submission)
-    return _ceremony("SubmitShare", request, lambda response: response)
+    return _ceremony("SubmitShare", request, lambda response: response.ceremony)
 
 
-def cancel_recovery(attempt_id: bytes) -> Call[None]:
-    """CancelRecovery."""
-    request = security_domain_pb2.CancelRecoveryRequest(attempt_id=attempt_id)
-    return _ceremony("CancelRecovery", request, lambda _: None)
+def get_ceremony() -> Call[security_domain_pb2.Ceremony | None]:
+    """GetCeremony."""
+    return _ceremony(
+        "GetCeremony",
+        security_domain_pb2.GetCeremonyRequest(),
+        lambda response: response.ceremony if response.HasField("ceremony") else None,
+    )
+
+
+def cancel_ceremony(attempt_id: bytes) -> Call[None]:
+    """CancelCeremony."""
+    request = security_domain_pb2.CancelCeremonyRequest(attempt_id=attempt_id)
+    return _ceremony("CancelCeremony", request, lambda _: None)

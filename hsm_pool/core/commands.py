@@ -82,6 +82,14 @@ class ResumePartition:
     index: int
 
 
+@dataclass(frozen=True, slots=True)
+class ReplaceSecurityDomain:
+    """Puts another security-domain header in force; both digests are SHA-256 of the header."""
+
+    old_header_digest: bytes
+    new_header_digest: bytes
+
+
 Command = (
     CreateKeyVersion
     | UpdateKeyVersion
@@ -90,6 +98,7 @@ Command = (
     | PurgeDeletedKey
     | DrainPartition
     | ResumePartition
+    | ReplaceSecurityDomain
 )
 
 

@@ -18,6 +18,7 @@ from hsm_pool.core.commands import (
     EmptyReply,
     PurgeDeletedKey,
     RecoverDeletedKey,
+    ReplaceSecurityDomain,
     Reply,
     ResumePartition,
     UpdateKeyVersion,
@@ -38,6 +39,7 @@ from hsm_pool.core.model import (
 )
 from hsm_pool.core.state import Changes, View
 from hsm_pool.errors import (
+    CeremonyState,
     DeletedKeyNotFound,
     FloorOfTwo,
     InvalidField,
@@ -84,6 +86,8 @@ def apply(command: Command, view: View) -> Outcome:
             return _drain(command, view)
         case ResumePartition():
             return _resume(command, view)
+        case ReplaceSecurityDomain():
+            return _replace_security_domain(command, view)
 
 
 def pool_record(view: View) -> PoolRecord:
@@ -277,3 +281,10 @@ def _drain(command: DrainPartition, view: View) -> Outcome:
 def _resume(command: ResumePartition, view: View) -> Outcome:
     pool = pool_record(view)
     return Outcome(EmptyReply(), {POOL: replace(pool, drained=pool.drained - {command.index})})
+
+
+def _replace_security_domain(command: ReplaceSecurityDomain, view: View) -> Outcome:
+    pool = pool_record(view)
+    if pool.header_digest != command.old_header_digest:
+        raise CeremonyState("another ceremony has changed the security domain meanwhile; start again")
+    return Outcome(EmptyReply(), {POOL: replace(pool, header_digest=command.new_header_digest)})

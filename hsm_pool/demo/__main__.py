@@ -134,6 +134,7 @@ class Demo:
         )
         officers: list[dict[str, str]] = made["officers"]
         domain_file = self._directory / "security-domain.json"
+        attempt = self._directory / "activation.json"
         certificates = [part for officer in officers for part in ("--officer", officer["certificate_file"])]
         self.mhsm(
             "security-domain",
@@ -142,12 +143,32 @@ class Demo:
             "2",
             "--output",
             str(domain_file),
+            "--attempt-output",
+            str(attempt),
             *certificates,
             *at,
         )
+        for officer in officers:
+            progress = self._submit_share(attempt, domain_file, officer, at)
+            self.say(f"an officer proved his share: {progress['accepted']} of {progress['required']}")
         self._await(lambda: self._all_in(_SERVING), "three serving partitions")
         self.say("three officers hold shares of the security domain, any two open it; the pool is active")
         return officers, domain_file
+
+    def _submit_share(
+        self, attempt: Path, domain_file: Path, officer: dict[str, str], at: tuple[str, str]
+    ) -> dict[str, Any]:
+        return self.mhsm(
+            "security-domain",
+            "submit-share",
+            "--attempt",
+            str(attempt),
+            "--security-domain",
+            str(domain_file),
+            "--officer-key",
+            officer["key_file"],
+            *at,
+        )
 
     def _check_file(self, pool: Pool, wrapped: bytes, plain: Path, sealed: Path) -> None:
         data_key = pool.unwrap_key("keys/wrapping-aes", "A256KW", wrapped)
@@ -201,20 +222,10 @@ class Demo:
         else:
             raise RuntimeError("a locked pool answered")
         began = time.monotonic()
-        recovery = self._directory / "recovery.json"
-        self.mhsm("security-domain", "init-recovery", "--output", str(recovery), *at)
+        attempt = self._directory / "recovery.json"
+        self.mhsm("security-domain", "init-recovery", "--output", str(attempt), *at)
         for officer in (officers[0], officers[2]):
-            progress = self.mhsm(
-                "security-domain",
-                "submit-share",
-                "--recovery",
-                str(recovery),
-                "--security-domain",
-                str(domain_file),
-                "--officer-key",
-                officer["key_file"],
-                *at,
-            )
+            progress = self._submit_share(attempt, domain_file, officer, at)
             self.say(f"an officer submitted his share: {progress['accepted']} of {progress['required']}")
         self._await(lambda: self._all_in(_SERVING), "three serving partitions")
         return round((time.monotonic() - began) * 1000)

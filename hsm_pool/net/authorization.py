@@ -68,7 +68,15 @@ PERMISSIONS: dict[str, frozenset[Role]] = {
     },
     **{
         f"/mhsm.security_domain.v1.SecurityDomainService/{method}": frozenset({Role.ADMINISTRATOR})
-        for method in ("DownloadSecurityDomain", "InitRecovery", "SubmitShare", "CancelRecovery")
+        for method in (
+            "DownloadSecurityDomain",
+            "InitRecovery",
+            "VerifySecurityDomain",
+            "RotateShares",
+            "SubmitShare",
+            "GetCeremony",
+            "CancelCeremony",
+        )
     },
     "/mhsm.pool.v1.PoolService/GetPartitionStatus": _CUSTOMERS,
     "/mhsm.peer.v1.PeerService/BeginHeal": frozenset({Role.PARTITION}),

@@ -1,4 +1,4 @@
-"""The small services: status, ceremonies, peers, node agents, the enclave interface, health."""
+"""The small services: status, peers, node agents, the enclave interface, health."""
 
 from __future__ import annotations
 
@@ -10,22 +10,17 @@ from grpc_health.v1 import health_pb2, health_pb2_grpc
 from hsm_pool.core.commands import DrainPartition, ResumePartition
 from hsm_pool.enclave.healing import certificate_key
 from hsm_pool.errors import InvalidField, NotFresh, PermissionDenied
-from hsm_pool.net import convert
 from hsm_pool.net.calls import deadline
 from hsm_pool.net.interceptors import current_caller
+from hsm_pool.partition.ceremonies import Ceremonies
 from hsm_pool.partition.partition import Partition, PartitionState
 from hsm_pool.partition.serving import Serving
-from hsm_pool.partition.unlocking import Ceremonies
 from hsm_pool.store.committer import Mutation
 from mhsm.enclave.v1 import enclave_pb2, enclave_pb2_grpc
 from mhsm.node.v1 import node_pb2, node_pb2_grpc
 from mhsm.peer.v1 import peer_pb2, peer_pb2_grpc
 from mhsm.pool.v1 import pool_pb2, pool_pb2_grpc
-from mhsm.security_domain.v1 import security_domain_pb2, security_domain_pb2_grpc
 from security_domain import container
-
-_OFFICER_CERTIFICATE_BYTES_MAX = 16 * 1024
-_SUBMISSION_BYTES_MAX = 16 * 1024
 
 
 class PoolService(pool_pb2_grpc.PoolServiceServicer):
@@ -66,64 +61,6 @@ class PoolService(pool_pb2_grpc.PoolServiceServicer):
             response.secret_memory = serving.keys.memory_kind
             response.key_count = replica.state.key_count()
         return response
-
-
-class SecurityDomainService(security_domain_pb2_grpc.SecurityDomainServiceServicer):
-    """Ceremonies."""
-
-    def __init__(self, partition: Partition, ceremonies: Ceremonies) -> None:
-        self._partition = partition
-        self._ceremonies = ceremonies
-
-    def DownloadSecurityDomain(  # noqa: N802, D102
-        self,
-        request: security_domain_pb2.DownloadSecurityDomainRequest,
-        context: grpc.ServicerContext,  # noqa: ARG002
-    ) -> security_domain_pb2.DownloadSecurityDomainResponse:
-        certificates = list(request.officer_certificates_der)
-        if any(len(certificate) > _OFFICER_CERTIFICATE_BYTES_MAX for certificate in certificates):
-            raise InvalidField("a certificate is too large", field="officer_certificates_der")
-        file = self._ceremonies.download(
-            certificates, request.required, convert.request_id(request.request_id)
-        )
-        return security_domain_pb2.DownloadSecurityDomainResponse(security_domain_file=file)
-
-    def InitRecovery(  # noqa: N802, D102
-        self,
-        request: security_domain_pb2.InitRecoveryRequest,  # noqa: ARG002
-        context: grpc.ServicerContext,  # noqa: ARG002
-    ) -> security_domain_pb2.InitRecoveryResponse:
-        begun = self._ceremonies.init_recovery()
-        settings = self._partition.settings
-        return security_domain_pb2.InitRecoveryResponse(
-            attempt_id=begun.attempt_id,
-            exchange_public_key=begun.exchange_public_key,
-            partition_index=settings.index,
-            expires=convert.timestamp(begun.expires_at_ms),
-            pool_id=settings.pool_id,
-            generation=begun.generation,
-            evidence=begun.evidence,
-        )
-
-    def SubmitShare(  # noqa: N802, D102
-        self,
-        request: security_domain_pb2.SubmitShareRequest,
-        context: grpc.ServicerContext,  # noqa: ARG002
-    ) -> security_domain_pb2.SubmitShareResponse:
-        if len(request.submission) > _SUBMISSION_BYTES_MAX:
-            raise InvalidField("the submission is too large", field="submission")
-        progress = self._ceremonies.submit_share(request.attempt_id, request.submission)
-        return security_domain_pb2.SubmitShareResponse(
-            accepted=progress.accepted, required=progress.required, unlocked=progress.unlocked
-        )
-
-    def CancelRecovery(  # noqa: N802, D102
-        self,
-        request: security_domain_pb2.CancelRecoveryRequest,
-        context: grpc.ServicerContext,  # noqa: ARG002
-    ) -> security_domain_pb2.CancelRecoveryResponse:
-        self._ceremonies.cancel(request.attempt_id)
-        return security_domain_pb2.CancelRecoveryResponse()
 
 
 class PeerService(peer_pb2_grpc.PeerServiceServicer):

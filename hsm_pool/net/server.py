@@ -20,10 +20,10 @@ from hsm_pool.net.plane_services import (
     NodeService,
     PeerService,
     PoolService,
-    SecurityDomainService,
 )
+from hsm_pool.net.security_domain_service import SecurityDomainService
+from hsm_pool.partition.ceremonies import Ceremonies
 from hsm_pool.partition.partition import Partition
-from hsm_pool.partition.unlocking import Ceremonies
 from hsm_pool.settings import Identity
 from mhsm.crypto.v1 import crypto_pb2_grpc
 from mhsm.enclave.v1 import enclave_pb2_grpc

@@ -17,8 +17,8 @@ from hsm_pool.crypto.secret_memory import harden_process
 from hsm_pool.enclave.evidence import measurement
 from hsm_pool.net.peer_client import PeerHealing
 from hsm_pool.net.server import PlaneServers
+from hsm_pool.partition.ceremonies import Ceremonies
 from hsm_pool.partition.partition import Partition
-from hsm_pool.partition.unlocking import Ceremonies
 from hsm_pool.settings import PartitionSettings
 
 _FAILED = 70

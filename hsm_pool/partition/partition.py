@@ -217,7 +217,12 @@ class Partition:
                 return
             self.recovery_path = path
             self._serving = Serving(
-                self.store, keys, self.settings.index, self.state_directory, self.quarantine
+                self.store,
+                keys,
+                self.settings.index,
+                self.state_directory,
+                self.quarantine,
+                self._take_header,
             )
             self._move(PartitionState.SERVING, "")
         self._wake.set()
@@ -236,6 +241,10 @@ class Partition:
 
     def _sealing_key(self) -> SecretBytes:
         return SecretBytes(Path(self.settings.platform.sealing_key_file).read_bytes())
+
+    def _take_header(self, value: bytes) -> None:
+        """Take the header that the chain names (its digest was checked)."""
+        self.header = self._parse_header(value)
 
     def _parse_header(self, value: bytes) -> record_pb2.PoolHeader:
         try:

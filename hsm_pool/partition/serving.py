@@ -27,6 +27,7 @@ class Serving:
         index: int,
         state: StateDirectory,
         on_tampered: Callable[[str], None],
+        on_header: Callable[[bytes], None],
     ) -> None:
         self.keys = keys
         self.replica = Replica(keys, index, state.incarnation)
@@ -34,6 +35,7 @@ class Serving:
         self._follower = Follower(store, self.replica, state, on_tampered)
         self._loaded = LoadedKeyCache(_LOADED_KEYS_MAX)
         self.replica.on_removed = self._forget
+        self.replica.on_header = on_header
         self._follower.start()
 
     def close(self) -> None:

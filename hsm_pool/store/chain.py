@@ -127,8 +127,12 @@ def build_transaction(
     head: Head,
     table: TableDigest,
     changes: Mapping[RecordName, Record | None],
+    header: bytes = b"",
 ) -> Transaction:
-    """Seal the changes into the transaction that follows head. No changes make an empty mutation."""
+    """Seal the changes into the transaction that follows head. No changes make an empty mutation.
+
+    A header comes with the change of the pool record that names its digest.
+    """
     sequence = head.sequence + 1
     puts: dict[str, bytes] = {}
     deletes: list[str] = []
@@ -158,6 +162,8 @@ def build_transaction(
     entry.mac = keys.mac(_LOG_LABEL, entry.SerializeToString(deterministic=True))
     log_value = entry.SerializeToString(deterministic=True)
     puts[log_key(sequence)] = log_value
+    if header:
+        puts[HEADER_KEY] = header
     puts[HEAD_KEY] = _head_value(keys, sequence, value_digest(log_value))
     return Transaction(entry.transaction_id, sequence, puts, tuple(deletes))
 

@@ -36,6 +36,7 @@ class Mutation:
     """A command with its request id and how its answer is kept.
 
     ``request_key`` is None for commands without a request id (those of the controller).
+    ``header`` is the pool header that the command puts in force, b"" for none.
     """
 
     command: Command
@@ -43,6 +44,7 @@ class Mutation:
     request_key: bytes | None
     request_digest: bytes
     time_ms: int
+    header: bytes = b""
 
 
 @dataclass(slots=True, eq=False)
@@ -170,7 +172,11 @@ class Committer:
             accepted, later, changes = self._decide(batch)
             if not accepted:
                 return later
-            transaction = chain.build_transaction(replica.keys, replica.index, head, replica.table, changes)
+            # At most one of a batch is accepted: each compares the header that it replaces.
+            header = b"".join(submission.mutation.header for submission, _ in accepted)
+            transaction = chain.build_transaction(
+                replica.keys, replica.index, head, replica.table, changes, header
+            )
         if self._settle(head, transaction):
             for submission, reply in accepted:
                 submission.finish(transaction.sequence, reply)

@@ -16,7 +16,7 @@ from typing import Generic, TypeVar
 
 from hsm_pool import limits
 from hsm_pool.core.freshness import FreshnessTracker, PeerRenewal, clock_skew_seconds
-from hsm_pool.core.model import Record, RecordName, name_of
+from hsm_pool.core.model import POOL, PoolRecord, Record, RecordName, name_of
 from hsm_pool.core.state import Overlay, State, View
 from hsm_pool.errors import MHSMError, NotFresh, PartitionDrained
 from hsm_pool.store import chain, codec
@@ -75,6 +75,7 @@ class Replica:
         self._stopped = False
         self.on_applied: Callable[[], None] = lambda: None
         self.on_removed: Callable[[RecordName], None] = lambda _: None
+        self.on_header: Callable[[bytes], None] = lambda _: None
 
     # -- following the store -------------------------------------------------------------
 
@@ -121,6 +122,7 @@ class Replica:
             self._note_drained()
             self.tracker.reset(head.sequence, boot_time())
             self.condition.notify_all()
+        self.on_header(header)
         self.on_applied()
 
     def _walk(
@@ -215,6 +217,9 @@ class Replica:
             self.revision = revision.revision
             self.tracker.advance(boot_time())
             self.condition.notify_all()
+        header = values.get(chain.HEADER_KEY)
+        if header:
+            self.on_header(header)
         if chain.HEAD_KEY in values:
             self.on_applied()
 
@@ -247,6 +252,7 @@ class Replica:
             _, name, record = self._open(change.opaque_id, value)
             changes[name] = record
             new_names[change.opaque_id] = name
+        expected |= self._check_header(values.get(chain.HEADER_KEY), changes.get(POOL))
         if set(values) - expected:
             raise Tampered(f"sequence {head.sequence} came with records that its log entry does not name")
         if self.table.after(digests) != entry.table_digest:
@@ -263,6 +269,16 @@ class Replica:
             self._recent.popitem(last=False)
         self._note_drained()
         self.tracker.applied(head.sequence, tuple(changes), boot_time())
+
+    def _check_header(self, header: bytes | None, pool: Record | None) -> set[str]:
+        """Check that the pool header changes exactly when the pool record names another one."""
+        old = self.state.pool().header_digest
+        new = pool.header_digest if isinstance(pool, PoolRecord) else old
+        if new == old:
+            return set()  # a header that comes all the same is one that the log entry does not name
+        if header is None or chain.value_digest(header) != new:
+            raise Tampered("the pool header is not the one that the chain names")
+        return {chain.HEADER_KEY}
 
     def _note_drained(self) -> None:
         self._drained = self.index in self.state.pool().drained

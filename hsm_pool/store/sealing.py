@@ -40,29 +40,34 @@ class PoolKeys:
     """The keys that make a partition a member of its pool, in secret memory.
 
     ``chain_key`` and ``name_key`` live as long as the pool; each epoch adds a
-    key-encryption key.
+    key-encryption key. ``backup_private_key`` is that of the security domain, so that
+    every pool of one domain restores its backups without the officers.
     """
 
     def __init__(self, pool_id: str, secret: SecretBytes) -> None:
         message = record_pb2.PoolKeysSecret.FromString(secret.reveal())
         if len(message.name_key) != KEY_BYTES or len(message.chain_key) != KEY_BYTES:
             raise ValueError("pool keys have a wrong length")
+        if len(message.backup_private_key) != KEY_BYTES:
+            raise ValueError("the backup key has a wrong length")
         if message.epoch not in message.key_encryption_keys:
             raise ValueError("the epoch in force has no key")
         self.pool_id = pool_id
         self.epoch = message.epoch
         self._name_key = _protect(message.name_key)
         self._chain_key = _protect(message.chain_key)
+        self._backup_private_key = _protect(message.backup_private_key)
         self._keks = {epoch: _protect(kek) for epoch, kek in message.key_encryption_keys.items()}
 
     @staticmethod
-    def generate(pool_id: str) -> PoolKeys:
-        """Make the keys of a new pool, epoch 1."""
+    def generate(pool_id: str, backup_private_key: SecretBytes) -> PoolKeys:
+        """Make the keys of a new pool, epoch 1; the backup key comes from its security domain."""
         message = record_pb2.PoolKeysSecret(
             key_encryption_keys={1: os.urandom(KEY_BYTES)},
             name_key=os.urandom(KEY_BYTES),
             chain_key=os.urandom(KEY_BYTES),
             epoch=1,
+            backup_private_key=backup_private_key.reveal(),
         )
         return PoolKeys(pool_id, SecretBytes(message.SerializeToString(deterministic=True)))
 
@@ -73,8 +78,13 @@ class PoolKeys:
             name_key=bytes(self._name_key.view()[:KEY_BYTES]),
             chain_key=bytes(self._chain_key.view()[:KEY_BYTES]),
             epoch=self.epoch,
+            backup_private_key=self.backup_private_key().reveal(),
         )
         return SecretBytes(message.SerializeToString(deterministic=True))
+
+    def backup_private_key(self) -> SecretBytes:
+        """Return the X25519 key that opens backups, 32 bytes."""
+        return SecretBytes(bytes(self._backup_private_key.view()[:KEY_BYTES]))
 
     @property
     def memory_kind(self) -> str:

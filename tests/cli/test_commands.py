@@ -35,16 +35,29 @@ def test_the_ceremony_by_commands(make_pool: Callable[..., RunningPool], tmp_pat
     for officer in made["officers"]:
         assert stat.S_IMODE(Path(officer["key_file"]).stat().st_mode) == 0o600
     domain = tmp_path / "security-domain.json"
+    attempt = tmp_path / "activation.json"
+    to = ("--attempt-output", str(attempt))
     download = ("security-domain", "download", "--required", "2", "--output", str(domain), *certificates)
-    result = json.loads(mhsm(*download, *at, "--json").stdout)
+    result = json.loads(mhsm(*download, *to, *at, "--json").stdout)
+    assert not result["active"]
+    assert mhsm("key", "list", *at, check=False).returncode == 3, "not active before the shares are proved"
+    prove = ("security-domain", "submit-share", "--attempt", str(attempt))
+    share = ("--security-domain", str(domain), "--officer-key")
+    for number, officer in enumerate(made["officers"], start=1):
+        offline = ("--output", str(tmp_path / f"submission-{number}"))
+        mhsm(*prove, *share, officer["key_file"], *offline, "--data-dir", str(tmp_path / "nowhere"))
+        submitted = mhsm(*prove, "--submission", offline[1], *at, "--json")
+        progress = json.loads(submitted.stdout)
+        assert (progress["accepted"], progress["complete"]) == (number, number == 3)
     pool.await_states(["SERVING"] * 3)
     content = domain.read_bytes()
-    assert mhsm(*download, *at, check=False).returncode == 1, "an existing file is never overwritten"
+    assert mhsm(*download, *to, *at, check=False).returncode == 1, "an existing file is never overwritten"
     assert domain.read_bytes() == content
-    again = (*download[:5], str(tmp_path / "again.json"), *certificates)
+    to = ("--attempt-output", str(tmp_path / "again-attempt.json"))
+    again = (*download[:5], str(tmp_path / "again.json"), *certificates, *to)
     mhsm(*again, "--request-id", result["request_id"], *at)
     assert (tmp_path / "again.json").read_bytes() == content, "a repeat returns the first answer"
-    other = (*download[:5], str(tmp_path / "other.json"), *certificates)
+    other = (*download[:5], str(tmp_path / "other.json"), *certificates, *to)
     refused = mhsm(*other, *at, check=False)
     assert refused.returncode == 1
     assert "active already" in refused.stderr
@@ -63,13 +76,14 @@ def test_the_ceremony_by_commands(make_pool: Callable[..., RunningPool], tmp_pat
     submit = (
         "security-domain",
         "submit-share",
-        "--recovery",
+        "--attempt",
         str(recovery),
         "--security-domain",
         str(domain),
     )
     first = json.loads(mhsm(*submit, "--officer-key", made["officers"][0]["key_file"], *at, "--json").stdout)
-    assert first == {"accepted": 1, "required": 2, "unlocked": False}
+    assert (first["accepted"], first["required"], first["complete"]) == (1, 2, False)
+    assert first["purpose"] == "recovery"
     twice = mhsm(*submit, "--officer-key", made["officers"][0]["key_file"], *at, check=False)
     assert twice.returncode == 1
     assert "before" in twice.stderr
@@ -229,11 +243,13 @@ def test_files_that_are_something_else_are_refused_in_words(pool: RunningPool, t
     at = ("--data-dir", str(pool.directory))
     officers = [part for _ in range(3) for part in ("--officer", str(junk))]
     submit = ("security-domain", "submit-share", "--officer-key", str(junk), "--security-domain", str(junk))
+    to = ("--attempt-output", str(tmp_path / "attempt"))
     for command in (
-        ("security-domain", "download", "--required", "2", "--output", str(output), *officers),
-        (*submit, "--recovery", str(empty)),
-        (*submit, "--recovery", str(junk)),
-        ("security-domain", "cancel-recovery", "--recovery", str(junk)),
+        ("security-domain", "download", "--required", "2", "--output", str(output), *to, *officers),
+        ("security-domain", "rotate-shares", "--required", "2", "--output", str(output), *officers),
+        (*submit, "--attempt", str(empty)),
+        (*submit, "--attempt", str(junk)),
+        ("security-domain", "cancel", "--attempt", str(junk)),
         ("crypto", "decrypt", "--file", str(junk), "--output", str(output)),
         ("key", "import", "cli-junk", "--file", str(junk)),
     ):

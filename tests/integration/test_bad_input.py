@@ -550,17 +550,24 @@ def ceremony_cases() -> Iterator[Case]:
     again = download(required=2, request_id=request_id())
     yield Case("download: active", "DownloadSecurityDomain", again, errors.AlreadyActivated)
     yield Case("init recovery: not locked", "InitRecovery", domain.InitRecoveryRequest(), state)
+    given = domain.InitRecoveryRequest(security_domain_file=b"{}")
+    yield Case("init recovery: not new", "InitRecovery", given, state)
+    yield Case("rotate shares: nobody", "RotateShares", domain.RotateSharesRequest(required=2), invalid)
+    some = domain.RotateSharesRequest(officer_certificates_der=[b"x"] * 3, required=2)
+    yield Case("rotate shares: no certificates", "RotateShares", some, invalid)
+    many = domain.RotateSharesRequest(officer_certificates_der=[bytes(9_000)] * 3, required=2)
+    yield Case("rotate shares: large certificate", "RotateShares", many, invalid)
     for size in (0, 15, 17, 70_000):
         submit = domain.SubmitShareRequest(attempt_id=bytes(size), submission=b"{}")
         yield Case(f"submit: attempt of {size}", "SubmitShare", submit, invalid)
-        cancel = domain.CancelRecoveryRequest(attempt_id=bytes(size))
-        yield Case(f"cancel: attempt of {size}", "CancelRecovery", cancel, invalid)
+        cancel = domain.CancelCeremonyRequest(attempt_id=bytes(size))
+        yield Case(f"cancel: attempt of {size}", "CancelCeremony", cancel, invalid)
     submit = domain.SubmitShareRequest(attempt_id=bytes(16), submission=b"{}")
     yield Case("submit: no attempt", "SubmitShare", submit, state)
     submit = domain.SubmitShareRequest(attempt_id=bytes(16), submission=bytes(17_000))
     yield Case("submit: large", "SubmitShare", submit, invalid)
-    cancel = domain.CancelRecoveryRequest(attempt_id=bytes(16))
-    yield Case("cancel: no attempt", "CancelRecovery", cancel, state)
+    cancel = domain.CancelCeremonyRequest(attempt_id=bytes(16))
+    yield Case("cancel: no attempt", "CancelCeremony", cancel, state)
 
 
 MALFORMED = {
@@ -951,7 +958,7 @@ def test_bad_input_to_ceremonies(make_pool: Callable[..., RunningPool], officers
         stale = pool.submission(officers[0], first)
         with pytest.raises(errors.CeremonyState):
             client.init_recovery(0)
-        client.cancel_recovery(0, first.attempt_id)
+        client.cancel_ceremony(0, first.attempt_id)
         begun = client.init_recovery(0)
         process_ids = pool.all_process_ids()
         for what, submission in bad_submissions(pool.submission(officers[0], begun), stale).items():
@@ -963,7 +970,7 @@ def test_bad_input_to_ceremonies(make_pool: Callable[..., RunningPool], officers
         assert pool.all_process_ids() == process_ids
         for officer in officers[1:]:
             progress = client.submit_share(0, begun.attempt_id, pool.submission(officer, begun))
-        assert progress.unlocked
+        assert progress.complete
     pool.await_states(["SERVING"] * 3)
     with pool.client() as user:
         user.sign("keys/kept", "ES256", DIGEST)

@@ -24,7 +24,7 @@ from hsm_pool.errors import (
     PoolLocked,
     ShareRefused,
 )
-from hsm_pool.partition.unlocking import ATTEMPT_ID_BYTES
+from hsm_pool.partition.ceremonies import ATTEMPT_ID_BYTES
 from mhsm.keys.v1 import keys_pb2
 from mhsm.security_domain.v1 import security_domain_pb2
 from security_domain import container, shares
@@ -37,7 +37,7 @@ pytestmark = [pytest.mark.pool, pytest.mark.slow]
 
 DIGEST = b"d" * 32
 EC = {"key_type": keys_pb2.KEY_TYPE_EC, "curve": keys_pb2.CURVE_P256}
-Attempt = security_domain_pb2.InitRecoveryResponse
+Attempt = security_domain_pb2.Ceremony
 
 
 @pytest.fixture
@@ -58,19 +58,6 @@ def context(pool: RunningPool, begun: Attempt) -> Context:
     return Context(domain.pool_id, domain.generation, begun.attempt_id, begun.exchange_public_key)
 
 
-def ceremony_child(pool: RunningPool, index: int) -> int | None:
-    """Return the process id of a partition's ceremony child, None while it has none."""
-    partition = pool.process_id(index, "partition")
-    try:
-        for task in Path(f"/proc/{partition}/task").iterdir():
-            for child in (task / "children").read_text().split():
-                if b"hsm_pool.ceremony.child" in Path(f"/proc/{child}/cmdline").read_bytes():
-                    return int(child)
-    except FileNotFoundError:
-        pass
-    return None
-
-
 # -- who unlocks --------------------------------------------------------------------------
 
 
@@ -84,18 +71,18 @@ def test_any_two_of_three_officers_unlock_and_one_does_not(
     with locked.client("administrator") as client:
         begun = client.init_recovery(partition)
         progress = client.submit_share(partition, begun.attempt_id, locked.submission(first, begun))
-        assert (progress.accepted, progress.required, progress.unlocked) == (1, 2, False)
+        assert (progress.accepted, progress.required, progress.complete) == (1, 2, False)
         assert locked.states() == ["LOCKED"] * 3
         assert locked.status(partition).accepted_shares == 1
         for index in range(3):
             with locked.client(partition=index) as application, pytest.raises(PoolLocked):
                 application.create_key("locked", **EC)
         progress = client.submit_share(partition, begun.attempt_id, locked.submission(second, begun))
-        assert (progress.accepted, progress.required, progress.unlocked) == (2, 2, True)
+        assert (progress.accepted, progress.required, progress.complete) == (2, 2, True)
     locked.await_states(["SERVING"] * 3)
     paths = [locked.status(index).recovery_path for index in range(3)]
     assert sorted(paths) == ["peer", "peer", "quorum"]
-    until(lambda: ceremony_child(locked, partition) is None, 5, "the end of the ceremony child")
+    until(lambda: locked.ceremony_child(partition) is None, 5, "the end of the ceremony child")
     with locked.client() as application:
         if chosen == (0, 1):
             application.create_key("kept", **EC)
@@ -114,14 +101,14 @@ def test_three_of_five_officers_unlock_and_two_do_not(make_pool: Callable[..., R
             begun = client.init_recovery(2)
             for number in chosen[:2]:
                 submission = pool.submission(officers[number], begun)
-                assert not client.submit_share(2, begun.attempt_id, submission).unlocked
+                assert not client.submit_share(2, begun.attempt_id, submission).complete
             # Two officers cannot make up for the third, however often they try.
             for number in chosen[:2]:
                 with pytest.raises(ShareRefused):
                     client.submit_share(2, begun.attempt_id, pool.submission(officers[number], begun))
             assert pool.states() == ["LOCKED"] * 3
             submission = pool.submission(officers[chosen[2]], begun)
-            assert client.submit_share(2, begun.attempt_id, submission).unlocked
+            assert client.submit_share(2, begun.attempt_id, submission).complete
         pool.await_states(["SERVING"] * 3)
     pool.down()
 
@@ -138,7 +125,7 @@ def test_what_is_refused_names_the_officer_and_the_ceremony_goes_on(locked: Runn
     forged = shares.split(Secret(os.urandom(32)), domain.required, 3)
     with locked.client("administrator") as client:
         old = client.init_recovery(0)
-        client.cancel_recovery(0, old.attempt_id)
+        client.cancel_ceremony(0, old.attempt_id)
         begun = client.init_recovery(0)
         assert begun.attempt_id != old.attempt_id
         assert begun.exchange_public_key != old.exchange_public_key
@@ -173,14 +160,14 @@ def test_what_is_refused_names_the_officer_and_the_ceremony_goes_on(locked: Runn
 
         progress = client.submit_share(0, begun.attempt_id, locked.submission(honest, begun))
         accepted = 1
-        assert (progress.accepted, progress.unlocked) == (1, False)
+        assert (progress.accepted, progress.complete) == (1, False)
         refused(locked.submission(honest, begun), names[0], "submitted before")
         refused(
             seal_submission(here, names[1], liar.key, forged[1]),
             names[1],
             "not the one this officer was given",
         )
-        assert client.submit_share(0, begun.attempt_id, own).unlocked
+        assert client.submit_share(0, begun.attempt_id, own).complete
     locked.await_states(["SERVING"] * 3)
 
 
@@ -200,21 +187,21 @@ def test_one_attempt_at_a_time_by_its_own_id(locked: RunningPool) -> None:
             with pytest.raises(InvalidField):
                 client.submit_share(1, malformed, own)
         with pytest.raises(CeremonyState):
-            client.cancel_recovery(1, os.urandom(ATTEMPT_ID_BYTES))
+            client.cancel_ceremony(1, os.urandom(ATTEMPT_ID_BYTES))
         assert client.submit_share(1, begun.attempt_id, own).accepted == 1
 
-        client.cancel_recovery(1, begun.attempt_id)
-        assert ceremony_child(locked, 1) is None
+        client.cancel_ceremony(1, begun.attempt_id)
+        assert locked.ceremony_child(1) is None
         assert locked.status(1).accepted_shares == 0
         with pytest.raises(CeremonyState):
             client.submit_share(1, begun.attempt_id, locked.submission(other, begun))
         with pytest.raises(CeremonyState):
-            client.cancel_recovery(1, begun.attempt_id)
+            client.cancel_ceremony(1, begun.attempt_id)
 
         # What the cancelled attempt had accepted is forgotten.
         again = client.init_recovery(1)
         assert client.submit_share(1, again.attempt_id, locked.submission(other, again)).accepted == 1
-        client.cancel_recovery(1, again.attempt_id)
+        client.cancel_ceremony(1, again.attempt_id)
     assert locked.states() == ["LOCKED"] * 3
 
 
@@ -225,13 +212,13 @@ def test_attempts_at_two_partitions_do_not_add_up(locked: RunningPool) -> None:
         for index in range(2):
             submission = locked.submission(locked.officers[index], begun[index])
             progress = client.submit_share(index, begun[index].attempt_id, submission)
-            assert (progress.accepted, progress.unlocked) == (1, False)
+            assert (progress.accepted, progress.complete) == (1, False)
         # A submission to one partition's exchange key is worth nothing at the other.
         with pytest.raises(ShareRefused, match="another attempt"):
             client.submit_share(0, begun[0].attempt_id, locked.submission(locked.officers[1], begun[1]))
         assert locked.states() == ["LOCKED"] * 3
         for index in range(2):
-            client.cancel_recovery(index, begun[index].attempt_id)
+            client.cancel_ceremony(index, begun[index].attempt_id)
 
 
 def test_no_ceremony_while_the_pool_serves(locked: RunningPool) -> None:
@@ -249,7 +236,7 @@ def test_a_ceremony_whose_child_is_killed_can_be_repeated(locked: RunningPool) -
     with locked.client("administrator") as client:
         begun = client.init_recovery(0)
         client.submit_share(0, begun.attempt_id, locked.submission(locked.officers[0], begun))
-        child = ceremony_child(locked, 0)
+        child = locked.ceremony_child(0)
         assert child
         os.kill(child, signal.SIGKILL)
         with pytest.raises(CeremonyState):
@@ -263,7 +250,7 @@ def test_a_ceremony_whose_partition_is_killed_can_be_repeated(locked: RunningPoo
     with locked.client("administrator") as client:
         begun = client.init_recovery(0)
         client.submit_share(0, begun.attempt_id, locked.submission(locked.officers[0], begun))
-    child = ceremony_child(locked, 0)
+    child = locked.ceremony_child(0)
     assert child
     incarnation = locked.status(0).incarnation
     assert locked.signal(0, "partition", signal.SIGKILL)
@@ -375,8 +362,14 @@ def test_nothing_works_before_activation(provisioned: RunningPool) -> None:
             for call in calls:
                 with pytest.raises(NotActivated):
                     call()
-        with provisioned.client("administrator") as client, pytest.raises(CeremonyState):
-            client.init_recovery(index)
+        with provisioned.client("administrator") as client:
+            for call in (client.verify_security_domain, lambda p: client.rotate_shares([b"x"], 2, p)):
+                with pytest.raises(CeremonyState):
+                    call(index)
+            for file in (b"", b"{}", b"x" * 1000):
+                with pytest.raises(InvalidField):
+                    client.init_recovery(index, file)
+            assert client.get_ceremony(index) is None
         with provisioned.client(partition=index) as client, pytest.raises(MHSMError):
             client.download_security_domain([], 2)  # an application is no administrator
 
@@ -387,10 +380,21 @@ def test_a_repeated_download_gives_the_same_file_and_another_one_is_refused(
     """G4: one security domain a pool, whoever asks where, and a lost answer can be asked for again."""
     certificates = [officer.certificate_der for officer in officers]
     request_id = str(uuid.uuid4())
-    files = set()
-    for index in (0, 0, 1, 2):
+    with provisioned.client("administrator", partition=0) as client:
+        begun = client.download_security_domain(certificates, 2, request_id)
+        assert client.download_security_domain(certificates, 2, request_id) == begun
+        with pytest.raises(CeremonyState):
+            client.download_security_domain(certificates, 3, request_id)
+        for number, officer in enumerate(officers, start=1):
+            assert provisioned.states() == ["PROVISIONED"] * 3, "every officer must prove his share first"
+            progress = client.submit_share(0, begun.attempt_id, provisioned.submission(officer, begun))
+            assert (progress.accepted, progress.complete) == (number, number == len(officers))
+    files = {begun.security_domain_file}
+    for index in (0, 1, 2):
         with provisioned.client("administrator", partition=index) as client:
-            files.add(client.download_security_domain(certificates, 2, request_id))
+            repeated = client.download_security_domain(certificates, 2, request_id)
+            assert repeated.complete
+            files.add(repeated.security_domain_file)
     assert len(files) == 1
     for index in range(3):
         with provisioned.client("administrator", partition=index) as client:

@@ -15,6 +15,7 @@ from shamir_mnemonic.wordlist import WORDLIST
 from hsm_pool.client import calls
 from hsm_pool.client.errors import CallIndefinite
 from hsm_pool.core.model import key_name
+from hsm_pool.crypto.secret import SecretBytes
 from hsm_pool.errors import AvailabilityError, CommitUnknown, KeyNotUsable, MHSMError, ShareRefused
 from hsm_pool.net.interceptors import typed
 from hsm_pool.store.sealing import PoolKeys, Tampered, open_record, seal_record
@@ -149,14 +150,14 @@ def test_a_forged_share_is_named(make_pool: Callable[..., RunningPool], officers
         assert refused.value.metadata["officer"] == liar
         for officer in (officers[0], officers[1]):
             progress = client.submit_share(0, begun.attempt_id, pool.submission(officer, begun))
-        assert progress.unlocked
+        assert progress.complete
     pool.await_states(["SERVING"] * 3)
     pool.down()
 
 
 def test_a_sealed_record_opens_under_its_own_id_only() -> None:
     """G6: the id is part of the key and of the additional data."""
-    keys = PoolKeys.generate("0" * 32)
+    keys = PoolKeys.generate("0" * 32, SecretBytes(bytes(32)))
     first, second = keys.opaque_id(key_name("a")), keys.opaque_id(key_name("b"))
     sealed = seal_record(keys, 1, first, 7, b"p" * 32, b"body")
     assert open_record(keys, first, sealed) == (1, 7, b"body")

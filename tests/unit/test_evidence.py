@@ -12,6 +12,7 @@ from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.hazmat.primitives.asymmetric.x25519 import X25519PrivateKey
 
+from hsm_pool.crypto.secret import SecretBytes
 from hsm_pool.enclave import evidence, healing
 from hsm_pool.enclave.evidence import SECURITY_VERSION, Platform, measurement, report_data
 from hsm_pool.enclave.healing import HealAttempt, HealGiver, certificate_key
@@ -178,7 +179,7 @@ def session(platforms: list[Platform]) -> Healing:
     return Healing(
         HealGiver(platforms[0], POOL, 0, 3),
         HealAttempt(platforms[1], POOL, 1, 4, tls),
-        PoolKeys.generate(POOL),
+        PoolKeys.generate(POOL, SecretBytes(bytes(32))),
         tls,
         other,
         platforms,

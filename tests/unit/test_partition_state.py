@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from hsm_pool import settings
+from hsm_pool.crypto.secret import SecretBytes
 from hsm_pool.partition.partition import Partition, PartitionState
 from hsm_pool.provisioning.layout import NewPool, provision
 from hsm_pool.settings import PartitionSettings
@@ -18,7 +19,7 @@ def test_keys_that_arrive_while_peers_are_asked_are_not_forgotten(tmp_path: Path
     new = NewPool(attended=True, recoverable_days=90, etcd_binary="etcd")
     pool_id = provision(directory, new)
     chosen = settings.load(PartitionSettings, directory / "nodes/0/partition.json")
-    keys = PoolKeys.generate(pool_id)
+    keys = PoolKeys.generate(pool_id, SecretBytes(bytes(32)))
 
     def peers_know_nothing_but_a_quorum_unlocks() -> None:
         partition.adopt(keys, "quorum")

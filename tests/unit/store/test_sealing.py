@@ -39,6 +39,7 @@ def secret() -> SecretBytes:
         name_key=os.urandom(32),
         chain_key=os.urandom(32),
         epoch=2,
+        backup_private_key=os.urandom(32),
     )
     return SecretBytes(message.SerializeToString())
 
@@ -106,7 +107,7 @@ def test_a_record_does_not_open_in_another_pool(keys: PoolKeys, secret: SecretBy
     with pytest.raises(Tampered):
         open_record(keys_of(OTHER_POOL, secret), HERE.opaque_id, value)
     with pytest.raises(Tampered):
-        open_record(PoolKeys.generate(POOL), HERE.opaque_id, value)
+        open_record(PoolKeys.generate(POOL, SecretBytes(bytes(32))), HERE.opaque_id, value)
 
 
 def test_no_record_of_a_table_opens_under_anothers_id(keys: PoolKeys) -> None:
@@ -261,7 +262,7 @@ def test_opaque_ids_are_unambiguous_and_keyed(keys: PoolKeys) -> None:
     names = [("key", "a"), ("key", "b"), ("version", "a"), ("version", "a", "b"), ("request", "a"), ("pool",)]
     ids = {keys.opaque_id(name) for name in names}
     assert len(ids) == len(names)
-    assert ids.isdisjoint({PoolKeys.generate(POOL).opaque_id(name) for name in names})
+    assert ids.isdisjoint({PoolKeys.generate(POOL, SecretBytes(bytes(32))).opaque_id(name) for name in names})
 
 
 def test_pool_keys_come_back_from_their_export_and_do_not_show(keys: PoolKeys) -> None:
@@ -272,12 +273,15 @@ def test_pool_keys_come_back_from_their_export_and_do_not_show(keys: PoolKeys) -
     message = record_pb2.PoolKeysSecret.FromString(keys.export().reveal())
     shown = repr(keys) + str(keys) + repr(keys.export())
     assert message.chain_key.hex() not in shown
+    assert message.backup_private_key == again.backup_private_key().reveal()
     assert "redacted" in shown
     with pytest.raises(TypeError):
         pickle.dumps(keys)
 
 
-@pytest.mark.parametrize("field", ["name_key", "chain_key", "epoch", "key_encryption_keys"])
+@pytest.mark.parametrize(
+    "field", ["name_key", "chain_key", "backup_private_key", "epoch", "key_encryption_keys"]
+)
 def test_malformed_pool_keys_are_refused(field: str, secret: SecretBytes) -> None:
     """G8: keys of a wrong length, and an epoch in force without a key."""
     message = record_pb2.PoolKeysSecret.FromString(secret.reveal())
@@ -288,5 +292,5 @@ def test_malformed_pool_keys_are_refused(field: str, secret: SecretBytes) -> Non
             message.key_encryption_keys[2] = b"short"
         case _:
             setattr(message, field, b"short")
-    with pytest.raises(ValueError, match=r"pool key|epoch"):
+    with pytest.raises(ValueError, match=r"pool key|backup key|epoch"):
         PoolKeys(POOL, SecretBytes(message.SerializeToString()))

@@ -3,7 +3,7 @@
 isort:skip_file
 Frames between a partition and its short-lived ceremony child, over a pipe.
 No frame that the child receives holds a plaintext share or the
-security-domain secret; the one that holds the pool's keys is its last answer.
+security-domain secret; those that hold the pool's keys are its last answers.
 """
 
 from collections import abc as _abc
@@ -28,15 +28,15 @@ class CeremonyRequest(_message.Message):
     DESCRIPTOR: _descriptor.Descriptor
 
     CREATE_FIELD_NUMBER: _builtins.int
-    BEGIN_RECOVERY_FIELD_NUMBER: _builtins.int
+    OPEN_FIELD_NUMBER: _builtins.int
     SUBMIT_FIELD_NUMBER: _builtins.int
     @_builtins.property
     def create(self) -> Global___CreateCommand:
-        """Make a security domain."""
+        """Make a security domain, and collect proofs of every share."""
 
     @_builtins.property
-    def begin_recovery(self) -> Global___BeginRecoveryCommand:
-        """Make an exchange key and wait for shares."""
+    def open(self) -> Global___OpenCommand:
+        """Open a security domain with a quorum of its shares."""
 
     @_builtins.property
     def submit(self) -> Global___SubmitCommand:
@@ -46,14 +46,14 @@ class CeremonyRequest(_message.Message):
         self,
         *,
         create: Global___CreateCommand | None = ...,
-        begin_recovery: Global___BeginRecoveryCommand | None = ...,
+        open: Global___OpenCommand | None = ...,
         submit: Global___SubmitCommand | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["begin_recovery", b"begin_recovery", "command", b"command", "create", b"create", "submit", b"submit"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["command", b"command", "create", b"create", "open", b"open", "submit", b"submit"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["begin_recovery", b"begin_recovery", "command", b"command", "create", b"create", "submit", b"submit"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["command", b"command", "create", b"create", "open", b"open", "submit", b"submit"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-    _WhichOneofReturnType_command: _TypeAlias = _typing.Literal["create", "begin_recovery", "submit"]  # noqa: Y015
+    _WhichOneofReturnType_command: _TypeAlias = _typing.Literal["create", "open", "submit"]  # noqa: Y015
     _WhichOneofArgType_command: _TypeAlias = _typing.Literal["command", b"command"]  # noqa: Y015
     def WhichOneof(self, oneof_group: _WhichOneofArgType_command) -> _WhichOneofReturnType_command | None: ...
 
@@ -61,7 +61,7 @@ Global___CeremonyRequest: _TypeAlias = CeremonyRequest  # noqa: Y015
 
 @_typing.final
 class CreateCommand(_message.Message):
-    """Makes a security domain; the child answers once and exits."""
+    """Makes a security domain and an exchange key."""
 
     DESCRIPTOR: _descriptor.Descriptor
 
@@ -69,12 +69,15 @@ class CreateCommand(_message.Message):
     GENERATION_FIELD_NUMBER: _builtins.int
     OFFICER_CERTIFICATES_DER_FIELD_NUMBER: _builtins.int
     REQUIRED_FIELD_NUMBER: _builtins.int
+    ATTEMPT_ID_FIELD_NUMBER: _builtins.int
     pool_id: _builtins.str
     """Pool id."""
     generation: _builtins.int
     """Generation, from 1."""
     required: _builtins.int
     """Quorum."""
+    attempt_id: _builtins.bytes
+    """16 random bytes that name the attempt."""
     @_builtins.property
     def officer_certificates_der(self) -> _containers.RepeatedScalarFieldContainer[_builtins.bytes]:
         """Officers' certificates, DER."""
@@ -86,31 +89,43 @@ class CreateCommand(_message.Message):
         generation: _builtins.int = ...,
         officer_certificates_der: _abc.Iterable[_builtins.bytes] | None = ...,
         required: _builtins.int = ...,
+        attempt_id: _builtins.bytes = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["generation", b"generation", "officer_certificates_der", b"officer_certificates_der", "pool_id", b"pool_id", "required", b"required"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["attempt_id", b"attempt_id", "generation", b"generation", "officer_certificates_der", b"officer_certificates_der", "pool_id", b"pool_id", "required", b"required"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___CreateCommand: _TypeAlias = CreateCommand  # noqa: Y015
 
 @_typing.final
-class BeginRecoveryCommand(_message.Message):
-    """Starts a recovery; the child stays until the quorum is complete."""
+class OpenCommand(_message.Message):
+    """Makes an exchange key and waits for a quorum."""
 
     DESCRIPTOR: _descriptor.Descriptor
 
     SECURITY_DOMAIN_FILE_FIELD_NUMBER: _builtins.int
     ATTEMPT_ID_FIELD_NUMBER: _builtins.int
     SEALED_POOL_KEYS_FIELD_NUMBER: _builtins.int
+    GIVE_KEYS_FIELD_NUMBER: _builtins.int
+    NEW_OFFICER_CERTIFICATES_DER_FIELD_NUMBER: _builtins.int
+    NEW_REQUIRED_FIELD_NUMBER: _builtins.int
     security_domain_file: _builtins.bytes
-    """The security-domain file in force."""
+    """The security-domain file."""
     attempt_id: _builtins.bytes
     """16 random bytes that name the attempt."""
+    give_keys: _builtins.bool
+    """Whether the last answer carries the pool's keys, or the backup key if there are none."""
+    new_required: _builtins.int
+    """To share the secret out anew: the new quorum."""
     @_builtins.property
     def sealed_pool_keys(self) -> _containers.RepeatedScalarFieldContainer[_builtins.bytes]:
-        """The pool's keys under HPKE to the recovery key, one an epoch."""
+        """The pool's keys under HPKE to the recovery key, one an epoch. All must open."""
+
+    @_builtins.property
+    def new_officer_certificates_der(self) -> _containers.RepeatedScalarFieldContainer[_builtins.bytes]:
+        """To share the secret out anew: the new officers' certificates, DER."""
 
     def __init__(
         self,
@@ -118,14 +133,17 @@ class BeginRecoveryCommand(_message.Message):
         security_domain_file: _builtins.bytes = ...,
         attempt_id: _builtins.bytes = ...,
         sealed_pool_keys: _abc.Iterable[_builtins.bytes] | None = ...,
+        give_keys: _builtins.bool = ...,
+        new_officer_certificates_der: _abc.Iterable[_builtins.bytes] | None = ...,
+        new_required: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["attempt_id", b"attempt_id", "sealed_pool_keys", b"sealed_pool_keys", "security_domain_file", b"security_domain_file"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["attempt_id", b"attempt_id", "give_keys", b"give_keys", "new_officer_certificates_der", b"new_officer_certificates_der", "new_required", b"new_required", "sealed_pool_keys", b"sealed_pool_keys", "security_domain_file", b"security_domain_file"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
-Global___BeginRecoveryCommand: _TypeAlias = BeginRecoveryCommand  # noqa: Y015
+Global___OpenCommand: _TypeAlias = OpenCommand  # noqa: Y015
 
 @_typing.final
 class SubmitCommand(_message.Message):
@@ -155,17 +173,12 @@ class CeremonyResponse(_message.Message):
 
     DESCRIPTOR: _descriptor.Descriptor
 
-    CREATE_FIELD_NUMBER: _builtins.int
-    BEGIN_RECOVERY_FIELD_NUMBER: _builtins.int
+    BEGIN_FIELD_NUMBER: _builtins.int
     SUBMIT_FIELD_NUMBER: _builtins.int
     REFUSAL_FIELD_NUMBER: _builtins.int
     @_builtins.property
-    def create(self) -> Global___CreateResult:
-        """Answer to create."""
-
-    @_builtins.property
-    def begin_recovery(self) -> Global___BeginRecoveryResult:
-        """Answer to begin_recovery."""
+    def begin(self) -> Global___BeginResult:
+        """Answer to create and open."""
 
     @_builtins.property
     def submit(self) -> Global___SubmitResult:
@@ -178,96 +191,95 @@ class CeremonyResponse(_message.Message):
     def __init__(
         self,
         *,
-        create: Global___CreateResult | None = ...,
-        begin_recovery: Global___BeginRecoveryResult | None = ...,
+        begin: Global___BeginResult | None = ...,
         submit: Global___SubmitResult | None = ...,
         refusal: Global___Refusal | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["begin_recovery", b"begin_recovery", "create", b"create", "refusal", b"refusal", "result", b"result", "submit", b"submit"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["begin", b"begin", "refusal", b"refusal", "result", b"result", "submit", b"submit"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["begin_recovery", b"begin_recovery", "create", b"create", "refusal", b"refusal", "result", b"result", "submit", b"submit"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["begin", b"begin", "refusal", b"refusal", "result", b"result", "submit", b"submit"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-    _WhichOneofReturnType_result: _TypeAlias = _typing.Literal["create", "begin_recovery", "submit", "refusal"]  # noqa: Y015
+    _WhichOneofReturnType_result: _TypeAlias = _typing.Literal["begin", "submit", "refusal"]  # noqa: Y015
     _WhichOneofArgType_result: _TypeAlias = _typing.Literal["result", b"result"]  # noqa: Y015
     def WhichOneof(self, oneof_group: _WhichOneofArgType_result) -> _WhichOneofReturnType_result | None: ...
 
 Global___CeremonyResponse: _TypeAlias = CeremonyResponse  # noqa: Y015
 
 @_typing.final
-class CreateResult(_message.Message):
-    """A new security domain."""
-
-    DESCRIPTOR: _descriptor.Descriptor
-
-    SECURITY_DOMAIN_FILE_FIELD_NUMBER: _builtins.int
-    RECOVERY_PUBLIC_KEY_FIELD_NUMBER: _builtins.int
-    security_domain_file: _builtins.bytes
-    """The security-domain file."""
-    recovery_public_key: _builtins.bytes
-    """Public recovery key."""
-    def __init__(
-        self,
-        *,
-        security_domain_file: _builtins.bytes = ...,
-        recovery_public_key: _builtins.bytes = ...,
-    ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
-    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["recovery_public_key", b"recovery_public_key", "security_domain_file", b"security_domain_file"]  # noqa: Y015
-    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-    def WhichOneof(self, oneof_group: _Never) -> None: ...
-
-Global___CreateResult: _TypeAlias = CreateResult  # noqa: Y015
-
-@_typing.final
-class BeginRecoveryResult(_message.Message):
-    """The exchange key."""
+class BeginResult(_message.Message):
+    """The ceremony has begun."""
 
     DESCRIPTOR: _descriptor.Descriptor
 
     EXCHANGE_PUBLIC_KEY_FIELD_NUMBER: _builtins.int
+    SECURITY_DOMAIN_FILE_FIELD_NUMBER: _builtins.int
+    REQUIRED_FIELD_NUMBER: _builtins.int
     exchange_public_key: _builtins.bytes
     """HPKE public key, X25519, 32 bytes."""
+    security_domain_file: _builtins.bytes
+    """The file whose officers submit."""
+    required: _builtins.int
+    """Shares needed."""
     def __init__(
         self,
         *,
         exchange_public_key: _builtins.bytes = ...,
+        security_domain_file: _builtins.bytes = ...,
+        required: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["exchange_public_key", b"exchange_public_key"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["exchange_public_key", b"exchange_public_key", "required", b"required", "security_domain_file", b"security_domain_file"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
-Global___BeginRecoveryResult: _TypeAlias = BeginRecoveryResult  # noqa: Y015
+Global___BeginResult: _TypeAlias = BeginResult  # noqa: Y015
 
 @_typing.final
 class SubmitResult(_message.Message):
-    """Progress of a recovery."""
+    """Progress."""
 
     DESCRIPTOR: _descriptor.Descriptor
 
     ACCEPTED_FIELD_NUMBER: _builtins.int
     REQUIRED_FIELD_NUMBER: _builtins.int
+    ACCEPTED_OFFICERS_FIELD_NUMBER: _builtins.int
+    NEXT_SECURITY_DOMAIN_FILE_FIELD_NUMBER: _builtins.int
+    COMPLETE_FIELD_NUMBER: _builtins.int
     POOL_KEYS_SECRET_FIELD_NUMBER: _builtins.int
+    BACKUP_PRIVATE_KEY_FIELD_NUMBER: _builtins.int
     accepted: _builtins.int
-    """Accepted shares."""
+    """Accepted shares of the file."""
     required: _builtins.int
-    """Quorum."""
+    """Shares needed of the file."""
+    next_security_domain_file: _builtins.bytes
+    """The new file, when the next phase has just begun."""
+    complete: _builtins.bool
+    """Whether the ceremony is done; the child exits."""
+    backup_private_key: _builtins.bytes
+    """X25519, 32 bytes, when the ceremony is to give keys and the pool has none yet."""
+    @_builtins.property
+    def accepted_officers(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """Thumbprints of the officers whose shares were accepted."""
+
     @_builtins.property
     def pool_keys_secret(self) -> _containers.RepeatedScalarFieldContainer[_builtins.bytes]:
-        """mhsm.record.v1.PoolKeysSecret, when the quorum is complete."""
+        """mhsm.record.v1.PoolKeysSecret by epoch, when the ceremony is to give keys."""
 
     def __init__(
         self,
         *,
         accepted: _builtins.int = ...,
         required: _builtins.int = ...,
+        accepted_officers: _abc.Iterable[_builtins.str] | None = ...,
+        next_security_domain_file: _builtins.bytes = ...,
+        complete: _builtins.bool = ...,
         pool_keys_secret: _abc.Iterable[_builtins.bytes] | None = ...,
+        backup_private_key: _builtins.bytes = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["accepted", b"accepted", "pool_keys_secret", b"pool_keys_secret", "required", b"required"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["accepted", b"accepted", "accepted_officers", b"accepted_officers", "backup_private_key", b"backup_private_key", "complete", b"complete", "next_security_domain_file", b"next_security_domain_file", "pool_keys_secret", b"pool_keys_secret", "required", b"required"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -283,7 +295,7 @@ class Refusal(_message.Message):
     MESSAGE_FIELD_NUMBER: _builtins.int
     OFFICER_FIELD_NUMBER: _builtins.int
     kind: _builtins.str
-    """"share" or "certificates" or "internal"."""
+    """Name of the error of security_domain.errors."""
     message: _builtins.str
     """In words, for the operator; never a value."""
     officer: _builtins.str

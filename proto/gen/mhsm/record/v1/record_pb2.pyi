@@ -152,12 +152,15 @@ class PoolKeysSecret(_message.Message):
     NAME_KEY_FIELD_NUMBER: _builtins.int
     CHAIN_KEY_FIELD_NUMBER: _builtins.int
     EPOCH_FIELD_NUMBER: _builtins.int
+    BACKUP_PRIVATE_KEY_FIELD_NUMBER: _builtins.int
     name_key: _builtins.bytes
     """HMAC key for opaque names, 32 bytes."""
     chain_key: _builtins.bytes
     """HMAC key for head, log and renewals, 32 bytes."""
     epoch: _builtins.int
     """Epoch in force."""
+    backup_private_key: _builtins.bytes
+    """Opens backups taken under the security domain: X25519, 32 bytes."""
     @_builtins.property
     def key_encryption_keys(self) -> _containers.ScalarMap[_builtins.int, _builtins.bytes]:
         """Key-encryption keys, by epoch."""
@@ -169,10 +172,11 @@ class PoolKeysSecret(_message.Message):
         name_key: _builtins.bytes = ...,
         chain_key: _builtins.bytes = ...,
         epoch: _builtins.int = ...,
+        backup_private_key: _builtins.bytes = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["chain_key", b"chain_key", "epoch", b"epoch", "key_encryption_keys", b"key_encryption_keys", "name_key", b"name_key"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["backup_private_key", b"backup_private_key", "chain_key", b"chain_key", "epoch", b"epoch", "key_encryption_keys", b"key_encryption_keys", "name_key", b"name_key"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

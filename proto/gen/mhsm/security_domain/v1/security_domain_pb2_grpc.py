@@ -26,7 +26,8 @@ if _version_not_supported:
 
 
 class SecurityDomainServiceStub:
-    """The ceremonies of the pool's administrator and officers.
+    """The ceremonies of the pool's administrator and officers. A partition runs one
+    at a time; submissions go to the partition that began it.
     """
 
     def __init__(self, channel):
@@ -45,32 +46,66 @@ class SecurityDomainServiceStub:
                 request_serializer=mhsm_dot_security__domain_dot_v1_dot_security__domain__pb2.InitRecoveryRequest.SerializeToString,
                 response_deserializer=mhsm_dot_security__domain_dot_v1_dot_security__domain__pb2.InitRecoveryResponse.FromString,
                 _registered_method=True)
+        self.VerifySecurityDomain = channel.unary_unary(
+                '/mhsm.security_domain.v1.SecurityDomainService/VerifySecurityDomain',
+                request_serializer=mhsm_dot_security__domain_dot_v1_dot_security__domain__pb2.VerifySecurityDomainRequest.SerializeToString,
+                response_deserializer=mhsm_dot_security__domain_dot_v1_dot_security__domain__pb2.VerifySecurityDomainResponse.FromString,
+                _registered_method=True)
+        self.RotateShares = channel.unary_unary(
+                '/mhsm.security_domain.v1.SecurityDomainService/RotateShares',
+                request_serializer=mhsm_dot_security__domain_dot_v1_dot_security__domain__pb2.RotateSharesRequest.SerializeToString,
+                response_deserializer=mhsm_dot_security__domain_dot_v1_dot_security__domain__pb2.RotateSharesResponse.FromString,
+                _registered_method=True)
         self.SubmitShare = channel.unary_unary(
                 '/mhsm.security_domain.v1.SecurityDomainService/SubmitShare',
                 request_serializer=mhsm_dot_security__domain_dot_v1_dot_security__domain__pb2.SubmitShareRequest.SerializeToString,
                 response_deserializer=mhsm_dot_security__domain_dot_v1_dot_security__domain__pb2.SubmitShareResponse.FromString,
                 _registered_method=True)
-        self.CancelRecovery = channel.unary_unary(
-                '/mhsm.security_domain.v1.SecurityDomainService/CancelRecovery',
-                request_serializer=mhsm_dot_security__domain_dot_v1_dot_security__domain__pb2.CancelRecoveryRequest.SerializeToString,
-                response_deserializer=mhsm_dot_security__domain_dot_v1_dot_security__domain__pb2.CancelRecoveryResponse.FromString,
+        self.GetCeremony = channel.unary_unary(
+                '/mhsm.security_domain.v1.SecurityDomainService/GetCeremony',
+                request_serializer=mhsm_dot_security__domain_dot_v1_dot_security__domain__pb2.GetCeremonyRequest.SerializeToString,
+                response_deserializer=mhsm_dot_security__domain_dot_v1_dot_security__domain__pb2.GetCeremonyResponse.FromString,
+                _registered_method=True)
+        self.CancelCeremony = channel.unary_unary(
+                '/mhsm.security_domain.v1.SecurityDomainService/CancelCeremony',
+                request_serializer=mhsm_dot_security__domain_dot_v1_dot_security__domain__pb2.CancelCeremonyRequest.SerializeToString,
+                response_deserializer=mhsm_dot_security__domain_dot_v1_dot_security__domain__pb2.CancelCeremonyResponse.FromString,
                 _registered_method=True)
 
 
 class SecurityDomainServiceServicer:
-    """The ceremonies of the pool's administrator and officers.
+    """The ceremonies of the pool's administrator and officers. A partition runs one
+    at a time; submissions go to the partition that began it.
     """
 
     def DownloadSecurityDomain(self, request, context):
-        """Creates the security domain for the officers' certificates and activates
-        the pool. A repeat with the same request_id returns the same file.
+        """Creates the security domain for the officers' certificates. The pool becomes
+        active when every officer has proved that he can open his share. A repeat
+        with the same request_id returns the same file.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def InitRecovery(self, request, context):
-        """Starts an attempt to unlock the pool: a ceremony child makes an exchange key.
+        """Starts to unlock a locked pool, or to recover a security domain in a pool
+        that is provisioned and not active.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def VerifySecurityDomain(self, request, context):
+        """Starts a proof that a quorum of officers can open the security domain.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def RotateShares(self, request, context):
+        """Starts to share the same secret out among new officers. It takes effect when
+        a quorum of the old and then a quorum of the new shares was proved. It does
+        not revoke: an old file with an old quorum still opens the secret.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -83,8 +118,15 @@ class SecurityDomainServiceServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
-    def CancelRecovery(self, request, context):
-        """Ends the attempt under way; all submitted shares are forgotten.
+    def GetCeremony(self, request, context):
+        """Returns the ceremony under way at this partition.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def CancelCeremony(self, request, context):
+        """Ends the ceremony under way; all submitted shares are forgotten.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -103,15 +145,30 @@ def add_SecurityDomainServiceServicer_to_server(servicer, server):
                     request_deserializer=mhsm_dot_security__domain_dot_v1_dot_security__domain__pb2.InitRecoveryRequest.FromString,
                     response_serializer=mhsm_dot_security__domain_dot_v1_dot_security__domain__pb2.InitRecoveryResponse.SerializeToString,
             ),
+            'VerifySecurityDomain': grpc.unary_unary_rpc_method_handler(
+                    servicer.VerifySecurityDomain,
+                    request_deserializer=mhsm_dot_security__domain_dot_v1_dot_security__domain__pb2.VerifySecurityDomainRequest.FromString,
+                    response_serializer=mhsm_dot_security__domain_dot_v1_dot_security__domain__pb2.VerifySecurityDomainResponse.SerializeToString,
+            ),
+            'RotateShares': grpc.unary_unary_rpc_method_handler(
+                    servicer.RotateShares,
+                    request_deserializer=mhsm_dot_security__domain_dot_v1_dot_security__domain__pb2.RotateSharesRequest.FromString,
+                    response_serializer=mhsm_dot_security__domain_dot_v1_dot_security__domain__pb2.RotateSharesResponse.SerializeToString,
+            ),
             'SubmitShare': grpc.unary_unary_rpc_method_handler(
                     servicer.SubmitShare,
                     request_deserializer=mhsm_dot_security__domain_dot_v1_dot_security__domain__pb2.SubmitShareRequest.FromString,
                     response_serializer=mhsm_dot_security__domain_dot_v1_dot_security__domain__pb2.SubmitShareResponse.SerializeToString,
             ),
-            'CancelRecovery': grpc.unary_unary_rpc_method_handler(
-                    servicer.CancelRecovery,
-                    request_deserializer=mhsm_dot_security__domain_dot_v1_dot_security__domain__pb2.CancelRecoveryRequest.FromString,
-                    response_serializer=mhsm_dot_security__domain_dot_v1_dot_security__domain__pb2.CancelRecoveryResponse.SerializeToString,
+            'GetCeremony': grpc.unary_unary_rpc_method_handler(
+                    servicer.GetCeremony,
+                    request_deserializer=mhsm_dot_security__domain_dot_v1_dot_security__domain__pb2.GetCeremonyRequest.FromString,
+                    response_serializer=mhsm_dot_security__domain_dot_v1_dot_security__domain__pb2.GetCeremonyResponse.SerializeToString,
+            ),
+            'CancelCeremony': grpc.unary_unary_rpc_method_handler(
+                    servicer.CancelCeremony,
+                    request_deserializer=mhsm_dot_security__domain_dot_v1_dot_security__domain__pb2.CancelCeremonyRequest.FromString,
+                    response_serializer=mhsm_dot_security__domain_dot_v1_dot_security__domain__pb2.CancelCeremonyResponse.SerializeToString,
             ),
     }
     generic_handler = grpc.method_handlers_generic_handler(
@@ -122,7 +179,8 @@ def add_SecurityDomainServiceServicer_to_server(servicer, server):
 
  # This class is part of an EXPERIMENTAL API.
 class SecurityDomainService:
-    """The ceremonies of the pool's administrator and officers.
+    """The ceremonies of the pool's administrator and officers. A partition runs one
+    at a time; submissions go to the partition that began it.
     """
 
     @staticmethod
@@ -180,6 +238,60 @@ class SecurityDomainService:
             _registered_method=True)
 
     @staticmethod
+    def VerifySecurityDomain(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/mhsm.security_domain.v1.SecurityDomainService/VerifySecurityDomain',
+            mhsm_dot_security__domain_dot_v1_dot_security__domain__pb2.VerifySecurityDomainRequest.SerializeToString,
+            mhsm_dot_security__domain_dot_v1_dot_security__domain__pb2.VerifySecurityDomainResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def RotateShares(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/mhsm.security_domain.v1.SecurityDomainService/RotateShares',
+            mhsm_dot_security__domain_dot_v1_dot_security__domain__pb2.RotateSharesRequest.SerializeToString,
+            mhsm_dot_security__domain_dot_v1_dot_security__domain__pb2.RotateSharesResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
     def SubmitShare(request,
             target,
             options=(),
@@ -207,7 +319,7 @@ class SecurityDomainService:
             _registered_method=True)
 
     @staticmethod
-    def CancelRecovery(request,
+    def GetCeremony(request,
             target,
             options=(),
             channel_credentials=None,
@@ -220,9 +332,36 @@ class SecurityDomainService:
         return grpc.experimental.unary_unary(
             request,
             target,
-            '/mhsm.security_domain.v1.SecurityDomainService/CancelRecovery',
-            mhsm_dot_security__domain_dot_v1_dot_security__domain__pb2.CancelRecoveryRequest.SerializeToString,
-            mhsm_dot_security__domain_dot_v1_dot_security__domain__pb2.CancelRecoveryResponse.FromString,
+            '/mhsm.security_domain.v1.SecurityDomainService/GetCeremony',
+            mhsm_dot_security__domain_dot_v1_dot_security__domain__pb2.GetCeremonyRequest.SerializeToString,
+            mhsm_dot_security__domain_dot_v1_dot_security__domain__pb2.GetCeremonyResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def CancelCeremony(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/mhsm.security_domain.v1.SecurityDomainService/CancelCeremony',
+            mhsm_dot_security__domain_dot_v1_dot_security__domain__pb2.CancelCeremonyRequest.SerializeToString,
+            mhsm_dot_security__domain_dot_v1_dot_security__domain__pb2.CancelCeremonyResponse.FromString,
             options,
             channel_credentials,
             insecure,

@@ -1,0 +1,425 @@
+"""The ceremonies of a partition: what it does around its ceremony child (G4).
+
+::
+
+    download        every officer proves his share ──► first transaction: the pool is active
+    init_recovery   quorum ──► a locked pool serves again; a new pool is in the lost pool's domain
+    verify          quorum ──► nothing changes
+    rotate_shares   quorum ──► new file ──► quorum of the new officers ──► the header changes
+
+A ceremony lives in memory, in one child of one partition. Until its last step nothing is
+written anywhere, and the last step is one transaction: a crash at any point leaves the
+pool as it was, and the ceremony is begun again.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import threading
+import time
+from dataclasses import dataclass
+from enum import IntEnum
+
+from hsm_pool import limits
+from hsm_pool.ceremony.parent import CeremonyChild
+from hsm_pool.core.commands import ReplaceSecurityDomain
+from hsm_pool.crypto.secret import SecretBytes
+from hsm_pool.enclave.evidence import report_data
+from hsm_pool.errors import AlreadyActivated, CeremonyState, InvalidField
+from hsm_pool.partition.partition import Partition, PartitionState
+from hsm_pool.store import chain
+from hsm_pool.store.committer import Mutation
+from hsm_pool.store.replica import boot_time
+from hsm_pool.store.sealing import PoolKeys
+from mhsm.ceremony.v1 import ceremony_pb2
+from mhsm.record.v1 import record_pb2
+from security_domain import container
+from security_domain.errors import InvalidFile
+from security_domain.recovery import seal_pool_keys
+
+ATTEMPT_ID_BYTES = 16
+
+
+class Purpose(IntEnum):
+    """What a ceremony is for; numbers as in mhsm.security_domain.v1.CeremonyPurpose."""
+
+    ACTIVATION = 1
+    RECOVERY = 2
+    VERIFICATION = 3
+    SHARE_ROTATION = 4
+
+
+_STATES = {
+    Purpose.ACTIVATION: {PartitionState.PROVISIONED},
+    Purpose.RECOVERY: {PartitionState.PROVISIONED, PartitionState.LOCKED},
+    Purpose.VERIFICATION: {PartitionState.SERVING, PartitionState.DRAINED},
+    Purpose.SHARE_ROTATION: {PartitionState.SERVING, PartitionState.DRAINED},
+}
+"""In which states of the partition a ceremony may begin and go on."""
+
+
+@dataclass(frozen=True, slots=True)
+class Ceremony:
+    """A ceremony as officers and administrators see it; holds no secret."""
+
+    attempt_id: bytes
+    purpose: Purpose
+    exchange_public_key: bytes
+    expires_at_ms: int
+    evidence: bytes
+    file: bytes
+    """The security-domain file whose officers submit now."""
+    accepted: int
+    required: int
+    accepted_officers: tuple[str, ...]
+    complete: bool
+
+
+@dataclass(slots=True)
+class _Attempt:
+    attempt_id: bytes
+    purpose: Purpose
+    child: CeremonyChild
+    expires_at: float
+    expires_at_ms: int
+    exchange_public_key: bytes
+    evidence: bytes
+    file: bytes
+    required: int
+    request_digest: bytes = b""
+    old_header_digest: bytes = b""
+    accepted_officers: tuple[str, ...] = ()
+    complete: bool = False
+
+    def seen(self) -> Ceremony:
+        return Ceremony(
+            self.attempt_id,
+            self.purpose,
+            self.exchange_public_key,
+            self.expires_at_ms,
+            self.evidence,
+            self.file,
+            len(self.accepted_officers),
+            self.required,
+            self.accepted_officers,
+            self.complete,
+        )
+
+
+class Ceremonies:
+    """The ceremonies of one partition, one at a time. Thread-safe."""
+
+    def __init__(self, partition: Partition) -> None:
+        self._partition = partition
+        self._attempt: _Attempt | None = None
+        self._lock = threading.Lock()
+
+    def close(self) -> None:
+        """End a ceremony under way."""
+        with self._lock:
+            self._end()
+
+    @property
+    def accepted_shares(self) -> int:
+        """Shares accepted by the ceremony under way."""
+        attempt = self._attempt
+        return len(attempt.accepted_officers) if attempt else 0
+
+    def current(self) -> Ceremony | None:
+        """Return the ceremony under way."""
+        with self._lock:
+            attempt = self._live_attempt()
+            return attempt.seen() if attempt else None
+
+    def download(self, certificates_der: list[bytes], required: int, request_id: str) -> Ceremony:
+        """Create the security domain; the pool becomes active when every officer has proved his share.
+
+        A repeat of the request returns the ceremony under way, or the completed one.
+
+        Raises:
+            InvalidField: The officers or the quorum are not acceptable.
+            AlreadyActivated: The pool is active, by another request.
+            CeremonyState: Another ceremony is under way, or the child died.
+            CommitUnknown: The store gave no answer in time.
+        """
+        digest = _request_digest(certificates_der, required, request_id)
+        with self._lock:
+            known = self._partition.activated_file(digest)
+            if known is not None:
+                return _completed(known)
+            if self._partition.state is not PartitionState.PROVISIONED:
+                raise AlreadyActivated("the pool is active already")
+            attempt = self._live_attempt()
+            if attempt and attempt.request_digest == digest:
+                return attempt.seen()
+            attempt_id = os.urandom(ATTEMPT_ID_BYTES)
+            create = ceremony_pb2.CreateCommand(
+                pool_id=self._partition.settings.pool_id,
+                generation=1,
+                officer_certificates_der=certificates_der,
+                required=required,
+                attempt_id=attempt_id,
+            )
+            request = ceremony_pb2.CeremonyRequest(create=create)
+            begun = self._begin(Purpose.ACTIVATION, attempt_id, request)
+            begun.request_digest = digest
+            return begun.seen()
+
+    def init_recovery(self, file: bytes = b"") -> Ceremony:
+        """Start to unlock a locked pool, or to recover a lost pool's domain in a new one.
+
+        Args:
+            file: The lost pool's security-domain file; b"" in a locked pool, which has its own.
+
+        Raises:
+            InvalidField: The file is not a security domain, or is given where none is needed.
+            CeremonyState: The pool is in another state, or a ceremony is under way.
+        """
+        with self._lock:
+            partition = self._partition
+            header = partition.header
+            sealed: list[bytes] = []
+            if partition.state is PartitionState.LOCKED and header is not None:
+                if file and file != header.security_domain_file:
+                    raise InvalidField("a locked pool has its own file", field="security_domain_file")
+                file = header.security_domain_file
+                sealed = [epoch.sealed_pool_keys for epoch in header.epochs]
+            elif partition.state is not PartitionState.PROVISIONED:
+                raise CeremonyState("the pool is not locked, and not new")
+            elif not file:
+                raise InvalidField("a new pool needs the lost pool's file", field="security_domain_file")
+            return self._open(Purpose.RECOVERY, file, sealed, give_keys=True).seen()
+
+    def verify(self) -> Ceremony:
+        """Start a proof that a quorum of officers can open the security domain and the pool's keys.
+
+        Raises:
+            CeremonyState: The pool does not serve, or a ceremony is under way.
+        """
+        with self._lock:
+            header = self._header_in_force()
+            sealed = [epoch.sealed_pool_keys for epoch in header.epochs]
+            return self._open(Purpose.VERIFICATION, header.security_domain_file, sealed).seen()
+
+    def rotate_shares(self, certificates_der: list[bytes], required: int) -> Ceremony:
+        """Start to share the secret out among new officers.
+
+        Raises:
+            InvalidField: The new officers or their quorum are not acceptable.
+            CeremonyState: The pool does not serve, or a ceremony is under way.
+        """
+        if not certificates_der:
+            raise InvalidField("the new officers are missing", field="officer_certificates_der")
+        with self._lock:
+            header = self._header_in_force()
+            attempt = self._open(
+                Purpose.SHARE_ROTATION,
+                header.security_domain_file,
+                [epoch.sealed_pool_keys for epoch in header.epochs],
+                new_officers=certificates_der,
+                new_required=required,
+            )
+            attempt.old_header_digest = chain.value_digest(_header_value(header))
+            return attempt.seen()
+
+    def submit_share(self, attempt_id: bytes, submission: bytes) -> Ceremony:
+        """Hand an officer's submission to the child; do what the ceremony is for when it has enough.
+
+        Raises:
+            CeremonyState: No such attempt is under way (or its child died).
+            ShareRefused: The share was refused; accepted shares stay accepted.
+            CommitUnknown: The last step gave no answer in time; the status tells.
+        """
+        with self._lock:
+            attempt = self._checked(attempt_id)
+            try:
+                result = attempt.child.ask(
+                    ceremony_pb2.CeremonyRequest(submit=ceremony_pb2.SubmitCommand(submission=submission))
+                ).submit
+            except CeremonyState:
+                if not attempt.child.alive:
+                    self._end()
+                raise
+            attempt.accepted_officers = tuple(result.accepted_officers)
+            attempt.required = result.required
+            attempt.file = result.next_security_domain_file or attempt.file
+            if result.complete:
+                attempt.complete = True
+                try:
+                    self._complete(attempt, result)
+                finally:
+                    self._end()
+            return attempt.seen()
+
+    def cancel(self, attempt_id: bytes) -> None:
+        """End the ceremony and forget its shares.
+
+        Raises:
+            CeremonyState: No such ceremony is under way.
+        """
+        with self._lock:
+            self._checked(attempt_id)
+            self._end()
+
+    # -- beginning -----------------------------------------------------------------------
+
+    def _header_in_force(self) -> record_pb2.PoolHeader:
+        header = self._partition.header
+        if self._partition.holding_keys() is None or header is None:
+            raise CeremonyState("the pool is not active, or locked")
+        return header
+
+    def _open(
+        self,
+        purpose: Purpose,
+        file: bytes,
+        sealed_pool_keys: list[bytes],
+        *,
+        give_keys: bool = False,
+        new_officers: list[bytes] | None = None,
+        new_required: int = 0,
+    ) -> _Attempt:
+        try:
+            container.parse(file)
+        except InvalidFile as error:
+            raise InvalidField(str(error), field="security_domain_file") from None
+        attempt_id = os.urandom(ATTEMPT_ID_BYTES)
+        command = ceremony_pb2.OpenCommand(
+            security_domain_file=file,
+            attempt_id=attempt_id,
+            sealed_pool_keys=sealed_pool_keys,
+            give_keys=give_keys,
+            new_officer_certificates_der=new_officers or [],
+            new_required=new_required,
+        )
+        return self._begin(purpose, attempt_id, ceremony_pb2.CeremonyRequest(open=command))
+
+    def _begin(self, purpose: Purpose, attempt_id: bytes, request: ceremony_pb2.CeremonyRequest) -> _Attempt:
+        """Start a child; the caller holds the lock."""
+        if self._live_attempt():
+            raise CeremonyState("a ceremony is under way at this partition; finish it or cancel it first")
+        child = CeremonyChild()
+        try:
+            begun = child.ask(request).begin
+        except BaseException:
+            child.close()
+            raise
+        partition = self._partition
+        evidence = partition.platform.attest(
+            partition.settings.pool_id,
+            partition.settings.index,
+            partition.state_directory.incarnation,
+            report_data("recovery/exchange-key", attempt_id, begun.exchange_public_key),
+        )
+        self._attempt = _Attempt(
+            attempt_id,
+            purpose,
+            child,
+            boot_time() + limits.CEREMONY_SECONDS,
+            time.time_ns() // 1_000_000 + limits.CEREMONY_SECONDS * 1000,
+            begun.exchange_public_key,
+            evidence.SerializeToString(),
+            begun.security_domain_file,
+            begun.required,
+        )
+        return self._attempt
+
+    # -- completing ----------------------------------------------------------------------
+
+    def _complete(self, attempt: _Attempt, result: ceremony_pb2.SubmitResult) -> None:
+        match attempt.purpose:
+            case Purpose.RECOVERY if result.pool_keys_secret:
+                newest = SecretBytes(result.pool_keys_secret[-1])
+                self._partition.adopt(PoolKeys(self._partition.settings.pool_id, newest), "quorum")
+            case Purpose.ACTIVATION | Purpose.RECOVERY:
+                self._activate(attempt, SecretBytes(result.backup_private_key))
+            case Purpose.SHARE_ROTATION:
+                self._replace(attempt)
+            case Purpose.VERIFICATION:
+                pass  # the child has opened the domain and the pool's keys
+
+    def _activate(self, attempt: _Attempt, backup_private_key: SecretBytes) -> None:
+        """Make the pool active in the domain that was just made or recovered."""
+        pool_id = self._partition.settings.pool_id
+        domain = container.parse(attempt.file)
+        keys = PoolKeys.generate(pool_id, backup_private_key)
+        sealed = seal_pool_keys(
+            domain.recovery_public_key, domain.pool_id, domain.generation, keys.epoch, keys.export().reveal()
+        )
+        header = record_pb2.PoolHeader(
+            pool_id=pool_id,
+            generation=domain.generation,
+            security_domain_file=attempt.file,
+            activation_request_digest=attempt.request_digest,
+            epochs=[record_pb2.SealedEpoch(epoch=keys.epoch, sealed_pool_keys=sealed)],
+            recovery_public_key=domain.recovery_public_key,
+        )
+        self._partition.activate(header, keys)
+
+    def _replace(self, attempt: _Attempt) -> None:
+        """Put the new file in force, unless another ceremony has changed the header meanwhile."""
+        serving = self._partition.holding_keys()
+        if serving is None:
+            raise self._partition.refusal()
+        header = record_pb2.PoolHeader()
+        header.CopyFrom(self._header_in_force())
+        header.security_domain_file = attempt.file
+        value = _header_value(header)
+        command = ReplaceSecurityDomain(attempt.old_header_digest, chain.value_digest(value))
+        mutation = Mutation(command, lambda _: b"", None, b"", 0, header=value)
+        serving.committer.submit(mutation, boot_time() + limits.MUTATION_SECONDS_MAX)
+
+    # -- attempts ------------------------------------------------------------------------
+
+    def _checked(self, attempt_id: bytes) -> _Attempt:
+        if len(attempt_id) != ATTEMPT_ID_BYTES:
+            raise InvalidField("attempt_id has 16 bytes", field="attempt_id")
+        attempt = self._live_attempt()
+        if attempt is None or attempt.attempt_id != attempt_id:
+            raise CeremonyState("no such ceremony is under way at this partition; begin one")
+        return attempt
+
+    def _live_attempt(self) -> _Attempt | None:
+        attempt = self._attempt
+        stale = attempt and (
+            boot_time() > attempt.expires_at
+            or not attempt.child.alive
+            or self._partition.state not in _STATES[attempt.purpose]
+        )
+        if stale:
+            self._end()
+        return self._attempt
+
+    def _end(self) -> None:
+        if self._attempt:
+            self._attempt.child.close()
+            self._attempt = None
+
+
+def _header_value(header: record_pb2.PoolHeader) -> bytes:
+    return header.SerializeToString(deterministic=True)
+
+
+def _completed(file: bytes) -> Ceremony:
+    """Return the activation that this request completed before."""
+    officers = container.parse(file).officers
+    return Ceremony(
+        b"",
+        Purpose.ACTIVATION,
+        b"",
+        0,
+        b"",
+        file,
+        len(officers),
+        len(officers),
+        tuple(officer.thumbprint for officer in officers),
+        complete=True,
+    )
+
+
+def _request_digest(certificates_der: list[bytes], required: int, request_id: str) -> bytes:
+    digest = hashlib.sha256(b"mhsm/activation/v1\x00")
+    for part in (request_id.encode(), str(required).encode(), *certificates_der):
+        digest.update(len(part).to_bytes(4, "big") + part)
+    return digest.digest()

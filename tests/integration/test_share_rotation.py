@@ -1,0 +1,183 @@
+"""Verification, rotation of shares and recovery in a new pool, on real processes (G1, G4, G8)."""
+
+from __future__ import annotations
+
+import os
+import signal
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+
+from hsm_pool.errors import AlreadyActivated, CeremonyState, InvalidField, MHSMError, ShareRefused
+from mhsm.keys.v1 import keys_pb2
+from mhsm.security_domain.v1 import security_domain_pb2
+from security_domain import container
+from tests.running_pool import RunningPool, TestOfficer, make_officers, until
+
+pytestmark = [pytest.mark.pool, pytest.mark.slow]
+
+EC = {"key_type": keys_pb2.KEY_TYPE_EC, "curve": keys_pb2.CURVE_P256}
+DIGEST = bytes(32)
+Ceremony = security_domain_pb2.Ceremony
+
+
+def submit(client: Any, pool: RunningPool, begun: Ceremony, officers: list[TestOfficer]) -> Ceremony:
+    """Submit these officers' shares; return the ceremony after the last one."""
+    after = begun
+    for officer in officers:
+        after = client.submit_share(begun.partition_index, begun.attempt_id, pool.submission(officer, begun))
+    return after
+
+
+def lock(pool: RunningPool) -> None:
+    """Kill everything and wait until the pool is locked."""
+    pool.kill_everything()
+    pool.await_states(["LOCKED"] * 3)
+
+
+def test_a_quorum_is_proved_and_nothing_changes(pool: RunningPool) -> None:
+    """G4: a proof needs a quorum, leaves no child behind and changes neither header nor keys."""
+    with pool.client("administrator") as client:
+        sequence = client.partition_status(0).applied_sequence
+        begun = client.verify_security_domain(1)
+        assert begun.security_domain_file == pool.file
+        assert pool.ceremony_child(1) is not None
+        seen = client.get_ceremony(1)
+        assert (seen.purpose, seen.accepted) == (security_domain_pb2.CEREMONY_PURPOSE_VERIFICATION, 0)
+        with pytest.raises(CeremonyState):
+            client.rotate_shares([officer.certificate_der for officer in pool.officers], 2, 1)
+        first = submit(client, pool, begun, pool.officers[:1])
+        assert not first.complete
+        assert list(client.get_ceremony(1).accepted_officers) == list(first.accepted_officers)
+        with pytest.raises(ShareRefused):
+            submit(client, pool, begun, pool.officers[:1])
+        assert submit(client, pool, begun, pool.officers[2:]).complete
+        assert client.get_ceremony(1) is None
+        assert pool.ceremony_child(1) is None
+        assert client.partition_status(0).applied_sequence == sequence
+    assert pool.states() == ["SERVING"] * 3
+
+
+def test_rotated_shares_open_and_old_ones_do_not_unlock_the_pool(
+    make_pool: Callable[..., RunningPool], officers: list[TestOfficer]
+) -> None:
+    """G4: after a rotation the new quorum unlocks; a share of the old file is refused and named."""
+    pool = make_pool(attended=True)
+    pool.activate(officers, 2)
+    with pool.client() as user:
+        user.create_key("kept", **EC)
+    old_file, new = pool.file, make_officers(4)
+    with pool.client("administrator") as client:
+        begun = client.rotate_shares([officer.certificate_der for officer in new], 3, 2)
+        middle = submit(client, pool, begun, officers[1:])
+        assert not middle.complete
+        assert middle.security_domain_file != old_file
+        assert client.partition_status(2).required == 2, "not in force before the new quorum was proved"
+        with pytest.raises(ShareRefused):  # an old officer has no share of the new file
+            client.submit_share(2, begun.attempt_id, pool.submission(officers[0], begun))
+        assert submit(client, pool, middle, new[:3]).complete
+        # Every partition knows the new header as soon as it has applied the transaction.
+        until(lambda: all(client.partition_status(i).required == 3 for i in range(3)), 10, "new header")
+    parsed, before = container.parse(middle.security_domain_file), container.parse(old_file)
+    assert parsed.sharing == before.sharing + 1
+    assert parsed.recovery_public_key == before.recovery_public_key
+    lock(pool)
+    with pool.client("administrator") as client:
+        begun = client.init_recovery(0)
+        assert begun.security_domain_file == middle.security_domain_file
+        stale = Ceremony()
+        stale.CopyFrom(begun)
+        stale.security_domain_file = old_file
+        with pytest.raises(ShareRefused):
+            client.submit_share(0, begun.attempt_id, pool.submission(officers[0], stale))
+        assert submit(client, pool, begun, new[1:]).complete
+    pool.await_states(["SERVING"] * 3)
+    with pool.client() as user:
+        user.sign("keys/kept", "ES256", DIGEST)
+    pool.down()
+
+
+def test_of_two_rotations_at_two_partitions_one_wins(
+    make_pool: Callable[..., RunningPool], officers: list[TestOfficer]
+) -> None:
+    """G4: the second is refused by the chain, and the file in force is the first one's."""
+    pool = make_pool(attended=True)
+    pool.activate(officers, 2)
+    sets = [make_officers(3), make_officers(3)]
+    with pool.client("administrator") as client:
+        middles = []
+        for index, new in enumerate(sets):
+            begun = client.rotate_shares([officer.certificate_der for officer in new], 2, index)
+            middles.append(submit(client, pool, begun, officers[:2]))
+        assert submit(client, pool, middles[0], sets[0][:2]).complete
+        with pytest.raises(CeremonyState):
+            submit(client, pool, middles[1], sets[1][:2])
+        assert client.verify_security_domain(2).security_domain_file == middles[0].security_domain_file
+    pool.down()
+
+
+@pytest.mark.parametrize("victim", ["child", "partition"])
+@pytest.mark.parametrize("step", ["begun", "one old share", "old quorum", "one new share"])
+def test_a_killed_rotation_leaves_the_pool_as_it_was(
+    pool: RunningPool, officers: list[TestOfficer], victim: str, step: str
+) -> None:
+    """G1, G4: kill -9 of the child or the partition at each step; the old file stays in force."""
+    new = make_officers(3)
+    with pool.client("administrator") as client:
+        begun = client.rotate_shares([officer.certificate_der for officer in new], 2, 0)
+        after = begun
+        if step != "begun":
+            after = submit(client, pool, begun, officers[:1])
+        if step in {"old quorum", "one new share"}:
+            after = submit(client, pool, begun, officers[1:2])
+        if step == "one new share":
+            after = submit(client, pool, after, new[:1])
+        if victim == "child":
+            child = pool.ceremony_child(0)
+            assert child is not None
+            os.kill(child, signal.SIGKILL)
+        else:
+            pool.signal(0, "partition", signal.SIGKILL)
+            pool.await_states(["SERVING"] * 3)
+        with pytest.raises(MHSMError) as refused:
+            next_officer = officers[2] if after.security_domain_file == pool.file else new[1]
+            client.submit_share(0, begun.attempt_id, pool.submission(next_officer, after))
+        assert type(refused.value) in {CeremonyState, InvalidField, ShareRefused}
+    pool.await_states(["SERVING"] * 3)
+    with pool.client("administrator", timeout_seconds=30) as client:
+        assert client.get_ceremony(0) is None
+        again = client.verify_security_domain(0)
+        assert again.security_domain_file == pool.file, "the old file is in force"
+        assert submit(client, pool, again, officers[1:]).complete
+
+
+def test_a_lost_pools_domain_is_recovered_in_a_new_pool(
+    make_pool: Callable[..., RunningPool], officers: list[TestOfficer]
+) -> None:
+    """G4: a quorum brings the old security domain into a new pool, which is then active and empty."""
+    lost, found = make_pool(attended=True), make_pool(attended=True)
+    lost.activate(officers, 2)
+    file = lost.file
+    lost.down()
+    with found.client("administrator") as client:
+        with pytest.raises(InvalidField):
+            client.init_recovery(0, file[:-1])
+        begun = client.init_recovery(0, file)
+        assert begun.pool_id == container.parse(file).pool_id != found.connection.pool_id
+        assert not submit(client, found, begun, officers[:1]).complete
+        assert found.states() == ["PROVISIONED"] * 3
+        assert submit(client, found, begun, officers[2:]).complete
+        found.await_states(["SERVING"] * 3)
+        with pytest.raises(AlreadyActivated):
+            client.download_security_domain([officer.certificate_der for officer in officers], 2)
+    with found.client() as user:
+        user.create_key("new", **EC)
+    lock(found)
+    with found.client("administrator") as client:
+        begun = client.init_recovery(1)
+        assert submit(client, found, begun, officers[:2]).complete, "the same officers unlock it later"
+    found.await_states(["SERVING"] * 3)
+    with found.client() as user:
+        user.sign("keys/new", "ES256", DIGEST)
+    found.down()
