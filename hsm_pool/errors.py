@@ -86,6 +86,12 @@ class ShareRefused(RequestError):
     reason = "SHARE_REFUSED"
 
 
+class BackupRefused(RequestError):
+    """The backup was changed, is cut, or belongs to another security domain; one error for all."""
+
+    reason = "BACKUP_REFUSED"
+
+
 class StateError(MHSMError):
     """The resource or the pool is in a state that does not allow the call."""
 
@@ -160,6 +166,12 @@ class CeremonyState(StateError):
     """A ceremony is under way, or none is where one is needed."""
 
     reason = "CEREMONY_STATE"
+
+
+class RestoreState(StateError):
+    """A restore is under way, so that no key is served; or it is not where the call needs it."""
+
+    reason = "RESTORE_STATE"
 
 
 class FloorOfTwo(StateError):

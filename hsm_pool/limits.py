@@ -99,3 +99,12 @@ MUTATION_SECONDS_MAX: Final = 15.0
 
 CEREMONY_SECONDS: Final = 3600
 """How long a ceremony waits for its officers."""
+
+BACKUP_MANIFEST_BYTES_MAX: Final = 256 * 1024
+"""Manifest of a full backup; it travels with each restore."""
+
+BACKUP_PART_BYTES_MAX: Final = 3 * 1024 * 1024
+"""One part of a full backup."""
+
+KEY_BACKUP_BYTES_MAX: Final = 2 * 1024 * 1024
+"""Backup of a single key with all its versions."""

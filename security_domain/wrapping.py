@@ -26,6 +26,15 @@ SUITE = hpke.Suite(hpke.KEM.X25519, hpke.KDF.HKDF_SHA256, hpke.AEAD.AES_256_GCM)
 """HPKE suite (RFC 9180)."""
 
 JWE_CHARACTERS_MAX = 4096
+
+
+class _Registry(jwe.JWERegistry):
+    """Its default bound is too small for a key encrypted to RSA of more than 6144 bits."""
+
+    max_encrypted_key_length = 1366
+
+
+_REGISTRY = _Registry(algorithms=ALGORITHMS)
 _NONCE_BYTES = 12
 
 
@@ -64,7 +73,7 @@ def open_payload(key: Secret, sealed: bytes, additional_data: bytes) -> bytes:
 def wrap_to_officer(public_key: rsa.RSAPublicKey, thumbprint: str, plaintext: bytes) -> str:
     """Return a compact JWE (RFC 7516) to an officer's RSA key."""
     header = _jwe_header(thumbprint)
-    return jwe.encrypt_compact(header, plaintext, RSAKey.import_key(public_key), algorithms=ALGORITHMS)
+    return jwe.encrypt_compact(header, plaintext, RSAKey.import_key(public_key), registry=_REGISTRY)
 
 
 def unwrap_by_officer(private_key: rsa.RSAPrivateKey, thumbprint: str, token: str) -> bytes:
@@ -76,7 +85,7 @@ def unwrap_by_officer(private_key: rsa.RSAPrivateKey, thumbprint: str, token: st
     if len(token) > JWE_CHARACTERS_MAX:
         raise InvalidShare("a wrapped share is too large")
     try:
-        opened = jwe.decrypt_compact(token, RSAKey.import_key(private_key), algorithms=ALGORITHMS)
+        opened = jwe.decrypt_compact(token, RSAKey.import_key(private_key), registry=_REGISTRY)
     except (JoseError, ValueError):
         raise InvalidShare("the wrapped share does not open with this key") from None
     if opened.headers() != _jwe_header(thumbprint) or opened.plaintext is None:

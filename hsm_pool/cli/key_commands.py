@@ -16,7 +16,7 @@ from rich.table import Table
 from hsm_pool.cli.files import refuse_existing, write_new
 from hsm_pool.cli.output import common_options, connect, fail, read_bounded, report, request_id_option
 from hsm_pool.client import calls
-from hsm_pool.limits import IMPORT_BYTES_MAX
+from hsm_pool.limits import IMPORT_BYTES_MAX, KEY_BACKUP_BYTES_MAX
 from mhsm.keys.v1 import keys_pb2
 
 TYPES = {"RSA": keys_pb2.KEY_TYPE_RSA, "EC": keys_pb2.KEY_TYPE_EC, "oct": keys_pb2.KEY_TYPE_OCT}
@@ -298,6 +298,35 @@ def public_key(name: str, output: Path, **common: Any) -> None:
         text=f"wrote the public key of {found.name} to {output}",
         following=f"openssl pkey -pubin -in {output} -text -noout",
     )
+
+
+@key.command()
+@click.argument("name")
+@click.option("--output", type=click.Path(path_type=Path), required=True)
+@common_options
+def backup(name: str, output: Path, **common: Any) -> None:
+    """Write a key with all its versions, encrypted to the security domain."""
+    refuse_existing(output)
+    with connect(common) as pool:
+        write_new(output, pool.backup_key(resource(name)))
+    report(
+        {"output": str(output)},
+        as_json=common["as_json"],
+        text=f"wrote {output}",
+        following=f"mhsm key restore --file {output}",
+    )
+
+
+@key.command()
+@click.option("--file", type=click.Path(exists=True, dir_okay=False, path_type=Path), required=True)
+@request_id_option
+@common_options
+def restore(file: Path, request_id: str, **common: Any) -> None:
+    """Restore a backed-up key, which must not exist, in a pool of the same security domain."""
+    octets = read_bounded(file, KEY_BACKUP_BYTES_MAX)
+    with connect(common) as pool:
+        found = pool.restore_key(octets, request_id)
+    _show(found, common, f"restored {found.name}", f"mhsm key show {found.name}")
 
 
 def _kind(found: keys_pb2.Key) -> str:

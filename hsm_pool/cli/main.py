@@ -16,6 +16,8 @@ _COMMANDS = {
     "key": "hsm_pool.cli.key_commands:key",
     "crypto": "hsm_pool.cli.crypto_commands:crypto",
     "officers": "hsm_pool.cli.officers_commands:officers_group",
+    "backup": "hsm_pool.cli.backup_commands:backup_group",
+    "ceremony": "hsm_pool.cli.ceremony_commands:ceremony_group",
     "security-domain": "hsm_pool.cli.security_domain_commands:security_domain_group",
 }
 

@@ -12,7 +12,7 @@ from typing import Any, Self, TypeVar
 import grpc
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 
-from hsm_pool.client import calls, channels
+from hsm_pool.client import backup_calls, calls, channels
 from hsm_pool.client.calls import ATTEMPT_SECONDS, CALL_SECONDS, Call
 from hsm_pool.client.connection import Connection, load_connection
 from hsm_pool.client.errors import PoolUnreachable, from_rpc
@@ -209,6 +209,20 @@ class AsyncPool:
             raise from_rpc(error) from None
         finally:
             stream.cancel()
+
+    async def backup_key(self, name: str) -> bytes:
+        """Return a key with all its versions, encrypted to the security domain."""
+        return await self._run(backup_calls.backup_key(name))
+
+    async def restore_key(self, backup: bytes, request_id: str | None = None) -> keys_pb2.Key:
+        """Restore a backed-up key, which must not exist."""
+        return await self._run(backup_calls.restore_key(backup, request_id))
+
+    async def call(self, call: Call[T], partition: int | None = None) -> T:
+        """Make any call of :mod:`hsm_pool.client.backup_calls`; at one partition, or wherever it succeeds."""
+        if partition is None:
+            return await self._run(call)
+        return await self._at(call, partition)
 
     async def partition_status(self, index: int) -> pool_pb2.GetPartitionStatusResponse:
         """Return the status of one partition."""

@@ -90,6 +90,54 @@ class ReplaceSecurityDomain:
     new_header_digest: bytes
 
 
+@dataclass(frozen=True, slots=True)
+class StartRestore:
+    """Puts the pool in restore mode."""
+
+    restore_id: str
+    manifest: bytes
+    parts: int
+
+
+@dataclass(frozen=True, slots=True)
+class StageRecords:
+    """Stages records of one part; ``last`` says that the part is then complete."""
+
+    restore_id: str
+    part: int
+    records: tuple[KeyRecord | KeyVersionRecord, ...]
+    last: bool
+
+
+@dataclass(frozen=True, slots=True)
+class CommitRestore:
+    """Decides that the staged keys replace all others."""
+
+    restore_id: str
+
+
+@dataclass(frozen=True, slots=True)
+class CancelRestore:
+    """Decides that what was staged is dropped."""
+
+    restore_id: str
+
+
+@dataclass(frozen=True, slots=True)
+class AdvanceRestore:
+    """Does the next batch of what was decided."""
+
+    restore_id: str
+
+
+@dataclass(frozen=True, slots=True)
+class RestoreKey:
+    """Puts one key with all its versions back; it must not exist."""
+
+    key: KeyRecord
+    versions: tuple[KeyVersionRecord, ...]
+
+
 Command = (
     CreateKeyVersion
     | UpdateKeyVersion
@@ -99,6 +147,12 @@ Command = (
     | DrainPartition
     | ResumePartition
     | ReplaceSecurityDomain
+    | StartRestore
+    | StageRecords
+    | CommitRestore
+    | CancelRestore
+    | AdvanceRestore
+    | RestoreKey
 )
 
 

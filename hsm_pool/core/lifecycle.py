@@ -9,8 +9,12 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 
 from hsm_pool import limits
+from hsm_pool.core import restore
 from hsm_pool.core.commands import (
+    AdvanceRestore,
+    CancelRestore,
     Command,
+    CommitRestore,
     CreateKeyVersion,
     DeletedKeyReply,
     DeleteKey,
@@ -20,7 +24,10 @@ from hsm_pool.core.commands import (
     RecoverDeletedKey,
     ReplaceSecurityDomain,
     Reply,
+    RestoreKey,
     ResumePartition,
+    StageRecords,
+    StartRestore,
     UpdateKeyVersion,
     VersionReply,
 )
@@ -88,6 +95,11 @@ def apply(command: Command, view: View) -> Outcome:
             return _resume(command, view)
         case ReplaceSecurityDomain():
             return _replace_security_domain(command, view)
+        case StartRestore() | StageRecords() | CommitRestore() | CancelRestore() | AdvanceRestore():
+            return Outcome(EmptyReply(), restore.apply(command, view))
+        case RestoreKey():
+            changes = restore.restore_key(command, view)
+            return Outcome(VersionReply(command.versions[-1], pool_record(view).recoverable_days), changes)
 
 
 def pool_record(view: View) -> PoolRecord:
@@ -102,7 +114,9 @@ def active_key(view: View, key_id: str) -> KeyRecord:
     Raises:
         KeyNotFound: No such key.
         KeySoftDeleted: The key is soft-deleted.
+        RestoreState: A restore is under way.
     """
+    restore.refuse_while_restoring(view)
     record = view.get(key_name(key_id))
     if not isinstance(record, KeyRecord):
         raise KeyNotFound(f"key {key_id} does not exist")
@@ -116,7 +130,9 @@ def deleted_key(view: View, key_id: str) -> KeyRecord:
 
     Raises:
         DeletedKeyNotFound: No soft-deleted key of that id.
+        RestoreState: A restore is under way.
     """
+    restore.refuse_while_restoring(view)
     record = view.get(key_name(key_id))
     if not isinstance(record, KeyRecord) or not record.deleted:
         raise DeletedKeyNotFound(f"no soft-deleted key {key_id}")
@@ -183,6 +199,7 @@ def remember(view: View, record: RequestRecord) -> Changes:
 
 
 def _create(command: CreateKeyVersion, view: View) -> Outcome:
+    restore.refuse_while_restoring(view)
     existing = view.get(key_name(command.key_id))
     version_ids: tuple[str, ...] = ()
     if isinstance(existing, KeyRecord):

@@ -104,12 +104,48 @@ class PoolRecord:
     header_digest: bytes = b""
 
 
-Record = KeyRecord | KeyVersionRecord | RequestRecord | PoolRecord
+class RestorePhase(IntEnum):
+    """Where a restore is; numbers as in mhsm.backup.v1.RestorePhase."""
+
+    STAGING = 1
+    REMOVING = 2
+    PLACING = 3
+    CANCELLING = 4
+    DONE = 5
+    CANCELLED = 6
+
+    @property
+    def over(self) -> bool:
+        """Whether nothing is left to be done."""
+        return self >= RestorePhase.DONE
+
+
+@dataclass(frozen=True, slots=True)
+class RestoreRecord:
+    """The restore under way, or the last one."""
+
+    restore_id: str
+    phase: RestorePhase
+    manifest: bytes
+    parts: int
+    staged_parts: frozenset[int] = field(default_factory=frozenset)
+
+
+@dataclass(frozen=True, slots=True)
+class StagedRecord:
+    """A record of a restore that is not in its place yet."""
+
+    record: KeyRecord | KeyVersionRecord
+
+
+Record = KeyRecord | KeyVersionRecord | RequestRecord | PoolRecord | RestoreRecord | StagedRecord
 
 RecordName = tuple[str, ...]
-"""Name of a record: ("key", id), ("version", id, version), ("request", hex), ("pool",)."""
+"""Name of a record: ("key", id), ("version", id, version), ("request", hex), ("pool",),
+("restore",), ("staged", ...name in its place)."""
 
 POOL: RecordName = ("pool",)
+RESTORE: RecordName = ("restore",)
 
 
 def key_name(key_id: str) -> RecordName:
@@ -135,4 +171,8 @@ def name_of(record: Record) -> RecordName:
         return version_name(record.key_id, record.version_id)
     if isinstance(record, RequestRecord):
         return request_name(record.request_key)
+    if isinstance(record, RestoreRecord):
+        return RESTORE
+    if isinstance(record, StagedRecord):
+        return ("staged", *name_of(record.record))
     return POOL

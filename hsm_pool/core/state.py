@@ -8,6 +8,7 @@ and the tests' reference model.
 from __future__ import annotations
 
 import bisect
+import itertools
 from collections.abc import Iterable, Mapping
 from typing import Protocol
 
@@ -18,6 +19,8 @@ from hsm_pool.core.model import (
     Record,
     RecordName,
     RequestRecord,
+    StagedRecord,
+    name_of,
 )
 
 Changes = Mapping[RecordName, Record | None]
@@ -39,6 +42,12 @@ class View(Protocol):
     def request_count(self) -> int:
         """Return the number of answered requests that are kept."""
 
+    def key_ids(self, count: int) -> list[str]:
+        """Return up to count key ids, in order."""
+
+    def staged(self, count: int) -> list[StagedRecord]:
+        """Return up to count staged records, the oldest first."""
+
 
 class State:
     """All records of a pool, by name. Not thread-safe: one writer, guarded by its owner."""
@@ -47,6 +56,7 @@ class State:
         self._records: dict[RecordName, Record] = {}
         self._key_ids: list[str] = []
         self._requests: dict[RecordName, RequestRecord] = {}
+        self._staged: dict[RecordName, StagedRecord] = {}
         for name, record in records:
             self._put(name, record)
 
@@ -81,6 +91,18 @@ class State:
         """Return the number of answered requests that are kept."""
         return len(self._requests)
 
+    def key_ids(self, count: int) -> list[str]:
+        """Return up to count key ids, in order."""
+        return self._key_ids[:count]
+
+    def staged(self, count: int) -> list[StagedRecord]:
+        """Return up to count staged records, the oldest first."""
+        return list(itertools.islice(self._staged.values(), count))
+
+    def staged_count(self) -> int:
+        """Return the number of staged records."""
+        return len(self._staged)
+
     def names(self) -> list[RecordName]:
         """Return the names of all records."""
         return list(self._records)
@@ -98,6 +120,8 @@ class State:
             bisect.insort(self._key_ids, record.key_id)
         if isinstance(record, RequestRecord):
             self._requests[name] = record
+        if isinstance(record, StagedRecord):
+            self._staged[name] = record
         self._records[name] = record
 
     def _remove(self, name: RecordName) -> None:
@@ -106,6 +130,7 @@ class State:
             index = bisect.bisect_left(self._key_ids, record.key_id)
             del self._key_ids[index]
         self._requests.pop(name, None)
+        self._staged.pop(name, None)
 
 
 class Overlay:
@@ -145,6 +170,16 @@ class Overlay:
     def request_count(self) -> int:
         """Return the number of answered requests, changes not counted."""
         return self._base.request_count()
+
+    def key_ids(self, count: int) -> list[str]:
+        """Return up to count ids of keys that no change touches, in order."""
+        known = self._base.key_ids(count + len(self.changes))
+        return [key_id for key_id in known if ("key", key_id) not in self.changes][:count]
+
+    def staged(self, count: int) -> list[StagedRecord]:
+        """Return up to count staged records that no change touches, the oldest first."""
+        known = self._base.staged(count + len(self.changes))
+        return [record for record in known if name_of(record) not in self.changes][:count]
 
     def put(self, changes: Changes) -> None:
         """Lay changes on top."""

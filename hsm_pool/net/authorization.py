@@ -51,6 +51,8 @@ PERMISSIONS: dict[str, frozenset[Role]] = {
             "ListDeletedKeys",
             "RecoverDeletedKey",
             "PurgeDeletedKey",
+            "BackupKey",
+            "RestoreKey",
         )
     },
     **{
@@ -64,6 +66,21 @@ PERMISSIONS: dict[str, frozenset[Role]] = {
             "UnwrapKey",
             "GetRandomBytes",
             "StreamOperations",
+        )
+    },
+    **{
+        f"/mhsm.backup.v1.BackupService/{method}": frozenset({Role.ADMINISTRATOR})
+        for method in (
+            "StartBackup",
+            "ReadBackupPart",
+            "FinishBackup",
+            "CheckRestore",
+            "StartRestore",
+            "StageRestorePart",
+            "CommitRestore",
+            "CancelRestore",
+            "GetRestore",
+            "RestoreKeyFromPart",
         )
     },
     **{

@@ -5,7 +5,6 @@ from __future__ import annotations
 import base64
 import hashlib
 import os
-import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TypeVar
@@ -13,7 +12,7 @@ from typing import TypeVar
 import grpc
 from google.protobuf.message import Message
 
-from hsm_pool.core import lifecycle
+from hsm_pool.core import lifecycle, restore
 from hsm_pool.core.commands import (
     Command,
     CreateKeyVersion,
@@ -35,6 +34,7 @@ from hsm_pool.limits import IMPORT_BYTES_MAX
 from hsm_pool.net import convert
 from hsm_pool.net.calls import deadline
 from hsm_pool.net.interceptors import current_caller
+from hsm_pool.partition.backups import Backups
 from hsm_pool.partition.partition import Partition
 from hsm_pool.partition.serving import Serving
 from hsm_pool.store.committer import Mutation
@@ -59,8 +59,9 @@ class _NewVersion:
 class KeyService(keys_pb2_grpc.KeyServiceServicer):
     """Life cycle of keys."""
 
-    def __init__(self, partition: Partition) -> None:
+    def __init__(self, partition: Partition, backups: Backups) -> None:
         self._partition = partition
+        self._backups = backups
 
     def CreateKey(  # noqa: N802, D102
         self, request: keys_pb2.CreateKeyRequest, context: grpc.ServicerContext
@@ -167,7 +168,7 @@ class KeyService(keys_pb2_grpc.KeyServiceServicer):
             ).value
             algorithms.check_key_operations(version.key_type, operations)
         command = UpdateKeyVersion(
-            time_ms=_now_ms(serving),
+            time_ms=serving.now_ms(),
             key_id=key_id,
             version_id=version_id,
             enabled=attributes.enabled if attributes.HasField("enabled") else None,
@@ -183,7 +184,7 @@ class KeyService(keys_pb2_grpc.KeyServiceServicer):
     ) -> keys_pb2.DeleteKeyResponse:
         key_id, _ = convert.parse_name(request.name, version_allowed=False)
         serving = self._partition.serving()
-        command = DeleteKey(_now_ms(serving), key_id)
+        command = DeleteKey(serving.now_ms(), key_id)
         return self._commit(serving, command, request, keys_pb2.DeleteKeyResponse, deadline(context))
 
     def GetDeletedKey(  # noqa: N802, D102
@@ -204,7 +205,7 @@ class KeyService(keys_pb2_grpc.KeyServiceServicer):
     ) -> keys_pb2.RecoverDeletedKeyResponse:
         key_id, _ = convert.parse_name(request.name, version_allowed=False)
         serving = self._partition.serving()
-        command = RecoverDeletedKey(_now_ms(serving), key_id)
+        command = RecoverDeletedKey(serving.now_ms(), key_id)
         return self._commit(serving, command, request, keys_pb2.RecoverDeletedKeyResponse, deadline(context))
 
     def PurgeDeletedKey(  # noqa: N802, D102
@@ -212,8 +213,24 @@ class KeyService(keys_pb2_grpc.KeyServiceServicer):
     ) -> keys_pb2.PurgeDeletedKeyResponse:
         key_id, _ = convert.parse_name(request.name, version_allowed=False)
         serving = self._partition.serving()
-        command = PurgeDeletedKey(_now_ms(serving), key_id)
+        command = PurgeDeletedKey(serving.now_ms(), key_id)
         return self._commit(serving, command, request, keys_pb2.PurgeDeletedKeyResponse, deadline(context))
+
+    def BackupKey(  # noqa: N802, D102
+        self, request: keys_pb2.BackupKeyRequest, context: grpc.ServicerContext
+    ) -> keys_pb2.BackupKeyResponse:
+        key_id, _ = convert.parse_name(request.name, version_allowed=False)
+        return keys_pb2.BackupKeyResponse(backup=self._backups.backup_key(key_id, deadline(context)))
+
+    def RestoreKey(  # noqa: N802, D102
+        self, request: keys_pb2.RestoreKeyRequest, context: grpc.ServicerContext
+    ) -> keys_pb2.RestoreKeyResponse:
+        until, serving = deadline(context), self._partition.serving()
+        answered = self._answered(serving, request, keys_pb2.RestoreKeyResponse, until)
+        if answered is not None:
+            return answered
+        command = self._backups.open_key_backup(request.backup)
+        return self._commit(serving, command, request, keys_pb2.RestoreKeyResponse, until)
 
     # -- shared --------------------------------------------------------------------------
 
@@ -242,7 +259,7 @@ class KeyService(keys_pb2_grpc.KeyServiceServicer):
         version_id = os.urandom(16).hex()
         attributes = new.attributes
         command = CreateKeyVersion(
-            time_ms=_now_ms(serving),
+            time_ms=serving.now_ms(),
             key_id=new.key_id,
             version_id=version_id,
             key_type=material.key_type,
@@ -270,7 +287,7 @@ class KeyService(keys_pb2_grpc.KeyServiceServicer):
 
     def _answered(self, serving: Serving, request: Message, response: type[R], until: float) -> R | None:
         """Return the first answer to this request id, before costly work is done again."""
-        key, digest = _request_key(request), _digest(request)
+        key, digest = request_key(request), request_digest(request)
         record = serving.replica.consult(
             lambda view: lifecycle.answered_before(view, key, digest), until
         ).value
@@ -280,7 +297,7 @@ class KeyService(keys_pb2_grpc.KeyServiceServicer):
         self, serving: Serving, command: Command, request: Message, response: type[R], until: float
     ) -> R:
         mutation = Mutation(
-            command, _encoder(response), _request_key(request), _digest(request), _now_ms(serving)
+            command, reply_encoder(response), request_key(request), request_digest(request), serving.now_ms()
         )
         return response.FromString(serving.committer.submit(mutation, until))
 
@@ -290,6 +307,7 @@ class KeyService(keys_pb2_grpc.KeyServiceServicer):
         size, after = convert.page_size(requested_size), _decode_token(token)
 
         def decide(state: State) -> tuple[list[tuple[KeyRecord, KeyVersionRecord, int]], str]:
+            restore.refuse_while_restoring(state)
             page: list[tuple[KeyRecord, KeyVersionRecord, int]] = []
             days, position = state.pool().recoverable_days, after
             while ids := state.key_ids_after(position, 100):
@@ -305,18 +323,13 @@ class KeyService(keys_pb2_grpc.KeyServiceServicer):
         return self._partition.serving().replica.consult_all(decide, until)
 
 
-def _now_ms(serving: Serving) -> int:
-    """Return the time of a command: the own clock, never behind the pool's time."""
-    return max(time.time_ns() // 1_000_000, serving.replica.pool_time_ms)
-
-
 def _bounded(octets: bytes) -> SecretBytes:
     if len(octets) > IMPORT_BYTES_MAX:
         raise PayloadTooLarge(f"key material has at most {IMPORT_BYTES_MAX} bytes")
     return SecretBytes(octets)
 
 
-def _encoder(response: type[Message]) -> Callable[[Reply], bytes]:
+def reply_encoder(response: type[Message]) -> Callable[[Reply], bytes]:
     """Return the function that makes the answer which is kept with the request id."""
 
     def encode(reply: Reply) -> bytes:
@@ -333,13 +346,13 @@ def _encoder(response: type[Message]) -> Callable[[Reply], bytes]:
     return encode
 
 
-def _request_key(request: Message) -> bytes:
+def request_key(request: Message) -> bytes:
     """Return the caller and request id, hashed: ids of different callers never meet."""
     request_id = convert.request_id(request.request_id)  # type: ignore[attr-defined]
     return hashlib.sha256(f"{current_caller().uri}\x00{request_id}".encode()).digest()
 
 
-def _digest(request: Message) -> bytes:
+def request_digest(request: Message) -> bytes:
     """Return what makes a request the same as another; not its id, which has several spellings."""
     content = type(request)()
     content.CopyFrom(request)

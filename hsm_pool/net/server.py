@@ -10,6 +10,7 @@ import grpc
 from grpc_health.v1 import health_pb2_grpc
 
 from hsm_pool import limits
+from hsm_pool.net.backup_service import BackupService
 from hsm_pool.net.calls import Translator
 from hsm_pool.net.crypto_service import CryptoService
 from hsm_pool.net.interceptors import Gate
@@ -22,9 +23,11 @@ from hsm_pool.net.plane_services import (
     PoolService,
 )
 from hsm_pool.net.security_domain_service import SecurityDomainService
+from hsm_pool.partition.backups import Backups
 from hsm_pool.partition.ceremonies import Ceremonies
 from hsm_pool.partition.partition import Partition
 from hsm_pool.settings import Identity
+from mhsm.backup.v1 import backup_pb2_grpc
 from mhsm.crypto.v1 import crypto_pb2_grpc
 from mhsm.enclave.v1 import enclave_pb2_grpc
 from mhsm.keys.v1 import keys_pb2_grpc
@@ -55,7 +58,10 @@ class PlaneServers:
         gate = Gate(settings.pool_id, translate)
 
         def client_plane(server: grpc.Server) -> None:
-            keys_pb2_grpc.add_KeyServiceServicer_to_server(KeyService(partition), server)
+            backups = Backups(partition)
+            keys_pb2_grpc.add_KeyServiceServicer_to_server(KeyService(partition, backups), server)
+            backup = BackupService(partition, backups)
+            backup_pb2_grpc.add_BackupServiceServicer_to_server(backup, server)
             crypto = CryptoService(partition, translate)
             crypto_pb2_grpc.add_CryptoServiceServicer_to_server(crypto, server)
             pool_pb2_grpc.add_PoolServiceServicer_to_server(PoolService(partition, ceremonies), server)

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable
 
 from hsm_pool.core.model import KeyVersionRecord, RecordName
 from hsm_pool.crypto.loaded_keys import LoadedKey, LoadedKeyCache
+from hsm_pool.partition.housekeeping import Housekeeper
 from hsm_pool.store.committer import Committer
 from hsm_pool.store.etcd_client import EtcdClient
 from hsm_pool.store.follower import Follower
@@ -33,17 +35,24 @@ class Serving:
         self.replica = Replica(keys, index, state.incarnation)
         self.committer = Committer(store, self.replica)
         self._follower = Follower(store, self.replica, state, on_tampered)
+        self._housekeeper = Housekeeper(self.replica, self.committer)
         self._loaded = LoadedKeyCache(_LOADED_KEYS_MAX)
         self.replica.on_removed = self._forget
         self.replica.on_header = on_header
         self._follower.start()
+        self._housekeeper.start()
 
     def close(self) -> None:
         """Stop serving and forget parsed keys."""
         self.replica.stop()
+        self._housekeeper.close()
         self._follower.close()
         self.committer.close()
         self._loaded.clear()
+
+    def now_ms(self) -> int:
+        """Return the time of a command: the own clock, never behind the pool's time."""
+        return max(time.time_ns() // 1_000_000, self.replica.pool_time_ms)
 
     def _forget(self, name: RecordName) -> None:
         """Forget the parsed private key of a version that was purged."""

@@ -11,7 +11,10 @@ from hsm_pool.core.model import (
     PoolRecord,
     Record,
     RequestRecord,
+    RestorePhase,
+    RestoreRecord,
     SealedMaterial,
+    StagedRecord,
 )
 from mhsm.record.v1 import record_pb2
 
@@ -19,6 +22,8 @@ KEY = record_pb2.RECORD_TYPE_KEY
 KEY_VERSION = record_pb2.RECORD_TYPE_KEY_VERSION
 REQUEST = record_pb2.RECORD_TYPE_REQUEST
 POOL = record_pb2.RECORD_TYPE_POOL
+RESTORE = record_pb2.RECORD_TYPE_RESTORE
+STAGED = record_pb2.RECORD_TYPE_STAGED
 
 
 def encode(record: Record) -> tuple[int, bytes]:
@@ -26,17 +31,10 @@ def encode(record: Record) -> tuple[int, bytes]:
     message = record_pb2.Record()
     match record:
         case KeyRecord():
-            message.key.CopyFrom(
-                record_pb2.KeyRecord(
-                    key_id=record.key_id,
-                    version_ids=record.version_ids,
-                    deleted_time_ms=record.deleted_time_ms,
-                    scheduled_purge_time_ms=record.scheduled_purge_time_ms,
-                )
-            )
+            message.key.CopyFrom(encode_key(record))
             kind = KEY
         case KeyVersionRecord():
-            message.key_version.CopyFrom(_encode_version(record))
+            message.key_version.CopyFrom(encode_version(record))
             kind = KEY_VERSION
         case RequestRecord():
             message.request.CopyFrom(
@@ -57,6 +55,23 @@ def encode(record: Record) -> tuple[int, bytes]:
                 )
             )
             kind = POOL
+        case RestoreRecord():
+            message.restore.CopyFrom(
+                record_pb2.RestoreRecord(
+                    restore_id=record.restore_id,
+                    phase=record.phase,
+                    manifest=record.manifest,
+                    parts=record.parts,
+                    staged_parts=sorted(record.staged_parts),
+                )
+            )
+            kind = RESTORE
+        case StagedRecord():
+            if isinstance(record.record, KeyRecord):
+                message.staged.key.CopyFrom(encode_key(record.record))
+            else:
+                message.staged.key_version.CopyFrom(encode_version(record.record))
+            kind = STAGED
     return kind, message.SerializeToString(deterministic=True)
 
 
@@ -69,20 +84,53 @@ def decode(record_type: int, body: bytes) -> Record:
     message = record_pb2.Record.FromString(body)
     which = message.WhichOneof("record")
     if which == "key" and record_type == KEY:
-        key = message.key
-        return KeyRecord(key.key_id, tuple(key.version_ids), key.deleted_time_ms, key.scheduled_purge_time_ms)
+        return decode_key(message.key)
     if which == "key_version" and record_type == KEY_VERSION:
-        return _decode_version(message.key_version)
+        return decode_version(message.key_version)
     if which == "request" and record_type == REQUEST:
         request = message.request
         return RequestRecord(request.request_key, request.request_digest, request.reply, request.answered_ms)
     if which == "pool" and record_type == POOL:
         pool = message.pool
         return PoolRecord(pool.recoverable_days, frozenset(pool.drained), pool.header_digest)
+    if which == "restore" and record_type == RESTORE:
+        restore = message.restore
+        return RestoreRecord(
+            restore.restore_id,
+            RestorePhase(restore.phase),
+            restore.manifest,
+            restore.parts,
+            frozenset(restore.staged_parts),
+        )
+    if which == "staged" and record_type == STAGED:
+        if message.staged.WhichOneof("record") == "key":
+            return StagedRecord(decode_key(message.staged.key))
+        return StagedRecord(decode_version(message.staged.key_version))
     raise ValueError("a record's body does not fit its type")
 
 
-def _encode_version(record: KeyVersionRecord) -> record_pb2.KeyVersionRecord:
+def encode_key(record: KeyRecord) -> record_pb2.KeyRecord:
+    """Return the message of a key."""
+    return record_pb2.KeyRecord(
+        key_id=record.key_id,
+        version_ids=record.version_ids,
+        deleted_time_ms=record.deleted_time_ms,
+        scheduled_purge_time_ms=record.scheduled_purge_time_ms,
+    )
+
+
+def decode_key(message: record_pb2.KeyRecord) -> KeyRecord:
+    """Return the key of a message."""
+    return KeyRecord(
+        message.key_id,
+        tuple(message.version_ids),
+        message.deleted_time_ms,
+        message.scheduled_purge_time_ms,
+    )
+
+
+def encode_version(record: KeyVersionRecord) -> record_pb2.KeyVersionRecord:
+    """Return the message of a key version."""
     return record_pb2.KeyVersionRecord(
         key_id=record.key_id,
         version_id=record.version_id,
@@ -106,7 +154,12 @@ def _encode_version(record: KeyVersionRecord) -> record_pb2.KeyVersionRecord:
     )
 
 
-def _decode_version(message: record_pb2.KeyVersionRecord) -> KeyVersionRecord:
+def decode_version(message: record_pb2.KeyVersionRecord) -> KeyVersionRecord:
+    """Return the key version of a message.
+
+    Raises:
+        ValueError: A number in it has no meaning.
+    """
     return KeyVersionRecord(
         key_id=message.key_id,
         version_id=message.version_id,

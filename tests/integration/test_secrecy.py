@@ -118,7 +118,6 @@ def learn_secrets(pool: RunningPool, officers: list[TestOfficer]) -> tuple[dict[
         "security domain wrapping key": wrapping_key.reveal(),
         "security domain owner key": owner.private_numbers().private_value.to_bytes(48, "big"),
         "security domain recovery key": derived.recovery.private_bytes_raw(),
-        "security domain backup key": derived.backup.private_bytes_raw(),
     }
     recovery = Recovery(pool.file, b"a" * 16)
     for officer in officers[: domain.required]:
@@ -130,6 +129,9 @@ def learn_secrets(pool: RunningPool, officers: list[TestOfficer]) -> tuple[dict[
             recovery.unseal_pool_keys(entry.sealed_pool_keys, entry.epoch)
         )
         secrets["pool name key"], secrets["pool chain key"] = keys.name_key, keys.chain_key
+        # It follows from the security domain's root, and partitions keep it to restore backups.
+        assert keys.backup_private_key == derived.backup.private_bytes_raw()
+        secrets["pool backup key"] = keys.backup_private_key
         for epoch, key in keys.key_encryption_keys.items():
             secrets[f"pool key-encryption key {epoch}"] = key
     return secrets, mnemonics

@@ -14,6 +14,7 @@ from mhsm.keys.v1 import keys_pb2
 from mhsm.security_domain.v1 import security_domain_pb2
 from security_domain import container
 from tests.running_pool import RunningPool, TestOfficer, make_officers, until
+from tests.store_access import StoreAccess
 
 pytestmark = [pytest.mark.pool, pytest.mark.slow]
 
@@ -95,6 +96,27 @@ def test_rotated_shares_open_and_old_ones_do_not_unlock_the_pool(
     pool.await_states(["SERVING"] * 3)
     with pool.client() as user:
         user.sign("keys/kept", "ES256", DIGEST)
+    pool.down()
+
+
+def test_a_header_put_back_is_noticed(
+    make_pool: Callable[..., RunningPool], officers: list[TestOfficer]
+) -> None:
+    """G6: the old header again, alone or with a head of its time, and the partitions refuse to serve."""
+    pool = make_pool(attended=True)
+    pool.activate(officers, 2)
+    with StoreAccess(pool.connection) as store:
+        old = store.dump()["header"]
+    new = make_officers(3)
+    with pool.client("administrator") as client:
+        begun = client.rotate_shares([officer.certificate_der for officer in new], 2, 0)
+        middle = submit(client, pool, begun, officers[:2])
+        assert submit(client, pool, middle, new[:2]).complete
+    with StoreAccess(pool.connection) as store:
+        assert store.dump()["header"] != old
+        store.write({"header": old})
+    pool.await_states(["QUARANTINED"] * 3)
+    assert "header" in pool.status(0).state_reason
     pool.down()
 
 

@@ -20,6 +20,9 @@ class BrokenBuild:
     tests: tuple[str, ...]
 
 
+_CEREMONIES = "tests/integration/test_ceremonies.py"
+_ROTATION = "tests/integration/test_share_rotation.py"
+
 BROKEN_BUILDS: tuple[BrokenBuild, ...] = (
     BrokenBuild(
         "a mutation is acknowledged before it is committed",
@@ -119,5 +122,47 @@ BROKEN_BUILDS: tuple[BrokenBuild, ...] = (
         '    return InternalError(f"internal error, correlation id {correlation_id}")\n',
         '    return InternalError(f"internal error {error}, correlation id {correlation_id}")\n',
         ("tests/integration/test_guarantees.py::test_an_unhandled_exception_shows_a_correlation_id_only",),
+    ),
+    BrokenBuild(
+        "the pool becomes active before every officer has proved his share",
+        "G4",
+        "hsm_pool/ceremony/child.py",
+        "            self._recovery = Recovery(self.file, command.attempt_id, everyone=True)\n",
+        "            self._recovery = Recovery(self.file, command.attempt_id)\n",
+        (f"{_CEREMONIES}::test_a_repeated_download_gives_the_same_file_and_another_one_is_refused",),
+    ),
+    BrokenBuild(
+        "a rotation takes effect before its new shares are proved",
+        "G4",
+        "hsm_pool/ceremony/child.py",
+        "            return ceremony_pb2.SubmitResult(\n"
+        "                required=self._recovery.needed, next_security_domain_file=self.file\n"
+        "            )\n",
+        "            result.next_security_domain_file = self.file\n",
+        (f"{_ROTATION}::test_rotated_shares_open_and_old_ones_do_not_unlock_the_pool",),
+    ),
+    BrokenBuild(
+        "a header that the chain does not name is taken",
+        "G6",
+        "hsm_pool/store/replica.py",
+        "        if new == old:\n            return set()",
+        "        if new == old:\n            return {chain.HEADER_KEY}",
+        ("tests/integration/test_share_rotation.py::test_a_header_put_back_is_noticed",),
+    ),
+    BrokenBuild(
+        "keys are served while the pool is being restored",
+        "G2",
+        "hsm_pool/core/restore.py",
+        "    if restore and not restore.phase.over:\n",
+        "    if False:\n",
+        ("tests/integration/test_backup.py::test_a_restore_is_all_or_nothing",),
+    ),
+    BrokenBuild(
+        "the MAC of a manifest is not checked",
+        "G6",
+        "hsm_pool/backup/bundle.py",
+        "    if not authentic or stated != (form, domain.pool_id, domain.generation):\n",
+        "    if stated != (form, domain.pool_id, domain.generation):\n",
+        ("tests/unit/test_backup_format.py::test_a_changed_manifest_is_refused",),
     ),
 )

@@ -86,6 +86,10 @@ class _ReasonEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_Reason.ValueTy
     """Anything else; the message holds a correlation id only."""
     REASON_PARTITION_STARTING: _Reason.ValueType  # 30
     """The partition is starting or healing and does not serve yet."""
+    REASON_RESTORE_STATE: _Reason.ValueType  # 31
+    """A restore is under way, or is not where the call needs it."""
+    REASON_BACKUP_REFUSED: _Reason.ValueType  # 32
+    """The backup was changed, or belongs to another security domain."""
 
 class Reason(_Reason, metaclass=_ReasonEnumTypeWrapper):
     """Why a call was refused. The name without the prefix is ErrorInfo.reason."""
@@ -152,4 +156,8 @@ REASON_INTERNAL: Reason.ValueType  # 29
 """Anything else; the message holds a correlation id only."""
 REASON_PARTITION_STARTING: Reason.ValueType  # 30
 """The partition is starting or healing and does not serve yet."""
+REASON_RESTORE_STATE: Reason.ValueType  # 31
+"""A restore is under way, or is not where the call needs it."""
+REASON_BACKUP_REFUSED: Reason.ValueType  # 32
+"""The backup was changed, or belongs to another security domain."""
 Global___Reason: _TypeAlias = Reason  # noqa: Y015

@@ -91,6 +91,16 @@ class KeyServiceStub:
                 request_serializer=mhsm_dot_keys_dot_v1_dot_keys__pb2.PurgeDeletedKeyRequest.SerializeToString,
                 response_deserializer=mhsm_dot_keys_dot_v1_dot_keys__pb2.PurgeDeletedKeyResponse.FromString,
                 _registered_method=True)
+        self.BackupKey = channel.unary_unary(
+                '/mhsm.keys.v1.KeyService/BackupKey',
+                request_serializer=mhsm_dot_keys_dot_v1_dot_keys__pb2.BackupKeyRequest.SerializeToString,
+                response_deserializer=mhsm_dot_keys_dot_v1_dot_keys__pb2.BackupKeyResponse.FromString,
+                _registered_method=True)
+        self.RestoreKey = channel.unary_unary(
+                '/mhsm.keys.v1.KeyService/RestoreKey',
+                request_serializer=mhsm_dot_keys_dot_v1_dot_keys__pb2.RestoreKeyRequest.SerializeToString,
+                response_deserializer=mhsm_dot_keys_dot_v1_dot_keys__pb2.RestoreKeyResponse.FromString,
+                _registered_method=True)
 
 
 class KeyServiceServicer:
@@ -175,6 +185,21 @@ class KeyServiceServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def BackupKey(self, request, context):
+        """Returns a key with all its versions, encrypted to the security domain.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def RestoreKey(self, request, context):
+        """Restores a backed-up key, which must not exist, in a pool of the same
+        security domain.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
 
 def add_KeyServiceServicer_to_server(servicer, server):
     rpc_method_handlers = {
@@ -232,6 +257,16 @@ def add_KeyServiceServicer_to_server(servicer, server):
                     servicer.PurgeDeletedKey,
                     request_deserializer=mhsm_dot_keys_dot_v1_dot_keys__pb2.PurgeDeletedKeyRequest.FromString,
                     response_serializer=mhsm_dot_keys_dot_v1_dot_keys__pb2.PurgeDeletedKeyResponse.SerializeToString,
+            ),
+            'BackupKey': grpc.unary_unary_rpc_method_handler(
+                    servicer.BackupKey,
+                    request_deserializer=mhsm_dot_keys_dot_v1_dot_keys__pb2.BackupKeyRequest.FromString,
+                    response_serializer=mhsm_dot_keys_dot_v1_dot_keys__pb2.BackupKeyResponse.SerializeToString,
+            ),
+            'RestoreKey': grpc.unary_unary_rpc_method_handler(
+                    servicer.RestoreKey,
+                    request_deserializer=mhsm_dot_keys_dot_v1_dot_keys__pb2.RestoreKeyRequest.FromString,
+                    response_serializer=mhsm_dot_keys_dot_v1_dot_keys__pb2.RestoreKeyResponse.SerializeToString,
             ),
     }
     generic_handler = grpc.method_handlers_generic_handler(
@@ -533,6 +568,60 @@ class KeyService:
             '/mhsm.keys.v1.KeyService/PurgeDeletedKey',
             mhsm_dot_keys_dot_v1_dot_keys__pb2.PurgeDeletedKeyRequest.SerializeToString,
             mhsm_dot_keys_dot_v1_dot_keys__pb2.PurgeDeletedKeyResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def BackupKey(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/mhsm.keys.v1.KeyService/BackupKey',
+            mhsm_dot_keys_dot_v1_dot_keys__pb2.BackupKeyRequest.SerializeToString,
+            mhsm_dot_keys_dot_v1_dot_keys__pb2.BackupKeyResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def RestoreKey(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/mhsm.keys.v1.KeyService/RestoreKey',
+            mhsm_dot_keys_dot_v1_dot_keys__pb2.RestoreKeyRequest.SerializeToString,
+            mhsm_dot_keys_dot_v1_dot_keys__pb2.RestoreKeyResponse.FromString,
             options,
             channel_credentials,
             insecure,

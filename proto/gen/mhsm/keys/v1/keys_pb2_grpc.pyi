@@ -59,6 +59,12 @@ class KeyServiceStub:
     """Makes a soft-deleted key usable again."""
     PurgeDeletedKey: _grpc.UnaryUnaryMultiCallable[_keys_pb2.PurgeDeletedKeyRequest, _keys_pb2.PurgeDeletedKeyResponse]
     """Destroys a soft-deleted key for good."""
+    BackupKey: _grpc.UnaryUnaryMultiCallable[_keys_pb2.BackupKeyRequest, _keys_pb2.BackupKeyResponse]
+    """Returns a key with all its versions, encrypted to the security domain."""
+    RestoreKey: _grpc.UnaryUnaryMultiCallable[_keys_pb2.RestoreKeyRequest, _keys_pb2.RestoreKeyResponse]
+    """Restores a backed-up key, which must not exist, in a pool of the same
+    security domain.
+    """
 
 @_typing.type_check_only
 class KeyServiceAsyncStub(KeyServiceStub):
@@ -89,6 +95,12 @@ class KeyServiceAsyncStub(KeyServiceStub):
     """Makes a soft-deleted key usable again."""
     PurgeDeletedKey: _aio.UnaryUnaryMultiCallable[_keys_pb2.PurgeDeletedKeyRequest, _keys_pb2.PurgeDeletedKeyResponse]  # type: ignore[assignment]
     """Destroys a soft-deleted key for good."""
+    BackupKey: _aio.UnaryUnaryMultiCallable[_keys_pb2.BackupKeyRequest, _keys_pb2.BackupKeyResponse]  # type: ignore[assignment]
+    """Returns a key with all its versions, encrypted to the security domain."""
+    RestoreKey: _aio.UnaryUnaryMultiCallable[_keys_pb2.RestoreKeyRequest, _keys_pb2.RestoreKeyResponse]  # type: ignore[assignment]
+    """Restores a backed-up key, which must not exist, in a pool of the same
+    security domain.
+    """
 
 class KeyServiceServicer(metaclass=_abc_1.ABCMeta):
     """Everything that creates, reads and changes keys. Each mutation carries a
@@ -182,5 +194,23 @@ class KeyServiceServicer(metaclass=_abc_1.ABCMeta):
         context: _ServicerContext,
     ) -> _typing.Union[_keys_pb2.PurgeDeletedKeyResponse, _abc.Awaitable[_keys_pb2.PurgeDeletedKeyResponse]]:
         """Destroys a soft-deleted key for good."""
+
+    @_abc_1.abstractmethod
+    def BackupKey(
+        self,
+        request: _keys_pb2.BackupKeyRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_keys_pb2.BackupKeyResponse, _abc.Awaitable[_keys_pb2.BackupKeyResponse]]:
+        """Returns a key with all its versions, encrypted to the security domain."""
+
+    @_abc_1.abstractmethod
+    def RestoreKey(
+        self,
+        request: _keys_pb2.RestoreKeyRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_keys_pb2.RestoreKeyResponse, _abc.Awaitable[_keys_pb2.RestoreKeyResponse]]:
+        """Restores a backed-up key, which must not exist, in a pool of the same
+        security domain.
+        """
 
 def add_KeyServiceServicer_to_server(servicer: KeyServiceServicer, server: _typing.Union[_grpc.Server, _aio.Server]) -> None: ...

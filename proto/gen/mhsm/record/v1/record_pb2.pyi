@@ -36,6 +36,10 @@ class _RecordTypeEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_RecordType
     """RequestRecord."""
     RECORD_TYPE_POOL: _RecordType.ValueType  # 4
     """PoolRecord."""
+    RECORD_TYPE_RESTORE: _RecordType.ValueType  # 5
+    """RestoreRecord."""
+    RECORD_TYPE_STAGED: _RecordType.ValueType  # 6
+    """StagedRecord."""
 
 class RecordType(_RecordType, metaclass=_RecordTypeEnumTypeWrapper):
     """Kinds of records."""
@@ -50,6 +54,10 @@ RECORD_TYPE_REQUEST: RecordType.ValueType  # 3
 """RequestRecord."""
 RECORD_TYPE_POOL: RecordType.ValueType  # 4
 """PoolRecord."""
+RECORD_TYPE_RESTORE: RecordType.ValueType  # 5
+"""RestoreRecord."""
+RECORD_TYPE_STAGED: RecordType.ValueType  # 6
+"""StagedRecord."""
 Global___RecordType: _TypeAlias = RecordType  # noqa: Y015
 
 @_typing.final
@@ -342,6 +350,8 @@ class Record(_message.Message):
     KEY_VERSION_FIELD_NUMBER: _builtins.int
     REQUEST_FIELD_NUMBER: _builtins.int
     POOL_FIELD_NUMBER: _builtins.int
+    RESTORE_FIELD_NUMBER: _builtins.int
+    STAGED_FIELD_NUMBER: _builtins.int
     @_builtins.property
     def key(self) -> Global___KeyRecord:
         """A key."""
@@ -358,6 +368,14 @@ class Record(_message.Message):
     def pool(self) -> Global___PoolRecord:
         """The pool."""
 
+    @_builtins.property
+    def restore(self) -> Global___RestoreRecord:
+        """A restore."""
+
+    @_builtins.property
+    def staged(self) -> Global___StagedRecord:
+        """A record of a restore that is not in its place yet."""
+
     def __init__(
         self,
         *,
@@ -365,12 +383,14 @@ class Record(_message.Message):
         key_version: Global___KeyVersionRecord | None = ...,
         request: Global___RequestRecord | None = ...,
         pool: Global___PoolRecord | None = ...,
+        restore: Global___RestoreRecord | None = ...,
+        staged: Global___StagedRecord | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["key", b"key", "key_version", b"key_version", "pool", b"pool", "record", b"record", "request", b"request"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["key", b"key", "key_version", b"key_version", "pool", b"pool", "record", b"record", "request", b"request", "restore", b"restore", "staged", b"staged"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["key", b"key", "key_version", b"key_version", "pool", b"pool", "record", b"record", "request", b"request"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["key", b"key", "key_version", b"key_version", "pool", b"pool", "record", b"record", "request", b"request", "restore", b"restore", "staged", b"staged"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-    _WhichOneofReturnType_record: _TypeAlias = _typing.Literal["key", "key_version", "request", "pool"]  # noqa: Y015
+    _WhichOneofReturnType_record: _TypeAlias = _typing.Literal["key", "key_version", "request", "pool", "restore", "staged"]  # noqa: Y015
     _WhichOneofArgType_record: _TypeAlias = _typing.Literal["record", b"record"]  # noqa: Y015
     def WhichOneof(self, oneof_group: _WhichOneofArgType_record) -> _WhichOneofReturnType_record | None: ...
 
@@ -611,6 +631,138 @@ class PoolRecord(_message.Message):
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___PoolRecord: _TypeAlias = PoolRecord  # noqa: Y015
+
+@_typing.final
+class RestoreRecord(_message.Message):
+    """The restore under way, or the last one."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    RESTORE_ID_FIELD_NUMBER: _builtins.int
+    PHASE_FIELD_NUMBER: _builtins.int
+    MANIFEST_FIELD_NUMBER: _builtins.int
+    PARTS_FIELD_NUMBER: _builtins.int
+    STAGED_PARTS_FIELD_NUMBER: _builtins.int
+    restore_id: _builtins.str
+    """32 hexadecimal digits."""
+    phase: _builtins.int
+    """Number of mhsm.backup.v1.RestorePhase."""
+    manifest: _builtins.bytes
+    """Manifest of the backup, JSON."""
+    parts: _builtins.int
+    """Parts of the backup."""
+    @_builtins.property
+    def staged_parts(self) -> _containers.RepeatedScalarFieldContainer[_builtins.int]:
+        """Indices of the staged parts."""
+
+    def __init__(
+        self,
+        *,
+        restore_id: _builtins.str = ...,
+        phase: _builtins.int = ...,
+        manifest: _builtins.bytes = ...,
+        parts: _builtins.int = ...,
+        staged_parts: _abc.Iterable[_builtins.int] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["manifest", b"manifest", "parts", b"parts", "phase", b"phase", "restore_id", b"restore_id", "staged_parts", b"staged_parts"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___RestoreRecord: _TypeAlias = RestoreRecord  # noqa: Y015
+
+@_typing.final
+class StagedRecord(_message.Message):
+    """A record of a restore that is not in its place yet."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    KEY_FIELD_NUMBER: _builtins.int
+    KEY_VERSION_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def key(self) -> Global___KeyRecord:
+        """A key."""
+
+    @_builtins.property
+    def key_version(self) -> Global___KeyVersionRecord:
+        """A key version, its material sealed by this pool."""
+
+    def __init__(
+        self,
+        *,
+        key: Global___KeyRecord | None = ...,
+        key_version: Global___KeyVersionRecord | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["key", b"key", "key_version", b"key_version", "record", b"record"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["key", b"key", "key_version", b"key_version", "record", b"record"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    _WhichOneofReturnType_record: _TypeAlias = _typing.Literal["key", "key_version"]  # noqa: Y015
+    _WhichOneofArgType_record: _TypeAlias = _typing.Literal["record", b"record"]  # noqa: Y015
+    def WhichOneof(self, oneof_group: _WhichOneofArgType_record) -> _WhichOneofReturnType_record | None: ...
+
+Global___StagedRecord: _TypeAlias = StagedRecord  # noqa: Y015
+
+@_typing.final
+class BackupPart(_message.Message):
+    """Plaintext of one part of a backup, or of a single key's backup."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    KEYS_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def keys(self) -> _containers.RepeatedCompositeFieldContainer[Global___BackupKey]:
+        """Keys with their versions."""
+
+    def __init__(
+        self,
+        *,
+        keys: _abc.Iterable[Global___BackupKey] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["keys", b"keys"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___BackupPart: _TypeAlias = BackupPart  # noqa: Y015
+
+@_typing.final
+class BackupKey(_message.Message):
+    """A key in a backup."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    KEY_FIELD_NUMBER: _builtins.int
+    VERSIONS_FIELD_NUMBER: _builtins.int
+    MATERIALS_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def key(self) -> Global___KeyRecord:
+        """The key."""
+
+    @_builtins.property
+    def versions(self) -> _containers.RepeatedCompositeFieldContainer[Global___KeyVersionRecord]:
+        """Its versions, oldest first, without sealed material."""
+
+    @_builtins.property
+    def materials(self) -> _containers.RepeatedScalarFieldContainer[_builtins.bytes]:
+        """Material of each version, as this pool seals it."""
+
+    def __init__(
+        self,
+        *,
+        key: Global___KeyRecord | None = ...,
+        versions: _abc.Iterable[Global___KeyVersionRecord] | None = ...,
+        materials: _abc.Iterable[_builtins.bytes] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["key", b"key"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["key", b"key", "materials", b"materials", "versions", b"versions"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___BackupKey: _TypeAlias = BackupKey  # noqa: Y015
 
 @_typing.final
 class Renewal(_message.Message):

@@ -1,0 +1,1 @@
+"""Backups: everything that leaves a partition is encrypted to the security domain."""

@@ -1,0 +1,286 @@
+"""Verification of transcripts: offline, from the file alone and the authority's certificate.
+
+Nothing of a transcript is believed before its signature holds, and nothing of it is a reason for a
+traceback: whoever hands it over may have made it.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from datetime import datetime
+from typing import Any, Final
+
+from cryptography import x509
+from cryptography.exceptions import InvalidSignature
+from cryptography.hazmat.primitives.asymmetric import ec
+
+from hsm_pool.ceremony_runner.plan import DATA_DIRECTORY, Plan, PlanRefused, Step, parse_plan
+from hsm_pool.ceremony_runner.transcript import (
+    ABORTED,
+    COMPLETED,
+    DONE,
+    FAILED,
+    FORMAT,
+    SIGNATURE_ALGORITHM,
+    TRANSCRIPT_BYTES_MAX,
+    administrator_uri,
+    sha256,
+    uri_of,
+)
+from security_domain.encoding import canonical, decode, parse_object
+from security_domain.errors import SecurityDomainError
+
+_DIGEST_LENGTH: Final = 64
+_HEADER: dict[str, type] = {
+    "format": str,
+    "software": str,
+    "pool_id": str,
+    "plan": dict,
+    "parameters": dict,
+    "answers": str,
+    "started": str,
+    "certificate": str,
+}
+_DOCUMENT: dict[str, type] = {**_HEADER, "entries": list, "ended": str, "signature": str}
+_PLAN: dict[str, type] = {"title": str, "digest": str, "words": str, "text": str}
+_ENTRY: dict[str, type] = {
+    "index": int,
+    "previous_digest": str,
+    "actor": str,
+    "action": str,
+    "command": list,
+    "expected": str,
+    "answer": str,
+    "started": str,
+    "ended": str,
+    "exit_code": object,
+    "stdout": str,
+    "stdout_sha256": str,
+    "stderr_sha256": str,
+    "inputs": list,
+    "outputs": list,
+    "result": str,
+    "reason": str,
+}
+_END: dict[str, type] = {"index": int, "previous_digest": str, "result": str, "reason": str}
+_EVIDENCE: dict[str, type] = {"path": str, "sha256": str, "words": str}
+
+
+class TranscriptRefused(Exception):
+    """The transcript was changed, is unfinished, or does not say what it must; the message says why."""
+
+
+@dataclass(frozen=True, slots=True)
+class Verified:
+    """What a verified transcript says. Without a certificate authority the signer is only claimed."""
+
+    document: dict[str, Any]
+    plan: Plan
+    result: str
+    reason: str
+    steps_done: int
+    signer: str
+    certificate_checked: bool
+
+    def evidence(self) -> list[tuple[str, dict[str, str]]]:
+        """Return (where, {path, sha256, words}) of each file in the record; the plan has no path."""
+        plan = self.document["plan"]
+        found = [("plan", {"path": "", "sha256": plan["digest"], "words": plan["words"]})]
+        for entry in self.document["entries"][:-1]:
+            for kind in ("inputs", "outputs"):
+                found += [(f"step {entry['index']}, {kind[:-1]}", item) for item in entry[kind]]
+        return found
+
+
+@dataclass(frozen=True, slots=True)
+class Unfinished:
+    """What the journal of a ceremony that never ended says. It is not signed."""
+
+    title: str
+    steps: int
+    steps_recorded: int
+    under_way: int | None
+    """The step that had begun and has no entry."""
+
+
+def read_journal(octets: bytes) -> Unfinished:
+    """Return what a journal says; a torn last line is left out.
+
+    Raises:
+        TranscriptRefused: It is not a journal, or its chain is broken.
+    """
+    lines = octets.split(b"\n")[:-1]
+    try:
+        first = parse_object(lines[0], TRANSCRIPT_BYTES_MAX, {"header": dict})["header"]
+        plan = _plan_of(first)
+        previous, recorded, under_way = first, 0, None
+        for line in lines[1:]:
+            if line.startswith(b'{"under_way"'):
+                under_way = parse_object(line, TRANSCRIPT_BYTES_MAX, {"under_way": int})["under_way"]
+                continue
+            entry = parse_object(line, TRANSCRIPT_BYTES_MAX, {"entry": dict})["entry"]
+            _check_link(entry, recorded + 1, previous)
+            previous, under_way = entry, None
+            recorded += "actor" in entry
+    except (SecurityDomainError, IndexError, KeyError):
+        raise TranscriptRefused("not the journal of a ceremony, or changed") from None
+    return Unfinished(plan.title, len(plan.steps), recorded, under_way)
+
+
+def verify(octets: bytes, ca_pem: bytes | None = None) -> Verified:
+    """Check a transcript: encoding, signature, chain, and that it follows its own plan.
+
+    Args:
+        octets: The file.
+        ca_pem: Certificate of the pool's client authority. Without it the signature proves integrity
+            under the embedded certificate only, which anybody could have made.
+
+    Raises:
+        TranscriptRefused: Anything is not as it must be.
+    """
+    try:
+        document = parse_object(octets, TRANSCRIPT_BYTES_MAX, _DOCUMENT)
+        signature = decode(document["signature"])
+    except SecurityDomainError as error:
+        raise TranscriptRefused(f"not a transcript, or changed: {error}") from None
+    try:
+        certificate = x509.load_pem_x509_certificate(document["certificate"].encode())
+        key, signer = certificate.public_key(), uri_of(certificate)
+    except Exception:  # noqa: BLE001 - parsers raise many kinds
+        raise TranscriptRefused("the embedded certificate is not readable") from None
+    if document["format"] != FORMAT:
+        raise TranscriptRefused("the transcript has another format")
+    if not isinstance(key, ec.EllipticCurvePublicKey) or not isinstance(key.curve, ec.SECP256R1):
+        raise TranscriptRefused("the embedded certificate is not of a P-256 key")
+    body = {name: value for name, value in document.items() if name != "signature"}
+    try:
+        key.verify(signature, canonical(body), SIGNATURE_ALGORITHM)
+    except InvalidSignature:
+        raise TranscriptRefused("the signature is not of this text and the embedded certificate") from None
+    if signer != administrator_uri(document["pool_id"]):
+        raise TranscriptRefused(f"signed by {signer!r:.200}, not by the administrator of the pool it names")
+    if ca_pem is not None:
+        _check_certificate(certificate, ca_pem, (document["started"], document["ended"]))
+    plan = _plan_of(document)
+    end = _check_entries(document, plan)
+    done = sum(entry["result"] == DONE for entry in document["entries"][:-1])
+    return Verified(document, plan, end["result"], end["reason"], done, signer, ca_pem is not None)
+
+
+def _check_certificate(certificate: x509.Certificate, ca_pem: bytes, times: Sequence[str]) -> None:
+    try:
+        authority = x509.load_pem_x509_certificate(ca_pem)
+        constraints = authority.extensions.get_extension_for_class(x509.BasicConstraints).value
+        own = certificate.extensions.get_extension_for_class(x509.BasicConstraints).value
+        certificate.verify_directly_issued_by(authority)
+    except (ValueError, TypeError, x509.ExtensionNotFound):
+        raise TranscriptRefused("the certificate was not issued by this authority, or not readable") from None
+    except InvalidSignature:
+        raise TranscriptRefused("the certificate was not issued by this authority") from None
+    if not constraints.ca or own.ca:
+        raise TranscriptRefused("the certificate was not issued by an authority to an identity")
+    for text in times:  # as of the ceremony: a transcript is read years later
+        for checked in (certificate, authority):
+            if not checked.not_valid_before_utc <= _time(text) <= checked.not_valid_after_utc:
+                raise TranscriptRefused("a certificate was not valid at the time of the ceremony")
+
+
+def _plan_of(header: Mapping[str, Any]) -> Plan:
+    """Return the plan in a header, after checking that it is the one whose digest stands there."""
+    told = _fields(header["plan"], _PLAN, "plan")
+    try:
+        plan = parse_plan(told["text"].encode())
+    except (PlanRefused, ValueError):
+        raise TranscriptRefused("the plan in the transcript is not a plan") from None
+    if (plan.title, plan.digest, plan.words) != (told["title"], told["digest"], told["words"]):
+        raise TranscriptRefused("the plan is not the one whose digest is in the transcript")
+    return plan
+
+
+def _check_entries(document: Mapping[str, Any], plan: Plan) -> dict[str, Any]:
+    """Check the chain and that each entry is the plan's step; return the end entry."""
+    parameters, entries = document["parameters"], document["entries"]
+    names = {parameter.name for parameter in plan.parameters} | {DATA_DIRECTORY}
+    if set(parameters) != names or not all(isinstance(value, str) for value in parameters.values()):
+        raise TranscriptRefused("the parameters are not those of the plan")
+    if not document["pool_id"].isprintable():  # it is shown, as part of the signer's name
+        raise TranscriptRefused("the pool's name is not printable")
+    if document["answers"] not in ("terminal", "file"):
+        raise TranscriptRefused("it does not say who answered")
+    for text in (document["started"], document["ended"]):
+        _time(text)
+    if not 2 <= len(entries) <= len(plan.steps) + 1:
+        raise TranscriptRefused("entries are missing, or there are more than the plan has steps")
+    previous: Mapping[str, Any] = {name: document[name] for name in _HEADER}
+    try:
+        steps = plan.filled(parameters)
+    except PlanRefused as error:
+        raise TranscriptRefused(str(error)) from None
+    for number, value in enumerate(entries[:-1], start=1):
+        entry = _fields(value, _ENTRY, f"entry {number}")
+        _check_link(entry, number, previous)
+        _check_step(entry, steps[number - 1], last=number == len(entries) - 1)
+        previous = entry
+    end = _fields(entries[-1], _END, "the end entry")
+    _check_link(end, len(entries), previous)
+    last = entries[-2]["result"]
+    if end["result"] != (COMPLETED if last == DONE else last) or (
+        last == DONE and len(entries) != len(steps) + 1
+    ):
+        raise TranscriptRefused("the end is not what the steps led to")
+    # It is shown: whoever made the transcript must not steer the reader's terminal.
+    if end["reason"] != entries[-2]["reason"] or not end["reason"].isprintable():
+        raise TranscriptRefused("the end does not give the last step's reason")
+    return end
+
+
+def _check_link(entry: Mapping[str, Any], index: int, previous: Mapping[str, Any]) -> None:
+    if entry.get("index") != index or entry.get("previous_digest") != sha256(canonical(previous)):
+        raise TranscriptRefused(f"entry {index} does not follow the one before: dropped, added or changed")
+
+
+def _check_step(entry: Mapping[str, Any], step: Step, *, last: bool) -> None:
+    where = f"entry {entry['index']}"
+    told = (entry["actor"], entry["action"], entry["command"], entry["expected"])
+    if told != (step.actor, step.action, list(step.command), step.expected):
+        raise TranscriptRefused(f"{where} is not step {entry['index']} of the plan")
+    if entry["result"] != DONE and not (last and entry["result"] in (FAILED, ABORTED)):
+        raise TranscriptRefused(f"{where} has no such result at this place")
+    for text in (entry["started"], entry["ended"]):
+        _time(text)
+    paths = {}
+    for kind in ("inputs", "outputs"):
+        items = [_fields(item, _EVIDENCE, f"{where}: {kind}") for item in entry[kind]]
+        paths[kind] = tuple(item["path"] for item in items)
+        if not all(len(item["sha256"]) == _DIGEST_LENGTH for item in items):
+            raise TranscriptRefused(f"{where}: {kind} without a digest")
+    if entry["result"] != DONE:
+        return
+    if (paths["inputs"], paths["outputs"]) != (step.inputs, step.outputs):
+        raise TranscriptRefused(f"{where}: its files are not those of the plan")
+    if entry["exit_code"] != (step.exit_code if step.command else None) or entry["answer"] != "continue":
+        raise TranscriptRefused(f"{where} is called done with another exit code or answer")
+    whole = sha256(entry["stdout"].encode("utf-8", "surrogatepass")) == entry["stdout_sha256"]
+    if whole and step.expected_output not in entry["stdout"]:
+        raise TranscriptRefused(f"{where} is called done without the expected output")
+
+
+def _fields(value: object, fields: Mapping[str, type], where: str) -> dict[str, Any]:
+    """Check an object with exactly these fields of these types; unlike the domain's files, in any script."""
+    if not isinstance(value, dict) or set(value) != set(fields):
+        raise TranscriptRefused(f"{where}: fields are missing or unknown")
+    for name, kind in fields.items():
+        if not isinstance(value[name], kind) or (kind is int and isinstance(value[name], bool)):
+            raise TranscriptRefused(f"{where}: {name} is not of the right type")
+    return value
+
+
+def _time(text: str) -> datetime:
+    moment = None
+    with contextlib.suppress(ValueError):
+        moment = datetime.fromisoformat(text) if text.isprintable() else None
+    if moment is None or moment.utcoffset() is None:
+        raise TranscriptRefused("a time is not readable")
+    return moment

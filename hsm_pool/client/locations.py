@@ -1,0 +1,122 @@
+"""Where backups lie: a directory, or an object store by its URL (through fsspec).
+
+``file://``, ``s3://``, ``abfs://`` and whatever else fsspec finds a driver for; the drivers
+(s3fs, adlfs) are installed by whoever needs them and take their credentials from their own
+configuration, never from here.
+"""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import Any, Protocol
+
+import fsspec
+
+from hsm_pool.errors import InvalidField, KeyExists
+
+
+class Location(Protocol):
+    """A flat collection of objects that are written once, whole."""
+
+    def names(self) -> set[str]:
+        """Return the names of all objects."""
+
+    def read(self, name: str, bytes_max: int) -> bytes:
+        """Return an object.
+
+        Raises:
+            InvalidField: It is not there, or larger than it may be.
+        """
+
+    def write(self, name: str, content: bytes) -> None:
+        """Write an object that must not exist.
+
+        Raises:
+            KeyExists: It exists.
+        """
+
+
+def open_location(url: str) -> Location:
+    """Return the location of a path or URL.
+
+    Raises:
+        InvalidField: There is no driver for it.
+    """
+    if "://" not in url:
+        return _Directory(Path(url))
+    if url.startswith("file://"):
+        return _Directory(Path(url.removeprefix("file://")))
+    try:
+        filesystem, root = fsspec.core.url_to_fs(url)
+    except (ValueError, ImportError) as error:
+        raise InvalidField(f"{url.split('://', maxsplit=1)[0]}: {error}", field="location") from None
+    return _ObjectStore(filesystem, root)
+
+
+class _Directory:
+    def __init__(self, path: Path) -> None:
+        self._path = path
+
+    def names(self) -> set[str]:
+        if not self._path.is_dir():
+            return set()
+        return {entry.name for entry in self._path.iterdir() if not entry.name.startswith(".")}
+
+    def read(self, name: str, bytes_max: int) -> bytes:
+        try:
+            with (self._path / name).open("rb") as stream:
+                content = stream.read(bytes_max + 1)
+        except FileNotFoundError:
+            raise InvalidField(f"{self._path / name} is missing", field="location") from None
+        return _bounded(content, name, bytes_max)
+
+    def write(self, name: str, content: bytes) -> None:
+        self._path.mkdir(mode=0o700, parents=True, exist_ok=True)
+        temporary = self._path / f".{name}.{os.getpid()}"
+        descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
+        try:
+            with os.fdopen(descriptor, "wb") as stream:
+                stream.write(content)
+                stream.flush()
+                os.fsync(stream.fileno())
+            os.link(temporary, self._path / name)
+        except FileExistsError:
+            raise KeyExists(f"{self._path / name} exists and is not overwritten") from None
+        finally:
+            temporary.unlink(missing_ok=True)
+
+
+class _ObjectStore:
+    """An object store writes an object whole or not at all."""
+
+    def __init__(self, filesystem: Any, root: str) -> None:
+        self._filesystem = filesystem
+        self._root = root.rstrip("/")
+
+    def names(self) -> set[str]:
+        self._filesystem.invalidate_cache()
+        try:
+            listed = self._filesystem.ls(self._root, detail=False)
+        except FileNotFoundError:
+            return set()
+        return {entry.rsplit("/", 1)[-1] for entry in listed}
+
+    def read(self, name: str, bytes_max: int) -> bytes:
+        path = f"{self._root}/{name}"
+        try:
+            content = self._filesystem.cat_file(path, start=0, end=bytes_max + 1)
+        except FileNotFoundError:
+            raise InvalidField(f"{path} is missing", field="location") from None
+        return _bounded(content, name, bytes_max)
+
+    def write(self, name: str, content: bytes) -> None:
+        if name in self.names():
+            raise KeyExists(f"{self._root}/{name} exists and is not overwritten")
+        self._filesystem.pipe_file(f"{self._root}/{name}", content)
+
+
+def _bounded(content: bytes, name: str, bytes_max: int) -> bytes:
+    if len(content) > bytes_max:
+        raise InvalidField(f"{name} has more than {bytes_max} bytes", field="location")
+    return content

@@ -1,0 +1,182 @@
+"""Restores, decided purely: staged records replace all keys, or are dropped; never half of either.
+
+::
+
+    STAGING ──commit──► REMOVING ──► PLACING ──► DONE
+       └─────cancel───► CANCELLING ──► CANCELLED
+
+A transaction of the store holds about a hundred records, a pool thousands. So the
+decision is one transaction, and what follows from it is done in batches that any
+partition can go on with: until the phase is over, no key is served.
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+from hsm_pool import limits
+from hsm_pool.core.commands import (
+    AdvanceRestore,
+    CancelRestore,
+    CommitRestore,
+    RestoreKey,
+    StageRecords,
+    StartRestore,
+)
+from hsm_pool.core.model import (
+    RESTORE,
+    KeyRecord,
+    Record,
+    RecordName,
+    RestorePhase,
+    RestoreRecord,
+    StagedRecord,
+    key_name,
+    name_of,
+    version_name,
+)
+from hsm_pool.core.state import Changes, View
+from hsm_pool.errors import KeyExists, LimitExceeded, RestoreState
+
+BATCH_RECORDS = 50
+"""Records that one command stages, removes or places: with their deletions they fit a transaction."""
+
+
+def restore_of(view: View) -> RestoreRecord | None:
+    """Return the restore under way, or the last one."""
+    record = view.get(RESTORE)
+    return record if isinstance(record, RestoreRecord) else None
+
+
+def refuse_while_restoring(view: View) -> None:
+    """Refuse whatever rests on keys.
+
+    Raises:
+        RestoreState: A restore is under way.
+    """
+    restore = restore_of(view)
+    if restore and not restore.phase.over:
+        raise RestoreState(
+            "the pool is being restored: no key is served until that is over", phase=restore.phase.name
+        )
+
+
+def apply(
+    command: StartRestore | StageRecords | CommitRestore | CancelRestore | AdvanceRestore, view: View
+) -> Changes:
+    """Decide a command of a full restore.
+
+    Raises:
+        RestoreState: The restore is not where the command needs it.
+    """
+    match command:
+        case StartRestore():
+            return _start(command, view)
+        case StageRecords():
+            return _stage(command, view)
+        case CommitRestore():
+            return _commit(command, view)
+        case CancelRestore():
+            return _cancel(command, view)
+        case AdvanceRestore():
+            return _advance(command, view)
+
+
+def _start(command: StartRestore, view: View) -> Changes:
+    """Begin to stage."""
+    refuse_while_restoring(view)
+    return {RESTORE: RestoreRecord(command.restore_id, RestorePhase.STAGING, command.manifest, command.parts)}
+
+
+def _stage(command: StageRecords, view: View) -> Changes:
+    """Stage records; a repeat writes them again."""
+    restore = _in_phase(view, command.restore_id, RestorePhase.STAGING)
+    changes: dict[RecordName, Record | None] = {}
+    for record in command.records:
+        staged = StagedRecord(record)
+        changes[name_of(staged)] = staged
+    if command.last:
+        changes[RESTORE] = replace(restore, staged_parts=restore.staged_parts | {command.part})
+    return changes
+
+
+def _commit(command: CommitRestore, view: View) -> Changes:
+    """Decide for the staged keys; a repeat changes nothing."""
+    restore = restore_of(view)
+    decided = {RestorePhase.REMOVING, RestorePhase.PLACING, RestorePhase.DONE}
+    if restore and restore.restore_id == command.restore_id and restore.phase in decided:
+        return {}
+    restore = _in_phase(view, command.restore_id, RestorePhase.STAGING)
+    missing = restore.parts - len(restore.staged_parts)
+    if missing:
+        raise RestoreState(f"{missing} of {restore.parts} parts are not staged yet", phase="STAGING")
+    return {RESTORE: replace(restore, phase=RestorePhase.REMOVING)}
+
+
+def _cancel(command: CancelRestore, view: View) -> Changes:
+    """Decide for the keys of before; a repeat changes nothing."""
+    restore = restore_of(view)
+    decided = {RestorePhase.CANCELLING, RestorePhase.CANCELLED}
+    if restore and restore.restore_id == command.restore_id and restore.phase in decided:
+        return {}
+    restore = _in_phase(view, command.restore_id, RestorePhase.STAGING)
+    return {RESTORE: replace(restore, phase=RestorePhase.CANCELLING)}
+
+
+def _advance(command: AdvanceRestore, view: View) -> Changes:
+    """Do the next batch; changes nothing when there is nothing to do."""
+    restore = restore_of(view)
+    if restore is None or restore.restore_id != command.restore_id:
+        return {}
+    match restore.phase:
+        case RestorePhase.REMOVING:
+            changes = _remove_keys(view)
+            return changes or {RESTORE: replace(restore, phase=RestorePhase.PLACING)}
+        case RestorePhase.PLACING | RestorePhase.CANCELLING:
+            changes = {}
+            for staged in view.staged(BATCH_RECORDS):
+                changes[name_of(staged)] = None
+                if restore.phase is RestorePhase.PLACING:
+                    changes[name_of(staged.record)] = staged.record
+            placing = restore.phase is RestorePhase.PLACING
+            over = RestorePhase.DONE if placing else RestorePhase.CANCELLED
+            return changes or {RESTORE: replace(restore, phase=over, manifest=b"")}
+        case _:
+            return {}
+
+
+def restore_key(command: RestoreKey, view: View) -> Changes:
+    """Put one key back."""
+    refuse_while_restoring(view)
+    existing = view.get(key_name(command.key.key_id))
+    if isinstance(existing, KeyRecord):
+        state = "deleted" if existing.deleted else "active"
+        raise KeyExists(f"key {command.key.key_id} exists: a restore never overwrites it", state=state)
+    if view.key_count() >= limits.KEYS_MAX:
+        raise LimitExceeded(f"the pool has {limits.KEYS_MAX} keys")
+    changes: dict[RecordName, Record | None] = {key_name(command.key.key_id): command.key}
+    for version in command.versions:
+        changes[version_name(version.key_id, version.version_id)] = version
+    return changes
+
+
+def _remove_keys(view: View) -> dict[RecordName, Record | None]:
+    changes: dict[RecordName, Record | None] = {}
+    for key_id in view.key_ids(BATCH_RECORDS):
+        record = view.get(key_name(key_id))
+        versions = record.version_ids if isinstance(record, KeyRecord) else ()
+        if changes and len(changes) + 1 + len(versions) > 2 * BATCH_RECORDS:
+            break
+        changes[key_name(key_id)] = None
+        for version_id in versions:
+            changes[version_name(key_id, version_id)] = None
+    return changes
+
+
+def _in_phase(view: View, restore_id: str, phase: RestorePhase) -> RestoreRecord:
+    restore = restore_of(view)
+    if restore is None or restore.restore_id != restore_id:
+        raise RestoreState("no such restore is under way")
+    if restore.phase is not phase:
+        raise RestoreState(f"the restore is {restore.phase.name.lower()}", phase=restore.phase.name)
+    return restore

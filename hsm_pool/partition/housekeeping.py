@@ -1,0 +1,60 @@
+"""Goes on with what the pool has decided: a committed or cancelled restore, whoever asked for it died."""
+
+from __future__ import annotations
+
+import threading
+
+import structlog
+
+from hsm_pool import limits
+from hsm_pool.core.commands import AdvanceRestore
+from hsm_pool.core.model import RESTORE, RestorePhase, RestoreRecord
+from hsm_pool.errors import MHSMError
+from hsm_pool.store.committer import Committer, Mutation
+from hsm_pool.store.replica import Replica, Stopped, boot_time
+
+_log = structlog.get_logger()
+_POLL_SECONDS = 0.25
+_DECIDED = {RestorePhase.REMOVING, RestorePhase.PLACING, RestorePhase.CANCELLING}
+
+
+class Housekeeper:
+    """One thread; the serving partition of the lowest index works, the others look on."""
+
+    def __init__(self, replica: Replica, committer: Committer) -> None:
+        self._replica = replica
+        self._committer = committer
+        self._stopping = threading.Event()
+        self._thread = threading.Thread(target=self._run, name="housekeeper", daemon=True)
+
+    def start(self) -> None:
+        """Begin."""
+        self._thread.start()
+
+    def close(self) -> None:
+        """End."""
+        self._stopping.set()
+        self._thread.join()
+
+    def _run(self) -> None:
+        while not self._stopping.wait(_POLL_SECONDS):
+            try:
+                while not self._stopping.is_set() and self._advance():
+                    pass
+            except Stopped:
+                return
+            except MHSMError as error:
+                # Somebody else goes on, or this partition does at its next look.
+                _log.debug("restore not advanced", reason=error.reason)
+
+    def _advance(self) -> bool:
+        """Do one batch; return whether there may be more."""
+        record = self._replica.state.get(RESTORE)
+        if not isinstance(record, RestoreRecord) or record.phase not in _DECIDED:
+            return False
+        # Two that both believe to be the lowest do no harm: each batch is decided anew.
+        if min(self._replica.serving(), default=-1) != self._replica.index:
+            return False
+        mutation = Mutation(AdvanceRestore(record.restore_id), lambda _: b"", None, b"", 0)
+        self._committer.submit(mutation, boot_time() + limits.MUTATION_SECONDS_MAX)
+        return True

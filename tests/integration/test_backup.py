@@ -1,0 +1,316 @@
+"""Backup, restore and disaster recovery on real processes (G1, G3, G4, G8)."""
+
+from __future__ import annotations
+
+import os
+import signal
+import threading
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+from hsm_pool.client import backup_calls, backups, calls
+from hsm_pool.client.locations import open_location
+from hsm_pool.client.pool import Pool
+from hsm_pool.errors import BackupRefused, InvalidField, KeyExists, KeyNotFound, MHSMError, RestoreState
+from mhsm.backup.v1 import backup_pb2
+from mhsm.keys.v1 import keys_pb2
+from tests.running_pool import RunningPool, TestOfficer, mhsm, until
+
+pytestmark = [pytest.mark.pool, pytest.mark.slow]
+
+EC = {"key_type": keys_pb2.KEY_TYPE_EC, "curve": keys_pb2.CURVE_P256}
+AES = {"key_type": keys_pb2.KEY_TYPE_OCT, "size_bits": 256}
+DIGEST = bytes(range(32))
+QUIET: backups.Progress = lambda what, done, total: None  # noqa: ARG005, E731
+
+
+def contents(pool: Pool) -> dict[str, list[keys_pb2.Key]]:
+    """Return all that a client can see: each key's versions, and the soft-deleted keys."""
+    seen = {
+        key.name: list(pool.list_key_versions(key.name.rsplit("/versions", 1)[0])) for key in pool.list_keys()
+    }
+    for deleted in pool.list_deleted_keys():
+        seen[deleted.key.name + " deleted"] = [deleted.key]
+    return seen
+
+
+def fill(user: Pool, count: int) -> None:
+    """Make keys of each kind, some with versions, attributes and tags, one soft-deleted."""
+    for number in range(count):
+        user.create_key(f"ec-{number}", **EC, tags={"number": str(number)})
+    user.create_key("ec-0", **EC)
+    user.create_key("wrap", **AES)
+    user.create_key("rsa", key_type=keys_pb2.KEY_TYPE_RSA, size_bits=2048)
+    user.update_key("keys/ec-1", key_attributes=calls.attributes(enabled=False))
+    user.create_key("gone", **EC)
+    user.delete_key("keys/gone")
+
+
+@pytest.fixture
+def filled(make_pool: Callable[..., RunningPool], officers: list[TestOfficer]) -> Iterator[RunningPool]:
+    """An active pool with a few keys."""
+    pool = make_pool(attended=True)
+    pool.activate(officers, 2)
+    with pool.client() as user:
+        fill(user, 5)
+    yield pool
+    pool.down()
+
+
+def take(pool: RunningPool, place: Path) -> None:
+    """Take a full backup."""
+    with pool.client("administrator") as administrator:
+        backups.take(administrator, open_location(str(place)), QUIET)
+
+
+def test_a_lost_pool_comes_back_in_a_new_one(
+    filled: RunningPool,
+    make_pool: Callable[..., RunningPool],
+    officers: list[TestOfficer],
+    tmp_path: Path,
+) -> None:
+    """G1, G4: same keys, versions, attributes; old signatures verify, old ciphertext decrypts."""
+    with filled.client() as user:
+        before = contents(user)
+        signature = user.sign("keys/ec-0", "ES256", DIGEST)
+        wrapped = user.wrap_key("keys/wrap", "A256KW", b"k" * 32)
+    take(filled, tmp_path / "backup")
+    file = filled.file
+    filled.down()
+    found = make_pool(attended=True)
+    with found.client("administrator") as administrator:
+        with pytest.raises(MHSMError):
+            backups.restore(administrator, open_location(str(tmp_path / "backup")), QUIET)
+        begun = administrator.init_recovery(0, file)
+        for officer in officers[1:]:
+            administrator.submit_share(0, begun.attempt_id, found.submission(officer, begun))
+        found.await_states(["SERVING"] * 3)
+        state = backups.restore(administrator, open_location(str(tmp_path / "backup")), QUIET)
+        assert state.phase == backup_pb2.RESTORE_PHASE_DONE
+    for index in range(3):
+        with found.client(partition=index) as user:
+            assert contents(user) == before
+            user.verify("keys/ec-0", "ES256", DIGEST, signature)
+            assert user.unwrap_key("keys/wrap", "A256KW", wrapped) == b"k" * 32
+            user.sign("keys/rsa", "RS256", DIGEST)
+    with found.client() as user:
+        user.recover_deleted_key("keys/gone")
+        user.sign("keys/gone", "ES256", DIGEST)
+    found.down()
+    filled.up()
+
+
+def test_a_restore_is_all_or_nothing(filled: RunningPool, tmp_path: Path) -> None:
+    """G1, G2: nothing is served while it runs; a cancelled one changes nothing; a done one, everything."""
+    take(filled, tmp_path / "backup")
+    place = open_location(str(tmp_path / "backup"))
+    with filled.client() as user, filled.client("administrator") as administrator:
+        user.create_key("newer", **EC)
+        before = contents(user)
+        manifest = backups.manifest_of(place)
+        state = administrator.call(backup_calls.start_restore(manifest))
+        for call in (
+            lambda: user.get_key("keys/newer"),
+            lambda: list(user.list_keys()),
+            lambda: list(user.list_deleted_keys()),
+            lambda: user.create_key("other", **EC),
+            lambda: user.sign("keys/newer", "ES256", DIGEST),
+            lambda: user.delete_key("keys/newer"),
+            lambda: user.purge_deleted_key("keys/gone"),
+            lambda: user.backup_key("keys/newer"),
+            lambda: administrator.call(backup_calls.start_restore(manifest)),
+            lambda: administrator.call(backup_calls.start_backup(), 1),
+            lambda: administrator.call(backup_calls.commit_restore(state.restore_id)),  # parts are missing
+        ):
+            with pytest.raises(RestoreState):
+                call()
+        part = place.read("part-00000", 1 << 22)
+        for bad in (part[:-1], part + b"x", bytes([part[0] ^ 1]) + part[1:]):
+            with pytest.raises(BackupRefused):
+                administrator.call(backup_calls.stage_restore_part(state.restore_id, 0, bad))
+        administrator.call(backup_calls.stage_restore_part(state.restore_id, 0, part))
+        assert backups.cancel(administrator, QUIET).phase == backup_pb2.RESTORE_PHASE_CANCELLED
+        assert contents(user) == before
+        with pytest.raises(RestoreState):
+            administrator.call(backup_calls.commit_restore(state.restore_id))
+        assert backups.restore(administrator, place, QUIET).phase == backup_pb2.RESTORE_PHASE_DONE
+        with pytest.raises(KeyNotFound):
+            user.get_key("keys/newer")
+        del before["keys/newer/versions/" + before_version(before, "newer")]
+        assert contents(user) == before
+        with pytest.raises(RestoreState):
+            administrator.call(backup_calls.cancel_restore(state.restore_id))
+
+
+def before_version(seen: dict[str, list[keys_pb2.Key]], key_id: str) -> str:
+    """Return the newest version id of a key."""
+    return next(name.rsplit("/", 1)[1] for name in seen if name.startswith(f"keys/{key_id}/"))
+
+
+@pytest.mark.parametrize("when", ["staging", "committed"])
+def test_a_restore_that_dies_goes_on_or_leaves_the_pool(
+    filled: RunningPool, tmp_path: Path, when: str, officers: list[TestOfficer]
+) -> None:
+    """G1: kill -9 of all partitions in the middle; after the unlock it goes on, or can be cancelled."""
+    with filled.client() as user:
+        for number in range(60):
+            user.create_key(f"many-{number}", **AES)
+    take(filled, tmp_path / "backup")
+    place = open_location(str(tmp_path / "backup"))
+    with filled.client() as user:
+        before = contents(user)
+        user.create_key("newer", **EC)
+    with filled.client("administrator") as administrator:
+        state = administrator.call(backup_calls.start_restore(backups.manifest_of(place)))
+        part = place.read("part-00000", 1 << 22)
+        administrator.call(backup_calls.stage_restore_part(state.restore_id, 0, part))
+        if when == "committed":
+            administrator.call(backup_calls.commit_restore(state.restore_id))
+        filled.kill_everything()
+        filled.await_states(["LOCKED"] * 3)
+    filled.unlock(officers[:2])
+    with filled.client("administrator", timeout_seconds=30) as administrator, filled.client() as user:
+        if when == "staging":
+            with pytest.raises(RestoreState):
+                user.get_key("keys/newer")
+            assert administrator.call(backup_calls.get_restore()).staged_parts == [0]
+            assert backups.restore(administrator, place, QUIET).phase == backup_pb2.RESTORE_PHASE_DONE
+        else:  # nobody asks for it
+            until(
+                lambda: administrator.call(backup_calls.get_restore()).phase == backup_pb2.RESTORE_PHASE_DONE,
+                60,
+                "the end of the restore",
+            )
+        assert contents(user) == before
+
+
+def test_partitions_die_while_a_restore_is_placed(filled: RunningPool, tmp_path: Path) -> None:
+    """G1: the partition that works is killed; another one goes on."""
+    with filled.client() as user:
+        for number in range(120):
+            user.create_key(f"many-{number}", **AES)
+        before = contents(user)
+    take(filled, tmp_path / "backup")
+    killer = threading.Timer(0.4, lambda: filled.signal(0, "partition", signal.SIGKILL))
+    with filled.client("administrator", timeout_seconds=30) as administrator:
+        killer.start()
+        state = backups.restore(administrator, open_location(str(tmp_path / "backup")), QUIET)
+        killer.join()
+        assert state.phase == backup_pb2.RESTORE_PHASE_DONE
+    filled.await_states(["SERVING"] * 3)
+    with filled.client() as user:
+        assert contents(user) == before
+
+
+def test_one_key_comes_back(filled: RunningPool, tmp_path: Path) -> None:
+    """Selective restore of a purged key, and a single key's own backup; neither overwrites (G8)."""
+    take(filled, tmp_path / "backup")
+    place = open_location(str(tmp_path / "backup"))
+    with filled.client() as user, filled.client("administrator") as administrator:
+        versions = list(user.list_key_versions("keys/ec-0"))
+        single = user.backup_key("keys/ec-0")
+        for restore in (
+            lambda: backups.restore_key(administrator, place, "keys/ec-0", QUIET),
+            lambda: user.restore_key(single),
+        ):
+            with pytest.raises(KeyExists):
+                restore()
+            user.delete_key("keys/ec-0")
+            with pytest.raises(KeyExists):
+                restore()
+            user.purge_deleted_key("keys/ec-0")
+            assert restore().name == versions[-1].name
+            assert list(user.list_key_versions("keys/ec-0")) == versions
+            for version in versions:
+                user.verify(version.name, "ES256", DIGEST, user.sign(version.name, "ES256", DIGEST))
+        with pytest.raises(InvalidField):
+            backups.restore_key(administrator, place, "keys/never", QUIET)
+        with pytest.raises(KeyNotFound):
+            user.backup_key("keys/never")
+        for bad in (single[:-1], single.replace(b"mhsm-key-backup/1", b"mhsm-key-backup/2"), b"{}", b""):
+            with pytest.raises(BackupRefused):
+                user.restore_key(bad)
+        with pytest.raises(BackupRefused):  # a manifest of the other kind
+            administrator.call(backup_calls.check_restore(single))
+
+
+def test_a_backup_of_another_domain_is_refused(
+    filled: RunningPool, make_pool: Callable[..., RunningPool], officers: list[TestOfficer], tmp_path: Path
+) -> None:
+    """G3, G4: another pool with the very same officers cannot open it."""
+    take(filled, tmp_path / "backup")
+    with filled.client() as user:
+        single = user.backup_key("keys/wrap")
+    other = make_pool(attended=True)
+    other.activate(officers, 2)
+    with other.client("administrator") as administrator, other.client() as user:
+        with pytest.raises(BackupRefused):
+            backups.restore(administrator, open_location(str(tmp_path / "backup")), QUIET)
+        with pytest.raises(BackupRefused):
+            user.restore_key(single)
+        assert contents(user) == {}
+    other.down()
+
+
+def test_a_backup_holds_no_plaintext(filled: RunningPool, tmp_path: Path) -> None:
+    """G3: neither key material nor a key's name is found in what the administrator takes."""
+    known = os.urandom(32)
+    with filled.client() as user:
+        user.import_key("known-by-name", octets=known)
+    take(filled, tmp_path / "backup")
+    taken = b"".join(path.read_bytes() for path in sorted((tmp_path / "backup").iterdir()))
+    for needle in (known, known.hex().encode(), b"known-by-name", b"ec-0"):
+        assert needle not in taken
+    with filled.client() as user:
+        single = user.backup_key("keys/known-by-name")
+    for needle in (known, known.hex().encode(), b"known-by-name"):
+        assert needle not in single
+
+
+def test_an_interrupted_backup_is_gone_on_with_or_refused(filled: RunningPool, tmp_path: Path) -> None:
+    """G8: without its manifest a backup is none; a repeat completes it; nothing is overwritten."""
+    place = open_location(str(tmp_path / "backup"))
+
+    class Interrupted(Exception):
+        pass
+
+    def interrupt(what: str, done: int, total: int) -> None:
+        raise Interrupted
+
+    with filled.client("administrator") as administrator:
+        with pytest.raises(Interrupted):
+            backups.take(administrator, place, interrupt)
+        with pytest.raises(InvalidField):
+            backups.restore(administrator, place, QUIET)
+        with pytest.raises(RestoreState):  # one at a time
+            administrator.call(backup_calls.start_backup(), 0)
+        taken = backups.take(administrator, place, QUIET)
+        assert taken.keys == 8
+        with pytest.raises(KeyExists):
+            backups.take(administrator, place, QUIET)
+        assert administrator.call(backup_calls.check_restore(backups.manifest_of(place))).keys == 8
+
+
+def test_the_backup_commands(filled: RunningPool, tmp_path: Path) -> None:
+    """The way of docs/operations.md, by commands and their exit codes."""
+    at = ("--data-dir", str(filled.directory))
+    place = str(tmp_path / "backup")
+    assert '"keys": 8' in mhsm("backup", "create", "--output", place, *at, "--json").stdout
+    assert mhsm("backup", "create", "--output", place, *at, check=False).returncode == 1
+    assert "8 keys can be restored" in mhsm("backup", "check", "--from", place, *at).stdout
+    mhsm("key", "backup", "wrap", "--output", str(tmp_path / "wrap.backup"), *at)
+    mhsm("key", "delete", "wrap", *at)
+    mhsm("key", "purge", "wrap", "--yes", *at)
+    mhsm("key", "restore", "--file", str(tmp_path / "wrap.backup"), *at)
+    assert "there was no restore" in mhsm("backup", "status", *at).stdout
+    assert mhsm("backup", "cancel", *at, check=False).returncode == 1
+    assert "8 keys are restored" in mhsm("backup", "restore", "--yes", "--from", place, *at).stdout
+    assert "done" in mhsm("backup", "status", *at).stdout
+    mhsm("key", "purge", "gone", "--yes", *at)
+    assert mhsm("backup", "restore-key", "gone", "--from", place, *at).returncode == 0
+    assert "deleted" in mhsm("key", "show-deleted", "gone", *at).stdout
+    missing = mhsm("backup", "check", "--from", str(tmp_path / "nowhere"), *at, check=False)
+    assert missing.returncode == 1
+    assert "Traceback" not in missing.stderr

@@ -1,0 +1,43 @@
+"""The plans that come along, from the first to the last step, on a real pool (G4)."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from hsm_pool.ceremony_runner.plan import read_plan
+from hsm_pool.cli.ceremony_commands import PLANS
+from tests.running_pool import RunningPool, mhsm
+from tests.unit.ceremony_runner.rehearsal import ceremony
+
+pytestmark = [pytest.mark.pool, pytest.mark.slow]
+
+
+def test_a_pool_s_life_by_its_plans(make_pool: Callable[..., RunningPool], tmp_path: Path) -> None:
+    pool = make_pool(attended=True)
+    at = ("--data-dir", str(pool.directory))
+    mhsm("officers", "make", "--output-dir", str(tmp_path))
+    mhsm("officers", "make", "--output-dir", str(tmp_path / "new"))
+    for path in (tmp_path / "new").iterdir():
+        path.rename(tmp_path / f"new-{path.name}")
+
+    def hold(name: str) -> None:
+        """Hold a ceremony with the plan's own defaults."""
+        steps = len(read_plan(PLANS / f"{name}.yaml").steps)
+        (tmp_path / "answers.json").write_text(json.dumps({"confirm": ["continue"] * steps}))
+        output = ("--output", f"{name}-transcript.json")
+        held = ceremony("run", name, *output, *at, "--answers", "answers.json", cwd=tmp_path)
+        assert held.returncode == 0, held.stderr
+        ca = str(pool.directory / "pki" / "client-ca.crt")
+        verified = ceremony("verify", f"{name}-transcript.json", "--ca-file", ca, "--json", cwd=tmp_path)
+        assert json.loads(verified.stdout)["steps_done"] == steps
+
+    hold("activation")
+    hold("yearly-proof")
+    pool.kill_everything()
+    pool.await_states(["LOCKED"] * 3)
+    hold("recovery")
+    hold("officer-change")
