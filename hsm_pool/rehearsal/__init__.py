@@ -1,0 +1,1 @@
+"""Disaster recovery, rehearsed end to end: lose a pool, and get everything back in another one."""
