@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hmac
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -13,6 +14,7 @@ from cryptography.hazmat.primitives.asymmetric import ec
 from security_domain import container, shares
 from security_domain.container import OfficerEntry, SecurityDomainFile
 from security_domain.encoding import canonical, encode
+from security_domain.errors import InvalidFile
 from security_domain.officers import check_officers
 from security_domain.secret import Secret
 from security_domain.wrapping import DerivedKeys, OneTimeKey, raw_public, wrap_to_officer
@@ -35,6 +37,24 @@ class Core:
         """The keys that follow from the root."""
         return DerivedKeys(self.root, self.pool_id, self.generation)
 
+    def check(self, file: SecurityDomainFile) -> None:
+        """Check that a file is of this domain.
+
+        Raises:
+            InvalidFile: It is of another pool or generation, or was changed.
+        """
+        if (self.pool_id, self.generation) != (file.pool_id, file.generation):
+            raise InvalidFile("the payload is of another pool or generation")
+        derived = self.derived
+        stated = (file.key_check_value, file.recovery_public_key, file.backup_public_key)
+        found = (
+            derived.check_value,
+            raw_public(derived.recovery.public_key()),
+            raw_public(derived.backup.public_key()),
+        )
+        if not all(hmac.compare_digest(*pair) for pair in zip(found, stated, strict=True)):
+            raise InvalidFile("the key-check value does not fit: the file was changed")
+
     def wipe(self) -> None:
         """Overwrite both secrets."""
         self.root.wipe()
@@ -47,6 +67,8 @@ class NewDomain:
 
     file: bytes
     recovery_public_key: bytes
+    core: Core
+    """To be offered in other formats, and wiped."""
     backup_private_key: Secret
     """X25519, 32 bytes: opens the pool's backups; the partitions keep it with the pool's keys."""
 
@@ -72,16 +94,14 @@ def create(
         serialization.Encoding.DER, serialization.PrivateFormat.PKCS8, serialization.NoEncryption()
     )
     core = Core(pool_id, generation, Secret(os.urandom(ROOT_BYTES)), Secret(owner_key))
-    try:
-        file = share_out(core, 1, officer_certificates_der, required)
-        derived = core.derived
-        return NewDomain(
-            file,
-            raw_public(derived.recovery.public_key()),
-            Secret(derived.backup.private_bytes_raw()),
-        )
-    finally:
-        core.wipe()
+    file = share_out(core, 1, officer_certificates_der, required)
+    derived = core.derived
+    return NewDomain(
+        file,
+        raw_public(derived.recovery.public_key()),
+        core,
+        Secret(derived.backup.private_bytes_raw()),
+    )
 
 
 def share_out(core: Core, sharing: int, officer_certificates_der: Sequence[bytes], required: int) -> bytes:

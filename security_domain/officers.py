@@ -101,13 +101,26 @@ def certificate_der(pem: bytes) -> bytes:
     Raises:
         InvalidOfficers: It is no certificate, or not an officer's.
     """
+    return parse_officer(pem_to_der(pem)).certificate_der
+
+
+def pem_to_der(pem: bytes) -> bytes:
+    """Return the DER of any PEM certificate.
+
+    Raises:
+        InvalidOfficers: It is no certificate.
+    """
     if len(pem) > PEM_BYTES_MAX:
-        raise InvalidOfficers("an officer's certificate file is too large")
+        raise InvalidOfficers("a certificate file is too large")
     try:
-        der = x509.load_pem_x509_certificate(pem).public_bytes(serialization.Encoding.DER)
+        return x509.load_pem_x509_certificate(pem).public_bytes(serialization.Encoding.DER)
     except ValueError:
-        raise InvalidOfficers("an officer's certificate is not readable") from None
-    return parse_officer(der).certificate_der
+        raise InvalidOfficers("a certificate is not readable") from None
+
+
+def certificate_pem(der: bytes) -> bytes:
+    """Return the PEM of a certificate."""
+    return x509.load_der_x509_certificate(der).public_bytes(serialization.Encoding.PEM)
 
 
 def save_private_key(key: rsa.RSAPrivateKey, passphrase: bytes | None = None) -> bytes:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hmac
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -14,7 +13,7 @@ from security_domain.encoding import bind, decode, parse_object
 from security_domain.errors import InvalidFile, QuorumMissing, SubmissionRefused
 from security_domain.secret import Secret
 from security_domain.submission import Context, open_submission, public_exchange_key
-from security_domain.wrapping import SUITE, open_payload, raw_public
+from security_domain.wrapping import SUITE, open_payload
 
 SUBMISSIONS_MAX = 64
 _PAYLOAD_FIELDS: dict[str, type] = {"pool_id": str, "generation": int, "root": str, "owner_key": str}
@@ -104,6 +103,18 @@ class Recovery:
         """Thumbprints of the officers whose shares were accepted, in their order."""
         return list(self._mnemonics)
 
+    def accept(self, core: Core) -> None:
+        """Take the domain's core from elsewhere than shares: from a restore blob.
+
+        Raises:
+            SubmissionRefused: The quorum is complete already.
+            InvalidFile: It is of another domain.
+        """
+        if self._core is not None:
+            raise SubmissionRefused("the quorum is complete")
+        core.check(self._domain)
+        self._core = core
+
     def next_phase(self, officer_certificates_der: Sequence[bytes], required: int) -> tuple[bytes, Recovery]:
         """Share the opened domain out anew, and collect a quorum of the new shares.
 
@@ -114,7 +125,7 @@ class Recovery:
             QuorumMissing: The quorum is not complete.
             InvalidOfficers: The new officers or their quorum are not acceptable.
         """
-        file = share_out(self._opened(), self._domain.sharing + 1, officer_certificates_der, required)
+        file = share_out(self.opened(), self._domain.sharing + 1, officer_certificates_der, required)
         return file, Recovery(file, self._context.attempt_id, self._exchange_key)
 
     def submit(self, submission: bytes) -> Progress:
@@ -149,7 +160,7 @@ class Recovery:
             QuorumMissing: The quorum is not complete.
             InvalidFile: It was sealed for another pool, generation or epoch.
         """
-        recovery_key = self._opened().derived.recovery
+        recovery_key = self.opened().derived.recovery
         info = _pool_keys_info(self._domain.pool_id, self._domain.generation, epoch)
         try:
             return SUITE.decrypt(sealed, recovery_key, info)
@@ -162,9 +173,14 @@ class Recovery:
         Raises:
             QuorumMissing: The quorum is not complete.
         """
-        return Secret(self._opened().derived.backup.private_bytes_raw())
+        return Secret(self.opened().derived.backup.private_bytes_raw())
 
-    def _opened(self) -> Core:
+    def opened(self) -> Core:
+        """Return what the quorum has opened.
+
+        Raises:
+            QuorumMissing: The quorum is not complete.
+        """
         if self._core is None:
             raise QuorumMissing("the quorum is not complete")
         return self._core
@@ -183,22 +199,11 @@ class Recovery:
         finally:
             key.wipe()
         payload = parse_object(opened, container.FILE_BYTES_MAX, _PAYLOAD_FIELDS)
-        if (payload["pool_id"], payload["generation"]) != (domain.pool_id, domain.generation):
-            raise InvalidFile("the payload is of another pool or generation")
         core = Core(
-            domain.pool_id,
-            domain.generation,
+            payload["pool_id"],
+            payload["generation"],
             Secret(decode(payload["root"], 32)),
             Secret(decode(payload["owner_key"])),
         )
-        derived = core.derived
-        stated = (domain.key_check_value, domain.recovery_public_key, domain.backup_public_key)
-        found = (
-            derived.check_value,
-            raw_public(derived.recovery.public_key()),
-            raw_public(derived.backup.public_key()),
-        )
-        if not all(hmac.compare_digest(*pair) for pair in zip(found, stated, strict=True)):
-            core.wipe()
-            raise InvalidFile("the key-check value does not fit: the file was changed")
+        core.check(domain)
         return core

@@ -8,14 +8,21 @@ command is done or its partition is gone (end of input).
 from __future__ import annotations
 
 import sys
+from datetime import UTC, datetime, timedelta
 from typing import IO
 
 from hsm_pool.ceremony.frames import read_frame, write_frame
 from hsm_pool.crypto.secret_memory import harden_process
 from mhsm.ceremony.v1 import ceremony_pb2
 from security_domain import domain, officers
-from security_domain.errors import SecurityDomainError
+from security_domain.azure import domain as azure_domain
+from security_domain.azure import transfer_key
+from security_domain.azure.restore_blob import open_restore_blob
+from security_domain.errors import SecurityDomainError, SubmissionRefused
 from security_domain.recovery import Recovery
+
+_CLOCK_ERROR = timedelta(minutes=5)
+_TRANSFER_KEY_VALIDITY = timedelta(hours=2)
 
 
 def _refusal(error: SecurityDomainError) -> ceremony_pb2.CeremonyResponse:
@@ -32,31 +39,50 @@ class _Ceremony:
     def __init__(self, begin: ceremony_pb2.CeremonyRequest) -> None:
         self._open = begin.open
         self._new_domain: domain.NewDomain | None = None
+        self._recovery: Recovery | None = None
+        self._exchange: transfer_key.ExchangeKey | None = None
+        self.azure_file = b""
         if begin.WhichOneof("command") == "create":
             command = begin.create
+            certificates = list(command.officer_certificates_der)
             self._new_domain = domain.create(
-                command.pool_id, command.generation, list(command.officer_certificates_der), command.required
+                command.pool_id, command.generation, certificates, command.required
             )
             self.file = self._new_domain.file
+            self.azure_file = azure_domain.make(
+                self._new_domain.core, self.file, certificates, command.required
+            )
             self._recovery = Recovery(self.file, command.attempt_id, everyone=True)
         else:
             self.file = begin.open.security_domain_file
-            self._recovery = Recovery(self.file, begin.open.attempt_id)
+            if self.file:
+                self._recovery = Recovery(self.file, begin.open.attempt_id)
         # Refused now, not when the old officers have done their part.
         self._new_officers = list(begin.open.new_officer_certificates_der)
         if self._new_officers:
             officers.check_officers(self._new_officers, begin.open.new_required)
+        if begin.open.transfer_key_name:
+            now = datetime.now(UTC)
+            self._exchange = transfer_key.make_exchange_key(
+                begin.open.transfer_key_name, now - _CLOCK_ERROR, now + _TRANSFER_KEY_VALIDITY
+            )
 
     def begun(self) -> ceremony_pb2.CeremonyResponse:
-        return ceremony_pb2.CeremonyResponse(
-            begin=ceremony_pb2.BeginResult(
-                exchange_public_key=self._recovery.exchange_public_key,
-                security_domain_file=self.file,
-                required=self._recovery.needed,
-            )
+        result = ceremony_pb2.BeginResult(
+            security_domain_file=self.file, azure_security_domain_file=self.azure_file
         )
+        if self._recovery:
+            result.exchange_public_key = self._recovery.exchange_public_key
+            result.required = self._recovery.needed
+        if self._exchange:
+            result.transfer_key = transfer_key.transfer_key(self._exchange.certificate_der)
+        return ceremony_pb2.CeremonyResponse(begin=result)
 
     def submit(self, submission: bytes) -> ceremony_pb2.SubmitResult:
+        if self._recovery is None:
+            raise SubmissionRefused(
+                "this recovery waits for a restore blob: it has no file to take shares of"
+            )
         progress = self._recovery.submit(submission)
         result = ceremony_pb2.SubmitResult(
             accepted=progress.accepted,
@@ -66,21 +92,43 @@ class _Ceremony:
         if not progress.complete:
             return result
         if self._new_officers:
-            required = self._open.new_required
-            self.file, self._recovery = self._recovery.next_phase(self._new_officers, required)
-            self._new_officers = []
-            return ceremony_pb2.SubmitResult(
-                required=self._recovery.needed, next_security_domain_file=self.file
-            )
+            return self._share_out(self._recovery)
+        return self._completed(self._recovery, result)
+
+    def upload(self, restore_blob: bytes) -> ceremony_pb2.SubmitResult:
+        if self._exchange is None:
+            raise SubmissionRefused("this ceremony takes no restore blob")
+        items = open_restore_blob(restore_blob, self._exchange.private_key, self._exchange.certificate_der)
+        core, file = azure_domain.open_core(items)
+        recovery = self._recovery or Recovery(file, self._open.attempt_id)
+        recovery.accept(core)
+        result = ceremony_pb2.SubmitResult(required=recovery.needed)
+        if not self._recovery:
+            result.uploaded_security_domain_file = file
+        return self._completed(recovery, result)
+
+    def _share_out(self, opened: Recovery) -> ceremony_pb2.SubmitResult:
+        """Begin the second phase of a rotation."""
+        certificates, required = self._new_officers, self._open.new_required
+        self.file, self._recovery = opened.next_phase(certificates, required)
+        self.azure_file = azure_domain.make(opened.opened(), self.file, certificates, required)
+        self._new_officers = []
+        return ceremony_pb2.SubmitResult(
+            required=self._recovery.needed,
+            next_security_domain_file=self.file,
+            next_azure_security_domain_file=self.azure_file,
+        )
+
+    def _completed(self, recovery: Recovery, result: ceremony_pb2.SubmitResult) -> ceremony_pb2.SubmitResult:
         result.complete = True
         pool_keys = [
-            self._recovery.unseal_pool_keys(sealed, epoch)
+            recovery.unseal_pool_keys(sealed, epoch)
             for epoch, sealed in enumerate(self._open.sealed_pool_keys, start=1)
         ]
         if self._open.give_keys:
             result.pool_keys_secret.extend(pool_keys)
         if self._new_domain is not None or (self._open.give_keys and not pool_keys):
-            result.backup_private_key = self._recovery.backup_private_key().reveal()
+            result.backup_private_key = recovery.backup_private_key().reveal()
         return result
 
 
@@ -88,7 +136,10 @@ def _serve(ceremony: _Ceremony, requests: IO[bytes], responses: IO[bytes]) -> No
     write_frame(responses, ceremony.begun())
     while (request := read_frame(requests, ceremony_pb2.CeremonyRequest)) is not None:
         try:
-            result = ceremony.submit(request.submit.submission)
+            if request.WhichOneof("command") == "upload":
+                result = ceremony.upload(request.upload.restore_blob)
+            else:
+                result = ceremony.submit(request.submit.submission)
         except SecurityDomainError as error:
             write_frame(responses, _refusal(error))
             continue

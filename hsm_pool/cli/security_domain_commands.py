@@ -2,45 +2,52 @@
 
 from __future__ import annotations
 
-import base64
-import json
 import uuid
 from collections.abc import Callable
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import click
 
+from hsm_pool.cli import restore_blob_commands
+from hsm_pool.cli.attempts import (
+    EXISTING_FILE,
+    NEW_FILE,
+    Attempt,
+    attempt_option,
+    described,
+    private_key,
+    purpose,
+    read_attempt,
+    write_attempt,
+)
 from hsm_pool.cli.files import refuse_existing, write_new
 from hsm_pool.cli.output import common_options, connect, fail, json_option, read_bounded, report
 from hsm_pool.client.pool import Pool
 from hsm_pool.errors import MHSMError
 from mhsm.security_domain.v1 import security_domain_pb2
 from security_domain import container, officers, submission
+from security_domain.azure import transfer_key
 from security_domain.fingerprints import words
 
-_FILE = click.Path(exists=True, dir_okay=False, path_type=Path)
-_NEW_FILE = click.Path(path_type=Path)
 _partition = click.option("--partition", type=click.IntRange(0, 2), default=0, show_default=True)
 _attempt_output = click.option(
-    "--output", type=_NEW_FILE, required=True, help="What the officers need, to be written."
+    "--output", type=NEW_FILE, required=True, help="What the officers need, to be written."
 )
 _officers = click.option(
     "--officer",
     "certificate_files",
-    type=_FILE,
+    type=EXISTING_FILE,
     multiple=True,
     required=True,
     help="Certificate of an officer, PEM; 3 to 10 times.",
 )
 _required = click.option("--required", type=click.IntRange(2, 10), required=True, help="Quorum.")
-_attempt = click.option(
-    "--attempt",
-    "attempt_file",
-    type=_FILE,
-    required=True,
-    help="Written by the verb that began the ceremony.",
+_azure_output = click.option(
+    "--azure-output",
+    type=NEW_FILE,
+    default=None,
+    help="The same domain in Azure's file format, to be written.",
 )
 
 
@@ -89,8 +96,9 @@ def plan(certificate_files: tuple[Path, ...], required: int, as_json: bool) -> N
 @security_domain_group.command("download")
 @_officers
 @_required
-@click.option("--output", type=_NEW_FILE, required=True, help="The security-domain file, to be written.")
-@click.option("--attempt-output", type=_NEW_FILE, required=True, help="The attempt file, to be written.")
+@click.option("--output", type=NEW_FILE, required=True, help="The security-domain file, to be written.")
+@click.option("--attempt-output", type=NEW_FILE, required=True, help="The attempt file, to be written.")
+@_azure_output
 @click.option("--request-id", default="", help="Repeat an interrupted download with its request id.")
 @_partition
 @common_options
@@ -99,6 +107,7 @@ def download(
     required: int,
     output: Path,
     attempt_output: Path,
+    azure_output: Path | None,
     request_id: str,
     partition: int,
     **common: Any,
@@ -106,6 +115,8 @@ def download(
     """Create the security domain; the pool is active when every officer has submitted his share."""
     refuse_existing(output)
     refuse_existing(attempt_output)
+    if azure_output:
+        refuse_existing(azure_output)
     certificates = _certificates(certificate_files)
     request_id = request_id or str(uuid.uuid4())
     click.echo(f"request id {request_id} (repeat with it if the answer is lost)", err=True)
@@ -113,8 +124,10 @@ def download(
         _refuse_second(pool, partition)
         ceremony = pool.download_security_domain(certificates, required, request_id, partition)
     write_new(output, ceremony.security_domain_file)
+    if azure_output:
+        write_new(azure_output, ceremony.azure_security_domain_file)
     if not ceremony.complete:
-        _write_attempt(attempt_output, ceremony)
+        write_attempt(attempt_output, ceremony)
     report(
         {
             "output": str(output),
@@ -139,17 +152,34 @@ def download(
 @click.option(
     "--security-domain",
     "domain_file",
-    type=_FILE,
+    type=EXISTING_FILE,
     default=None,
-    help="In a new pool: the lost pool's file. A locked pool has its own.",
+    help="In a new pool: the lost pool's file, unless a restore blob brings it. A locked pool has its own.",
 )
 @_attempt_output
+@click.option(
+    "--exchange-certificate-output",
+    type=NEW_FILE,
+    default=None,
+    help="Where to write the exchange certificate (PEM) for restore-blob.",
+)
 @_partition
 @common_options
-def init_recovery(domain_file: Path | None, partition: int, output: Path, **common: Any) -> None:
+def init_recovery(
+    domain_file: Path | None,
+    partition: int,
+    output: Path,
+    exchange_certificate_output: Path | None,
+    **common: Any,
+) -> None:
     """Start to unlock a locked pool, or to recover a lost pool's security domain in a new pool."""
     file = read_bounded(domain_file, container.FILE_BYTES_MAX) if domain_file else b""
-    _begin(common, partition, output, lambda pool: pool.init_recovery(partition, file))
+    if exchange_certificate_output:
+        refuse_existing(exchange_certificate_output)
+    ceremony = _begin(common, partition, output, lambda pool: pool.init_recovery(partition, file))
+    if exchange_certificate_output:
+        certificate = transfer_key.parse_transfer_key(ceremony.transfer_key)
+        write_new(exchange_certificate_output, officers.certificate_pem(certificate), 0o644)
 
 
 @security_domain_group.command("verify")
@@ -180,17 +210,24 @@ def rotate_shares(
 
 
 @security_domain_group.command("fetch-file")
-@click.option("--output", type=_NEW_FILE, required=True)
+@click.option("--output", type=NEW_FILE, required=True)
+@_azure_output
 @_partition
 @common_options
-def fetch_file(output: Path, partition: int, **common: Any) -> None:
+def fetch_file(output: Path, azure_output: Path | None, partition: int, **common: Any) -> None:
     """Write the security-domain file whose officers submit now (in a rotation: the new one)."""
     refuse_existing(output)
+    if azure_output:
+        refuse_existing(azure_output)
     with connect(common, client="administrator") as pool:
         ceremony = pool.get_ceremony(partition)
     if ceremony is None:
         fail("no ceremony is under way at this partition", "mhsm security-domain status")
+    if azure_output and not ceremony.azure_security_domain_file:
+        fail("this ceremony has made no new file yet, so there is none in Azure's format", "")
     write_new(output, ceremony.security_domain_file)
+    if azure_output:
+        write_new(azure_output, ceremony.azure_security_domain_file)
     fingerprint = words(ceremony.security_domain_file)
     report(
         {"output": str(output), "words": fingerprint},
@@ -201,11 +238,13 @@ def fetch_file(output: Path, partition: int, **common: Any) -> None:
 
 
 @security_domain_group.command("submit-share")
-@_attempt
-@click.option("--security-domain", "domain_file", type=_FILE, default=None)
-@click.option("--officer-key", "key_file", type=_FILE, default=None)
-@click.option("--output", type=_NEW_FILE, default=None, help="Write the submission and contact nobody.")
-@click.option("--submission", "submission_file", type=_FILE, default=None, help="Submit what --output wrote.")
+@attempt_option
+@click.option("--security-domain", "domain_file", type=EXISTING_FILE, default=None)
+@click.option("--officer-key", "key_file", type=EXISTING_FILE, default=None)
+@click.option("--output", type=NEW_FILE, default=None, help="Write the submission and contact nobody.")
+@click.option(
+    "--submission", "submission_file", type=EXISTING_FILE, default=None, help="Submit what --output wrote."
+)
 @common_options
 def submit_share(
     attempt_file: Path,
@@ -220,7 +259,7 @@ def submit_share(
     An officer whose machine must stay offline writes the submission with --output; somebody
     submits that file later with --submission. The passphrase of an encrypted key is asked for.
     """
-    attempt = _read_attempt(attempt_file)
+    attempt = read_attempt(attempt_file)
     if submission_file:
         if domain_file or key_file or output:
             raise click.UsageError("--submission stands alone, with --attempt")
@@ -258,7 +297,7 @@ def status(**common: Any) -> None:
                 found.append({"partition": index, "error": error.message})
                 continue
             if ceremony:
-                found.append({"partition": index, **_described(ceremony)})
+                found.append({"partition": index, **described(ceremony)})
     lines = [
         f"partition {entry['partition']}: "
         + (
@@ -277,28 +316,14 @@ def status(**common: Any) -> None:
 
 
 @security_domain_group.command("cancel")
-@_attempt
+@attempt_option
 @common_options
 def cancel(attempt_file: Path, **common: Any) -> None:
     """End a ceremony; all submitted shares are forgotten and nothing changes."""
-    attempt = _read_attempt(attempt_file)
+    attempt = read_attempt(attempt_file)
     with connect(common, client="administrator") as pool:
         pool.cancel_ceremony(attempt.partition, attempt.attempt_id)
     report({"cancelled": True}, as_json=common["as_json"], text="the ceremony is cancelled", following="")
-
-
-# -- attempts ------------------------------------------------------------------------------
-
-
-@dataclass(frozen=True, slots=True)
-class _Attempt:
-    """What an attempt file holds."""
-
-    partition: int
-    pool_id: str
-    generation: int
-    attempt_id: bytes
-    exchange_public_key: bytes
 
 
 def _begin(
@@ -306,20 +331,25 @@ def _begin(
     partition: int,
     output: Path,
     begin: Callable[[Pool], security_domain_pb2.Ceremony],
-) -> None:
+) -> security_domain_pb2.Ceremony:
     refuse_existing(output)
     with connect(common, client="administrator") as pool:
         _refuse_second(pool, partition)
         ceremony = begin(pool)
-    _write_attempt(output, ceremony)
+    write_attempt(output, ceremony)
     report(
-        {"attempt": str(output), **_described(ceremony)},
+        {"attempt": str(output), **described(ceremony)},
         as_json=common["as_json"],
-        text=f"partition {partition} waits for {ceremony.required} shares "
+        text=f"partition {partition} waits for {_awaited(ceremony)} "
         f"until {ceremony.expires.ToJsonString()}\n"
         f"exchange key: {words(ceremony.exchange_public_key)}",
         following=_submit(output, "security-domain.json"),
     )
+    return ceremony
+
+
+def _awaited(ceremony: security_domain_pb2.Ceremony) -> str:
+    return f"{ceremony.required} shares" if ceremony.required else "a restore blob"
 
 
 def _refuse_second(pool: Pool, partition: int) -> None:
@@ -331,44 +361,13 @@ def _refuse_second(pool: Pool, partition: int) -> None:
             continue  # it is down, and so is whatever it ran
         if ceremony:
             fail(
-                f"a ceremony ({_purpose(ceremony)}) is under way at partition {other}",
+                f"a ceremony ({purpose(ceremony)}) is under way at partition {other}",
                 "mhsm security-domain status; finish it or cancel it first",
             )
 
 
-def _write_attempt(path: Path, ceremony: security_domain_pb2.Ceremony) -> None:
-    content = {
-        "purpose": _purpose(ceremony),
-        "partition": ceremony.partition_index,
-        "pool_id": ceremony.pool_id,
-        "generation": ceremony.generation,
-        "attempt_id": base64.b64encode(ceremony.attempt_id).decode(),
-        "exchange_public_key": base64.b64encode(ceremony.exchange_public_key).decode(),
-        "exchange_key_words": words(ceremony.exchange_public_key),
-        "expires": ceremony.expires.ToJsonString(),
-    }
-    write_new(path, json.dumps(content, indent=2).encode() + b"\n", 0o644)
-
-
-def _read_attempt(path: Path) -> _Attempt:
-    try:
-        content = json.loads(read_bounded(path, container.FILE_BYTES_MAX))
-        return _Attempt(
-            int(content["partition"]),
-            str(content["pool_id"]),
-            int(content["generation"]),
-            base64.b64decode(content["attempt_id"], validate=True),
-            base64.b64decode(content["exchange_public_key"], validate=True),
-        )
-    except (ValueError, KeyError, TypeError, RecursionError):
-        fail(f"{path} is no attempt file", "begin a ceremony: mhsm security-domain --help")
-
-
-def _make_submission(attempt: _Attempt, domain_file: Path, key_file: Path) -> bytes:
-    key = officers.load_private_key(
-        read_bounded(key_file, officers.PEM_BYTES_MAX),
-        lambda: click.prompt("passphrase", hide_input=True, err=True).encode(),
-    )
+def _make_submission(attempt: Attempt, domain_file: Path, key_file: Path) -> bytes:
+    key = private_key(key_file)
     file = read_bounded(domain_file, container.FILE_BYTES_MAX)
     domain = container.parse(file)
     if (domain.pool_id, domain.generation) != (attempt.pool_id, attempt.generation):
@@ -394,27 +393,7 @@ def _report_progress(ceremony: security_domain_pb2.Ceremony, as_json: bool) -> N
         following = "mhsm security-domain fetch-file --output FILE, then each new officer submits with FILE"
     else:
         text += f", {missing} more needed"
-    report(_described(ceremony), as_json=as_json, text=text, following=following)
-
-
-def _described(ceremony: security_domain_pb2.Ceremony) -> dict[str, Any]:
-    return {
-        "purpose": _purpose(ceremony),
-        "pool_id": ceremony.pool_id,
-        "generation": ceremony.generation,
-        "accepted": ceremony.accepted,
-        "required": ceremony.required,
-        "accepted_officers": list(ceremony.accepted_officers),
-        "complete": ceremony.complete,
-        "expires": ceremony.expires.ToJsonString(),
-        "security_domain_words": words(ceremony.security_domain_file),
-        "exchange_key_words": words(ceremony.exchange_public_key),
-    }
-
-
-def _purpose(ceremony: security_domain_pb2.Ceremony) -> str:
-    name = security_domain_pb2.CeremonyPurpose.Name(ceremony.purpose)
-    return name.removeprefix("CEREMONY_PURPOSE_").lower()
+    report(described(ceremony), as_json=as_json, text=text, following=following)
 
 
 def _submit(attempt: Path, domain_file: Path | str) -> str:
@@ -426,3 +405,7 @@ def _submit(attempt: Path, domain_file: Path | str) -> str:
 
 def _certificates(paths: tuple[Path, ...]) -> list[bytes]:
     return [officers.certificate_der(read_bounded(path, officers.PEM_BYTES_MAX)) for path in paths]
+
+
+security_domain_group.add_command(restore_blob_commands.restore_blob)
+security_domain_group.add_command(restore_blob_commands.upload)

@@ -301,6 +301,12 @@ def submit_share(attempt_id: bytes, submission: bytes) -> Call[security_domain_p
     return _ceremony("SubmitShare", request, lambda response: response.ceremony)
 
 
+def upload_restore_blob(attempt_id: bytes, restore_blob: bytes) -> Call[security_domain_pb2.Ceremony]:
+    """UploadRestoreBlob."""
+    request = security_domain_pb2.UploadRestoreBlobRequest(attempt_id=attempt_id, restore_blob=restore_blob)
+    return _ceremony("UploadRestoreBlob", request, lambda response: response.ceremony)
+
+
 def get_ceremony() -> Call[security_domain_pb2.Ceremony | None]:
     """GetCeremony."""
     return _ceremony(

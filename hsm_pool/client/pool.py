@@ -273,6 +273,12 @@ class Pool:
         """Submit one officer's share to the partition that runs the ceremony."""
         return self._at(calls.submit_share(attempt_id, submission), partition)
 
+    def upload_restore_blob(
+        self, partition: int, attempt_id: bytes, restore_blob: bytes
+    ) -> security_domain_pb2.Ceremony:
+        """Complete a recovery with a restore blob of Azure's format."""
+        return self._at(calls.upload_restore_blob(attempt_id, restore_blob), partition)
+
     def get_ceremony(self, partition: int | None = None) -> security_domain_pb2.Ceremony | None:
         """Return the ceremony under way at a partition."""
         return self._at(calls.get_ceremony(), partition)

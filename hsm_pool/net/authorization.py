@@ -91,6 +91,7 @@ PERMISSIONS: dict[str, frozenset[Role]] = {
             "VerifySecurityDomain",
             "RotateShares",
             "SubmitShare",
+            "UploadRestoreBlob",
             "GetCeremony",
             "CancelCeremony",
         )

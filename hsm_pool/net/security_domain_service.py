@@ -10,6 +10,7 @@ from hsm_pool.partition.ceremonies import Ceremonies, Ceremony
 from hsm_pool.partition.partition import Partition
 from mhsm.security_domain.v1 import security_domain_pb2, security_domain_pb2_grpc
 from security_domain import container
+from security_domain.azure.items import DOCUMENT_BYTES_MAX
 from security_domain.officers import CERTIFICATE_BYTES_MAX
 from security_domain.submission import SUBMISSION_BYTES_MAX
 
@@ -67,6 +68,16 @@ class SecurityDomainService(security_domain_pb2_grpc.SecurityDomainServiceServic
         ceremony = self._ceremonies.submit_share(request.attempt_id, request.submission)
         return security_domain_pb2.SubmitShareResponse(ceremony=self._message(ceremony))
 
+    def UploadRestoreBlob(  # noqa: N802, D102
+        self,
+        request: security_domain_pb2.UploadRestoreBlobRequest,
+        context: grpc.ServicerContext,  # noqa: ARG002
+    ) -> security_domain_pb2.UploadRestoreBlobResponse:
+        if len(request.restore_blob) > DOCUMENT_BYTES_MAX:
+            raise InvalidField("the restore blob is too large", field="restore_blob")
+        ceremony = self._ceremonies.upload_restore_blob(request.attempt_id, request.restore_blob)
+        return security_domain_pb2.UploadRestoreBlobResponse(ceremony=self._message(ceremony))
+
     def GetCeremony(  # noqa: N802, D102
         self,
         request: security_domain_pb2.GetCeremonyRequest,  # noqa: ARG002
@@ -84,22 +95,25 @@ class SecurityDomainService(security_domain_pb2_grpc.SecurityDomainServiceServic
         return security_domain_pb2.CancelCeremonyResponse()
 
     def _message(self, ceremony: Ceremony) -> security_domain_pb2.Ceremony:
-        domain = container.parse(ceremony.file)
-        return security_domain_pb2.Ceremony(
+        message = security_domain_pb2.Ceremony(
             attempt_id=ceremony.attempt_id,
             purpose=security_domain_pb2.CeremonyPurpose.ValueType(ceremony.purpose),
             exchange_public_key=ceremony.exchange_public_key,
             partition_index=self._partition.settings.index,
             expires=convert.timestamp(ceremony.expires_at_ms) if ceremony.expires_at_ms else None,
-            pool_id=domain.pool_id,
-            generation=domain.generation,
             evidence=ceremony.evidence,
             security_domain_file=ceremony.file,
             accepted=ceremony.accepted,
             required=ceremony.required,
             accepted_officers=ceremony.accepted_officers,
             complete=ceremony.complete,
+            azure_security_domain_file=ceremony.azure_file,
+            transfer_key=ceremony.transfer_key,
         )
+        if ceremony.file:
+            domain = container.parse(ceremony.file)
+            message.pool_id, message.generation = domain.pool_id, domain.generation
+        return message
 
 
 def _bounded(certificates: object) -> list[bytes]:

@@ -74,6 +74,10 @@ class Ceremony:
     required: int
     accepted_officers: tuple[str, ...]
     complete: bool
+    azure_file: bytes = b""
+    """The same domain in Azure's format, when it was just made."""
+    transfer_key: str = ""
+    """JWK of the exchange certificate for restore blobs; "" when none are taken."""
 
 
 @dataclass(slots=True)
@@ -87,6 +91,8 @@ class _Attempt:
     evidence: bytes
     file: bytes
     required: int
+    azure_file: bytes = b""
+    transfer_key: str = ""
     request_digest: bytes = b""
     old_header_digest: bytes = b""
     accepted_officers: tuple[str, ...] = ()
@@ -104,6 +110,8 @@ class _Attempt:
             self.required,
             self.accepted_officers,
             self.complete,
+            self.azure_file,
+            self.transfer_key,
         )
 
 
@@ -145,7 +153,7 @@ class Ceremonies:
         """
         digest = _request_digest(certificates_der, required, request_id)
         with self._lock:
-            known = self._partition.activated_file(digest)
+            known = self._partition.activated_by(digest)
             if known is not None:
                 return _completed(known)
             if self._partition.state is not PartitionState.PROVISIONED:
@@ -170,7 +178,8 @@ class Ceremonies:
         """Start to unlock a locked pool, or to recover a lost pool's domain in a new one.
 
         Args:
-            file: The lost pool's security-domain file; b"" in a locked pool, which has its own.
+            file: The lost pool's security-domain file; b"" in a locked pool, which has its own, and
+                where a restore blob will bring it.
 
         Raises:
             InvalidField: The file is not a security domain, or is given where none is needed.
@@ -187,8 +196,6 @@ class Ceremonies:
                 sealed = [epoch.sealed_pool_keys for epoch in header.epochs]
             elif partition.state is not PartitionState.PROVISIONED:
                 raise CeremonyState("the pool is not locked, and not new")
-            elif not file:
-                raise InvalidField("a new pool needs the lost pool's file", field="security_domain_file")
             return self._open(Purpose.RECOVERY, file, sealed, give_keys=True).seen()
 
     def verify(self) -> Ceremony:
@@ -244,13 +251,45 @@ class Ceremonies:
             attempt.accepted_officers = tuple(result.accepted_officers)
             attempt.required = result.required
             attempt.file = result.next_security_domain_file or attempt.file
-            if result.complete:
-                attempt.complete = True
-                try:
-                    self._complete(attempt, result)
-                finally:
+            attempt.azure_file = result.next_azure_security_domain_file or attempt.azure_file
+            return self._finished(attempt, result)
+
+    def upload_restore_blob(self, attempt_id: bytes, restore_blob: bytes) -> Ceremony:
+        """Hand a restore blob of Azure's format to the child, in place of shares.
+
+        Raises:
+            CeremonyState: No such attempt is under way, it takes no blob, or its child died.
+            InvalidField: The blob is none, or was made for another exchange certificate or domain.
+            CommitUnknown: The last step gave no answer in time; the status tells.
+        """
+        with self._lock:
+            attempt = self._checked(attempt_id)
+            if attempt.purpose is not Purpose.RECOVERY:
+                raise CeremonyState("only a recovery takes a restore blob")
+            upload = ceremony_pb2.UploadCommand(restore_blob=restore_blob)
+            try:
+                result = attempt.child.ask(ceremony_pb2.CeremonyRequest(upload=upload)).submit
+            except CeremonyState as error:
+                if not attempt.child.alive:
                     self._end()
-            return attempt.seen()
+                    raise
+                raise InvalidField(error.message, field="restore_blob") from None
+            attempt.required = result.required
+            attempt.file = result.uploaded_security_domain_file or attempt.file
+            return self._finished(attempt, result)
+
+    def _finished(self, attempt: _Attempt, result: ceremony_pb2.SubmitResult) -> Ceremony:
+        """Do what a ceremony is for, if it has enough."""
+        if result.complete:
+            attempt.complete = True
+            try:
+                self._complete(attempt, result)
+            finally:
+                self._end()
+        return attempt.seen()
+
+    def _transfer_key_name(self) -> str:
+        return f"mhsm-{self._partition.settings.pool_id[:16]}"
 
     def cancel(self, attempt_id: bytes) -> None:
         """End the ceremony and forget its shares.
@@ -281,7 +320,8 @@ class Ceremonies:
         new_required: int = 0,
     ) -> _Attempt:
         try:
-            container.parse(file)
+            if file or purpose is not Purpose.RECOVERY:
+                container.parse(file)
         except InvalidFile as error:
             raise InvalidField(str(error), field="security_domain_file") from None
         attempt_id = os.urandom(ATTEMPT_ID_BYTES)
@@ -292,6 +332,7 @@ class Ceremonies:
             give_keys=give_keys,
             new_officer_certificates_der=new_officers or [],
             new_required=new_required,
+            transfer_key_name=self._transfer_key_name() if purpose is Purpose.RECOVERY else "",
         )
         return self._begin(purpose, attempt_id, ceremony_pb2.CeremonyRequest(open=command))
 
@@ -322,6 +363,8 @@ class Ceremonies:
             evidence.SerializeToString(),
             begun.security_domain_file,
             begun.required,
+            begun.azure_security_domain_file,
+            begun.transfer_key,
         )
         return self._attempt
 
@@ -354,6 +397,7 @@ class Ceremonies:
             activation_request_digest=attempt.request_digest,
             epochs=[record_pb2.SealedEpoch(epoch=keys.epoch, sealed_pool_keys=sealed)],
             recovery_public_key=domain.recovery_public_key,
+            azure_security_domain_file=attempt.azure_file,
         )
         self._partition.activate(header, keys)
 
@@ -365,6 +409,7 @@ class Ceremonies:
         header = record_pb2.PoolHeader()
         header.CopyFrom(self._header_in_force())
         header.security_domain_file = attempt.file
+        header.azure_security_domain_file = attempt.azure_file
         value = _header_value(header)
         command = ReplaceSecurityDomain(attempt.old_header_digest, chain.value_digest(value))
         mutation = Mutation(command, lambda _: b"", None, b"", 0, header=value)
@@ -401,8 +446,9 @@ def _header_value(header: record_pb2.PoolHeader) -> bytes:
     return header.SerializeToString(deterministic=True)
 
 
-def _completed(file: bytes) -> Ceremony:
+def _completed(header: record_pb2.PoolHeader) -> Ceremony:
     """Return the activation that this request completed before."""
+    file = header.security_domain_file
     officers = container.parse(file).officers
     return Ceremony(
         b"",
@@ -415,6 +461,7 @@ def _completed(file: bytes) -> Ceremony:
         len(officers),
         tuple(officer.thumbprint for officer in officers),
         complete=True,
+        azure_file=header.azure_security_domain_file,
     )
 
 

@@ -258,8 +258,8 @@ class Partition:
 
     # -- activation ----------------------------------------------------------------------
 
-    def activated_file(self, request_digest: bytes) -> bytes | None:
-        """Return the security-domain file if this very request activated the pool before.
+    def activated_by(self, request_digest: bytes) -> record_pb2.PoolHeader | None:
+        """Return the pool's header if this very request activated the pool before.
 
         Raises:
             AlreadyActivated: Another request did.
@@ -271,7 +271,7 @@ class Partition:
         header = self._parse_header(value)
         if header.activation_request_digest != request_digest:
             raise AlreadyActivated("the pool is active already")
-        return header.security_domain_file
+        return header
 
     def _read_header(self) -> bytes | None:
         for _ in range(_ACTIVATION_TRIES):
@@ -282,15 +282,12 @@ class Partition:
                     break
         raise CommitUnknown("the store does not answer; repeat the request with the same request_id")
 
-    def activate(self, header: record_pb2.PoolHeader, keys: PoolKeys) -> bytes:
+    def activate(self, header: record_pb2.PoolHeader, keys: PoolKeys) -> None:
         """Commit the first transaction of the chain together with the header.
 
         Args:
             header: The new header, with the security-domain file.
             keys: The pool keys that the header's epochs seal.
-
-        Returns:
-            The security-domain file of the pool (of the first activation with this request).
 
         Raises:
             AlreadyActivated: Another activation came first.
@@ -312,11 +309,8 @@ class Partition:
             if isinstance(answer, Conflict):
                 committed = self._read_header()
                 if committed != value:
-                    file = self.activated_file(header.activation_request_digest)
-                    if file is not None:
-                        return file
                     raise AlreadyActivated("the pool is active already")
             self.header = header
             self.adopt(keys, "activation")
-            return header.security_domain_file
+            return
         raise CommitUnknown("the store gave no answer; repeat the request with the same request_id")

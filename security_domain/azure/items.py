@@ -14,7 +14,7 @@ from security_domain.errors import InvalidFile
 from security_domain.secret import Secret
 
 ITEMS_MAX = 16
-DOCUMENT_BYTES_MAX = 256 * 1024
+DOCUMENT_BYTES_MAX = 512 * 1024
 """Of a security-domain document and of a restore blob."""
 _TAG = re.compile(r"[A-Za-z0-9_.-]{1,64}")
 

@@ -10,6 +10,7 @@ import base64
 import itertools
 import json
 import os
+from collections.abc import Callable
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from types import SimpleNamespace
@@ -34,7 +35,7 @@ from security_domain.azure.transfer_key import ExchangeKey
 from security_domain.errors import InvalidFile
 from security_domain.officers import save_private_key
 from security_domain.secret import Secret
-from tests.running_pool import TestOfficer, make_officers
+from tests.running_pool import RunningPool, TestOfficer, make_officers
 
 CONTENT = {"hsm_backup": os.urandom(7000), "base_enclave_backup": b"", "partition_enclave_backup": b"0" * 16}
 PASSPHRASE = "of the second officer"
@@ -161,3 +162,38 @@ def test_we_refuse_the_short_tag_that_az_accepts(desk: Path, exchange: ExchangeK
     assert JWE(item["compact_jwe"]).decrypt_using_bytes(key) == CONTENT[item["tag"]]
     with pytest.raises(InvalidFile):
         opened(json.dumps(fields).encode(), exchange)
+
+
+@pytest.mark.pool
+def test_a_pool_takes_the_blob_that_az_makes(
+    make_pool: Callable[..., RunningPool], four: list[TestOfficer], tmp_path: Path
+) -> None:
+    """G4: az opens the file of a real pool with three of four officers, and its blob unlocks that pool."""
+    pool = make_pool(attended=True)
+    with pool.client("administrator") as client:
+        begun = client.download_security_domain([officer.certificate_der for officer in four], 3)
+        for officer in four:
+            client.submit_share(0, begun.attempt_id, pool.submission(officer, begun))
+        pool.await_states(["SERVING"] * 3)
+        pool.kill_everything()
+        pool.await_states(["LOCKED"] * 3)
+        recovery = client.init_recovery(0)
+        answer = {"key_format": "jwk", "transfer_key": recovery.transfer_key}
+        custom.security_domain_init_recovery(
+            SimpleNamespace(get_transfer_key=lambda: answer), str(tmp_path / "exchange.pem")
+        )
+        (tmp_path / "domain.json").write_bytes(begun.azure_security_domain_file)
+        for index, officer in enumerate(four):
+            (tmp_path / f"{index}.key").write_bytes(save_private_key(officer.key))
+            certificate = x509.load_der_x509_certificate(officer.certificate_der)
+            (tmp_path / f"{index}.cer").write_bytes(certificate.public_bytes(Encoding.PEM))
+        custom.security_domain_restore_blob(
+            str(tmp_path / "domain.json"),
+            str(tmp_path / "exchange.pem"),
+            [str(tmp_path / f"{index}.key") for index in (3, 0, 2)],
+            str(tmp_path / "blob.json"),
+        )
+        blob = (tmp_path / "blob.json").read_bytes()
+        assert client.upload_restore_blob(0, recovery.attempt_id, blob).complete
+        pool.await_states(["SERVING"] * 3)
+    pool.down()

@@ -30,6 +30,7 @@ class CeremonyRequest(_message.Message):
     CREATE_FIELD_NUMBER: _builtins.int
     OPEN_FIELD_NUMBER: _builtins.int
     SUBMIT_FIELD_NUMBER: _builtins.int
+    UPLOAD_FIELD_NUMBER: _builtins.int
     @_builtins.property
     def create(self) -> Global___CreateCommand:
         """Make a security domain, and collect proofs of every share."""
@@ -42,18 +43,23 @@ class CeremonyRequest(_message.Message):
     def submit(self) -> Global___SubmitCommand:
         """Take one submission."""
 
+    @_builtins.property
+    def upload(self) -> Global___UploadCommand:
+        """Take a restore blob of Azure's format instead of shares."""
+
     def __init__(
         self,
         *,
         create: Global___CreateCommand | None = ...,
         open: Global___OpenCommand | None = ...,
         submit: Global___SubmitCommand | None = ...,
+        upload: Global___UploadCommand | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["command", b"command", "create", b"create", "open", b"open", "submit", b"submit"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["command", b"command", "create", b"create", "open", b"open", "submit", b"submit", "upload", b"upload"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["command", b"command", "create", b"create", "open", b"open", "submit", b"submit"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["command", b"command", "create", b"create", "open", b"open", "submit", b"submit", "upload", b"upload"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-    _WhichOneofReturnType_command: _TypeAlias = _typing.Literal["create", "open", "submit"]  # noqa: Y015
+    _WhichOneofReturnType_command: _TypeAlias = _typing.Literal["create", "open", "submit", "upload"]  # noqa: Y015
     _WhichOneofArgType_command: _TypeAlias = _typing.Literal["command", b"command"]  # noqa: Y015
     def WhichOneof(self, oneof_group: _WhichOneofArgType_command) -> _WhichOneofReturnType_command | None: ...
 
@@ -111,14 +117,17 @@ class OpenCommand(_message.Message):
     GIVE_KEYS_FIELD_NUMBER: _builtins.int
     NEW_OFFICER_CERTIFICATES_DER_FIELD_NUMBER: _builtins.int
     NEW_REQUIRED_FIELD_NUMBER: _builtins.int
+    TRANSFER_KEY_NAME_FIELD_NUMBER: _builtins.int
     security_domain_file: _builtins.bytes
-    """The security-domain file."""
+    """The security-domain file; empty when it comes with a restore blob."""
     attempt_id: _builtins.bytes
     """16 random bytes that name the attempt."""
     give_keys: _builtins.bool
     """Whether the last answer carries the pool's keys, or the backup key if there are none."""
     new_required: _builtins.int
     """To share the secret out anew: the new quorum."""
+    transfer_key_name: _builtins.str
+    """Whether to make a transfer key, for restore blobs; its certificate names the pool."""
     @_builtins.property
     def sealed_pool_keys(self) -> _containers.RepeatedScalarFieldContainer[_builtins.bytes]:
         """The pool's keys under HPKE to the recovery key, one an epoch. All must open."""
@@ -136,14 +145,37 @@ class OpenCommand(_message.Message):
         give_keys: _builtins.bool = ...,
         new_officer_certificates_der: _abc.Iterable[_builtins.bytes] | None = ...,
         new_required: _builtins.int = ...,
+        transfer_key_name: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["attempt_id", b"attempt_id", "give_keys", b"give_keys", "new_officer_certificates_der", b"new_officer_certificates_der", "new_required", b"new_required", "sealed_pool_keys", b"sealed_pool_keys", "security_domain_file", b"security_domain_file"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["attempt_id", b"attempt_id", "give_keys", b"give_keys", "new_officer_certificates_der", b"new_officer_certificates_der", "new_required", b"new_required", "sealed_pool_keys", b"sealed_pool_keys", "security_domain_file", b"security_domain_file", "transfer_key_name", b"transfer_key_name"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___OpenCommand: _TypeAlias = OpenCommand  # noqa: Y015
+
+@_typing.final
+class UploadCommand(_message.Message):
+    """A restore blob."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    RESTORE_BLOB_FIELD_NUMBER: _builtins.int
+    restore_blob: _builtins.bytes
+    """JSON of Azure's format, encrypted to the transfer key."""
+    def __init__(
+        self,
+        *,
+        restore_blob: _builtins.bytes = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["restore_blob", b"restore_blob"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___UploadCommand: _TypeAlias = UploadCommand  # noqa: Y015
 
 @_typing.final
 class SubmitCommand(_message.Message):
@@ -214,22 +246,30 @@ class BeginResult(_message.Message):
     EXCHANGE_PUBLIC_KEY_FIELD_NUMBER: _builtins.int
     SECURITY_DOMAIN_FILE_FIELD_NUMBER: _builtins.int
     REQUIRED_FIELD_NUMBER: _builtins.int
+    AZURE_SECURITY_DOMAIN_FILE_FIELD_NUMBER: _builtins.int
+    TRANSFER_KEY_FIELD_NUMBER: _builtins.int
     exchange_public_key: _builtins.bytes
     """HPKE public key, X25519, 32 bytes."""
     security_domain_file: _builtins.bytes
     """The file whose officers submit."""
     required: _builtins.int
-    """Shares needed."""
+    """Shares needed; 0 when only a restore blob is taken."""
+    azure_security_domain_file: _builtins.bytes
+    """The file in Azure's format, when it was made."""
+    transfer_key: _builtins.str
+    """JWK of the transfer key, when one was made."""
     def __init__(
         self,
         *,
         exchange_public_key: _builtins.bytes = ...,
         security_domain_file: _builtins.bytes = ...,
         required: _builtins.int = ...,
+        azure_security_domain_file: _builtins.bytes = ...,
+        transfer_key: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["exchange_public_key", b"exchange_public_key", "required", b"required", "security_domain_file", b"security_domain_file"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["azure_security_domain_file", b"azure_security_domain_file", "exchange_public_key", b"exchange_public_key", "required", b"required", "security_domain_file", b"security_domain_file", "transfer_key", b"transfer_key"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -248,6 +288,8 @@ class SubmitResult(_message.Message):
     COMPLETE_FIELD_NUMBER: _builtins.int
     POOL_KEYS_SECRET_FIELD_NUMBER: _builtins.int
     BACKUP_PRIVATE_KEY_FIELD_NUMBER: _builtins.int
+    NEXT_AZURE_SECURITY_DOMAIN_FILE_FIELD_NUMBER: _builtins.int
+    UPLOADED_SECURITY_DOMAIN_FILE_FIELD_NUMBER: _builtins.int
     accepted: _builtins.int
     """Accepted shares of the file."""
     required: _builtins.int
@@ -258,6 +300,10 @@ class SubmitResult(_message.Message):
     """Whether the ceremony is done; the child exits."""
     backup_private_key: _builtins.bytes
     """X25519, 32 bytes, when the ceremony is to give keys and the pool has none yet."""
+    next_azure_security_domain_file: _builtins.bytes
+    """The new file in Azure's format, when the next phase has just begun."""
+    uploaded_security_domain_file: _builtins.bytes
+    """The security-domain file that came with a restore blob."""
     @_builtins.property
     def accepted_officers(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
         """Thumbprints of the officers whose shares were accepted."""
@@ -276,10 +322,12 @@ class SubmitResult(_message.Message):
         complete: _builtins.bool = ...,
         pool_keys_secret: _abc.Iterable[_builtins.bytes] | None = ...,
         backup_private_key: _builtins.bytes = ...,
+        next_azure_security_domain_file: _builtins.bytes = ...,
+        uploaded_security_domain_file: _builtins.bytes = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["accepted", b"accepted", "accepted_officers", b"accepted_officers", "backup_private_key", b"backup_private_key", "complete", b"complete", "next_security_domain_file", b"next_security_domain_file", "pool_keys_secret", b"pool_keys_secret", "required", b"required"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["accepted", b"accepted", "accepted_officers", b"accepted_officers", "backup_private_key", b"backup_private_key", "complete", b"complete", "next_azure_security_domain_file", b"next_azure_security_domain_file", "next_security_domain_file", b"next_security_domain_file", "pool_keys_secret", b"pool_keys_secret", "required", b"required", "uploaded_security_domain_file", b"uploaded_security_domain_file"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -72,6 +72,7 @@ class PoolHeader(_message.Message):
     ACTIVATION_REQUEST_DIGEST_FIELD_NUMBER: _builtins.int
     EPOCHS_FIELD_NUMBER: _builtins.int
     RECOVERY_PUBLIC_KEY_FIELD_NUMBER: _builtins.int
+    AZURE_SECURITY_DOMAIN_FILE_FIELD_NUMBER: _builtins.int
     pool_id: _builtins.str
     """Pool id."""
     generation: _builtins.int
@@ -82,6 +83,8 @@ class PoolHeader(_message.Message):
     """SHA-256 of the request that activated the pool."""
     recovery_public_key: _builtins.bytes
     """Public recovery key (HPKE, X25519, 32 bytes)."""
+    azure_security_domain_file: _builtins.bytes
+    """The same security domain in Azure's format; empty when the pool got it from a file of the other."""
     @_builtins.property
     def epochs(self) -> _containers.RepeatedCompositeFieldContainer[Global___SealedEpoch]:
         """Current epoch of the key-encryption key and those before it."""
@@ -95,10 +98,11 @@ class PoolHeader(_message.Message):
         activation_request_digest: _builtins.bytes = ...,
         epochs: _abc.Iterable[Global___SealedEpoch] | None = ...,
         recovery_public_key: _builtins.bytes = ...,
+        azure_security_domain_file: _builtins.bytes = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["activation_request_digest", b"activation_request_digest", "epochs", b"epochs", "generation", b"generation", "pool_id", b"pool_id", "recovery_public_key", b"recovery_public_key", "security_domain_file", b"security_domain_file"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["activation_request_digest", b"activation_request_digest", "azure_security_domain_file", b"azure_security_domain_file", "epochs", b"epochs", "generation", b"generation", "pool_id", b"pool_id", "recovery_public_key", b"recovery_public_key", "security_domain_file", b"security_domain_file"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -75,6 +75,8 @@ class Ceremony(_message.Message):
     REQUIRED_FIELD_NUMBER: _builtins.int
     ACCEPTED_OFFICERS_FIELD_NUMBER: _builtins.int
     COMPLETE_FIELD_NUMBER: _builtins.int
+    AZURE_SECURITY_DOMAIN_FILE_FIELD_NUMBER: _builtins.int
+    TRANSFER_KEY_FIELD_NUMBER: _builtins.int
     attempt_id: _builtins.bytes
     """16 random bytes: names the attempt, bound into each submission."""
     purpose: Global___CeremonyPurpose.ValueType
@@ -97,6 +99,12 @@ class Ceremony(_message.Message):
     """Shares needed, of that file."""
     complete: _builtins.bool
     """Whether the ceremony has done what it is for."""
+    azure_security_domain_file: _builtins.bytes
+    """The same security domain in Azure's format, when it was just made."""
+    transfer_key: _builtins.str
+    """In a recovery: the exchange certificate for restore blobs, a JWK as Azure's
+    service gives it.
+    """
     @_builtins.property
     def expires(self) -> _timestamp_pb2.Timestamp:
         """When it ends by itself."""
@@ -121,10 +129,12 @@ class Ceremony(_message.Message):
         required: _builtins.int = ...,
         accepted_officers: _abc.Iterable[_builtins.str] | None = ...,
         complete: _builtins.bool = ...,
+        azure_security_domain_file: _builtins.bytes = ...,
+        transfer_key: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["expires", b"expires"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["accepted", b"accepted", "accepted_officers", b"accepted_officers", "attempt_id", b"attempt_id", "complete", b"complete", "evidence", b"evidence", "exchange_public_key", b"exchange_public_key", "expires", b"expires", "generation", b"generation", "partition_index", b"partition_index", "pool_id", b"pool_id", "purpose", b"purpose", "required", b"required", "security_domain_file", b"security_domain_file"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["accepted", b"accepted", "accepted_officers", b"accepted_officers", "attempt_id", b"attempt_id", "azure_security_domain_file", b"azure_security_domain_file", "complete", b"complete", "evidence", b"evidence", "exchange_public_key", b"exchange_public_key", "expires", b"expires", "generation", b"generation", "partition_index", b"partition_index", "pool_id", b"pool_id", "purpose", b"purpose", "required", b"required", "security_domain_file", b"security_domain_file", "transfer_key", b"transfer_key"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -197,8 +207,8 @@ class InitRecoveryRequest(_message.Message):
 
     SECURITY_DOMAIN_FILE_FIELD_NUMBER: _builtins.int
     security_domain_file: _builtins.bytes
-    """In a pool that is not active: the file of the pool to recover. Empty in a
-    locked pool, which has its own.
+    """In a pool that is not active: the file of the pool to recover; empty if a
+    restore blob will bring it. Empty in a locked pool, which has its own.
     """
     def __init__(
         self,
@@ -383,6 +393,56 @@ class SubmitShareResponse(_message.Message):
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___SubmitShareResponse: _TypeAlias = SubmitShareResponse  # noqa: Y015
+
+@_typing.final
+class UploadRestoreBlobRequest(_message.Message):
+    """Request of UploadRestoreBlob."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    ATTEMPT_ID_FIELD_NUMBER: _builtins.int
+    RESTORE_BLOB_FIELD_NUMBER: _builtins.int
+    attempt_id: _builtins.bytes
+    """From Ceremony."""
+    restore_blob: _builtins.bytes
+    """JSON, as Azure's clients make it."""
+    def __init__(
+        self,
+        *,
+        attempt_id: _builtins.bytes = ...,
+        restore_blob: _builtins.bytes = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["attempt_id", b"attempt_id", "restore_blob", b"restore_blob"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___UploadRestoreBlobRequest: _TypeAlias = UploadRestoreBlobRequest  # noqa: Y015
+
+@_typing.final
+class UploadRestoreBlobResponse(_message.Message):
+    """Response of UploadRestoreBlob."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    CEREMONY_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def ceremony(self) -> Global___Ceremony:
+        """The ceremony, complete."""
+
+    def __init__(
+        self,
+        *,
+        ceremony: Global___Ceremony | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["ceremony", b"ceremony"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["ceremony", b"ceremony"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___UploadRestoreBlobResponse: _TypeAlias = UploadRestoreBlobResponse  # noqa: Y015
 
 @_typing.final
 class GetCeremonyRequest(_message.Message):

@@ -61,6 +61,11 @@ class SecurityDomainServiceStub:
                 request_serializer=mhsm_dot_security__domain_dot_v1_dot_security__domain__pb2.SubmitShareRequest.SerializeToString,
                 response_deserializer=mhsm_dot_security__domain_dot_v1_dot_security__domain__pb2.SubmitShareResponse.FromString,
                 _registered_method=True)
+        self.UploadRestoreBlob = channel.unary_unary(
+                '/mhsm.security_domain.v1.SecurityDomainService/UploadRestoreBlob',
+                request_serializer=mhsm_dot_security__domain_dot_v1_dot_security__domain__pb2.UploadRestoreBlobRequest.SerializeToString,
+                response_deserializer=mhsm_dot_security__domain_dot_v1_dot_security__domain__pb2.UploadRestoreBlobResponse.FromString,
+                _registered_method=True)
         self.GetCeremony = channel.unary_unary(
                 '/mhsm.security_domain.v1.SecurityDomainService/GetCeremony',
                 request_serializer=mhsm_dot_security__domain_dot_v1_dot_security__domain__pb2.GetCeremonyRequest.SerializeToString,
@@ -118,6 +123,14 @@ class SecurityDomainServiceServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def UploadRestoreBlob(self, request, context):
+        """Completes a recovery with a restore blob of Azure's format: whoever made it
+        had a quorum of officers' keys on one workstation.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
     def GetCeremony(self, request, context):
         """Returns the ceremony under way at this partition.
         """
@@ -159,6 +172,11 @@ def add_SecurityDomainServiceServicer_to_server(servicer, server):
                     servicer.SubmitShare,
                     request_deserializer=mhsm_dot_security__domain_dot_v1_dot_security__domain__pb2.SubmitShareRequest.FromString,
                     response_serializer=mhsm_dot_security__domain_dot_v1_dot_security__domain__pb2.SubmitShareResponse.SerializeToString,
+            ),
+            'UploadRestoreBlob': grpc.unary_unary_rpc_method_handler(
+                    servicer.UploadRestoreBlob,
+                    request_deserializer=mhsm_dot_security__domain_dot_v1_dot_security__domain__pb2.UploadRestoreBlobRequest.FromString,
+                    response_serializer=mhsm_dot_security__domain_dot_v1_dot_security__domain__pb2.UploadRestoreBlobResponse.SerializeToString,
             ),
             'GetCeremony': grpc.unary_unary_rpc_method_handler(
                     servicer.GetCeremony,
@@ -308,6 +326,33 @@ class SecurityDomainService:
             '/mhsm.security_domain.v1.SecurityDomainService/SubmitShare',
             mhsm_dot_security__domain_dot_v1_dot_security__domain__pb2.SubmitShareRequest.SerializeToString,
             mhsm_dot_security__domain_dot_v1_dot_security__domain__pb2.SubmitShareResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def UploadRestoreBlob(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/mhsm.security_domain.v1.SecurityDomainService/UploadRestoreBlob',
+            mhsm_dot_security__domain_dot_v1_dot_security__domain__pb2.UploadRestoreBlobRequest.SerializeToString,
+            mhsm_dot_security__domain_dot_v1_dot_security__domain__pb2.UploadRestoreBlobResponse.FromString,
             options,
             channel_credentials,
             insecure,

@@ -57,6 +57,10 @@ class SecurityDomainServiceStub:
     """
     SubmitShare: _grpc.UnaryUnaryMultiCallable[_security_domain_pb2.SubmitShareRequest, _security_domain_pb2.SubmitShareResponse]
     """Takes one officer's share, encrypted to the exchange key and signed."""
+    UploadRestoreBlob: _grpc.UnaryUnaryMultiCallable[_security_domain_pb2.UploadRestoreBlobRequest, _security_domain_pb2.UploadRestoreBlobResponse]
+    """Completes a recovery with a restore blob of Azure's format: whoever made it
+    had a quorum of officers' keys on one workstation.
+    """
     GetCeremony: _grpc.UnaryUnaryMultiCallable[_security_domain_pb2.GetCeremonyRequest, _security_domain_pb2.GetCeremonyResponse]
     """Returns the ceremony under way at this partition."""
     CancelCeremony: _grpc.UnaryUnaryMultiCallable[_security_domain_pb2.CancelCeremonyRequest, _security_domain_pb2.CancelCeremonyResponse]
@@ -87,6 +91,10 @@ class SecurityDomainServiceAsyncStub(SecurityDomainServiceStub):
     """
     SubmitShare: _aio.UnaryUnaryMultiCallable[_security_domain_pb2.SubmitShareRequest, _security_domain_pb2.SubmitShareResponse]  # type: ignore[assignment]
     """Takes one officer's share, encrypted to the exchange key and signed."""
+    UploadRestoreBlob: _aio.UnaryUnaryMultiCallable[_security_domain_pb2.UploadRestoreBlobRequest, _security_domain_pb2.UploadRestoreBlobResponse]  # type: ignore[assignment]
+    """Completes a recovery with a restore blob of Azure's format: whoever made it
+    had a quorum of officers' keys on one workstation.
+    """
     GetCeremony: _aio.UnaryUnaryMultiCallable[_security_domain_pb2.GetCeremonyRequest, _security_domain_pb2.GetCeremonyResponse]  # type: ignore[assignment]
     """Returns the ceremony under way at this partition."""
     CancelCeremony: _aio.UnaryUnaryMultiCallable[_security_domain_pb2.CancelCeremonyRequest, _security_domain_pb2.CancelCeremonyResponse]  # type: ignore[assignment]
@@ -144,6 +152,16 @@ class SecurityDomainServiceServicer(metaclass=_abc_1.ABCMeta):
         context: _ServicerContext,
     ) -> _typing.Union[_security_domain_pb2.SubmitShareResponse, _abc.Awaitable[_security_domain_pb2.SubmitShareResponse]]:
         """Takes one officer's share, encrypted to the exchange key and signed."""
+
+    @_abc_1.abstractmethod
+    def UploadRestoreBlob(
+        self,
+        request: _security_domain_pb2.UploadRestoreBlobRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_security_domain_pb2.UploadRestoreBlobResponse, _abc.Awaitable[_security_domain_pb2.UploadRestoreBlobResponse]]:
+        """Completes a recovery with a restore blob of Azure's format: whoever made it
+        had a quorum of officers' keys on one workstation.
+        """
 
     @_abc_1.abstractmethod
     def GetCeremony(

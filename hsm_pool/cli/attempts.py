@@ -1,0 +1,99 @@
+"""Attempt files, and what the ceremony commands share."""
+
+from __future__ import annotations
+
+import base64
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import click
+from cryptography.hazmat.primitives.asymmetric import rsa
+
+from hsm_pool.cli.files import write_new
+from hsm_pool.cli.output import fail, read_bounded
+from mhsm.security_domain.v1 import security_domain_pb2
+from security_domain import container, officers
+from security_domain.fingerprints import words
+
+NEW_FILE = click.Path(path_type=Path)
+EXISTING_FILE = click.Path(exists=True, dir_okay=False, path_type=Path)
+attempt_option = click.option(
+    "--attempt",
+    "attempt_file",
+    type=EXISTING_FILE,
+    required=True,
+    help="Written by the verb that began the ceremony.",
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Attempt:
+    """What an attempt file holds."""
+
+    partition: int
+    pool_id: str
+    generation: int
+    attempt_id: bytes
+    exchange_public_key: bytes
+
+
+def write_attempt(path: Path, ceremony: security_domain_pb2.Ceremony) -> None:
+    """Write the attempt file of a ceremony; it holds no secret."""
+    content = {
+        "purpose": purpose(ceremony),
+        "partition": ceremony.partition_index,
+        "pool_id": ceremony.pool_id,
+        "generation": ceremony.generation,
+        "attempt_id": base64.b64encode(ceremony.attempt_id).decode(),
+        "exchange_public_key": base64.b64encode(ceremony.exchange_public_key).decode(),
+        "exchange_key_words": words(ceremony.exchange_public_key),
+        "expires": ceremony.expires.ToJsonString(),
+    }
+    write_new(path, json.dumps(content, indent=2).encode() + b"\n", 0o644)
+
+
+def read_attempt(path: Path) -> Attempt:
+    """Read an attempt file, or end the command."""
+    try:
+        content = json.loads(read_bounded(path, container.FILE_BYTES_MAX))
+        return Attempt(
+            int(content["partition"]),
+            str(content["pool_id"]),
+            int(content["generation"]),
+            base64.b64decode(content["attempt_id"], validate=True),
+            base64.b64decode(content["exchange_public_key"], validate=True),
+        )
+    except (ValueError, KeyError, TypeError, RecursionError):
+        fail(f"{path} is no attempt file", "begin a ceremony: mhsm security-domain --help")
+
+
+def private_key(path: Path) -> rsa.RSAPrivateKey:
+    """Load an officer's key; the passphrase of an encrypted one is asked for."""
+    return officers.load_private_key(
+        read_bounded(path, officers.PEM_BYTES_MAX),
+        lambda: click.prompt(f"passphrase of {path}", hide_input=True, err=True).encode(),
+    )
+
+
+def described(ceremony: security_domain_pb2.Ceremony) -> dict[str, Any]:
+    """Return what --json prints of a ceremony."""
+    return {
+        "purpose": purpose(ceremony),
+        "pool_id": ceremony.pool_id,
+        "generation": ceremony.generation,
+        "accepted": ceremony.accepted,
+        "required": ceremony.required,
+        "accepted_officers": list(ceremony.accepted_officers),
+        "complete": ceremony.complete,
+        "expires": ceremony.expires.ToJsonString(),
+        "security_domain_words": words(ceremony.security_domain_file),
+        "exchange_key_words": words(ceremony.exchange_public_key),
+    }
+
+
+def purpose(ceremony: security_domain_pb2.Ceremony) -> str:
+    """Return what a ceremony is for, in one word."""
+    name = security_domain_pb2.CeremonyPurpose.Name(ceremony.purpose)
+    return name.removeprefix("CEREMONY_PURPOSE_").lower()
