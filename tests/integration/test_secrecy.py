@@ -17,9 +17,12 @@ import pytest
 from cryptography.hazmat.primitives import serialization
 from cryptography.hazmat.primitives.asymmetric import ec, rsa
 
+from hsm_pool.client import backups
+from hsm_pool.client.locations import open_location
 from hsm_pool.errors import MHSMError
 from mhsm.record.v1 import record_pb2
 from security_domain import container, shares
+from security_domain.azure import document
 from security_domain.encoding import decode, parse_object
 from security_domain.recovery import Recovery
 from security_domain.secret import Secret
@@ -45,6 +48,7 @@ class Used:
     pool: RunningPool
     secrets: dict[str, bytes]
     mnemonics: dict[str, str]
+    backup: list[Path]
 
     @property
     def scanner(self) -> Scanner:
@@ -55,6 +59,17 @@ def pkcs8(key: rsa.RSAPrivateKey | ec.EllipticCurvePrivateKey) -> bytes:
     return key.private_bytes(
         serialization.Encoding.DER, serialization.PrivateFormat.PKCS8, serialization.NoEncryption()
     )
+
+
+def open_shares(
+    file: bytes, officers: list[TestOfficer]
+) -> tuple[dict[str, str], container.SecurityDomainFile]:
+    """Return every officer's words, and the parsed file."""
+    domain = container.parse(file)
+    return {
+        f"share {number}": open_own_share(domain, officer.key)[1]
+        for number, officer in enumerate(officers, start=1)
+    }, domain
 
 
 def import_and_use(pool: RunningPool) -> dict[str, bytes]:
@@ -98,13 +113,29 @@ def use(pool: RunningPool) -> None:
             client.sign("keys/known-ec", "ES256", DIGEST)
 
 
+def hold_ceremonies(pool: RunningPool, officers: list[TestOfficer], place: Path) -> bytes:
+    """Prove a quorum, rotate the shares and restore a backup; return the new file in Azure's format."""
+    with pool.client("administrator") as client:
+        begun = client.verify_security_domain(2)
+        for officer in officers[:2]:
+            client.submit_share(2, begun.attempt_id, pool.submission(officer, begun))
+        begun = client.rotate_shares([officer.certificate_der for officer in officers], 2, 0)
+        for officer in officers[1:]:
+            after = client.submit_share(0, begun.attempt_id, pool.submission(officer, begun))
+        for officer in officers[:2]:
+            assert client.submit_share(0, begun.attempt_id, pool.submission(officer, after)).required == 2
+        location = open_location(str(place))
+        backups.take(client, location, lambda *_: None, 1)
+        backups.restore(client, location, lambda *_: None)
+    with pool.client() as user:
+        user.backup_key("keys/known-oct")
+    pool.file = after.security_domain_file
+    return after.azure_security_domain_file
+
+
 def learn_secrets(pool: RunningPool, officers: list[TestOfficer]) -> tuple[dict[str, bytes], dict[str, str]]:
     """Open the security domain as a quorum would, and with it the pool's keys from the store."""
-    domain = container.parse(pool.file)
-    mnemonics = {
-        f"share {number}": open_own_share(domain, officer.key)[1]
-        for number, officer in enumerate(officers, start=1)
-    }
+    mnemonics, domain = open_shares(pool.file, officers)
     wrapping_key = shares.combine(list(mnemonics.values())[: domain.required], domain.required)
     payload = parse_object(
         open_payload(wrapping_key, domain.payload, domain.header()), container.FILE_BYTES_MAX, _PAYLOAD_FIELDS
@@ -139,17 +170,28 @@ def learn_secrets(pool: RunningPool, officers: list[TestOfficer]) -> tuple[dict[
 
 @pytest.fixture(scope="module", params=["attended", "unattended"])
 def used(
-    request: pytest.FixtureRequest, make_pool: Callable[..., RunningPool], officers: list[TestOfficer]
+    request: pytest.FixtureRequest,
+    make_pool: Callable[..., RunningPool],
+    officers: list[TestOfficer],
+    tmp_path_factory: pytest.TempPathFactory,
 ) -> Iterator[Used]:
     """A pool that was used, healed and restarted as a whole: by a ceremony, if it is attended."""
     attended = request.param == "attended"
     pool = make_pool(attended=attended)
+    place = tmp_path_factory.mktemp("secrecy") / "backup"
     pool.activate(officers, 2)
     secrets = import_and_use(pool)
     pool.signal(1, "partition", signal.SIGKILL)
     until(lambda: (s := pool.status(1)) is not None and s.incarnation == 2, 30, "a new incarnation")
     pool.await_states(["SERVING"] * 3)
     use(pool)
+    first, _ = open_shares(pool.file, officers)
+    azure_file = hold_ceremonies(pool, officers, place)
+    azure = document.parse(azure_file)
+    for number, (officer, share) in enumerate(zip(officers, azure.shares, strict=True), start=1):
+        secrets[f"share {number} of Azure's format"] = document.open_share(
+            azure, officer.key, share.thumbprint
+        ).reveal()
     pool.kill_everything()
     if attended:
         pool.await_states(["LOCKED"] * 3)
@@ -157,7 +199,8 @@ def used(
     pool.await_states(["SERVING"] * 3)
     use(pool)
     learnt, mnemonics = learn_secrets(pool, officers)
-    yield Used(pool, {**secrets, **learnt}, mnemonics)
+    before = {f"{name} of the first file": words for name, words in first.items()}
+    yield Used(pool, {**secrets, **learnt}, {**mnemonics, **before}, files_under(place))
     pool.down()
 
 
@@ -167,6 +210,8 @@ def test_no_secret_stands_in_a_file(used: Used) -> None:
     files = files_under(used.pool.directory)
     names = {path.name for path in files}
     assert {"db", "partition.log", "store.log", "connection.json", "head", "platform.key"} <= names
+    assert {"manifest.json", "part-00000"} <= {path.name for path in used.backup}
+    files += used.backup
     found = {str(path): dict(hits) for path in files if (hits := scanner.scan_file(path))}
     assert not found
 

@@ -166,7 +166,7 @@ def test_no_two_files_are_alike(ten: list[TestOfficer]) -> None:
         lambda: [Item("line\n", Secret(b""))],
         lambda: [Item("ä", Secret(b""))],
         lambda: [Item("item", Secret(bytes(tokens.ITEM_BYTES_MAX + 1)))],
-        lambda: [Item(tag, Secret(bytes(tokens.ITEM_BYTES_MAX))) for tag in "abcdefgh"],
+        lambda: [Item(tag, Secret(bytes(tokens.ITEM_BYTES_MAX))) for tag in "abcdefghijklmnop"],
     ],
 )
 def test_items_out_of_bounds_are_refused(
