@@ -6,7 +6,7 @@ import hashlib
 import hmac
 import os
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Any
@@ -132,22 +132,34 @@ class Sealer:
         return {**fields, "mac": encode(_mac(self._private_key, fields))}
 
 
-def open_manifest(
-    manifest: bytes, domain: Domain, backup_private_key: SecretBytes, form: str = FORMAT
-) -> Manifest:
+KeyOf = Callable[[int], SecretBytes | None]
+"""Returns the backup key of a generation of the security domain, None when it is not here."""
+
+
+def open_manifest(manifest: bytes, pool_id: str, key_of: KeyOf, form: str = FORMAT) -> Manifest:
     """Parse a manifest, check its MAC and open its content key.
+
+    Args:
+        manifest: The manifest.
+        pool_id: Of the security domain.
+        key_of: The backup keys that are here.
+        form: What it must be a manifest of.
 
     Raises:
         BackupRefused: It is no manifest, was changed, or is of another security domain.
     """
     try:
         fields = parse_object(manifest, BACKUP_MANIFEST_BYTES_MAX, _FIELDS)
-        return _opened(fields, domain, backup_private_key, form)
+        return _opened(fields, pool_id, key_of, form)
     except InvalidFile:
         raise BackupRefused(_REFUSED) from None
 
 
-def _opened(fields: dict[str, Any], domain: Domain, backup_private_key: SecretBytes, form: str) -> Manifest:
+def _opened(fields: dict[str, Any], pool_id: str, key_of: KeyOf, form: str) -> Manifest:
+    domain = Domain(pool_id, fields["generation"])
+    backup_private_key = key_of(domain.generation)
+    if backup_private_key is None:
+        raise InvalidFile(_REFUSED)
     unsigned = {name: value for name, value in fields.items() if name != "mac"}
     authentic = hmac.compare_digest(_mac(backup_private_key, unsigned), decode(fields["mac"]))
     stated = (fields["format"], fields["security_domain_pool_id"], fields["generation"])
@@ -200,7 +212,7 @@ def seal_key_backup(
     return canonical({**sealer.manifest(snapshot, [part_digest(content)]), "content": encode(content)})
 
 
-def open_key_backup(backup: bytes, domain: Domain, backup_private_key: SecretBytes) -> SecretBytes:
+def open_key_backup(backup: bytes, pool_id: str, key_of: KeyOf) -> SecretBytes:
     """Open a single key's backup.
 
     Raises:
@@ -209,7 +221,7 @@ def open_key_backup(backup: bytes, domain: Domain, backup_private_key: SecretByt
     try:
         fields = parse_object(backup, KEY_BACKUP_BYTES_MAX, {**_FIELDS, "content": str})
         content = decode(fields.pop("content"))
-        manifest = _opened(fields, domain, backup_private_key, KEY_FORMAT)
+        manifest = _opened(fields, pool_id, key_of, KEY_FORMAT)
     except InvalidFile:
         raise BackupRefused(_REFUSED) from None
     return open_part(manifest, 0, content)

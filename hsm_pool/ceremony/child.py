@@ -121,12 +121,11 @@ class _Ceremony:
 
     def _completed(self, recovery: Recovery, result: ceremony_pb2.SubmitResult) -> ceremony_pb2.SubmitResult:
         result.complete = True
-        pool_keys = [
-            recovery.unseal_pool_keys(sealed, epoch)
-            for epoch, sealed in enumerate(self._open.sealed_pool_keys, start=1)
-        ]
+        pool_keys = b""
+        if self._open.sealed_pool_keys:
+            pool_keys = recovery.unseal_pool_keys(self._open.sealed_pool_keys, self._open.epoch)
         if self._open.give_keys:
-            result.pool_keys_secret.extend(pool_keys)
+            result.pool_keys_secret = pool_keys
         if self._new_domain is not None or (self._open.give_keys and not pool_keys):
             result.backup_private_key = recovery.backup_private_key().reveal()
         return result

@@ -209,6 +209,39 @@ def rotate_shares(
     _begin(common, partition, output, lambda pool: pool.rotate_shares(certificates, required, partition))
 
 
+@security_domain_group.command("new-generation")
+@_officers
+@_required
+@_attempt_output
+@_partition
+@common_options
+def new_generation(
+    certificate_files: tuple[Path, ...], required: int, partition: int, output: Path, **common: Any
+) -> None:
+    """Start to replace the security domain: the only ceremony that revokes.
+
+    It needs a living pool and no old officer, and takes effect when every new officer has submitted
+    his share. What is written from then on opens to nobody who holds old shares. Take a new backup.
+    """
+    certificates = _certificates(certificate_files)
+    _begin(common, partition, output, lambda pool: pool.new_generation(certificates, required, partition))
+
+
+@security_domain_group.command("rotate-kek")
+@_partition
+@common_options
+def rotate_kek(partition: int, **common: Any) -> None:
+    """Replace the key-encryption key; needs no officers. Records written later are sealed under it."""
+    with connect(common, client="administrator") as pool:
+        epoch = pool.rotate_key_encryption_key(partition)
+    report(
+        {"epoch": epoch},
+        as_json=common["as_json"],
+        text=f"epoch {epoch} is in force",
+        following="mhsm status",
+    )
+
+
 @security_domain_group.command("fetch-file")
 @click.option("--output", type=NEW_FILE, required=True)
 @_azure_output
@@ -382,6 +415,7 @@ def _report_progress(ceremony: security_domain_pb2.Ceremony, as_json: bool) -> N
         security_domain_pb2.CEREMONY_PURPOSE_RECOVERY: "the pool is unlocked",
         security_domain_pb2.CEREMONY_PURPOSE_VERIFICATION: "a quorum can open the security domain",
         security_domain_pb2.CEREMONY_PURPOSE_SHARE_ROTATION: "the new file is in force",
+        security_domain_pb2.CEREMONY_PURPOSE_NEW_GENERATION: "the new generation is in force",
     }
     text = f"{ceremony.accepted} of {ceremony.required} shares"
     following = "the next officer runs the same command with his own key"

@@ -255,6 +255,16 @@ class AsyncPool:
         """Start to share the secret out among new officers."""
         return await self._at(calls.rotate_shares(certificates_der, required), partition)
 
+    async def new_generation(
+        self, certificates_der: Sequence[bytes], required: int, partition: int | None = None
+    ) -> security_domain_pb2.Ceremony:
+        """Start to replace the security domain, which revokes the old one for what is written later."""
+        return await self._at(calls.new_generation(certificates_der, required), partition)
+
+    async def rotate_key_encryption_key(self, partition: int | None = None) -> int:
+        """Replace the key-encryption key; return its epoch."""
+        return await self._at(calls.rotate_key_encryption_key(), partition)
+
     async def submit_share(
         self, partition: int, attempt_id: bytes, submission: bytes
     ) -> security_domain_pb2.Ceremony:

@@ -295,6 +295,20 @@ def rotate_shares(certificates_der: Sequence[bytes], required: int) -> Call[secu
     return _ceremony("RotateShares", request, lambda response: response.ceremony)
 
 
+def new_generation(certificates_der: Sequence[bytes], required: int) -> Call[security_domain_pb2.Ceremony]:
+    """NewGeneration."""
+    request = security_domain_pb2.NewGenerationRequest(
+        officer_certificates_der=certificates_der, required=required
+    )
+    return _ceremony("NewGeneration", request, lambda response: response.ceremony)
+
+
+def rotate_key_encryption_key() -> Call[int]:
+    """RotateKeyEncryptionKey."""
+    request = security_domain_pb2.RotateKeyEncryptionKeyRequest()
+    return _ceremony("RotateKeyEncryptionKey", request, lambda response: response.epoch)
+
+
 def submit_share(attempt_id: bytes, submission: bytes) -> Call[security_domain_pb2.Ceremony]:
     """SubmitShare."""
     request = security_domain_pb2.SubmitShareRequest(attempt_id=attempt_id, submission=submission)

@@ -267,6 +267,16 @@ class Pool:
         """Start to share the secret out among new officers."""
         return self._at(calls.rotate_shares(certificates_der, required), partition)
 
+    def new_generation(
+        self, certificates_der: Sequence[bytes], required: int, partition: int | None = None
+    ) -> security_domain_pb2.Ceremony:
+        """Start to replace the security domain, which revokes the old one for what is written later."""
+        return self._at(calls.new_generation(certificates_der, required), partition)
+
+    def rotate_key_encryption_key(self, partition: int | None = None) -> int:
+        """Replace the key-encryption key; return its epoch."""
+        return self._at(calls.rotate_key_encryption_key(), partition)
+
     def submit_share(
         self, partition: int, attempt_id: bytes, submission: bytes
     ) -> security_domain_pb2.Ceremony:

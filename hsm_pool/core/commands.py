@@ -91,6 +91,32 @@ class ReplaceSecurityDomain:
 
 
 @dataclass(frozen=True, slots=True)
+class ProposeEpoch:
+    """Announces a new key-encryption key that one partition holds."""
+
+    epoch: int
+    holder: int
+
+
+@dataclass(frozen=True, slots=True)
+class HoldEpoch:
+    """Says that another partition holds it, too."""
+
+    epoch: int
+    holder: int
+
+
+@dataclass(frozen=True, slots=True)
+class ActivateEpoch:
+    """Puts it in force, with a header that seals it; serving are the indices that hold a lease."""
+
+    epoch: int
+    serving: frozenset[int]
+    old_header_digest: bytes
+    new_header_digest: bytes
+
+
+@dataclass(frozen=True, slots=True)
 class StartRestore:
     """Puts the pool in restore mode."""
 
@@ -147,6 +173,9 @@ Command = (
     | DrainPartition
     | ResumePartition
     | ReplaceSecurityDomain
+    | ProposeEpoch
+    | HoldEpoch
+    | ActivateEpoch
     | StartRestore
     | StageRecords
     | CommitRestore

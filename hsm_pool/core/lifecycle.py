@@ -9,8 +9,9 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 
 from hsm_pool import limits
-from hsm_pool.core import restore
+from hsm_pool.core import epochs, restore
 from hsm_pool.core.commands import (
+    ActivateEpoch,
     AdvanceRestore,
     CancelRestore,
     Command,
@@ -20,6 +21,8 @@ from hsm_pool.core.commands import (
     DeleteKey,
     DrainPartition,
     EmptyReply,
+    HoldEpoch,
+    ProposeEpoch,
     PurgeDeletedKey,
     RecoverDeletedKey,
     ReplaceSecurityDomain,
@@ -46,7 +49,6 @@ from hsm_pool.core.model import (
 )
 from hsm_pool.core.state import Changes, View
 from hsm_pool.errors import (
-    CeremonyState,
     DeletedKeyNotFound,
     FloorOfTwo,
     InvalidField,
@@ -93,8 +95,8 @@ def apply(command: Command, view: View) -> Outcome:
             return _drain(command, view)
         case ResumePartition():
             return _resume(command, view)
-        case ReplaceSecurityDomain():
-            return _replace_security_domain(command, view)
+        case ReplaceSecurityDomain() | ProposeEpoch() | HoldEpoch() | ActivateEpoch():
+            return Outcome(EmptyReply(), epochs.apply(command, view))
         case StartRestore() | StageRecords() | CommitRestore() | CancelRestore() | AdvanceRestore():
             return Outcome(EmptyReply(), restore.apply(command, view))
         case RestoreKey():
@@ -298,10 +300,3 @@ def _drain(command: DrainPartition, view: View) -> Outcome:
 def _resume(command: ResumePartition, view: View) -> Outcome:
     pool = pool_record(view)
     return Outcome(EmptyReply(), {POOL: replace(pool, drained=pool.drained - {command.index})})
-
-
-def _replace_security_domain(command: ReplaceSecurityDomain, view: View) -> Outcome:
-    pool = pool_record(view)
-    if pool.header_digest != command.old_header_digest:
-        raise CeremonyState("another ceremony has changed the security domain meanwhile; start again")
-    return Outcome(EmptyReply(), {POOL: replace(pool, header_digest=command.new_header_digest)})

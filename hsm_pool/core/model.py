@@ -102,6 +102,12 @@ class PoolRecord:
     recoverable_days: int = 90
     drained: frozenset[int] = field(default_factory=frozenset)
     header_digest: bytes = b""
+    epoch: int = 1
+    """Epoch under which records are sealed."""
+    next_epoch: int = 0
+    """Newest epoch that was proposed and is not in force; 0 for none."""
+    holders: frozenset[int] = field(default_factory=frozenset)
+    """Partitions that hold its key."""
 
 
 class RestorePhase(IntEnum):

@@ -90,6 +90,8 @@ PERMISSIONS: dict[str, frozenset[Role]] = {
             "InitRecovery",
             "VerifySecurityDomain",
             "RotateShares",
+            "NewGeneration",
+            "RotateKeyEncryptionKey",
             "SubmitShare",
             "UploadRestoreBlob",
             "GetCeremony",

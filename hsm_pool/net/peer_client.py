@@ -34,11 +34,13 @@ class PeerHealing:
         self._platform = Platform.load(settings.platform)
         self.incarnation = 0
 
-    def __call__(self) -> PoolKeys | None:
-        """Return the keys from the first peer that gives them, None when no peer does."""
+    def __call__(self, epoch: int = 0) -> PoolKeys | None:
+        """Return the keys from the first peer that gives them (with this epoch), None when no peer does."""
         for peer in self._settings.peers:
             try:
-                return self._heal(peer.index, peer.peer_endpoint)
+                keys = self._heal(peer.index, peer.peer_endpoint)
+                if not epoch or keys.holds(epoch):
+                    return keys
             except EvidenceRefused as error:
                 _log.warning("healing refused", peer=peer.index, reason=error.message)
             except grpc.RpcError as error:

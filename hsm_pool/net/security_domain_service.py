@@ -58,6 +58,23 @@ class SecurityDomainService(security_domain_pb2_grpc.SecurityDomainServiceServic
         ceremony = self._ceremonies.rotate_shares(certificates, request.required)
         return security_domain_pb2.RotateSharesResponse(ceremony=self._message(ceremony))
 
+    def NewGeneration(  # noqa: N802, D102
+        self,
+        request: security_domain_pb2.NewGenerationRequest,
+        context: grpc.ServicerContext,  # noqa: ARG002
+    ) -> security_domain_pb2.NewGenerationResponse:
+        certificates = _bounded(request.officer_certificates_der)
+        ceremony = self._ceremonies.new_generation(certificates, request.required)
+        return security_domain_pb2.NewGenerationResponse(ceremony=self._message(ceremony))
+
+    def RotateKeyEncryptionKey(  # noqa: N802, D102
+        self,
+        request: security_domain_pb2.RotateKeyEncryptionKeyRequest,  # noqa: ARG002
+        context: grpc.ServicerContext,  # noqa: ARG002
+    ) -> security_domain_pb2.RotateKeyEncryptionKeyResponse:
+        epoch = self._ceremonies.rotate_key_encryption_key()
+        return security_domain_pb2.RotateKeyEncryptionKeyResponse(epoch=epoch)
+
     def SubmitShare(  # noqa: N802, D102
         self,
         request: security_domain_pb2.SubmitShareRequest,

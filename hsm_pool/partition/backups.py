@@ -21,6 +21,7 @@ from hsm_pool.core.commands import (
 )
 from hsm_pool.core.model import KeyRecord, RestorePhase, RestoreRecord, key_name
 from hsm_pool.core.state import State, View
+from hsm_pool.crypto.secret import SecretBytes
 from hsm_pool.errors import BackupRefused, InvalidField, LimitExceeded, RestoreState
 from hsm_pool.partition.partition import Partition
 from hsm_pool.partition.serving import Serving
@@ -88,7 +89,8 @@ class Backups:
             keys = serving.replica.consult_all(decide, until)
             head = serving.replica.head
             snapshot = Snapshot(self._partition.settings.pool_id, head.sequence, head.digest, len(keys))
-            sealer = Sealer(self._domain(), serving.keys.backup_private_key())
+            domain = self._domain()
+            sealer = Sealer(domain, _backup_key(serving, domain))
             self._backup = _Backup(sealer, snapshot, contents.into_parts(keys), used_at=boot_time())
             return StartedBackup(sealer.backup_id, len(self._backup.parts), len(keys))
 
@@ -245,10 +247,8 @@ class Backups:
         consulted = serving.replica.consult(decide, until)
         head = serving.replica.head
         snapshot = Snapshot(self._partition.settings.pool_id, head.sequence, head.digest, 1)
-        plaintext = contents.take(serving.keys, [consulted.value])
-        return bundle.seal_key_backup(
-            self._domain(), serving.keys.backup_private_key(), snapshot, plaintext.reveal()
-        )
+        plaintext, domain = contents.take(serving.keys, [consulted.value]), self._domain()
+        return bundle.seal_key_backup(domain, _backup_key(serving, domain), snapshot, plaintext.reveal())
 
     def open_key_backup(self, backup: bytes) -> RestoreKey:
         """Return the command that restores a single key's backup.
@@ -257,7 +257,7 @@ class Backups:
             BackupRefused: It cannot be restored here.
         """
         serving = self._partition.serving()
-        plaintext = bundle.open_key_backup(backup, self._domain(), serving.keys.backup_private_key())
+        plaintext = bundle.open_key_backup(backup, self._domain().pool_id, serving.keys.backup_private_key)
         (stored,) = contents.put_back(serving.keys, plaintext)
         return RestoreKey(stored.key, stored.versions)
 
@@ -282,7 +282,7 @@ class Backups:
         return Domain(domain.pool_id, domain.generation)
 
     def _open(self, serving: Serving, manifest: bytes) -> Manifest:
-        return bundle.open_manifest(manifest, self._domain(), serving.keys.backup_private_key())
+        return bundle.open_manifest(manifest, self._domain().pool_id, serving.keys.backup_private_key)
 
     def _status_of(self, restore_id: str, until: float) -> RestoreStatus:
         status = self.status(until)
@@ -307,3 +307,9 @@ def _stored(view: View, key_id: str) -> StoredKey:
     if not isinstance(record, KeyRecord):
         raise BackupRefused("a key disappeared while the backup was taken")
     return StoredKey(record, tuple(lifecycle.version_of(view, record, v) for v in record.version_ids))
+
+
+def _backup_key(serving: Serving, domain: Domain) -> SecretBytes:
+    key = serving.keys.backup_private_key(domain.generation)
+    assert key is not None, "the key of the generation in force is always here"
+    return key

@@ -6,6 +6,7 @@
     init_recovery   quorum ──► a locked pool serves again; a new pool is in the lost pool's domain
     verify          quorum ──► nothing changes
     rotate_shares   quorum ──► new file ──► quorum of the new officers ──► the header changes
+    new_generation  every new officer proves his share ──► new root and epoch, the header changes
 
 A ceremony lives in memory, in one child of one partition. Until its last step nothing is
 written anywhere, and the last step is one transaction: a crash at any point leaves the
@@ -27,6 +28,7 @@ from hsm_pool.core.commands import ReplaceSecurityDomain
 from hsm_pool.crypto.secret import SecretBytes
 from hsm_pool.enclave.evidence import report_data
 from hsm_pool.errors import AlreadyActivated, CeremonyState, InvalidField
+from hsm_pool.partition import epochs
 from hsm_pool.partition.partition import Partition, PartitionState
 from hsm_pool.store import chain
 from hsm_pool.store.committer import Mutation
@@ -36,7 +38,6 @@ from mhsm.ceremony.v1 import ceremony_pb2
 from mhsm.record.v1 import record_pb2
 from security_domain import container
 from security_domain.errors import InvalidFile
-from security_domain.recovery import seal_pool_keys
 
 ATTEMPT_ID_BYTES = 16
 
@@ -48,6 +49,7 @@ class Purpose(IntEnum):
     RECOVERY = 2
     VERIFICATION = 3
     SHARE_ROTATION = 4
+    NEW_GENERATION = 5
 
 
 _STATES = {
@@ -55,6 +57,7 @@ _STATES = {
     Purpose.RECOVERY: {PartitionState.PROVISIONED, PartitionState.LOCKED},
     Purpose.VERIFICATION: {PartitionState.SERVING, PartitionState.DRAINED},
     Purpose.SHARE_ROTATION: {PartitionState.SERVING, PartitionState.DRAINED},
+    Purpose.NEW_GENERATION: {PartitionState.SERVING},
 }
 """In which states of the partition a ceremony may begin and go on."""
 
@@ -188,12 +191,12 @@ class Ceremonies:
         with self._lock:
             partition = self._partition
             header = partition.header
-            sealed: list[bytes] = []
+            sealed = record_pb2.SealedEpoch()
             if partition.state is PartitionState.LOCKED and header is not None:
                 if file and file != header.security_domain_file:
                     raise InvalidField("a locked pool has its own file", field="security_domain_file")
                 file = header.security_domain_file
-                sealed = [epoch.sealed_pool_keys for epoch in header.epochs]
+                sealed = header.sealed_epoch
             elif partition.state is not PartitionState.PROVISIONED:
                 raise CeremonyState("the pool is not locked, and not new")
             return self._open(Purpose.RECOVERY, file, sealed, give_keys=True).seen()
@@ -206,7 +209,7 @@ class Ceremonies:
         """
         with self._lock:
             header = self._header_in_force()
-            sealed = [epoch.sealed_pool_keys for epoch in header.epochs]
+            sealed = header.sealed_epoch
             return self._open(Purpose.VERIFICATION, header.security_domain_file, sealed).seen()
 
     def rotate_shares(self, certificates_der: list[bytes], required: int) -> Ceremony:
@@ -223,12 +226,45 @@ class Ceremonies:
             attempt = self._open(
                 Purpose.SHARE_ROTATION,
                 header.security_domain_file,
-                [epoch.sealed_pool_keys for epoch in header.epochs],
+                header.sealed_epoch,
                 new_officers=certificates_der,
                 new_required=required,
             )
-            attempt.old_header_digest = chain.value_digest(_header_value(header))
+            attempt.old_header_digest = chain.value_digest(epochs.header_value(header))
             return attempt.seen()
+
+    def new_generation(self, certificates_der: list[bytes], required: int) -> Ceremony:
+        """Start to replace the security domain; no old officer is needed.
+
+        Raises:
+            InvalidField: The new officers or their quorum are not acceptable.
+            CeremonyState: The pool does not serve, or a ceremony is under way.
+        """
+        with self._lock:
+            header = self._header_in_force()
+            domain = container.parse(header.security_domain_file)
+            attempt_id = os.urandom(ATTEMPT_ID_BYTES)
+            create = ceremony_pb2.CreateCommand(
+                pool_id=domain.pool_id,
+                generation=domain.generation + 1,
+                officer_certificates_der=certificates_der,
+                required=required,
+                attempt_id=attempt_id,
+            )
+            request = ceremony_pb2.CeremonyRequest(create=create)
+            attempt = self._begin(Purpose.NEW_GENERATION, attempt_id, request)
+            attempt.old_header_digest = chain.value_digest(epochs.header_value(header))
+            return attempt.seen()
+
+    def rotate_key_encryption_key(self) -> int:
+        """Replace the key-encryption key; no officer is needed. Returns the new epoch.
+
+        Raises:
+            CeremonyState: The pool does not serve, or not every serving partition took the key in time.
+        """
+        with self._lock:
+            self._header_in_force()
+        return epochs.rotate(self._partition)
 
     def submit_share(self, attempt_id: bytes, submission: bytes) -> Ceremony:
         """Hand an officer's submission to the child; do what the ceremony is for when it has enough.
@@ -313,7 +349,7 @@ class Ceremonies:
         self,
         purpose: Purpose,
         file: bytes,
-        sealed_pool_keys: list[bytes],
+        sealed: record_pb2.SealedEpoch,
         *,
         give_keys: bool = False,
         new_officers: list[bytes] | None = None,
@@ -328,7 +364,8 @@ class Ceremonies:
         command = ceremony_pb2.OpenCommand(
             security_domain_file=file,
             attempt_id=attempt_id,
-            sealed_pool_keys=sealed_pool_keys,
+            sealed_pool_keys=sealed.sealed_pool_keys,
+            epoch=sealed.epoch,
             give_keys=give_keys,
             new_officer_certificates_der=new_officers or [],
             new_required=new_required,
@@ -373,12 +410,17 @@ class Ceremonies:
     def _complete(self, attempt: _Attempt, result: ceremony_pb2.SubmitResult) -> None:
         match attempt.purpose:
             case Purpose.RECOVERY if result.pool_keys_secret:
-                newest = SecretBytes(result.pool_keys_secret[-1])
-                self._partition.adopt(PoolKeys(self._partition.settings.pool_id, newest), "quorum")
+                keys = PoolKeys(self._partition.settings.pool_id, SecretBytes(result.pool_keys_secret))
+                self._partition.adopt(keys, "quorum")
             case Purpose.ACTIVATION | Purpose.RECOVERY:
                 self._activate(attempt, SecretBytes(result.backup_private_key))
             case Purpose.SHARE_ROTATION:
                 self._replace(attempt)
+            case Purpose.NEW_GENERATION:
+                domain = container.parse(attempt.file)
+                backup_key = SecretBytes(result.backup_private_key)
+                new = epochs.NewDomain(attempt.file, attempt.azure_file, domain, backup_key)
+                epochs.rotate(self._partition, attempt.old_header_digest, new)
             case Purpose.VERIFICATION:
                 pass  # the child has opened the domain and the pool's keys
 
@@ -386,16 +428,13 @@ class Ceremonies:
         """Make the pool active in the domain that was just made or recovered."""
         pool_id = self._partition.settings.pool_id
         domain = container.parse(attempt.file)
-        keys = PoolKeys.generate(pool_id, backup_private_key)
-        sealed = seal_pool_keys(
-            domain.recovery_public_key, domain.pool_id, domain.generation, keys.epoch, keys.export().reveal()
-        )
+        keys = PoolKeys.generate(pool_id, domain.generation, backup_private_key)
         header = record_pb2.PoolHeader(
             pool_id=pool_id,
             generation=domain.generation,
             security_domain_file=attempt.file,
             activation_request_digest=attempt.request_digest,
-            epochs=[record_pb2.SealedEpoch(epoch=keys.epoch, sealed_pool_keys=sealed)],
+            sealed_epoch=epochs.sealed(domain, keys, keys.epoch),
             recovery_public_key=domain.recovery_public_key,
             azure_security_domain_file=attempt.azure_file,
         )
@@ -410,7 +449,7 @@ class Ceremonies:
         header.CopyFrom(self._header_in_force())
         header.security_domain_file = attempt.file
         header.azure_security_domain_file = attempt.azure_file
-        value = _header_value(header)
+        value = epochs.header_value(header)
         command = ReplaceSecurityDomain(attempt.old_header_digest, chain.value_digest(value))
         mutation = Mutation(command, lambda _: b"", None, b"", 0, header=value)
         serving.committer.submit(mutation, boot_time() + limits.MUTATION_SECONDS_MAX)
@@ -440,10 +479,6 @@ class Ceremonies:
         if self._attempt:
             self._attempt.child.close()
             self._attempt = None
-
-
-def _header_value(header: record_pb2.PoolHeader) -> bytes:
-    return header.SerializeToString(deterministic=True)
 
 
 def _completed(header: record_pb2.PoolHeader) -> Ceremony:

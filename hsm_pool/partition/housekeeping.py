@@ -1,13 +1,14 @@
-"""Goes on with what the pool has decided: a committed or cancelled restore, whoever asked for it died."""
+"""What each partition does by itself: goes on with a decided restore, gets the key of a proposed epoch."""
 
 from __future__ import annotations
 
 import threading
+from collections.abc import Callable
 
 import structlog
 
 from hsm_pool import limits
-from hsm_pool.core.commands import AdvanceRestore
+from hsm_pool.core.commands import AdvanceRestore, HoldEpoch
 from hsm_pool.core.model import RESTORE, RestorePhase, RestoreRecord
 from hsm_pool.errors import MHSMError
 from hsm_pool.store.committer import Committer, Mutation
@@ -19,9 +20,10 @@ _DECIDED = {RestorePhase.REMOVING, RestorePhase.PLACING, RestorePhase.CANCELLING
 
 
 class Housekeeper:
-    """One thread; the serving partition of the lowest index works, the others look on."""
+    """One thread. Of a restore the serving partition of the lowest index does the work."""
 
-    def __init__(self, replica: Replica, committer: Committer) -> None:
+    def __init__(self, replica: Replica, committer: Committer, hold_epoch: Callable[[int], bool]) -> None:
+        self._hold_epoch = hold_epoch
         self._replica = replica
         self._committer = committer
         self._stopping = threading.Event()
@@ -39,13 +41,22 @@ class Housekeeper:
     def _run(self) -> None:
         while not self._stopping.wait(_POLL_SECONDS):
             try:
+                self._hold()
                 while not self._stopping.is_set() and self._advance():
                     pass
             except Stopped:
                 return
             except MHSMError as error:
                 # Somebody else goes on, or this partition does at its next look.
-                _log.debug("restore not advanced", reason=error.reason)
+                _log.debug("housekeeping put off", reason=error.reason)
+
+    def _hold(self) -> None:
+        """Get the key of a proposed epoch, and say so."""
+        pool = self._replica.state.pool()
+        epoch, index = pool.next_epoch, self._replica.index
+        if epoch and index not in pool.holders and self._hold_epoch(epoch):
+            mutation = Mutation(HoldEpoch(epoch, index), lambda _: b"", None, b"", 0)
+            self._committer.submit(mutation, boot_time() + limits.MUTATION_SECONDS_MAX)
 
     def _advance(self) -> bool:
         """Do one batch; return whether there may be more."""

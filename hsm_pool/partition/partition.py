@@ -66,8 +66,12 @@ class PartitionState(Enum):
 class PeerUnlocked(Protocol):
     """Asks the peers for the pool's keys."""
 
-    def __call__(self) -> PoolKeys | None:
-        """Return the keys from the first peer that gives them, None when no peer does."""
+    def __call__(self, epoch: int = 0) -> PoolKeys | None:
+        """Return the keys from the first peer that gives them, None when no peer does.
+
+        Args:
+            epoch: Keys without this epoch are not what is wanted; 0 for any.
+        """
 
 
 class Partition:
@@ -204,9 +208,30 @@ class Partition:
     def _find_keys(self) -> tuple[PoolKeys | None, str]:
         if self.settings.sealing == "platform":
             keys = self.state_directory.read_seal(self._sealing_key(), self.settings.pool_id)
-            if keys is not None:
+            # Written before a rotation that this partition slept through: peers have more.
+            if keys is not None and self.header and keys.holds(self.header.sealed_epoch.epoch):
                 return keys, "seal"
         return self._heal_from_peers(), "peer"
+
+    def hold_epoch(self, epoch: int) -> bool:
+        """Get the key of a proposed epoch from a peer and keep it; return whether it is here now."""
+        serving = self._serving
+        if serving is None:
+            return False
+        if not serving.keys.holds(epoch):
+            keys = self._heal_from_peers(epoch)
+            if keys is None:
+                return False
+            self.keep(keys)
+        return True
+
+    def keep(self, keys: PoolKeys) -> None:
+        """Add keys to those that serve, and to the platform's seal."""
+        serving = self._serving
+        assert serving is not None
+        serving.keys.take(keys)
+        if self.settings.sealing == "platform":
+            self.state_directory.write_seal(self._sealing_key(), serving.keys)
 
     def adopt(self, keys: PoolKeys, path: str) -> None:
         """Take the pool's keys and begin to serve; a no-op when they are here already."""
@@ -223,6 +248,7 @@ class Partition:
                 self.state_directory,
                 self.quarantine,
                 self._take_header,
+                self.hold_epoch,
             )
             self._move(PartitionState.SERVING, "")
         self._wake.set()

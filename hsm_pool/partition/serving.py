@@ -30,12 +30,13 @@ class Serving:
         state: StateDirectory,
         on_tampered: Callable[[str], None],
         on_header: Callable[[bytes], None],
+        hold_epoch: Callable[[int], bool],
     ) -> None:
         self.keys = keys
         self.replica = Replica(keys, index, state.incarnation)
         self.committer = Committer(store, self.replica)
         self._follower = Follower(store, self.replica, state, on_tampered)
-        self._housekeeper = Housekeeper(self.replica, self.committer)
+        self._housekeeper = Housekeeper(self.replica, self.committer, hold_epoch)
         self._loaded = LoadedKeyCache(_LOADED_KEYS_MAX)
         self.replica.on_removed = self._forget
         self.replica.on_header = on_header

@@ -52,6 +52,9 @@ def encode(record: Record) -> tuple[int, bytes]:
                     recoverable_days=record.recoverable_days,
                     drained=sorted(record.drained),
                     header_digest=record.header_digest,
+                    epoch=record.epoch,
+                    next_epoch=record.next_epoch,
+                    holders=sorted(record.holders),
                 )
             )
             kind = POOL
@@ -92,7 +95,14 @@ def decode(record_type: int, body: bytes) -> Record:
         return RequestRecord(request.request_key, request.request_digest, request.reply, request.answered_ms)
     if which == "pool" and record_type == POOL:
         pool = message.pool
-        return PoolRecord(pool.recoverable_days, frozenset(pool.drained), pool.header_digest)
+        return PoolRecord(
+            pool.recoverable_days,
+            frozenset(pool.drained),
+            pool.header_digest,
+            pool.epoch or 1,
+            pool.next_epoch,
+            frozenset(pool.holders),
+        )
     if which == "restore" and record_type == RESTORE:
         restore = message.restore
         return RestoreRecord(

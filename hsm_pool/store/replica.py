@@ -22,7 +22,7 @@ from hsm_pool.errors import MHSMError, NotFresh, PartitionDrained
 from hsm_pool.store import chain, codec
 from hsm_pool.store.chain import Head, TableDigest
 from hsm_pool.store.etcd_client import Revision
-from hsm_pool.store.sealing import PoolKeys, RolledBack, Tampered, open_record
+from hsm_pool.store.sealing import MissingEpoch, PoolKeys, RolledBack, Tampered, open_record
 from mhsm.record.v1 import record_pb2
 
 T = TypeVar("T")
@@ -108,6 +108,7 @@ class Replica:
         with self.condition:
             for name in set(self.state.names()).difference(state.names()):
                 self.on_removed(name)
+            self._enter_epoch(state.pool().epoch)
             self.state, self.table, self._names = state, table, names
             self.head, self.revision = head, revision
             self._recent = recent
@@ -257,6 +258,9 @@ class Replica:
             raise Tampered(f"sequence {head.sequence} came with records that its log entry does not name")
         if self.table.after(digests) != entry.table_digest:
             raise Tampered(f"the table after sequence {head.sequence} is not the one its log entry names")
+        pool = changes.get(POOL)
+        if isinstance(pool, PoolRecord):
+            self._enter_epoch(pool.epoch)
         self.table.update(digests)
         self.state.apply(changes)
         self._names.update(new_names)
@@ -269,6 +273,16 @@ class Replica:
             self._recent.popitem(last=False)
         self._note_drained()
         self.tracker.applied(head.sequence, tuple(changes), boot_time())
+
+    def _enter_epoch(self, epoch: int) -> None:
+        """Seal under this epoch from now on.
+
+        Raises:
+            MissingEpoch: Its key is not here.
+        """
+        if not self.keys.holds(epoch):
+            raise MissingEpoch
+        self.keys.epoch = epoch
 
     def _check_header(self, header: bytes | None, pool: Record | None) -> set[str]:
         """Check that the pool header changes exactly when the pool record names another one."""

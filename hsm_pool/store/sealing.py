@@ -32,6 +32,10 @@ class Tampered(Exception):
     """Something in the store is not what this pool wrote (G6). The text says what."""
 
 
+class MissingEpoch(Exception):
+    """The chain has put an epoch in force whose key is not here: the partition must heal anew."""
+
+
 class RolledBack(Tampered):
     """The store ends before what this partition has applied; a read that lags looks the same once."""
 
@@ -40,34 +44,41 @@ class PoolKeys:
     """The keys that make a partition a member of its pool, in secret memory.
 
     ``chain_key`` and ``name_key`` live as long as the pool; each epoch adds a
-    key-encryption key. ``backup_private_key`` is that of the security domain, so that
-    every pool of one domain restores its backups without the officers.
+    key-encryption key. ``epoch`` is the one in force: the replica sets it as the chain
+    says. The backup keys are those of the security domain's generations, so that every
+    pool of one domain restores its backups without the officers.
     """
 
     def __init__(self, pool_id: str, secret: SecretBytes) -> None:
         message = record_pb2.PoolKeysSecret.FromString(secret.reveal())
         if len(message.name_key) != KEY_BYTES or len(message.chain_key) != KEY_BYTES:
             raise ValueError("pool keys have a wrong length")
-        if len(message.backup_private_key) != KEY_BYTES:
-            raise ValueError("the backup key has a wrong length")
         if message.epoch not in message.key_encryption_keys:
             raise ValueError("the epoch in force has no key")
         self.pool_id = pool_id
         self.epoch = message.epoch
         self._name_key = _protect(message.name_key)
         self._chain_key = _protect(message.chain_key)
-        self._backup_private_key = _protect(message.backup_private_key)
+        self._backup_private_keys = {
+            generation: _protect(key) for generation, key in message.backup_private_keys.items()
+        }
         self._keks = {epoch: _protect(kek) for epoch, kek in message.key_encryption_keys.items()}
 
     @staticmethod
-    def generate(pool_id: str, backup_private_key: SecretBytes) -> PoolKeys:
-        """Make the keys of a new pool, epoch 1; the backup key comes from its security domain."""
+    def generate(pool_id: str, generation: int, backup_private_key: SecretBytes) -> PoolKeys:
+        """Make the keys of a new pool, epoch 1; the backup key comes from its security domain.
+
+        Args:
+            pool_id: Of the pool.
+            generation: Of the security domain.
+            backup_private_key: Of the security domain, X25519.
+        """
         message = record_pb2.PoolKeysSecret(
             key_encryption_keys={1: os.urandom(KEY_BYTES)},
             name_key=os.urandom(KEY_BYTES),
             chain_key=os.urandom(KEY_BYTES),
             epoch=1,
-            backup_private_key=backup_private_key.reveal(),
+            backup_private_keys={generation: backup_private_key.reveal()},
         )
         return PoolKeys(pool_id, SecretBytes(message.SerializeToString(deterministic=True)))
 
@@ -78,13 +89,43 @@ class PoolKeys:
             name_key=bytes(self._name_key.view()[:KEY_BYTES]),
             chain_key=bytes(self._chain_key.view()[:KEY_BYTES]),
             epoch=self.epoch,
-            backup_private_key=self.backup_private_key().reveal(),
+            backup_private_keys={
+                generation: bytes(key.view()[:KEY_BYTES])
+                for generation, key in self._backup_private_keys.items()
+            },
         )
         return SecretBytes(message.SerializeToString(deterministic=True))
 
-    def backup_private_key(self) -> SecretBytes:
-        """Return the X25519 key that opens backups, 32 bytes."""
-        return SecretBytes(bytes(self._backup_private_key.view()[:KEY_BYTES]))
+    def backup_private_key(self, generation: int) -> SecretBytes | None:
+        """Return the X25519 key that opens backups of a generation, None when it is not here."""
+        key = self._backup_private_keys.get(generation)
+        return SecretBytes(bytes(key.view()[:KEY_BYTES])) if key else None
+
+    def holds(self, epoch: int) -> bool:
+        """Return whether the key-encryption key of an epoch is here."""
+        return epoch in self._keks
+
+    def with_epoch(self, epoch: int, generation: int = 0, backup_key: SecretBytes | None = None) -> PoolKeys:
+        """Return these keys and a new key-encryption key; it is not in force yet.
+
+        Args:
+            epoch: Of the new key.
+            generation: Of a new security domain, with ``backup_key``.
+            backup_key: Of a new security domain, X25519.
+        """
+        message = record_pb2.PoolKeysSecret.FromString(self.export().reveal())
+        message.key_encryption_keys[epoch] = os.urandom(KEY_BYTES)
+        if backup_key:
+            message.backup_private_keys[generation] = backup_key.reveal()
+        return PoolKeys(self.pool_id, SecretBytes(message.SerializeToString(deterministic=True)))
+
+    def take(self, other: PoolKeys) -> None:
+        """Add what another set of this pool's keys holds besides.
+
+        Of a generation that was begun more than once, the other set has the newer backup key.
+        """
+        self._backup_private_keys = {**self._backup_private_keys, **other._backup_private_keys}
+        self._keks = {**other._keks, **self._keks}
 
     @property
     def memory_kind(self) -> str:

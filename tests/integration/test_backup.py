@@ -23,7 +23,10 @@ pytestmark = [pytest.mark.pool, pytest.mark.slow]
 EC = {"key_type": keys_pb2.KEY_TYPE_EC, "curve": keys_pb2.CURVE_P256}
 AES = {"key_type": keys_pb2.KEY_TYPE_OCT, "size_bits": 256}
 DIGEST = bytes(range(32))
-QUIET: backups.Progress = lambda what, done, total: None  # noqa: ARG005, E731
+
+
+def quiet(*_: object) -> None:
+    """Report no progress."""
 
 
 def contents(pool: Pool) -> dict[str, list[keys_pb2.Key]]:
@@ -62,7 +65,7 @@ def filled(make_pool: Callable[..., RunningPool], officers: list[TestOfficer]) -
 def take(pool: RunningPool, place: Path) -> None:
     """Take a full backup."""
     with pool.client("administrator") as administrator:
-        backups.take(administrator, open_location(str(place)), QUIET)
+        backups.take(administrator, open_location(str(place)), quiet)
 
 
 def test_a_lost_pool_comes_back_in_a_new_one(
@@ -82,12 +85,12 @@ def test_a_lost_pool_comes_back_in_a_new_one(
     found = make_pool(attended=True)
     with found.client("administrator") as administrator:
         with pytest.raises(MHSMError):
-            backups.restore(administrator, open_location(str(tmp_path / "backup")), QUIET)
+            backups.restore(administrator, open_location(str(tmp_path / "backup")), quiet)
         begun = administrator.init_recovery(0, file)
         for officer in officers[1:]:
             administrator.submit_share(0, begun.attempt_id, found.submission(officer, begun))
         found.await_states(["SERVING"] * 3)
-        state = backups.restore(administrator, open_location(str(tmp_path / "backup")), QUIET)
+        state = backups.restore(administrator, open_location(str(tmp_path / "backup")), quiet)
         assert state.phase == backup_pb2.RESTORE_PHASE_DONE
     for index in range(3):
         with found.client(partition=index) as user:
@@ -131,11 +134,11 @@ def test_a_restore_is_all_or_nothing(filled: RunningPool, tmp_path: Path) -> Non
             with pytest.raises(BackupRefused):
                 administrator.call(backup_calls.stage_restore_part(state.restore_id, 0, bad))
         administrator.call(backup_calls.stage_restore_part(state.restore_id, 0, part))
-        assert backups.cancel(administrator, QUIET).phase == backup_pb2.RESTORE_PHASE_CANCELLED
+        assert backups.cancel(administrator, quiet).phase == backup_pb2.RESTORE_PHASE_CANCELLED
         assert contents(user) == before
         with pytest.raises(RestoreState):
             administrator.call(backup_calls.commit_restore(state.restore_id))
-        assert backups.restore(administrator, place, QUIET).phase == backup_pb2.RESTORE_PHASE_DONE
+        assert backups.restore(administrator, place, quiet).phase == backup_pb2.RESTORE_PHASE_DONE
         with pytest.raises(KeyNotFound):
             user.get_key("keys/newer")
         del before["keys/newer/versions/" + before_version(before, "newer")]
@@ -176,7 +179,7 @@ def test_a_restore_that_dies_goes_on_or_leaves_the_pool(
             with pytest.raises(RestoreState):
                 user.get_key("keys/newer")
             assert administrator.call(backup_calls.get_restore()).staged_parts == [0]
-            assert backups.restore(administrator, place, QUIET).phase == backup_pb2.RESTORE_PHASE_DONE
+            assert backups.restore(administrator, place, quiet).phase == backup_pb2.RESTORE_PHASE_DONE
         else:  # nobody asks for it
             until(
                 lambda: administrator.call(backup_calls.get_restore()).phase == backup_pb2.RESTORE_PHASE_DONE,
@@ -196,7 +199,7 @@ def test_partitions_die_while_a_restore_is_placed(filled: RunningPool, tmp_path:
     killer = threading.Timer(0.4, lambda: filled.signal(0, "partition", signal.SIGKILL))
     with filled.client("administrator", timeout_seconds=30) as administrator:
         killer.start()
-        state = backups.restore(administrator, open_location(str(tmp_path / "backup")), QUIET)
+        state = backups.restore(administrator, open_location(str(tmp_path / "backup")), quiet)
         killer.join()
         assert state.phase == backup_pb2.RESTORE_PHASE_DONE
     filled.await_states(["SERVING"] * 3)
@@ -212,7 +215,7 @@ def test_one_key_comes_back(filled: RunningPool, tmp_path: Path) -> None:
         versions = list(user.list_key_versions("keys/ec-0"))
         single = user.backup_key("keys/ec-0")
         for restore in (
-            lambda: backups.restore_key(administrator, place, "keys/ec-0", QUIET),
+            lambda: backups.restore_key(administrator, place, "keys/ec-0", quiet),
             lambda: user.restore_key(single),
         ):
             with pytest.raises(KeyExists):
@@ -226,7 +229,7 @@ def test_one_key_comes_back(filled: RunningPool, tmp_path: Path) -> None:
             for version in versions:
                 user.verify(version.name, "ES256", DIGEST, user.sign(version.name, "ES256", DIGEST))
         with pytest.raises(InvalidField):
-            backups.restore_key(administrator, place, "keys/never", QUIET)
+            backups.restore_key(administrator, place, "keys/never", quiet)
         with pytest.raises(KeyNotFound):
             user.backup_key("keys/never")
         for bad in (single[:-1], single.replace(b"mhsm-key-backup/1", b"mhsm-key-backup/2"), b"{}", b""):
@@ -247,7 +250,7 @@ def test_a_backup_of_another_domain_is_refused(
     other.activate(officers, 2)
     with other.client("administrator") as administrator, other.client() as user:
         with pytest.raises(BackupRefused):
-            backups.restore(administrator, open_location(str(tmp_path / "backup")), QUIET)
+            backups.restore(administrator, open_location(str(tmp_path / "backup")), quiet)
         with pytest.raises(BackupRefused):
             user.restore_key(single)
         assert contents(user) == {}
@@ -283,13 +286,13 @@ def test_an_interrupted_backup_is_gone_on_with_or_refused(filled: RunningPool, t
         with pytest.raises(Interrupted):
             backups.take(administrator, place, interrupt)
         with pytest.raises(InvalidField):
-            backups.restore(administrator, place, QUIET)
+            backups.restore(administrator, place, quiet)
         with pytest.raises(RestoreState):  # one at a time
             administrator.call(backup_calls.start_backup(), 0)
-        taken = backups.take(administrator, place, QUIET)
+        taken = backups.take(administrator, place, quiet)
         assert taken.keys == 8
         with pytest.raises(KeyExists):
-            backups.take(administrator, place, QUIET)
+            backups.take(administrator, place, quiet)
         assert administrator.call(backup_calls.check_restore(backups.manifest_of(place))).keys == 8
 
 

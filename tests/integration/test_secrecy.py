@@ -124,6 +124,7 @@ def hold_ceremonies(pool: RunningPool, officers: list[TestOfficer], place: Path)
             after = client.submit_share(0, begun.attempt_id, pool.submission(officer, begun))
         for officer in officers[:2]:
             assert client.submit_share(0, begun.attempt_id, pool.submission(officer, after)).required == 2
+        assert client.rotate_key_encryption_key(1) == 2
         location = open_location(str(place))
         backups.take(client, location, lambda *_: None, 1)
         backups.restore(client, location, lambda *_: None)
@@ -155,16 +156,16 @@ def learn_secrets(pool: RunningPool, officers: list[TestOfficer]) -> tuple[dict[
         recovery.submit(make_submission(pool.file, officer.key, b"a" * 16, recovery.exchange_public_key))
     with StoreAccess(pool.connection) as store:
         header = record_pb2.PoolHeader.FromString(store.dump()["header"])
-    for entry in header.epochs:
-        keys = record_pb2.PoolKeysSecret.FromString(
-            recovery.unseal_pool_keys(entry.sealed_pool_keys, entry.epoch)
-        )
-        secrets["pool name key"], secrets["pool chain key"] = keys.name_key, keys.chain_key
-        # It follows from the security domain's root, and partitions keep it to restore backups.
-        assert keys.backup_private_key == derived.backup.private_bytes_raw()
-        secrets["pool backup key"] = keys.backup_private_key
-        for epoch, key in keys.key_encryption_keys.items():
-            secrets[f"pool key-encryption key {epoch}"] = key
+    entry = header.sealed_epoch
+    keys = record_pb2.PoolKeysSecret.FromString(
+        recovery.unseal_pool_keys(entry.sealed_pool_keys, entry.epoch)
+    )
+    secrets["pool name key"], secrets["pool chain key"] = keys.name_key, keys.chain_key
+    # It follows from the security domain's root, and partitions keep it to restore backups.
+    assert keys.backup_private_keys[1] == derived.backup.private_bytes_raw()
+    secrets["pool backup key"] = keys.backup_private_keys[1]
+    for epoch, key in keys.key_encryption_keys.items():
+        secrets[f"pool key-encryption key {epoch}"] = key
     return secrets, mnemonics
 
 

@@ -153,7 +153,7 @@ def add(store: StoreAccess, told: Story) -> None:
 
 def change_header(store: StoreAccess, told: Story) -> None:
     header = record_pb2.PoolHeader.FromString(told.now["header"])
-    header.epochs[0].sealed_pool_keys = flipped(header.epochs[0].sealed_pool_keys, 5)
+    header.sealed_epoch.sealed_pool_keys = flipped(header.sealed_epoch.sealed_pool_keys, 5)
     store.write({"header": header.SerializeToString(deterministic=True)})
 
 

@@ -22,9 +22,17 @@ from hsm_pool.store.sealing import PoolKeys, open_material, seal_material
 from security_domain.encoding import canonical
 from tests.running_pool import ROOT
 
-DOMAIN = Domain("d" * 32, 1)
-SNAPSHOT = Snapshot("p" * 32, 7, b"h" * 32, 3)
 KEY = SecretBytes(os.urandom(32))
+DOMAIN = Domain("d" * 32, 1)
+
+
+def keys_of(domain: Domain, key: SecretBytes) -> bundle.KeyOf:
+    """Return the backup keys of a pool that has one, of one generation."""
+    return {domain.generation: key}.get
+
+
+KEYS = keys_of(DOMAIN, KEY)
+SNAPSHOT = Snapshot("p" * 32, 7, b"h" * 32, 3)
 
 
 def made(parts: list[bytes], domain: Domain = DOMAIN, key: SecretBytes = KEY) -> tuple[bytes, list[bytes]]:
@@ -37,7 +45,9 @@ def made(parts: list[bytes], domain: Domain = DOMAIN, key: SecretBytes = KEY) ->
 def opened(
     manifest: bytes, index: int, part: bytes, domain: Domain = DOMAIN, key: SecretBytes = KEY
 ) -> bytes:
-    return bundle.open_part(bundle.open_manifest(manifest, domain, key), index, part).reveal()
+    return bundle.open_part(
+        bundle.open_manifest(manifest, domain.pool_id, keys_of(domain, key)), index, part
+    ).reveal()
 
 
 @given(st.lists(st.binary(max_size=300), min_size=1, max_size=6))
@@ -64,13 +74,13 @@ def test_a_changed_manifest_is_refused(data: st.DataObject) -> None:
     if fields[name] == old:
         return
     with pytest.raises(BackupRefused):
-        bundle.open_manifest(canonical(fields), DOMAIN, KEY)
+        bundle.open_manifest(canonical(fields), DOMAIN.pool_id, KEYS)
 
 
 @given(st.binary(max_size=400) | st.integers(0, len(MANIFEST) - 1))
 def test_junk_is_refused(junk: bytes | int) -> None:
     with pytest.raises(BackupRefused):
-        bundle.open_manifest(MANIFEST[:junk] if isinstance(junk, int) else junk, DOMAIN, KEY)
+        bundle.open_manifest(MANIFEST[:junk] if isinstance(junk, int) else junk, DOMAIN.pool_id, KEYS)
 
 
 def test_parts_are_bound_to_backup_and_place() -> None:
@@ -94,9 +104,9 @@ def test_parts_are_bound_to_backup_and_place() -> None:
 def test_another_domain_or_generation_is_refused(domain: Domain) -> None:
     """G4: even with the same key."""
     with pytest.raises(BackupRefused):
-        bundle.open_manifest(MANIFEST, domain, KEY)
+        bundle.open_manifest(MANIFEST, domain.pool_id, keys_of(domain, KEY))
     with pytest.raises(BackupRefused):
-        bundle.open_manifest(MANIFEST, DOMAIN, SecretBytes(os.urandom(32)))
+        bundle.open_manifest(MANIFEST, DOMAIN.pool_id, keys_of(DOMAIN, SecretBytes(os.urandom(32))))
 
 
 def test_the_public_key_alone_makes_no_manifest() -> None:
@@ -105,22 +115,22 @@ def test_the_public_key_alone_makes_no_manifest() -> None:
     forged["keys"] = 4
     for mac in (forged["mac"], "", "A" * 43):
         with pytest.raises(BackupRefused):
-            bundle.open_manifest(canonical({**forged, "mac": mac}), DOMAIN, KEY)
+            bundle.open_manifest(canonical({**forged, "mac": mac}), DOMAIN.pool_id, KEYS)
 
 
 def test_a_key_backup_is_no_full_backup() -> None:
     single = bundle.seal_key_backup(DOMAIN, KEY, SNAPSHOT, b"one key")
-    assert bundle.open_key_backup(single, DOMAIN, KEY).reveal() == b"one key"
+    assert bundle.open_key_backup(single, DOMAIN.pool_id, KEYS).reveal() == b"one key"
     fields = json.loads(single)
     content = fields.pop("content")
     with pytest.raises(BackupRefused):
-        bundle.open_manifest(canonical(fields), DOMAIN, KEY)
+        bundle.open_manifest(canonical(fields), DOMAIN.pool_id, KEYS)
     with pytest.raises(BackupRefused):
-        bundle.open_key_backup(canonical({**json.loads(MANIFEST), "content": content}), DOMAIN, KEY)
+        bundle.open_key_backup(canonical({**json.loads(MANIFEST), "content": content}), DOMAIN.pool_id, KEYS)
     for position in range(0, len(single), 7):
         changed = single[:position] + bytes([single[position] ^ 1]) + single[position + 1 :]
         with pytest.raises(BackupRefused):
-            bundle.open_key_backup(changed, DOMAIN, KEY)
+            bundle.open_key_backup(changed, DOMAIN.pool_id, KEYS)
 
 
 def stored(keys: PoolKeys, key_id: str, versions: int, material: bytes) -> contents.StoredKey:
@@ -151,7 +161,7 @@ def stored(keys: PoolKeys, key_id: str, versions: int, material: bytes) -> conte
 
 def test_material_moves_from_pool_to_pool() -> None:
     """G3: records come back equal but for their seal; the material opens under the new pool's keys."""
-    here, there = (PoolKeys.generate(pool * 32, KEY) for pool in "ab")
+    here, there = (PoolKeys.generate(pool * 32, 1, KEY) for pool in "ab")
     keys = [stored(here, f"k{number}", number + 1, bytes([number]) * 32) for number in range(3)]
     moved = contents.put_back(there, contents.take(here, keys))
     assert [entry.key for entry in moved] == [entry.key for entry in keys]
@@ -173,7 +183,7 @@ def test_material_moves_from_pool_to_pool() -> None:
 
 
 def test_parts_and_batches_hold_everything_once() -> None:
-    keys = PoolKeys.generate("a" * 32, KEY)
+    keys = PoolKeys.generate("a" * 32, 1, KEY)
     big = [stored(keys, f"k{number:04d}", 1 + number % 3, b"m" * 32) for number in range(400)]
     parts = contents.into_parts(big)
     assert [entry for part in parts for entry in part] == big

@@ -179,7 +179,7 @@ def session(platforms: list[Platform]) -> Healing:
     return Healing(
         HealGiver(platforms[0], POOL, 0, 3),
         HealAttempt(platforms[1], POOL, 1, 4, tls),
-        PoolKeys.generate(POOL, SecretBytes(bytes(32))),
+        PoolKeys.generate(POOL, 1, SecretBytes(bytes(32))),
         tls,
         other,
         platforms,

@@ -19,7 +19,7 @@ def test_keys_that_arrive_while_peers_are_asked_are_not_forgotten(tmp_path: Path
     new = NewPool(attended=True, recoverable_days=90, etcd_binary="etcd")
     pool_id = provision(directory, new)
     chosen = settings.load(PartitionSettings, directory / "nodes/0/partition.json")
-    keys = PoolKeys.generate(pool_id, SecretBytes(bytes(32)))
+    keys = PoolKeys.generate(pool_id, 1, SecretBytes(bytes(32)))
 
     def peers_know_nothing_but_a_quorum_unlocks() -> None:
         partition.adopt(keys, "quorum")

@@ -30,7 +30,7 @@ _changes = st.dictionaries(_ids, _digests, max_size=12)
 
 @pytest.fixture(scope="module")
 def keys() -> PoolKeys:
-    return PoolKeys.generate(POOL, SecretBytes(bytes(32)))
+    return PoolKeys.generate(POOL, 1, SecretBytes(bytes(32)))
 
 
 # -- the digest of the table --------------------------------------------------------------
@@ -175,7 +175,7 @@ def test_what_is_no_head_or_entry_is_noticed(keys: PoolKeys, value: bytes) -> No
 
 def test_heads_and_entries_of_another_pool_are_noticed(keys: PoolKeys) -> None:
     """G6: another chain key, and a MAC that was made for something else."""
-    (made, *_), _ = history(PoolKeys.generate(POOL, SecretBytes(bytes(32))), 1)
+    (made, *_), _ = history(PoolKeys.generate(POOL, 1, SecretBytes(bytes(32))), 1)
     with pytest.raises(Tampered, match="the head of the chain does not carry"):
         chain.read_head(keys, made.puts[chain.HEAD_KEY])
     with pytest.raises(Tampered, match="a log entry does not carry"):
@@ -273,7 +273,7 @@ def test_a_torn_write_leaves_the_head_before(tmp_path: Path, keys: PoolKeys, len
 def test_a_forged_state_file_is_noticed(tmp_path: Path, keys: PoolKeys) -> None:
     """G6: slots that do not carry the pool's MAC are not the same as no slots."""
     directory = StateDirectory(tmp_path / "state")
-    directory.write_head(PoolKeys.generate(POOL, SecretBytes(bytes(32))), 9, b"d" * 32)
+    directory.write_head(PoolKeys.generate(POOL, 1, SecretBytes(bytes(32))), 9, b"d" * 32)
     with pytest.raises(Tampered, match="state file"):
         directory.read_head(keys)
     directory.close()

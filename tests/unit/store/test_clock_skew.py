@@ -30,7 +30,7 @@ def _renewal(keys: PoolKeys, index: int, counter: int, age_ms: int) -> bytes:
 
 def test_a_pool_that_lay_locked_for_long_becomes_fresh_again() -> None:
     """The first partition after an unlock finds only old renewals; its own clock is not wrong for that."""
-    keys = PoolKeys.generate(POOL_ID, SecretBytes(bytes(32)))
+    keys = PoolKeys.generate(POOL_ID, 1, SecretBytes(bytes(32)))
     genesis = chain.Head(0, chain.genesis_digest(POOL_ID), b"")
     pool = PoolRecord(header_digest=chain.value_digest(b"header"))
     table = dict(chain.build_transaction(keys, 0, genesis, chain.TableDigest(), {POOL: pool}).puts)
@@ -47,7 +47,7 @@ def test_a_pool_that_lay_locked_for_long_becomes_fresh_again() -> None:
 
 def test_a_clock_that_runs_apart_from_two_others_is_not_fresh() -> None:
     """The positive control: two living partitions agree, and the own clock is a minute ahead of them."""
-    keys = PoolKeys.generate(POOL_ID, SecretBytes(bytes(32)))
+    keys = PoolKeys.generate(POOL_ID, 1, SecretBytes(bytes(32)))
     genesis = chain.Head(0, chain.genesis_digest(POOL_ID), b"")
     pool = PoolRecord(header_digest=chain.value_digest(b"header"))
     table = dict(chain.build_transaction(keys, 0, genesis, chain.TableDigest(), {POOL: pool}).puts)

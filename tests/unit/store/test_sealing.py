@@ -39,7 +39,7 @@ def secret() -> SecretBytes:
         name_key=os.urandom(32),
         chain_key=os.urandom(32),
         epoch=2,
-        backup_private_key=os.urandom(32),
+        backup_private_keys={1: os.urandom(32)},
     )
     return SecretBytes(message.SerializeToString())
 
@@ -107,7 +107,7 @@ def test_a_record_does_not_open_in_another_pool(keys: PoolKeys, secret: SecretBy
     with pytest.raises(Tampered):
         open_record(keys_of(OTHER_POOL, secret), HERE.opaque_id, value)
     with pytest.raises(Tampered):
-        open_record(PoolKeys.generate(POOL, SecretBytes(bytes(32))), HERE.opaque_id, value)
+        open_record(PoolKeys.generate(POOL, 1, SecretBytes(bytes(32))), HERE.opaque_id, value)
 
 
 def test_no_record_of_a_table_opens_under_anothers_id(keys: PoolKeys) -> None:
@@ -262,7 +262,9 @@ def test_opaque_ids_are_unambiguous_and_keyed(keys: PoolKeys) -> None:
     names = [("key", "a"), ("key", "b"), ("version", "a"), ("version", "a", "b"), ("request", "a"), ("pool",)]
     ids = {keys.opaque_id(name) for name in names}
     assert len(ids) == len(names)
-    assert ids.isdisjoint({PoolKeys.generate(POOL, SecretBytes(bytes(32))).opaque_id(name) for name in names})
+    assert ids.isdisjoint(
+        {PoolKeys.generate(POOL, 1, SecretBytes(bytes(32))).opaque_id(name) for name in names}
+    )
 
 
 def test_pool_keys_come_back_from_their_export_and_do_not_show(keys: PoolKeys) -> None:
@@ -273,14 +275,17 @@ def test_pool_keys_come_back_from_their_export_and_do_not_show(keys: PoolKeys) -
     message = record_pb2.PoolKeysSecret.FromString(keys.export().reveal())
     shown = repr(keys) + str(keys) + repr(keys.export())
     assert message.chain_key.hex() not in shown
-    assert message.backup_private_key == again.backup_private_key().reveal()
+    backup_key = again.backup_private_key(1)
+    assert backup_key is not None
+    assert message.backup_private_keys[1] == backup_key.reveal()
+    assert again.backup_private_key(2) is None
     assert "redacted" in shown
     with pytest.raises(TypeError):
         pickle.dumps(keys)
 
 
 @pytest.mark.parametrize(
-    "field", ["name_key", "chain_key", "backup_private_key", "epoch", "key_encryption_keys"]
+    "field", ["name_key", "chain_key", "backup_private_keys", "epoch", "key_encryption_keys"]
 )
 def test_malformed_pool_keys_are_refused(field: str, secret: SecretBytes) -> None:
     """G8: keys of a wrong length, and an epoch in force without a key."""
@@ -288,6 +293,8 @@ def test_malformed_pool_keys_are_refused(field: str, secret: SecretBytes) -> Non
     match field:
         case "epoch":
             message.epoch = 9
+        case "backup_private_keys":
+            message.backup_private_keys[1] = b"short"
         case "key_encryption_keys":
             message.key_encryption_keys[2] = b"short"
         case _:

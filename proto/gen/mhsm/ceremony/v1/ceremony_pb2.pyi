@@ -114,6 +114,7 @@ class OpenCommand(_message.Message):
     SECURITY_DOMAIN_FILE_FIELD_NUMBER: _builtins.int
     ATTEMPT_ID_FIELD_NUMBER: _builtins.int
     SEALED_POOL_KEYS_FIELD_NUMBER: _builtins.int
+    EPOCH_FIELD_NUMBER: _builtins.int
     GIVE_KEYS_FIELD_NUMBER: _builtins.int
     NEW_OFFICER_CERTIFICATES_DER_FIELD_NUMBER: _builtins.int
     NEW_REQUIRED_FIELD_NUMBER: _builtins.int
@@ -122,16 +123,16 @@ class OpenCommand(_message.Message):
     """The security-domain file; empty when it comes with a restore blob."""
     attempt_id: _builtins.bytes
     """16 random bytes that name the attempt."""
+    sealed_pool_keys: _builtins.bytes
+    """The pool's keys under HPKE to the recovery key; they must open. Empty in a new pool."""
+    epoch: _builtins.int
+    """Epoch that they are bound to."""
     give_keys: _builtins.bool
     """Whether the last answer carries the pool's keys, or the backup key if there are none."""
     new_required: _builtins.int
     """To share the secret out anew: the new quorum."""
     transfer_key_name: _builtins.str
     """Whether to make a transfer key, for restore blobs; its certificate names the pool."""
-    @_builtins.property
-    def sealed_pool_keys(self) -> _containers.RepeatedScalarFieldContainer[_builtins.bytes]:
-        """The pool's keys under HPKE to the recovery key, one an epoch. All must open."""
-
     @_builtins.property
     def new_officer_certificates_der(self) -> _containers.RepeatedScalarFieldContainer[_builtins.bytes]:
         """To share the secret out anew: the new officers' certificates, DER."""
@@ -141,7 +142,8 @@ class OpenCommand(_message.Message):
         *,
         security_domain_file: _builtins.bytes = ...,
         attempt_id: _builtins.bytes = ...,
-        sealed_pool_keys: _abc.Iterable[_builtins.bytes] | None = ...,
+        sealed_pool_keys: _builtins.bytes = ...,
+        epoch: _builtins.int = ...,
         give_keys: _builtins.bool = ...,
         new_officer_certificates_der: _abc.Iterable[_builtins.bytes] | None = ...,
         new_required: _builtins.int = ...,
@@ -149,7 +151,7 @@ class OpenCommand(_message.Message):
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["attempt_id", b"attempt_id", "give_keys", b"give_keys", "new_officer_certificates_der", b"new_officer_certificates_der", "new_required", b"new_required", "sealed_pool_keys", b"sealed_pool_keys", "security_domain_file", b"security_domain_file", "transfer_key_name", b"transfer_key_name"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["attempt_id", b"attempt_id", "epoch", b"epoch", "give_keys", b"give_keys", "new_officer_certificates_der", b"new_officer_certificates_der", "new_required", b"new_required", "sealed_pool_keys", b"sealed_pool_keys", "security_domain_file", b"security_domain_file", "transfer_key_name", b"transfer_key_name"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -298,6 +300,8 @@ class SubmitResult(_message.Message):
     """The new file, when the next phase has just begun."""
     complete: _builtins.bool
     """Whether the ceremony is done; the child exits."""
+    pool_keys_secret: _builtins.bytes
+    """mhsm.record.v1.PoolKeysSecret, when the ceremony is to give keys."""
     backup_private_key: _builtins.bytes
     """X25519, 32 bytes, when the ceremony is to give keys and the pool has none yet."""
     next_azure_security_domain_file: _builtins.bytes
@@ -308,10 +312,6 @@ class SubmitResult(_message.Message):
     def accepted_officers(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
         """Thumbprints of the officers whose shares were accepted."""
 
-    @_builtins.property
-    def pool_keys_secret(self) -> _containers.RepeatedScalarFieldContainer[_builtins.bytes]:
-        """mhsm.record.v1.PoolKeysSecret by epoch, when the ceremony is to give keys."""
-
     def __init__(
         self,
         *,
@@ -320,7 +320,7 @@ class SubmitResult(_message.Message):
         accepted_officers: _abc.Iterable[_builtins.str] | None = ...,
         next_security_domain_file: _builtins.bytes = ...,
         complete: _builtins.bool = ...,
-        pool_keys_secret: _abc.Iterable[_builtins.bytes] | None = ...,
+        pool_keys_secret: _builtins.bytes = ...,
         backup_private_key: _builtins.bytes = ...,
         next_azure_security_domain_file: _builtins.bytes = ...,
         uploaded_security_domain_file: _builtins.bytes = ...,

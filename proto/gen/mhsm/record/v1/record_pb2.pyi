@@ -70,7 +70,7 @@ class PoolHeader(_message.Message):
     GENERATION_FIELD_NUMBER: _builtins.int
     SECURITY_DOMAIN_FILE_FIELD_NUMBER: _builtins.int
     ACTIVATION_REQUEST_DIGEST_FIELD_NUMBER: _builtins.int
-    EPOCHS_FIELD_NUMBER: _builtins.int
+    SEALED_EPOCH_FIELD_NUMBER: _builtins.int
     RECOVERY_PUBLIC_KEY_FIELD_NUMBER: _builtins.int
     AZURE_SECURITY_DOMAIN_FILE_FIELD_NUMBER: _builtins.int
     pool_id: _builtins.str
@@ -86,8 +86,8 @@ class PoolHeader(_message.Message):
     azure_security_domain_file: _builtins.bytes
     """The same security domain in Azure's format; empty when the pool got it from a file of the other."""
     @_builtins.property
-    def epochs(self) -> _containers.RepeatedCompositeFieldContainer[Global___SealedEpoch]:
-        """Current epoch of the key-encryption key and those before it."""
+    def sealed_epoch(self) -> Global___SealedEpoch:
+        """The pool's keys, of all epochs, as of the newest epoch."""
 
     def __init__(
         self,
@@ -96,13 +96,13 @@ class PoolHeader(_message.Message):
         generation: _builtins.int = ...,
         security_domain_file: _builtins.bytes = ...,
         activation_request_digest: _builtins.bytes = ...,
-        epochs: _abc.Iterable[Global___SealedEpoch] | None = ...,
+        sealed_epoch: Global___SealedEpoch | None = ...,
         recovery_public_key: _builtins.bytes = ...,
         azure_security_domain_file: _builtins.bytes = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["sealed_epoch", b"sealed_epoch"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["activation_request_digest", b"activation_request_digest", "azure_security_domain_file", b"azure_security_domain_file", "epochs", b"epochs", "generation", b"generation", "pool_id", b"pool_id", "recovery_public_key", b"recovery_public_key", "security_domain_file", b"security_domain_file"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["activation_request_digest", b"activation_request_digest", "azure_security_domain_file", b"azure_security_domain_file", "generation", b"generation", "pool_id", b"pool_id", "recovery_public_key", b"recovery_public_key", "sealed_epoch", b"sealed_epoch", "security_domain_file", b"security_domain_file"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -160,22 +160,44 @@ class PoolKeysSecret(_message.Message):
         def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
         def WhichOneof(self, oneof_group: _Never) -> None: ...
 
+    @_typing.final
+    class BackupPrivateKeysEntry(_message.Message):
+        DESCRIPTOR: _descriptor.Descriptor
+
+        KEY_FIELD_NUMBER: _builtins.int
+        VALUE_FIELD_NUMBER: _builtins.int
+        key: _builtins.int
+        value: _builtins.bytes
+        def __init__(
+            self,
+            *,
+            key: _builtins.int = ...,
+            value: _builtins.bytes = ...,
+        ) -> None: ...
+        _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+        def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+        _ClearFieldArgType: _TypeAlias = _typing.Literal["key", b"key", "value", b"value"]  # noqa: Y015
+        def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+        def WhichOneof(self, oneof_group: _Never) -> None: ...
+
     KEY_ENCRYPTION_KEYS_FIELD_NUMBER: _builtins.int
     NAME_KEY_FIELD_NUMBER: _builtins.int
     CHAIN_KEY_FIELD_NUMBER: _builtins.int
     EPOCH_FIELD_NUMBER: _builtins.int
-    BACKUP_PRIVATE_KEY_FIELD_NUMBER: _builtins.int
+    BACKUP_PRIVATE_KEYS_FIELD_NUMBER: _builtins.int
     name_key: _builtins.bytes
     """HMAC key for opaque names, 32 bytes."""
     chain_key: _builtins.bytes
     """HMAC key for head, log and renewals, 32 bytes."""
     epoch: _builtins.int
     """Epoch in force."""
-    backup_private_key: _builtins.bytes
-    """Opens backups taken under the security domain: X25519, 32 bytes."""
     @_builtins.property
     def key_encryption_keys(self) -> _containers.ScalarMap[_builtins.int, _builtins.bytes]:
         """Key-encryption keys, by epoch."""
+
+    @_builtins.property
+    def backup_private_keys(self) -> _containers.ScalarMap[_builtins.int, _builtins.bytes]:
+        """Open backups taken under the security domain: X25519, 32 bytes, by generation."""
 
     def __init__(
         self,
@@ -184,11 +206,11 @@ class PoolKeysSecret(_message.Message):
         name_key: _builtins.bytes = ...,
         chain_key: _builtins.bytes = ...,
         epoch: _builtins.int = ...,
-        backup_private_key: _builtins.bytes = ...,
+        backup_private_keys: _abc.Mapping[_builtins.int, _builtins.bytes] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["backup_private_key", b"backup_private_key", "chain_key", b"chain_key", "epoch", b"epoch", "key_encryption_keys", b"key_encryption_keys", "name_key", b"name_key"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["backup_private_keys", b"backup_private_keys", "chain_key", b"chain_key", "epoch", b"epoch", "key_encryption_keys", b"key_encryption_keys", "name_key", b"name_key"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -613,13 +635,24 @@ class PoolRecord(_message.Message):
     RECOVERABLE_DAYS_FIELD_NUMBER: _builtins.int
     DRAINED_FIELD_NUMBER: _builtins.int
     HEADER_DIGEST_FIELD_NUMBER: _builtins.int
+    EPOCH_FIELD_NUMBER: _builtins.int
+    NEXT_EPOCH_FIELD_NUMBER: _builtins.int
+    HOLDERS_FIELD_NUMBER: _builtins.int
     recoverable_days: _builtins.int
     """Days a deleted key can be recovered."""
     header_digest: _builtins.bytes
     """SHA-256 of the header, which stands plain in the store."""
+    epoch: _builtins.int
+    """Epoch under which records are sealed; 0 stands for 1."""
+    next_epoch: _builtins.int
+    """Newest epoch that was proposed and is not in force; 0 for none."""
     @_builtins.property
     def drained(self) -> _containers.RepeatedScalarFieldContainer[_builtins.int]:
         """Indices of the drained partitions."""
+
+    @_builtins.property
+    def holders(self) -> _containers.RepeatedScalarFieldContainer[_builtins.int]:
+        """Indices of the partitions that hold its key."""
 
     def __init__(
         self,
@@ -627,10 +660,13 @@ class PoolRecord(_message.Message):
         recoverable_days: _builtins.int = ...,
         drained: _abc.Iterable[_builtins.int] | None = ...,
         header_digest: _builtins.bytes = ...,
+        epoch: _builtins.int = ...,
+        next_epoch: _builtins.int = ...,
+        holders: _abc.Iterable[_builtins.int] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["drained", b"drained", "header_digest", b"header_digest", "recoverable_days", b"recoverable_days"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["drained", b"drained", "epoch", b"epoch", "header_digest", b"header_digest", "holders", b"holders", "next_epoch", b"next_epoch", "recoverable_days", b"recoverable_days"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -40,6 +40,8 @@ class _CeremonyPurposeEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_Cerem
     """Proves that a quorum exists, and changes nothing."""
     CEREMONY_PURPOSE_SHARE_ROTATION: _CeremonyPurpose.ValueType  # 4
     """Replaces officers or quorum."""
+    CEREMONY_PURPOSE_NEW_GENERATION: _CeremonyPurpose.ValueType  # 5
+    """Replaces the security domain; every new officer proves his share."""
 
 class CeremonyPurpose(_CeremonyPurpose, metaclass=_CeremonyPurposeEnumTypeWrapper):
     """What a ceremony is for."""
@@ -54,6 +56,8 @@ CEREMONY_PURPOSE_VERIFICATION: CeremonyPurpose.ValueType  # 3
 """Proves that a quorum exists, and changes nothing."""
 CEREMONY_PURPOSE_SHARE_ROTATION: CeremonyPurpose.ValueType  # 4
 """Replaces officers or quorum."""
+CEREMONY_PURPOSE_NEW_GENERATION: CeremonyPurpose.ValueType  # 5
+"""Replaces the security domain; every new officer proves his share."""
 Global___CeremonyPurpose: _TypeAlias = CeremonyPurpose  # noqa: Y015
 
 @_typing.final
@@ -339,6 +343,97 @@ class RotateSharesResponse(_message.Message):
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___RotateSharesResponse: _TypeAlias = RotateSharesResponse  # noqa: Y015
+
+@_typing.final
+class NewGenerationRequest(_message.Message):
+    """Request of NewGeneration."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    OFFICER_CERTIFICATES_DER_FIELD_NUMBER: _builtins.int
+    REQUIRED_FIELD_NUMBER: _builtins.int
+    required: _builtins.int
+    """New quorum, 2-10 and at most the number of new officers."""
+    @_builtins.property
+    def officer_certificates_der(self) -> _containers.RepeatedScalarFieldContainer[_builtins.bytes]:
+        """3-10 certificates of the new officers, DER."""
+
+    def __init__(
+        self,
+        *,
+        officer_certificates_der: _abc.Iterable[_builtins.bytes] | None = ...,
+        required: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["officer_certificates_der", b"officer_certificates_der", "required", b"required"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___NewGenerationRequest: _TypeAlias = NewGenerationRequest  # noqa: Y015
+
+@_typing.final
+class NewGenerationResponse(_message.Message):
+    """Response of NewGeneration."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    CEREMONY_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def ceremony(self) -> Global___Ceremony:
+        """The ceremony, with the new file."""
+
+    def __init__(
+        self,
+        *,
+        ceremony: Global___Ceremony | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["ceremony", b"ceremony"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["ceremony", b"ceremony"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___NewGenerationResponse: _TypeAlias = NewGenerationResponse  # noqa: Y015
+
+@_typing.final
+class RotateKeyEncryptionKeyRequest(_message.Message):
+    """Request of RotateKeyEncryptionKey."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    def __init__(
+        self,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___RotateKeyEncryptionKeyRequest: _TypeAlias = RotateKeyEncryptionKeyRequest  # noqa: Y015
+
+@_typing.final
+class RotateKeyEncryptionKeyResponse(_message.Message):
+    """Response of RotateKeyEncryptionKey."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    EPOCH_FIELD_NUMBER: _builtins.int
+    epoch: _builtins.int
+    """Epoch in force."""
+    def __init__(
+        self,
+        *,
+        epoch: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["epoch", b"epoch"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___RotateKeyEncryptionKeyResponse: _TypeAlias = RotateKeyEncryptionKeyResponse  # noqa: Y015
 
 @_typing.final
 class SubmitShareRequest(_message.Message):

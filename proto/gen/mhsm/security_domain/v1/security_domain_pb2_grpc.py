@@ -56,6 +56,16 @@ class SecurityDomainServiceStub:
                 request_serializer=mhsm_dot_security__domain_dot_v1_dot_security__domain__pb2.RotateSharesRequest.SerializeToString,
                 response_deserializer=mhsm_dot_security__domain_dot_v1_dot_security__domain__pb2.RotateSharesResponse.FromString,
                 _registered_method=True)
+        self.NewGeneration = channel.unary_unary(
+                '/mhsm.security_domain.v1.SecurityDomainService/NewGeneration',
+                request_serializer=mhsm_dot_security__domain_dot_v1_dot_security__domain__pb2.NewGenerationRequest.SerializeToString,
+                response_deserializer=mhsm_dot_security__domain_dot_v1_dot_security__domain__pb2.NewGenerationResponse.FromString,
+                _registered_method=True)
+        self.RotateKeyEncryptionKey = channel.unary_unary(
+                '/mhsm.security_domain.v1.SecurityDomainService/RotateKeyEncryptionKey',
+                request_serializer=mhsm_dot_security__domain_dot_v1_dot_security__domain__pb2.RotateKeyEncryptionKeyRequest.SerializeToString,
+                response_deserializer=mhsm_dot_security__domain_dot_v1_dot_security__domain__pb2.RotateKeyEncryptionKeyResponse.FromString,
+                _registered_method=True)
         self.SubmitShare = channel.unary_unary(
                 '/mhsm.security_domain.v1.SecurityDomainService/SubmitShare',
                 request_serializer=mhsm_dot_security__domain_dot_v1_dot_security__domain__pb2.SubmitShareRequest.SerializeToString,
@@ -116,6 +126,24 @@ class SecurityDomainServiceServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def NewGeneration(self, request, context):
+        """Starts to make a new generation of the security domain, with a new secret
+        and a new key-encryption key. It takes effect when every new officer has
+        proved his share, and it revokes: what is written from then on opens to
+        nobody who holds old shares. It needs a living pool and no old officer.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def RotateKeyEncryptionKey(self, request, context):
+        """Replaces the key-encryption key; needs no officers. Records written from
+        then on are sealed under the new one.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
     def SubmitShare(self, request, context):
         """Takes one officer's share, encrypted to the exchange key and signed.
         """
@@ -167,6 +195,16 @@ def add_SecurityDomainServiceServicer_to_server(servicer, server):
                     servicer.RotateShares,
                     request_deserializer=mhsm_dot_security__domain_dot_v1_dot_security__domain__pb2.RotateSharesRequest.FromString,
                     response_serializer=mhsm_dot_security__domain_dot_v1_dot_security__domain__pb2.RotateSharesResponse.SerializeToString,
+            ),
+            'NewGeneration': grpc.unary_unary_rpc_method_handler(
+                    servicer.NewGeneration,
+                    request_deserializer=mhsm_dot_security__domain_dot_v1_dot_security__domain__pb2.NewGenerationRequest.FromString,
+                    response_serializer=mhsm_dot_security__domain_dot_v1_dot_security__domain__pb2.NewGenerationResponse.SerializeToString,
+            ),
+            'RotateKeyEncryptionKey': grpc.unary_unary_rpc_method_handler(
+                    servicer.RotateKeyEncryptionKey,
+                    request_deserializer=mhsm_dot_security__domain_dot_v1_dot_security__domain__pb2.RotateKeyEncryptionKeyRequest.FromString,
+                    response_serializer=mhsm_dot_security__domain_dot_v1_dot_security__domain__pb2.RotateKeyEncryptionKeyResponse.SerializeToString,
             ),
             'SubmitShare': grpc.unary_unary_rpc_method_handler(
                     servicer.SubmitShare,
@@ -299,6 +337,60 @@ class SecurityDomainService:
             '/mhsm.security_domain.v1.SecurityDomainService/RotateShares',
             mhsm_dot_security__domain_dot_v1_dot_security__domain__pb2.RotateSharesRequest.SerializeToString,
             mhsm_dot_security__domain_dot_v1_dot_security__domain__pb2.RotateSharesResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def NewGeneration(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/mhsm.security_domain.v1.SecurityDomainService/NewGeneration',
+            mhsm_dot_security__domain_dot_v1_dot_security__domain__pb2.NewGenerationRequest.SerializeToString,
+            mhsm_dot_security__domain_dot_v1_dot_security__domain__pb2.NewGenerationResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def RotateKeyEncryptionKey(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/mhsm.security_domain.v1.SecurityDomainService/RotateKeyEncryptionKey',
+            mhsm_dot_security__domain_dot_v1_dot_security__domain__pb2.RotateKeyEncryptionKeyRequest.SerializeToString,
+            mhsm_dot_security__domain_dot_v1_dot_security__domain__pb2.RotateKeyEncryptionKeyResponse.FromString,
             options,
             channel_credentials,
             insecure,

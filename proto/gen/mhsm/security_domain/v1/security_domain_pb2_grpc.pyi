@@ -55,6 +55,16 @@ class SecurityDomainServiceStub:
     a quorum of the old and then a quorum of the new shares was proved. It does
     not revoke: an old file with an old quorum still opens the secret.
     """
+    NewGeneration: _grpc.UnaryUnaryMultiCallable[_security_domain_pb2.NewGenerationRequest, _security_domain_pb2.NewGenerationResponse]
+    """Starts to make a new generation of the security domain, with a new secret
+    and a new key-encryption key. It takes effect when every new officer has
+    proved his share, and it revokes: what is written from then on opens to
+    nobody who holds old shares. It needs a living pool and no old officer.
+    """
+    RotateKeyEncryptionKey: _grpc.UnaryUnaryMultiCallable[_security_domain_pb2.RotateKeyEncryptionKeyRequest, _security_domain_pb2.RotateKeyEncryptionKeyResponse]
+    """Replaces the key-encryption key; needs no officers. Records written from
+    then on are sealed under the new one.
+    """
     SubmitShare: _grpc.UnaryUnaryMultiCallable[_security_domain_pb2.SubmitShareRequest, _security_domain_pb2.SubmitShareResponse]
     """Takes one officer's share, encrypted to the exchange key and signed."""
     UploadRestoreBlob: _grpc.UnaryUnaryMultiCallable[_security_domain_pb2.UploadRestoreBlobRequest, _security_domain_pb2.UploadRestoreBlobResponse]
@@ -88,6 +98,16 @@ class SecurityDomainServiceAsyncStub(SecurityDomainServiceStub):
     """Starts to share the same secret out among new officers. It takes effect when
     a quorum of the old and then a quorum of the new shares was proved. It does
     not revoke: an old file with an old quorum still opens the secret.
+    """
+    NewGeneration: _aio.UnaryUnaryMultiCallable[_security_domain_pb2.NewGenerationRequest, _security_domain_pb2.NewGenerationResponse]  # type: ignore[assignment]
+    """Starts to make a new generation of the security domain, with a new secret
+    and a new key-encryption key. It takes effect when every new officer has
+    proved his share, and it revokes: what is written from then on opens to
+    nobody who holds old shares. It needs a living pool and no old officer.
+    """
+    RotateKeyEncryptionKey: _aio.UnaryUnaryMultiCallable[_security_domain_pb2.RotateKeyEncryptionKeyRequest, _security_domain_pb2.RotateKeyEncryptionKeyResponse]  # type: ignore[assignment]
+    """Replaces the key-encryption key; needs no officers. Records written from
+    then on are sealed under the new one.
     """
     SubmitShare: _aio.UnaryUnaryMultiCallable[_security_domain_pb2.SubmitShareRequest, _security_domain_pb2.SubmitShareResponse]  # type: ignore[assignment]
     """Takes one officer's share, encrypted to the exchange key and signed."""
@@ -143,6 +163,28 @@ class SecurityDomainServiceServicer(metaclass=_abc_1.ABCMeta):
         """Starts to share the same secret out among new officers. It takes effect when
         a quorum of the old and then a quorum of the new shares was proved. It does
         not revoke: an old file with an old quorum still opens the secret.
+        """
+
+    @_abc_1.abstractmethod
+    def NewGeneration(
+        self,
+        request: _security_domain_pb2.NewGenerationRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_security_domain_pb2.NewGenerationResponse, _abc.Awaitable[_security_domain_pb2.NewGenerationResponse]]:
+        """Starts to make a new generation of the security domain, with a new secret
+        and a new key-encryption key. It takes effect when every new officer has
+        proved his share, and it revokes: what is written from then on opens to
+        nobody who holds old shares. It needs a living pool and no old officer.
+        """
+
+    @_abc_1.abstractmethod
+    def RotateKeyEncryptionKey(
+        self,
+        request: _security_domain_pb2.RotateKeyEncryptionKeyRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_security_domain_pb2.RotateKeyEncryptionKeyResponse, _abc.Awaitable[_security_domain_pb2.RotateKeyEncryptionKeyResponse]]:
+        """Replaces the key-encryption key; needs no officers. Records written from
+        then on are sealed under the new one.
         """
 
     @_abc_1.abstractmethod

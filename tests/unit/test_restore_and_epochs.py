@@ -1,0 +1,269 @@
+"""The pure core of restores and of epochs: every order of commands, against simple models (G1, G2, G4)."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from hsm_pool import limits
+from hsm_pool.core import lifecycle
+from hsm_pool.core.commands import (
+    ActivateEpoch,
+    AdvanceRestore,
+    CancelRestore,
+    Command,
+    CommitRestore,
+    CreateKeyVersion,
+    DeleteKey,
+    HoldEpoch,
+    ProposeEpoch,
+    ReplaceSecurityDomain,
+    RestoreKey,
+    StageRecords,
+    StartRestore,
+)
+from hsm_pool.core.model import (
+    RESTORE,
+    Curve,
+    KeyRecord,
+    KeyType,
+    KeyVersionRecord,
+    RestorePhase,
+    RestoreRecord,
+    SealedMaterial,
+    key_name,
+)
+from hsm_pool.core.state import Overlay, State
+from hsm_pool.errors import CeremonyState, KeyExists, LimitExceeded, MHSMError, RestoreState
+
+SEALED = SealedMaterial(1, b"n" * 12, b"c")
+
+
+def do(state: State, command: Command) -> None:
+    """Decide and apply a command, within the bounds of a transaction."""
+    outcome = lifecycle.apply(command, Overlay(state))
+    assert len(outcome.changes) <= limits.OPERATIONS_PER_TRANSACTION_MAX - 2
+    state.apply(outcome.changes)
+
+
+def create(key_id: str, version_id: str = "0" * 32) -> CreateKeyVersion:
+    return CreateKeyVersion(1, key_id, version_id, KeyType.OCT, Curve.NONE, 256, b"", SEALED, ())
+
+
+def key(key_id: str, versions: int = 1) -> tuple[KeyRecord, tuple[KeyVersionRecord, ...]]:
+    """Return a key with versions, as a backup holds it."""
+    ids = tuple(f"{number:032x}" for number in range(versions))
+    records = tuple(
+        KeyVersionRecord(
+            key_id, version, KeyType.OCT, Curve.NONE, 256, b"", (), True, 0, 0, 1, 1, False, {}, SEALED
+        )
+        for version in ids
+    )
+    return KeyRecord(key_id, ids), records
+
+
+def phase(state: State) -> RestorePhase:
+    record = state.get(RESTORE)
+    assert isinstance(record, RestoreRecord)
+    return record.phase
+
+
+def finish(state: State) -> int:
+    """Advance until the restore is over; return how many batches it took."""
+    count = 0
+    while not phase(state).over:
+        do(state, AdvanceRestore("r"))
+        count += 1
+        assert count < 1000
+    return count
+
+
+@given(
+    before=st.dictionaries(st.sampled_from([f"k{i}" for i in range(30)]), st.integers(1, 60), max_size=8),
+    backup=st.dictionaries(st.sampled_from([f"k{i}" for i in range(30)]), st.integers(1, 60), max_size=8),
+    commit=st.booleans(),
+)
+def test_a_restore_ends_with_one_set_of_keys_or_the_other(
+    before: dict[str, int], backup: dict[str, int], commit: bool
+) -> None:
+    """G1: whatever was there and whatever comes, also with many versions; in bounded transactions."""
+    state = State()
+    for key_id, versions in before.items():
+        for number in range(versions):
+            do(state, create(key_id, f"{number:032x}"))
+    names = set(state.names())
+    do(state, StartRestore("r", b"manifest", 1))
+    records = [record for key_id, versions in backup.items() for record in _records(key_id, versions)]
+    for start in range(0, max(len(records), 1), 50):
+        batch = tuple(records[start : start + 50])
+        do(state, StageRecords("r", 0, batch, last=start + 50 >= len(records)))
+        do(state, StageRecords("r", 0, batch, last=start + 50 >= len(records)))  # a repeat does no harm
+    do(state, CommitRestore("r") if commit else CancelRestore("r"))
+    finish(state)
+    wanted = backup if commit else before
+    assert set(state.key_ids(1000)) == set(wanted)
+    for key_id, versions in wanted.items():
+        record = state.get(key_name(key_id))
+        assert isinstance(record, KeyRecord)
+        assert len(record.version_ids) == versions
+        assert all(lifecycle.version_of(state, record, version) for version in record.version_ids)
+    assert state.staged_count() == 0
+    expected = sum(1 + versions for versions in wanted.values())
+    assert len([name for name in state.names() if name[0] in {"key", "version"}]) == expected
+    if not commit:
+        assert set(state.names()) - {RESTORE} == names
+
+
+def _records(key_id: str, versions: int) -> list[KeyRecord | KeyVersionRecord]:
+    record, made = key(key_id, versions)
+    return [record, *made]
+
+
+@given(
+    st.lists(
+        st.sampled_from(["start", "stage", "last", "commit", "cancel", "advance", "create"]), max_size=25
+    )
+)
+def test_any_order_of_commands_keeps_the_rules(orders: list[str]) -> None:
+    """G2: no key is made, read or removed by a client in between; a phase never goes back."""
+    state = State()
+    do(state, create("old"))
+    commands: dict[str, Command] = {
+        "start": StartRestore("r", b"m", 1),
+        "stage": StageRecords("r", 0, (key("new")[0],), last=False),
+        "last": StageRecords("r", 0, key("new")[1], last=True),
+        "commit": CommitRestore("r"),
+        "cancel": CancelRestore("r"),
+        "advance": AdvanceRestore("r"),
+        "create": create("made"),
+    }
+    furthest = RestorePhase.STAGING
+    for order in orders:
+        record = state.get(RESTORE)
+        under_way = isinstance(record, RestoreRecord) and not record.phase.over
+        restarted = order == "start" and not under_way
+        if under_way:
+            for refused in (create("x"), DeleteKey(1, "old"), RestoreKey(*key("y"))):
+                with pytest.raises(RestoreState):
+                    lifecycle.apply(refused, Overlay(state))
+        try:
+            do(state, commands[order])
+        except RestoreState:
+            continue
+        if restarted:
+            furthest = RestorePhase.STAGING
+        elif isinstance(state.get(RESTORE), RestoreRecord):
+            assert phase(state) >= furthest
+            furthest = phase(state)
+
+
+def test_a_commit_needs_every_part() -> None:
+    state = State()
+    do(state, StartRestore("r", b"m", 2))
+    do(state, StageRecords("r", 1, (), last=True))
+    with pytest.raises(RestoreState):
+        do(state, CommitRestore("r"))
+    for command in (CommitRestore("other"), CancelRestore("other"), StageRecords("other", 0, (), last=True)):
+        with pytest.raises(RestoreState):
+            do(state, command)
+    do(state, StageRecords("r", 0, (), last=True))
+    do(state, CommitRestore("r"))
+    do(state, CommitRestore("r"))
+    with pytest.raises(RestoreState):
+        do(state, CancelRestore("r"))
+
+
+def test_a_key_with_all_its_versions_is_removed_and_restored_in_one_transaction() -> None:
+    """G1: the most versions that a key may have fit into one transaction."""
+    state = State()
+    record, versions = key("k", limits.VERSIONS_PER_KEY_MAX)
+    do(state, RestoreKey(record, versions))
+    with pytest.raises(KeyExists):
+        do(state, RestoreKey(record, versions))
+    do(state, StartRestore("r", b"m", 1))
+    do(state, StageRecords("r", 0, (), last=True))
+    do(state, CommitRestore("r"))
+    finish(state)
+    assert state.key_ids(10) == []
+
+
+def test_a_restored_key_counts(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(limits, "KEYS_MAX", 1)
+    state = State()
+    do(state, create("only"))
+    with pytest.raises(LimitExceeded):
+        do(state, RestoreKey(*key("second")))
+
+
+# -- epochs -------------------------------------------------------------------------------
+
+
+def activate(epoch: int, serving: set[int], old: bytes = b"", new: bytes = b"h") -> ActivateEpoch:
+    return ActivateEpoch(epoch, frozenset(serving), old, new)
+
+
+@pytest.mark.parametrize("holders", [{0}, {0, 1}, {0, 2}])
+def test_an_epoch_needs_every_serving_partition_and_two(holders: set[int]) -> None:
+    """G1: a key that one partition alone holds is not used; nor one that a serving one lacks."""
+    state = State()
+    do(state, ProposeEpoch(2, 0))
+    for index in holders - {0}:
+        do(state, HoldEpoch(2, index))
+    with pytest.raises(CeremonyState):
+        do(state, activate(2, {0, 1, 2}))
+    with pytest.raises(CeremonyState):
+        do(state, activate(2, holders | {3}))
+    if len(holders) < 2:
+        with pytest.raises(CeremonyState):
+            do(state, activate(2, holders))
+    else:
+        do(state, activate(2, holders))
+        assert (state.pool().epoch, state.pool().next_epoch, state.pool().holders) == (2, 0, frozenset())
+
+
+@given(
+    st.lists(
+        st.tuples(st.sampled_from(["propose", "hold", "activate"]), st.integers(2, 6), st.integers(0, 2)),
+        max_size=30,
+    )
+)
+def test_epochs_only_rise_and_are_held(steps: list[tuple[str, int, int]]) -> None:
+    """G1: against a model that remembers who ever said that he holds which proposal."""
+    state = State()
+    held: dict[int, set[int]] = {}
+    for what, epoch, index in steps:
+        before = state.pool()
+        try:
+            match what:
+                case "propose":
+                    do(state, ProposeEpoch(epoch, index))
+                    assert epoch not in held, "a number is never used twice"
+                    held[epoch] = {index}
+                case "hold":
+                    do(state, HoldEpoch(epoch, index))
+                    if epoch == before.next_epoch:
+                        held[epoch].add(index)
+                case _:
+                    do(state, activate(epoch, {0, 1}, before.header_digest))
+                    assert {0, 1} <= held[epoch]
+                    assert state.pool().epoch == epoch > before.epoch
+        except CeremonyState:
+            assert state.pool() == before
+
+
+def test_a_header_is_replaced_once() -> None:
+    """G4: of two ceremonies that began with the same header, the second is refused."""
+    state = State()
+    do(state, ProposeEpoch(2, 0))
+    do(state, HoldEpoch(2, 1))
+    do(state, ReplaceSecurityDomain(b"", b"first"))
+    late: list[Any] = [ReplaceSecurityDomain(b"", b"second"), activate(2, {0, 1}, b"", b"third")]
+    for command in late:
+        with pytest.raises(MHSMError):
+            do(state, command)
+    assert state.pool().header_digest == b"first"
+    do(state, activate(2, {0, 1}, b"first", b"third"))
+    assert state.pool().header_digest == b"third"
