@@ -19,6 +19,7 @@ from grpc_status import rpc_status
 
 from hsm_pool.net.authorization import PERMISSIONS, Role
 from hsm_pool.provisioning.pki import Authority
+from mhsm.backup.v1 import backup_pb2
 from mhsm.crypto.v1 import crypto_pb2
 from mhsm.enclave.v1 import enclave_pb2
 from mhsm.keys.v1 import keys_pb2
@@ -34,6 +35,7 @@ CUSTOMERS = {Role.ADMINISTRATOR, Role.APPLICATION}
 SERVICES: dict[str, tuple[str, set[Role]]] = {
     "mhsm.keys.v1.KeyService": ("client", {Role.APPLICATION}),
     "mhsm.crypto.v1.CryptoService": ("client", {Role.APPLICATION}),
+    "mhsm.backup.v1.BackupService": ("client", {Role.ADMINISTRATOR}),
     "mhsm.security_domain.v1.SecurityDomainService": ("client", {Role.ADMINISTRATOR}),
     "mhsm.pool.v1.PoolService": ("client", CUSTOMERS),
     "grpc.health.v1.Health": ("client", CUSTOMERS),
@@ -45,6 +47,7 @@ SERVICES: dict[str, tuple[str, set[Role]]] = {
 
 PLANES = ("client", "peer", "enclave", "node")
 FILES = (
+    backup_pb2,
     crypto_pb2,
     enclave_pb2,
     health_pb2,
