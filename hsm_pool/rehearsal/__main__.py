@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 import random
 import shutil
+import signal
 import subprocess
 import sys
 import tempfile
@@ -15,13 +17,14 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from hsm_pool.client.connection import load_connection
 from hsm_pool.client.pool import Pool
 from hsm_pool.errors import MHSMError
 from hsm_pool.limits import KEYS_MAX
 from hsm_pool.rehearsal import keys
 from mhsm.enclave.v1 import enclave_pb2
 
-_SERVING_SECONDS = 60.0
+_STATE_SECONDS = 60.0
 _POLL_SECONDS = 0.05
 _REPORT_SECONDS = 2.0
 
@@ -86,6 +89,7 @@ class Rehearsal:
                     keys.make(pool, self._count, self._seed, self.counting("made"))
                 with self.step("record", "wrote down every version; signed and encrypted with every key"):
                     before = keys.record(pool, self.counting("recorded"), use=True)
+            self._lock_and_unlock(lost, officers, domain_file)
             with self.step("backup", "took a backup that its taker cannot read"):
                 self.mhsm("backup", "create", "--output", place, "--data-dir", str(lost))
         finally:
@@ -127,8 +131,22 @@ class Rehearsal:
                 "--attempt-output", str(attempt), *certificates, *at,
             )  # fmt: skip
             self._submit(officers, attempt, domain_file, at)
-            self._await_serving(data)
+            self._await(data, enclave_pb2.PARTITION_STATE_SERVING)
         return officers, domain_file
+
+    def _lock_and_unlock(self, data: Path, officers: list[dict[str, str]], domain_file: Path) -> None:
+        """Kill all partitions and unlock the pool: its keys come back without a backup."""
+        at, attempt = ("--data-dir", str(data)), self._directory / "unlock.json"
+        # All at once: one that is left would heal the others.
+        for entry in load_connection(data).partitions:
+            process_id = entry.process_ids["partition"]
+            if process_id:
+                os.kill(process_id, signal.SIGKILL)
+        self._await(data, enclave_pb2.PARTITION_STATE_LOCKED)
+        with self.step("unlock", "kill -9 of all three partitions; two officers unlocked the pool"):
+            self.mhsm("security-domain", "init-recovery", "--output", str(attempt), *at)
+            self._submit(officers[1:], attempt, domain_file, at)
+            self._await(data, enclave_pb2.PARTITION_STATE_SERVING)
 
     def _recover(self, data: Path, officers: list[dict[str, str]], domain_file: Path) -> None:
         at = ("--data-dir", str(data))
@@ -141,7 +159,7 @@ class Rehearsal:
                 "--output", str(attempt), *at,
             )  # fmt: skip
             self._submit([officers[0], officers[2]], attempt, domain_file, at)
-            self._await_serving(data)
+            self._await(data, enclave_pb2.PARTITION_STATE_SERVING)
 
     def _submit(
         self, officers: list[dict[str, str]], attempt: Path, domain_file: Path, at: tuple[str, str]
@@ -152,21 +170,24 @@ class Rehearsal:
                 str(domain_file), "--officer-key", officer["key_file"], *at,
             )  # fmt: skip
 
-    def _await_serving(self, data: Path) -> None:
-        deadline = time.monotonic() + _SERVING_SECONDS
-        while not all(self._serves(data, index) for index in range(3)):
+    def _await(self, data: Path, state: enclave_pb2.PartitionState.ValueType) -> None:
+        deadline = time.monotonic() + _STATE_SECONDS
+        while not all(self._is(data, index, state) for index in range(3)):
             if time.monotonic() > deadline:
-                raise RuntimeError("the pool does not serve")
+                raise RuntimeError(
+                    f"not within {_STATE_SECONDS:.0f} s: {enclave_pb2.PartitionState.Name(state)}"
+                )
             time.sleep(_POLL_SECONDS)
 
     @staticmethod
-    def _serves(data: Path, index: int) -> bool:
+    def _is(data: Path, index: int, state: enclave_pb2.PartitionState.ValueType) -> bool:
         try:
             with Pool.connect(data, "administrator", partition=index, timeout_seconds=2.0) as pool:
                 status = pool.partition_status(index)
         except MHSMError:
             return False
-        return status.fresh and status.state == enclave_pb2.PARTITION_STATE_SERVING
+        serving = enclave_pb2.PARTITION_STATE_SERVING
+        return status.state == state and (status.fresh or state != serving)
 
     def _end(self, data: Path) -> None:
         if (data / "connection.json").exists():

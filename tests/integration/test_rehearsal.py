@@ -31,7 +31,7 @@ def test_a_lost_pool_is_recovered_whole(full: bool, seed: int) -> None:
     *progress, last = completed.stdout.splitlines()
     summary = json.loads(last)
     assert (summary["ok"], summary["keys"], summary["mismatches"]) == (True, count, 0)
-    assert {"fill", "backup", "recover_domain", "restore", "compare"} <= set(summary["seconds"])
+    assert {"fill", "unlock", "backup", "recover_domain", "restore", "compare"} <= set(summary["seconds"])
     assert f"{count} keys compared, 0 mismatches" in progress[-1]
 
 
