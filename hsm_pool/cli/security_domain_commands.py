@@ -245,13 +245,16 @@ def rotate_kek(partition: int, **common: Any) -> None:
 @security_domain_group.command("fetch-file")
 @click.option("--output", type=NEW_FILE, required=True)
 @_azure_output
+@click.option("--attempt-output", type=NEW_FILE, default=None, help="The attempt file again, if it was lost.")
 @_partition
 @common_options
-def fetch_file(output: Path, azure_output: Path | None, partition: int, **common: Any) -> None:
+def fetch_file(
+    output: Path, azure_output: Path | None, attempt_output: Path | None, partition: int, **common: Any
+) -> None:
     """Write the security-domain file whose officers submit now (in a rotation: the new one)."""
-    refuse_existing(output)
-    if azure_output:
-        refuse_existing(azure_output)
+    for path in (output, azure_output, attempt_output):
+        if path:
+            refuse_existing(path)
     with connect(common, client="administrator") as pool:
         ceremony = pool.get_ceremony(partition)
     if ceremony is None:
@@ -261,6 +264,8 @@ def fetch_file(output: Path, azure_output: Path | None, partition: int, **common
     write_new(output, ceremony.security_domain_file)
     if azure_output:
         write_new(azure_output, ceremony.azure_security_domain_file)
+    if attempt_output:
+        write_attempt(attempt_output, ceremony)
     fingerprint = words(ceremony.security_domain_file)
     report(
         {"output": str(output), "words": fingerprint},
@@ -349,13 +354,29 @@ def status(**common: Any) -> None:
 
 
 @security_domain_group.command("cancel")
-@attempt_option
+@click.option(
+    "--attempt", "attempt_file", type=EXISTING_FILE, default=None, help="Attempt file of the ceremony."
+)
+@click.option(
+    "--partition",
+    type=click.IntRange(0, 2),
+    default=None,
+    help="Whatever this partition runs, if the file is lost.",
+)
 @common_options
-def cancel(attempt_file: Path, **common: Any) -> None:
+def cancel(attempt_file: Path | None, partition: int | None, **common: Any) -> None:
     """End a ceremony; all submitted shares are forgotten and nothing changes."""
-    attempt = read_attempt(attempt_file)
+    if (attempt_file is None) == (partition is None):
+        raise click.UsageError("one of --attempt and --partition is needed")
     with connect(common, client="administrator") as pool:
-        pool.cancel_ceremony(attempt.partition, attempt.attempt_id)
+        if attempt_file is not None:
+            attempt = read_attempt(attempt_file)
+            pool.cancel_ceremony(attempt.partition, attempt.attempt_id)
+        else:
+            ceremony = pool.get_ceremony(partition)
+            if ceremony is None:
+                fail("no ceremony is under way at this partition", "mhsm security-domain status")
+            pool.cancel_ceremony(ceremony.partition_index, ceremony.attempt_id)
     report({"cancelled": True}, as_json=common["as_json"], text="the ceremony is cancelled", following="")
 
 

@@ -250,6 +250,8 @@ def test_files_that_are_something_else_are_refused_in_words(pool: RunningPool, t
         (*submit, "--attempt", str(empty)),
         (*submit, "--attempt", str(junk)),
         ("security-domain", "cancel", "--attempt", str(junk)),
+        ("security-domain", "cancel", "--partition", "1"),
+        ("security-domain", "fetch-file", "--output", str(output)),
         ("crypto", "decrypt", "--file", str(junk), "--output", str(output)),
         ("key", "import", "cli-junk", "--file", str(junk)),
     ):

@@ -1,0 +1,52 @@
+"""An attempt that nobody finishes ends by itself, with its child (G3, G4)."""
+
+from __future__ import annotations
+
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+
+from hsm_pool import limits
+from hsm_pool.errors import CeremonyState
+from hsm_pool.partition import ceremonies
+from hsm_pool.partition.partition import PartitionState
+from security_domain.submission import make_submission
+from tests.running_pool import make_officers
+
+
+def test_an_expired_exchange_key_is_gone(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A real child and real shares; only the partition around them, and the clock, are the test's."""
+    now = [1000.0]
+    monkeypatch.setattr(ceremonies, "boot_time", lambda: now[0])
+    officers = make_officers(3)
+    partition: Any = SimpleNamespace(
+        state=PartitionState.PROVISIONED,
+        settings=SimpleNamespace(pool_id="p" * 32, index=0),
+        state_directory=SimpleNamespace(incarnation=1),
+        platform=SimpleNamespace(attest=lambda *_: SimpleNamespace(SerializeToString=lambda: b"evidence")),
+        activated_by=lambda _: None,
+    )
+    held = ceremonies.Ceremonies(partition)
+    try:
+        begun = held.download([officer.certificate_der for officer in officers], 2, "r" * 36)
+        submissions = [
+            make_submission(begun.file, officer.key, begun.attempt_id, begun.exchange_public_key)
+            for officer in officers
+        ]
+        assert held.submit_share(begun.attempt_id, submissions[0]).accepted == 1
+        now[0] += limits.CEREMONY_SECONDS - 1
+        assert held.submit_share(begun.attempt_id, submissions[1]).accepted == 2
+        assert (current := held.current())
+        assert current.accepted == 2
+        now[0] += 2
+        with pytest.raises(CeremonyState):
+            held.submit_share(begun.attempt_id, submissions[2])
+        assert held.current() is None
+        again = held.download([officer.certificate_der for officer in officers], 2, "r" * 36)
+        assert again.exchange_public_key != begun.exchange_public_key
+        assert again.file != begun.file, "nothing of the first attempt is left"
+        partition.state = PartitionState.SERVING  # another partition was activated meanwhile
+        assert held.current() is None
+    finally:
+        held.close()
