@@ -1,0 +1,56 @@
+"""Where backups lie: a directory and an object store behave alike (G8)."""
+
+from __future__ import annotations
+
+import stat
+import uuid
+from pathlib import Path
+
+import pytest
+
+from hsm_pool.client.locations import Location, open_location
+from hsm_pool.errors import InvalidField, KeyExists
+
+
+@pytest.fixture(params=["directory", "file url", "object store"])
+def location(request: pytest.FixtureRequest, tmp_path: Path) -> Location:
+    """An empty location; the object store is fsspec's own, in memory."""
+    places = {
+        "directory": str(tmp_path / "a" / "b"),
+        "file url": f"file://{tmp_path}/a/b",
+        "object store": f"memory://{uuid.uuid4()}/a/b",
+    }
+    return open_location(places[request.param])
+
+
+def test_objects_are_written_once_and_read_back(location: Location) -> None:
+    assert location.names() == set()
+    location.write("part-00000", b"first")
+    location.write("manifest.json", b"{}")
+    assert location.names() == {"part-00000", "manifest.json"}
+    with pytest.raises(KeyExists):
+        location.write("part-00000", b"second")
+    assert location.read("part-00000", 5) == b"first"
+
+
+def test_what_is_missing_or_too_large_is_refused(location: Location) -> None:
+    with pytest.raises(InvalidField):
+        location.read("manifest.json", 10)
+    location.write("part-00000", b"0123456789x")
+    with pytest.raises(InvalidField):
+        location.read("part-00000", 10)
+    assert len(location.read("part-00000", 11)) == 11
+
+
+@pytest.mark.parametrize("url", ["nonsense://bucket/x", "s3-not-installed://x"])
+def test_an_unknown_store_is_said_in_words(url: str) -> None:
+    with pytest.raises(InvalidField, match=url.partition(":")[0]):
+        open_location(url)
+
+
+def test_files_are_the_owners_only_and_leave_nothing_beside_them(tmp_path: Path) -> None:
+    place = open_location(str(tmp_path / "backup"))
+    place.write("manifest.json", b"{}")
+    assert stat.S_IMODE((tmp_path / "backup").stat().st_mode) == 0o700
+    assert stat.S_IMODE((tmp_path / "backup" / "manifest.json").stat().st_mode) == 0o600
+    assert [path.name for path in (tmp_path / "backup").iterdir()] == ["manifest.json"]
