@@ -22,6 +22,7 @@ from hsm_pool.client.pool import Pool
 from hsm_pool.errors import MHSMError
 from mhsm.enclave.v1 import enclave_pb2
 from mhsm.etcd.v3 import rpc_pb2, rpc_pb2_grpc
+from mhsm.security_domain.v1 import security_domain_pb2
 from security_domain import submission
 from security_domain.officers import make_officer
 
@@ -64,7 +65,11 @@ class BenchmarkPool:
         self.await_whole()
 
     def _submit(self, pool: Pool, begun: Any, key: Any) -> None:
-        submitted = submission.make_submission(self._file, key, begun.attempt_id, begun.exchange_public_key)
+        name = security_domain_pb2.CeremonyPurpose.Name(begun.purpose)
+        purpose = name.removeprefix("CEREMONY_PURPOSE_").lower()
+        submitted = submission.make_submission(
+            self._file, key, begun.attempt_id, begun.exchange_public_key, purpose
+        )
         pool.submit_share(begun.partition_index, begun.attempt_id, submitted)
 
     # -- looking -------------------------------------------------------------------------

@@ -76,6 +76,9 @@ COMMANDS_PER_TRANSACTION_MAX: Final = 40
 OPERATIONS_PER_TRANSACTION_MAX: Final = 120
 """Puts and deletes of one transaction; etcd's default allows 128."""
 
+TRANSACTION_BYTES_MAX: Final = 1024 * 1024
+"""Records of one transaction, as they are stored; etcd's default allows 1.5 MiB with everything else."""
+
 LOG_RING_ENTRIES: Final = 65_536
 """Log entries kept in the store (sequence modulo this number)."""
 

@@ -12,7 +12,7 @@ from security_domain.domain import Core, share_out
 from security_domain.encoding import bind, decode, parse_object
 from security_domain.errors import InvalidFile, QuorumMissing, SubmissionRefused
 from security_domain.secret import Secret
-from security_domain.submission import Context, open_submission, public_exchange_key
+from security_domain.submission import RECOVERY, Context, open_submission, public_exchange_key
 from security_domain.wrapping import SUITE, open_payload
 
 SUBMISSIONS_MAX = 64
@@ -66,6 +66,8 @@ class Recovery:
         exchange_key: Of the attempt; a new one by default.
         everyone: Whether all officers are needed, not just a quorum: so each proves that he can
             open his share before anything depends on it.
+        purpose: What the shares are for; those that were given for something else are refused.
+        detail: Of the purpose, as :class:`~security_domain.submission.Context` says.
 
     Raises:
         InvalidFile: The file is not a security domain.
@@ -79,6 +81,8 @@ class Recovery:
         exchange_key: X25519PrivateKey | None = None,
         *,
         everyone: bool = False,
+        purpose: str = RECOVERY,
+        detail: bytes = b"",
     ) -> None:
         self._domain = container.parse(file)
         self._exchange_key = exchange_key or X25519PrivateKey.generate()
@@ -87,6 +91,8 @@ class Recovery:
             self._domain.generation,
             attempt_id,
             public_exchange_key(self._exchange_key),
+            purpose,
+            detail,
         )
         self._mnemonics: dict[str, Secret] = {}
         self._submissions = 0
@@ -126,7 +132,14 @@ class Recovery:
             InvalidOfficers: The new officers or their quorum are not acceptable.
         """
         file = share_out(self.opened(), self._domain.sharing + 1, officer_certificates_der, required)
-        return file, Recovery(file, self._context.attempt_id, self._exchange_key)
+        context = self._context
+        return file, Recovery(
+            file,
+            context.attempt_id,
+            self._exchange_key,
+            purpose=context.purpose,
+            detail=context.detail,
+        )
 
     def submit(self, submission: bytes) -> Progress:
         """Take one officer's submission; a refused one changes nothing.

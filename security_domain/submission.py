@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from cryptography.exceptions import InvalidSignature
@@ -32,10 +33,17 @@ _FIELDS: dict[str, type] = {
     "generation": int,
     "attempt_id": str,
     "exchange_key_digest": str,
+    "purpose": str,
+    "detail": str,
     "officer": str,
     "sealed_share": str,
     "signature": str,
 }
+ACTIVATION, RECOVERY, VERIFICATION = "activation", "recovery", "verification"
+SHARE_ROTATION, NEW_GENERATION = "share_rotation", "new_generation"
+PURPOSES = frozenset({ACTIVATION, RECOVERY, VERIFICATION, SHARE_ROTATION, NEW_GENERATION})
+WITH_OFFICERS = frozenset({SHARE_ROTATION})
+"""Purposes whose detail says who the new officers are."""
 _SHARE_FIELDS: dict[str, type] = {
     "pool_id": str,
     "generation": int,
@@ -55,6 +63,10 @@ class Context:
     generation: int
     attempt_id: bytes
     exchange_public_key: bytes
+    purpose: str = RECOVERY
+    """What the officer agrees to: one of :data:`PURPOSES`."""
+    detail: bytes = b""
+    """Digest of the new officers, for a purpose that has any; else b""."""
 
     def __post_init__(self) -> None:
         """Check the lengths.
@@ -64,6 +76,8 @@ class Context:
         """
         if len(self.attempt_id) != ATTEMPT_ID_BYTES or len(self.exchange_public_key) != EXCHANGE_KEY_BYTES:
             raise SubmissionRefused("the attempt id or the exchange key has a wrong length")
+        if self.purpose not in PURPOSES or len(self.detail) != (32 if self.purpose in WITH_OFFICERS else 0):
+            raise SubmissionRefused("the purpose is not known, or comes without what belongs to it")
 
     @property
     def exchange_key_digest(self) -> bytes:
@@ -78,6 +92,8 @@ class Context:
             self.generation,
             self.attempt_id,
             self.exchange_key_digest,
+            self.purpose,
+            self.detail,
             officer,
         )
 
@@ -108,8 +124,18 @@ def open_own_share(file: SecurityDomainFile, private_key: rsa.RSAPrivateKey) -> 
     return entry, mnemonic
 
 
+def officers_digest(thumbprints: Sequence[str], required: int) -> bytes:
+    """Return the detail of a purpose that has new officers: who they are, and how many open the domain."""
+    return hashlib.sha256(bind("mhsm-sd/new-officers/v1", required, *thumbprints)).digest()
+
+
 def make_submission(
-    file: bytes, officer_private_key: rsa.RSAPrivateKey, attempt_id: bytes, exchange_public_key: bytes
+    file: bytes,
+    officer_private_key: rsa.RSAPrivateKey,
+    attempt_id: bytes,
+    exchange_public_key: bytes,
+    purpose: str = RECOVERY,
+    detail: bytes = b"",
 ) -> bytes:
     """Open the officer's share, encrypt it to the exchange key and sign it.
 
@@ -118,6 +144,8 @@ def make_submission(
         officer_private_key: The officer's own key.
         attempt_id: Names the attempt (16 bytes).
         exchange_public_key: X25519, 32 bytes.
+        purpose: What the officer agrees to; the ceremony refuses a share that was given for another.
+        detail: From :func:`officers_digest`, for a purpose that has new officers.
 
     Raises:
         InvalidFile: The file is not a security domain.
@@ -127,7 +155,7 @@ def make_submission(
     domain = container.parse(file)
     entry, mnemonic = open_own_share(domain, officer_private_key)
     return seal_submission(
-        Context(domain.pool_id, domain.generation, attempt_id, exchange_public_key),
+        Context(domain.pool_id, domain.generation, attempt_id, exchange_public_key, purpose, detail),
         entry.thumbprint,
         officer_private_key,
         mnemonic,
@@ -151,6 +179,8 @@ def seal_submission(context: Context, officer: str, private_key: rsa.RSAPrivateK
         "generation": context.generation,
         "attempt_id": encode(context.attempt_id),
         "exchange_key_digest": encode(context.exchange_key_digest),
+        "purpose": context.purpose,
+        "detail": encode(context.detail),
         "officer": officer,
         "sealed_share": encode(sealed),
     }
@@ -174,6 +204,7 @@ def open_submission(
         fields = parse_object(submission, SUBMISSION_BYTES_MAX, _FIELDS)
         attempt_id = decode(fields["attempt_id"])
         key_digest = decode(fields["exchange_key_digest"])
+        detail = decode(fields["detail"])
         sealed, signature = decode(fields["sealed_share"]), decode(fields["signature"])
     except SecurityDomainError as error:
         raise SubmissionRefused(f"the submission is malformed: {error}") from None
@@ -190,6 +221,8 @@ def open_submission(
         raise SubmissionRefused("the submission is for another pool or generation", officer)
     if attempt_id != context.attempt_id or key_digest != context.exchange_key_digest:
         raise SubmissionRefused("the submission is for another attempt", officer)
+    if (fields["purpose"], detail) != (context.purpose, context.detail):
+        raise SubmissionRefused("the officer has agreed to something else than this ceremony", officer)
     try:
         mnemonic = SUITE.decrypt(sealed, exchange_key, context.info(officer)).decode("ascii")
     except Exception:  # noqa: BLE001 - HPKE raises several kinds

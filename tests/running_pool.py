@@ -26,6 +26,7 @@ from hsm_pool.client.connection import Connection, load_connection
 from hsm_pool.client.pool import Pool
 from hsm_pool.errors import MHSMError
 from mhsm.enclave.v1 import enclave_pb2
+from mhsm.security_domain.v1 import security_domain_pb2
 from security_domain import submission
 from security_domain.officers import make_officer
 
@@ -124,8 +125,18 @@ class RunningPool:
 
     def submission(self, officer: TestOfficer, begun: Any) -> bytes:
         """Return an officer's submission for a ceremony."""
+        name = security_domain_pb2.CeremonyPurpose.Name(begun.purpose)
+        purpose = name.removeprefix("CEREMONY_PURPOSE_").lower()
+        detail = b""
+        if purpose in submission.WITH_OFFICERS:
+            detail = submission.officers_digest(begun.new_officers, begun.new_required)
         return submission.make_submission(
-            begun.security_domain_file, officer.key, begun.attempt_id, begun.exchange_public_key
+            begun.security_domain_file,
+            officer.key,
+            begun.attempt_id,
+            begun.exchange_public_key,
+            purpose,
+            detail,
         )
 
     # -- looking -------------------------------------------------------------------------

@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 
-from hsm_pool.core.model import KeyRecord, KeyVersionRecord, SealedMaterial
-from hsm_pool.core.restore import BATCH_RECORDS
+from hsm_pool.core.model import KeyRecord, KeyVersionRecord, SealedMaterial, bytes_about
+from hsm_pool.core.restore import BATCH_BYTES, BATCH_RECORDS
 from hsm_pool.crypto.secret import SecretBytes
 from hsm_pool.errors import BackupRefused
 from hsm_pool.store import codec
@@ -15,8 +15,6 @@ from mhsm.record.v1 import record_pb2
 
 PART_BYTES = 512 * 1024
 """Size a part aims at; one key with its versions is never split."""
-_RECORD_BYTES = 600
-_BATCH_BYTES = 512 * 1024
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,15 +30,9 @@ class StoredKey:
         return (self.key, *self.versions)
 
     @property
-    def bytes_about(self) -> int:
-        """Roughly how long it is."""
-        return sum(map(_bytes_about, self.records))
-
-
-def _bytes_about(record: KeyRecord | KeyVersionRecord) -> int:
-    if isinstance(record, KeyRecord):
-        return _RECORD_BYTES
-    return _RECORD_BYTES + len(record.public_key_der) + len(record.sealed_material.ciphertext)
+    def size_about(self) -> int:
+        """Roughly how long it is, in bytes."""
+        return sum(map(bytes_about, self.records))
 
 
 def into_parts(keys: Iterable[StoredKey]) -> list[tuple[StoredKey, ...]]:
@@ -49,11 +41,11 @@ def into_parts(keys: Iterable[StoredKey]) -> list[tuple[StoredKey, ...]]:
     part: list[StoredKey] = []
     size = 0
     for key in keys:
-        if part and size + key.bytes_about > PART_BYTES:
+        if part and size + key.size_about > PART_BYTES:
             parts.append(tuple(part))
             part, size = [], 0
         part.append(key)
-        size += key.bytes_about
+        size += key.size_about
     return [*parts, tuple(part)]
 
 
@@ -63,11 +55,11 @@ def into_batches(keys: Iterable[StoredKey]) -> list[tuple[KeyRecord | KeyVersion
     batch: list[KeyRecord | KeyVersionRecord] = []
     size = 0
     for record in (record for key in keys for record in key.records):
-        if batch and (len(batch) == BATCH_RECORDS or size + _bytes_about(record) > _BATCH_BYTES):
+        if batch and (len(batch) == BATCH_RECORDS or size + bytes_about(record) > BATCH_BYTES):
             batches.append(tuple(batch))
             batch, size = [], 0
         batch.append(record)
-        size += _bytes_about(record)
+        size += bytes_about(record)
     return [*batches, tuple(batch)]
 
 

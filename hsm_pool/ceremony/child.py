@@ -20,6 +20,14 @@ from security_domain.azure import transfer_key
 from security_domain.azure.restore_blob import open_restore_blob
 from security_domain.errors import SecurityDomainError, SubmissionRefused
 from security_domain.recovery import Recovery
+from security_domain.submission import (
+    ACTIVATION,
+    NEW_GENERATION,
+    RECOVERY,
+    SHARE_ROTATION,
+    VERIFICATION,
+    officers_digest,
+)
 
 _CLOCK_ERROR = timedelta(minutes=5)
 _TRANSFER_KEY_VALIDITY = timedelta(hours=2)
@@ -52,24 +60,40 @@ class _Ceremony:
             self.azure_file = azure_domain.make(
                 self._new_domain.core, self.file, certificates, command.required
             )
-            self._recovery = Recovery(self.file, command.attempt_id, everyone=True)
-        else:
-            self.file = begin.open.security_domain_file
-            if self.file:
-                self._recovery = Recovery(self.file, begin.open.attempt_id)
+            self._recovery = Recovery(
+                self.file,
+                command.attempt_id,
+                everyone=True,
+                purpose=ACTIVATION if command.generation == 1 else NEW_GENERATION,
+            )
         # Refused now, not when the old officers have done their part.
         self._new_officers = list(begin.open.new_officer_certificates_der)
+        self.new_thumbprints: list[str] = []
         if self._new_officers:
-            officers.check_officers(self._new_officers, begin.open.new_required)
+            checked = officers.check_officers(self._new_officers, begin.open.new_required)
+            self.new_thumbprints = [officer.thumbprint for officer in checked]
+        if begin.WhichOneof("command") == "open":
+            self.file = begin.open.security_domain_file
+            if self.file:
+                purpose, detail = self._agreement()
+                self._recovery = Recovery(self.file, begin.open.attempt_id, purpose=purpose, detail=detail)
         if begin.open.transfer_key_name:
             now = datetime.now(UTC)
             self._exchange = transfer_key.make_exchange_key(
                 begin.open.transfer_key_name, now - _CLOCK_ERROR, now + _TRANSFER_KEY_VALIDITY
             )
 
+    def _agreement(self) -> tuple[str, bytes]:
+        """Return what officers must have agreed to: it follows from what this child is going to do."""
+        if self.new_thumbprints:
+            return SHARE_ROTATION, officers_digest(self.new_thumbprints, self._open.new_required)
+        return (RECOVERY if self._open.give_keys else VERIFICATION), b""
+
     def begun(self) -> ceremony_pb2.CeremonyResponse:
         result = ceremony_pb2.BeginResult(
-            security_domain_file=self.file, azure_security_domain_file=self.azure_file
+            security_domain_file=self.file,
+            azure_security_domain_file=self.azure_file,
+            new_officers=self.new_thumbprints,
         )
         if self._recovery:
             result.exchange_public_key = self._recovery.exchange_public_key

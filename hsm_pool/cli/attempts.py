@@ -14,7 +14,7 @@ from cryptography.hazmat.primitives.asymmetric import rsa
 from hsm_pool.cli.files import write_new
 from hsm_pool.cli.output import fail, read_bounded
 from mhsm.security_domain.v1 import security_domain_pb2
-from security_domain import container, officers
+from security_domain import container, officers, submission
 from security_domain.fingerprints import words
 
 NEW_FILE = click.Path(path_type=Path)
@@ -37,6 +37,16 @@ class Attempt:
     generation: int
     attempt_id: bytes
     exchange_public_key: bytes
+    purpose: str
+    new_officers: tuple[str, ...]
+    new_required: int
+
+    @property
+    def detail(self) -> bytes:
+        """What a submission is bound to besides the purpose."""
+        if self.purpose not in submission.WITH_OFFICERS:
+            return b""
+        return submission.officers_digest(self.new_officers, self.new_required)
 
 
 def write_attempt(path: Path, ceremony: security_domain_pb2.Ceremony) -> None:
@@ -50,6 +60,8 @@ def write_attempt(path: Path, ceremony: security_domain_pb2.Ceremony) -> None:
         "exchange_public_key": base64.b64encode(ceremony.exchange_public_key).decode(),
         "exchange_key_words": words(ceremony.exchange_public_key),
         "expires": ceremony.expires.ToJsonString(),
+        "new_officers": list(ceremony.new_officers),
+        "new_required": ceremony.new_required,
     }
     write_new(path, json.dumps(content, indent=2).encode() + b"\n", 0o644)
 
@@ -64,6 +76,9 @@ def read_attempt(path: Path) -> Attempt:
             int(content["generation"]),
             base64.b64decode(content["attempt_id"], validate=True),
             base64.b64decode(content["exchange_public_key"], validate=True),
+            str(content["purpose"]),
+            tuple(str(thumbprint) for thumbprint in content["new_officers"]),
+            int(content["new_required"]),
         )
     except (ValueError, KeyError, TypeError, RecursionError):
         fail(f"{path} is no attempt file", "begin a ceremony: mhsm security-domain --help")

@@ -421,12 +421,23 @@ def _refuse_second(pool: Pool, partition: int) -> None:
 
 
 def _make_submission(attempt: Attempt, domain_file: Path, key_file: Path) -> bytes:
+    agreed = f"this share is given for: {attempt.purpose.replace('_', ' ')}"
+    if attempt.new_officers:
+        agreed += f", to any {attempt.new_required} of the officers {', '.join(attempt.new_officers)}"
+    click.echo(f"{agreed}; for nothing else will it be taken", err=True)
     key = private_key(key_file)
     file = read_bounded(domain_file, container.FILE_BYTES_MAX)
     domain = container.parse(file)
     if (domain.pool_id, domain.generation) != (attempt.pool_id, attempt.generation):
         fail("the security-domain file is of another pool or generation", "use the file in force")
-    return submission.make_submission(file, key, attempt.attempt_id, attempt.exchange_public_key)
+    return submission.make_submission(
+        file,
+        key,
+        attempt.attempt_id,
+        attempt.exchange_public_key,
+        attempt.purpose,
+        attempt.detail,
+    )
 
 
 def _report_progress(ceremony: security_domain_pb2.Ceremony, as_json: bool) -> None:

@@ -182,3 +182,21 @@ def name_of(record: Record) -> RecordName:
     if isinstance(record, StagedRecord):
         return ("staged", *name_of(record.record))
     return POOL
+
+
+def bytes_about(record: Record) -> int:
+    """Return roughly how long a record is when it is stored, never much too little."""
+    match record:
+        case KeyVersionRecord():
+            tags = sum(len(name.encode()) + len(value.encode()) + 8 for name, value in record.tags.items())
+            return 600 + len(record.public_key_der) + len(record.sealed_material.ciphertext) + tags
+        case KeyRecord():
+            return 300 + 36 * len(record.version_ids)
+        case RequestRecord():
+            return 300 + len(record.reply)
+        case RestoreRecord():
+            return 300 + len(record.manifest) + 4 * len(record.staged_parts)
+        case StagedRecord():
+            return 50 + bytes_about(record.record)
+        case PoolRecord():
+            return 300

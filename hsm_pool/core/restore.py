@@ -31,6 +31,7 @@ from hsm_pool.core.model import (
     RestorePhase,
     RestoreRecord,
     StagedRecord,
+    bytes_about,
     key_name,
     name_of,
     version_name,
@@ -40,6 +41,9 @@ from hsm_pool.errors import KeyExists, LimitExceeded, RestoreState
 
 BATCH_RECORDS = 50
 """Records that one command stages, removes or places: with their deletions they fit a transaction."""
+
+BATCH_BYTES = 256 * 1024
+"""So many bytes of them, about."""
 
 
 def restore_of(view: View) -> RestoreRecord | None:
@@ -134,7 +138,11 @@ def _advance(command: AdvanceRestore, view: View) -> Changes:
             return changes or {RESTORE: replace(restore, phase=RestorePhase.PLACING)}
         case RestorePhase.PLACING | RestorePhase.CANCELLING:
             changes = {}
+            size = 0
             for staged in view.staged(BATCH_RECORDS):
+                size += bytes_about(staged)
+                if changes and size > BATCH_BYTES:
+                    break
                 changes[name_of(staged)] = None
                 if restore.phase is RestorePhase.PLACING:
                     changes[name_of(staged.record)] = staged.record

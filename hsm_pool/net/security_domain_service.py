@@ -126,6 +126,8 @@ class SecurityDomainService(security_domain_pb2_grpc.SecurityDomainServiceServic
             complete=ceremony.complete,
             azure_security_domain_file=ceremony.azure_file,
             transfer_key=ceremony.transfer_key,
+            new_officers=ceremony.new_officers,
+            new_required=ceremony.new_required,
         )
         if ceremony.file:
             domain = container.parse(ceremony.file)

@@ -81,6 +81,9 @@ class Ceremony:
     """The same domain in Azure's format, when it was just made."""
     transfer_key: str = ""
     """JWK of the exchange certificate for restore blobs; "" when none are taken."""
+    new_officers: tuple[str, ...] = ()
+    """Thumbprints, in a rotation; submissions are bound to them."""
+    new_required: int = 0
 
 
 @dataclass(slots=True)
@@ -96,6 +99,8 @@ class _Attempt:
     required: int
     azure_file: bytes = b""
     transfer_key: str = ""
+    new_officers: tuple[str, ...] = ()
+    new_required: int = 0
     request_digest: bytes = b""
     old_header_digest: bytes = b""
     accepted_officers: tuple[str, ...] = ()
@@ -115,6 +120,8 @@ class _Attempt:
             self.complete,
             self.azure_file,
             self.transfer_key,
+            self.new_officers,
+            self.new_required,
         )
 
 
@@ -402,6 +409,8 @@ class Ceremonies:
             begun.required,
             begun.azure_security_domain_file,
             begun.transfer_key,
+            tuple(begun.new_officers),
+            request.open.new_required,
         )
         return self._attempt
 

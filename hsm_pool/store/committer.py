@@ -18,9 +18,9 @@ import structlog
 from hsm_pool import limits
 from hsm_pool.core import lifecycle
 from hsm_pool.core.commands import Command, Reply
-from hsm_pool.core.model import Record, RecordName, RequestRecord
-from hsm_pool.core.state import Overlay
-from hsm_pool.errors import CommitUnknown, MHSMError, NotFresh, Overloaded, StoreUnavailable
+from hsm_pool.core.model import Record, RecordName, RequestRecord, bytes_about
+from hsm_pool.core.state import Changes, Overlay
+from hsm_pool.errors import CommitUnknown, MHSMError, NotFresh, Overloaded, PayloadTooLarge, StoreUnavailable
 from hsm_pool.store import chain
 from hsm_pool.store.etcd_client import Ambiguous, Conflict, EtcdClient
 from hsm_pool.store.replica import Replica, Stopped, boot_time
@@ -191,6 +191,7 @@ class Committer:
         overlay = Overlay(replica.state)
         accepted: list[tuple[_Submission, bytes]] = []
         later: list[_Submission] = []
+        used = 0
         for submission in batch:
             scratch = Overlay(overlay)
             mutation = submission.mutation
@@ -207,9 +208,14 @@ class Committer:
                 continue
             # Each change costs one operation; the head and the log entry two more.
             room = limits.OPERATIONS_PER_TRANSACTION_MAX - 2 - len(overlay.changes)
-            if len(scratch.changes) > room and accepted:
+            size = stored_bytes(scratch.changes)
+            if size > limits.TRANSACTION_BYTES_MAX:
+                refusal = PayloadTooLarge("what this would change does not fit into one transaction")
+                submission.finish(0, error=refusal)
+            elif accepted and (len(scratch.changes) > room or used + size > limits.TRANSACTION_BYTES_MAX):
                 later.append(submission)
             elif submission.propose():
+                used += size
                 overlay.put(scratch.changes)
                 accepted.append((submission, reply))
         return accepted, later, dict(overlay.changes)
@@ -277,3 +283,9 @@ class Committer:
             self._store.transact(chain.HEAD_KEY, head.value, empty.puts)
         except Ambiguous:
             return
+
+
+def stored_bytes(changes: Changes) -> int:
+    """Return roughly how long changes are in the store: records are padded to buckets."""
+    sizes = [bytes_about(record) for record in changes.values() if record is not None]
+    return sum(min(2 * size, size + 4096) for size in sizes) + 200 * len(changes)

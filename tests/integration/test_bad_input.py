@@ -8,6 +8,7 @@ import os
 import re
 import uuid
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -975,6 +976,16 @@ def test_bad_input_to_ceremonies(make_pool: Callable[..., RunningPool], officers
     with pool.client() as user:
         user.sign("keys/kept", "ES256", DIGEST)
     pool.down()
+
+
+def test_many_large_writes_at_once_fit_the_store(pool: RunningPool) -> None:
+    """G1, G8: a batch is bounded in bytes, too; the largest tags that are allowed, thirty at a time."""
+    tags = {f"{number:02d}" + "\U0001f511" * 254: "\U0001f511" * 256 for number in range(15)}
+    with pool.client(timeout_seconds=30) as client, ThreadPoolExecutor(30) as threads:
+        made = [threads.submit(client.create_key, f"large-{number}", **EC, tags=tags) for number in range(30)]
+        assert {future.result().key_type for future in made} == {keys_pb2.KEY_TYPE_EC}
+        for number in range(30):
+            client.delete_key(f"keys/large-{number}")
 
 
 def test_idle_streams_do_not_starve_the_partition(pool: RunningPool) -> None:

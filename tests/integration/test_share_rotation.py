@@ -120,6 +120,34 @@ def test_a_header_put_back_is_noticed(
     pool.down()
 
 
+def test_a_share_given_for_a_proof_opens_no_rotation(pool: RunningPool, officers: list[TestOfficer]) -> None:
+    """G4: an administrator who asks for a proof and begins a rotation to his own officers gets nothing."""
+    own = make_officers(3)
+    with pool.client("administrator") as client:
+        begun = client.rotate_shares([officer.certificate_der for officer in own], 2, 0)
+        told = security_domain_pb2.Ceremony()
+        told.CopyFrom(begun)
+        told.purpose = security_domain_pb2.CEREMONY_PURPOSE_VERIFICATION
+        others = security_domain_pb2.Ceremony()
+        others.CopyFrom(begun)
+        others.new_officers[0] = begun.new_officers[1]
+        fewer = security_domain_pb2.Ceremony()
+        fewer.CopyFrom(begun)
+        fewer.new_required = 3
+        for officer in officers:
+            for said in (told, others, fewer):
+                with pytest.raises(ShareRefused, match="something else"):
+                    client.submit_share(0, begun.attempt_id, pool.submission(officer, said))
+        assert client.get_ceremony(0).accepted == 0
+        client.cancel_ceremony(0, begun.attempt_id)
+        proof = client.verify_security_domain(0)
+        told.CopyFrom(proof)
+        told.purpose = security_domain_pb2.CEREMONY_PURPOSE_RECOVERY
+        with pytest.raises(ShareRefused, match="something else"):
+            client.submit_share(0, proof.attempt_id, pool.submission(officers[0], told))
+        client.cancel_ceremony(0, proof.attempt_id)
+
+
 def test_of_two_rotations_at_two_partitions_one_wins(
     make_pool: Callable[..., RunningPool], officers: list[TestOfficer]
 ) -> None:

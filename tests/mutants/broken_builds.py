@@ -173,4 +173,12 @@ BROKEN_BUILDS: tuple[BrokenBuild, ...] = (
         "            if False:\n",
         ("tests/unit/test_restore_and_epochs.py::test_an_epoch_needs_every_serving_partition_and_two",),
     ),
+    BrokenBuild(
+        "a share is taken for another purpose than its officer agreed to",
+        "G4",
+        "security_domain/submission.py",
+        '    if (fields["purpose"], detail) != (context.purpose, context.detail):\n',
+        "    if False:\n",
+        (f"{_ROTATION}::test_a_share_given_for_a_proof_opens_no_rotation",),
+    ),
 )

@@ -11,7 +11,7 @@ from hsm_pool import limits
 from hsm_pool.errors import CeremonyState
 from hsm_pool.partition import ceremonies
 from hsm_pool.partition.partition import PartitionState
-from security_domain.submission import make_submission
+from security_domain.submission import ACTIVATION, make_submission
 from tests.running_pool import make_officers
 
 
@@ -31,7 +31,7 @@ def test_an_expired_exchange_key_is_gone(monkeypatch: pytest.MonkeyPatch) -> Non
     try:
         begun = held.download([officer.certificate_der for officer in officers], 2, "r" * 36)
         submissions = [
-            make_submission(begun.file, officer.key, begun.attempt_id, begun.exchange_public_key)
+            make_submission(begun.file, officer.key, begun.attempt_id, begun.exchange_public_key, ACTIVATION)
             for officer in officers
         ]
         assert held.submit_share(begun.attempt_id, submissions[0]).accepted == 1

@@ -250,6 +250,7 @@ class BeginResult(_message.Message):
     REQUIRED_FIELD_NUMBER: _builtins.int
     AZURE_SECURITY_DOMAIN_FILE_FIELD_NUMBER: _builtins.int
     TRANSFER_KEY_FIELD_NUMBER: _builtins.int
+    NEW_OFFICERS_FIELD_NUMBER: _builtins.int
     exchange_public_key: _builtins.bytes
     """HPKE public key, X25519, 32 bytes."""
     security_domain_file: _builtins.bytes
@@ -260,6 +261,10 @@ class BeginResult(_message.Message):
     """The file in Azure's format, when it was made."""
     transfer_key: _builtins.str
     """JWK of the transfer key, when one was made."""
+    @_builtins.property
+    def new_officers(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """Thumbprints of the new officers, when the secret is to be shared out anew."""
+
     def __init__(
         self,
         *,
@@ -268,10 +273,11 @@ class BeginResult(_message.Message):
         required: _builtins.int = ...,
         azure_security_domain_file: _builtins.bytes = ...,
         transfer_key: _builtins.str = ...,
+        new_officers: _abc.Iterable[_builtins.str] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["azure_security_domain_file", b"azure_security_domain_file", "exchange_public_key", b"exchange_public_key", "required", b"required", "security_domain_file", b"security_domain_file", "transfer_key", b"transfer_key"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["azure_security_domain_file", b"azure_security_domain_file", "exchange_public_key", b"exchange_public_key", "new_officers", b"new_officers", "required", b"required", "security_domain_file", b"security_domain_file", "transfer_key", b"transfer_key"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -81,6 +81,8 @@ class Ceremony(_message.Message):
     COMPLETE_FIELD_NUMBER: _builtins.int
     AZURE_SECURITY_DOMAIN_FILE_FIELD_NUMBER: _builtins.int
     TRANSFER_KEY_FIELD_NUMBER: _builtins.int
+    NEW_OFFICERS_FIELD_NUMBER: _builtins.int
+    NEW_REQUIRED_FIELD_NUMBER: _builtins.int
     attempt_id: _builtins.bytes
     """16 random bytes: names the attempt, bound into each submission."""
     purpose: Global___CeremonyPurpose.ValueType
@@ -109,6 +111,8 @@ class Ceremony(_message.Message):
     """In a recovery: the exchange certificate for restore blobs, a JWK as Azure's
     service gives it.
     """
+    new_required: _builtins.int
+    """In a rotation: the new quorum."""
     @_builtins.property
     def expires(self) -> _timestamp_pb2.Timestamp:
         """When it ends by itself."""
@@ -116,6 +120,12 @@ class Ceremony(_message.Message):
     @_builtins.property
     def accepted_officers(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
         """Thumbprints of the officers whose shares were accepted."""
+
+    @_builtins.property
+    def new_officers(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """In a rotation: thumbprints of the new officers. Each submission is bound to
+        them and to the purpose, so that no officer is led to agree to another.
+        """
 
     def __init__(
         self,
@@ -135,10 +145,12 @@ class Ceremony(_message.Message):
         complete: _builtins.bool = ...,
         azure_security_domain_file: _builtins.bytes = ...,
         transfer_key: _builtins.str = ...,
+        new_officers: _abc.Iterable[_builtins.str] | None = ...,
+        new_required: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["expires", b"expires"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["accepted", b"accepted", "accepted_officers", b"accepted_officers", "attempt_id", b"attempt_id", "azure_security_domain_file", b"azure_security_domain_file", "complete", b"complete", "evidence", b"evidence", "exchange_public_key", b"exchange_public_key", "expires", b"expires", "generation", b"generation", "partition_index", b"partition_index", "pool_id", b"pool_id", "purpose", b"purpose", "required", b"required", "security_domain_file", b"security_domain_file", "transfer_key", b"transfer_key"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["accepted", b"accepted", "accepted_officers", b"accepted_officers", "attempt_id", b"attempt_id", "azure_security_domain_file", b"azure_security_domain_file", "complete", b"complete", "evidence", b"evidence", "exchange_public_key", b"exchange_public_key", "expires", b"expires", "generation", b"generation", "new_officers", b"new_officers", "new_required", b"new_required", "partition_index", b"partition_index", "pool_id", b"pool_id", "purpose", b"purpose", "required", b"required", "security_domain_file", b"security_domain_file", "transfer_key", b"transfer_key"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
