@@ -79,6 +79,9 @@ OPERATIONS_PER_TRANSACTION_MAX: Final = 120
 TRANSACTION_BYTES_MAX: Final = 1024 * 1024
 """Records of one transaction, as they are stored; etcd's default allows 1.5 MiB with everything else."""
 
+KEY_STORED_BYTES_MAX: Final = 900_000
+"""A key with all its versions and tags, as stored: it is restored in one transaction."""
+
 LOG_RING_ENTRIES: Final = 65_536
 """Log entries kept in the store (sequence modulo this number)."""
 
@@ -106,7 +109,7 @@ CEREMONY_SECONDS: Final = 3600
 BACKUP_MANIFEST_BYTES_MAX: Final = 256 * 1024
 """Manifest of a full backup; it travels with each restore."""
 
-BACKUP_PART_BYTES_MAX: Final = 3 * 1024 * 1024
+BACKUP_PART_BYTES_MAX: Final = 2 * 1024 * 1024
 """One part of a full backup."""
 
 KEY_BACKUP_BYTES_MAX: Final = 2 * 1024 * 1024

@@ -6,6 +6,7 @@ tabulated in docs/architecture.md. Nothing here reads a clock, a file or a socke
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 from hsm_pool import limits
@@ -45,6 +46,7 @@ from hsm_pool.core.model import (
     RequestRecord,
     key_name,
     request_name,
+    stored_bytes,
     version_name,
 )
 from hsm_pool.core.state import Changes, View
@@ -232,6 +234,7 @@ def _create(command: CreateKeyVersion, view: View) -> Outcome:
         tags=dict(command.tags or {}),
         sealed_material=command.sealed_material,
     )
+    _check_room(view, command.key_id, version_ids, version)
     key = KeyRecord(command.key_id, (*version_ids, command.version_id))
     return Outcome(
         VersionReply(version, pool_record(view).recoverable_days),
@@ -252,10 +255,21 @@ def _update(command: UpdateKeyVersion, view: View) -> Outcome:
         updated_ms=max(command.time_ms, old.updated_ms),
     )
     _check_times(new.not_before_ms, new.expires_ms)
+    _check_room(view, key.key_id, [other for other in key.version_ids if other != new.version_id], new)
     return Outcome(
         VersionReply(new, pool_record(view).recoverable_days),
         {version_name(new.key_id, new.version_id): new},
     )
+
+
+def _check_room(view: View, key_id: str, others: Sequence[str], changed: KeyVersionRecord) -> None:
+    """Keep a key with all its versions small enough for one transaction: it is restored in one."""
+    used = stored_bytes(changed)
+    for version_id in others:
+        record = view.get(version_name(key_id, version_id))
+        used += stored_bytes(record) if record else 0
+    if used > limits.KEY_STORED_BYTES_MAX:
+        raise LimitExceeded(f"key {key_id} with its versions and tags is larger than a pool stores")
 
 
 def _check_times(not_before_ms: int, expires_ms: int) -> None:

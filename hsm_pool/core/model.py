@@ -200,3 +200,9 @@ def bytes_about(record: Record) -> int:
             return 50 + bytes_about(record.record)
         case PoolRecord():
             return 300
+
+
+def stored_bytes(record: Record) -> int:
+    """Return roughly how much room a record takes in the store, where it is padded to a bucket."""
+    size = bytes_about(record)
+    return min(2 * size, size + 4096) + 200

@@ -18,8 +18,8 @@ import structlog
 from hsm_pool import limits
 from hsm_pool.core import lifecycle
 from hsm_pool.core.commands import Command, Reply
-from hsm_pool.core.model import Record, RecordName, RequestRecord, bytes_about
-from hsm_pool.core.state import Changes, Overlay
+from hsm_pool.core.model import Record, RecordName, RequestRecord, stored_bytes
+from hsm_pool.core.state import Overlay
 from hsm_pool.errors import CommitUnknown, MHSMError, NotFresh, Overloaded, PayloadTooLarge, StoreUnavailable
 from hsm_pool.store import chain
 from hsm_pool.store.etcd_client import Ambiguous, Conflict, EtcdClient
@@ -208,7 +208,7 @@ class Committer:
                 continue
             # Each change costs one operation; the head and the log entry two more.
             room = limits.OPERATIONS_PER_TRANSACTION_MAX - 2 - len(overlay.changes)
-            size = stored_bytes(scratch.changes)
+            size = sum(stored_bytes(record) for record in scratch.changes.values() if record)
             if size > limits.TRANSACTION_BYTES_MAX:
                 refusal = PayloadTooLarge("what this would change does not fit into one transaction")
                 submission.finish(0, error=refusal)
@@ -283,9 +283,3 @@ class Committer:
             self._store.transact(chain.HEAD_KEY, head.value, empty.puts)
         except Ambiguous:
             return
-
-
-def stored_bytes(changes: Changes) -> int:
-    """Return roughly how long changes are in the store: records are padded to buckets."""
-    sizes = [bytes_about(record) for record in changes.values() if record is not None]
-    return sum(min(2 * size, size + 4096) for size in sizes) + 200 * len(changes)

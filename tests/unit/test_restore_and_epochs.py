@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -24,6 +25,7 @@ from hsm_pool.core.commands import (
     RestoreKey,
     StageRecords,
     StartRestore,
+    UpdateKeyVersion,
 )
 from hsm_pool.core.model import (
     RESTORE,
@@ -35,6 +37,7 @@ from hsm_pool.core.model import (
     RestoreRecord,
     SealedMaterial,
     key_name,
+    stored_bytes,
 )
 from hsm_pool.core.state import Overlay, State
 from hsm_pool.errors import CeremonyState, KeyExists, LimitExceeded, MHSMError, RestoreState
@@ -188,6 +191,50 @@ def test_a_key_with_all_its_versions_is_removed_and_restored_in_one_transaction(
     do(state, CommitRestore("r"))
     finish(state)
     assert state.key_ids(10) == []
+
+
+def test_a_key_never_grows_beyond_one_transaction() -> None:
+    """G1: versions with the largest tags, made or changed, until refused; purge and restore fit."""
+    tags = {f"{number:02d}" + "x" * 254: "\U0001f511" * 256 for number in range(15)}
+    state = State()
+    for number in range(limits.VERSIONS_PER_KEY_MAX):
+        try:
+            do(state, replace(create("k", f"{number:032x}"), tags=tags))
+        except LimitExceeded:
+            break
+    else:
+        raise AssertionError("nothing was refused")
+    record = state.get(key_name("k"))
+    assert isinstance(record, KeyRecord)
+    assert 10 < len(record.version_ids) < limits.VERSIONS_PER_KEY_MAX
+    small = State()
+    for number in range(limits.VERSIONS_PER_KEY_MAX):
+        do(small, create("k", f"{number:032x}"))
+    with pytest.raises(LimitExceeded):
+        for number in range(limits.VERSIONS_PER_KEY_MAX):
+            do(small, UpdateKeyVersion(2, "k", f"{number:032x}", tags=tags))
+    for full in (state, small):
+        versions = full.get(key_name("k"))
+        assert isinstance(versions, KeyRecord)
+        stored = tuple(lifecycle.version_of(full, versions, version) for version in versions.version_ids)
+        changes = lifecycle.apply(RestoreKey(versions, stored), State()).changes
+        assert sum(stored_bytes(r) for r in changes.values() if r) < limits.TRANSACTION_BYTES_MAX
+
+
+def test_every_batch_of_a_restore_fits_a_transaction() -> None:
+    """G1: whatever the tags, also when what was staged in full batches is placed and dropped at once."""
+    tags = {f"{number:02d}" + "x" * 254: "y" * 256 for number in range(15)}
+    state = State()
+    do(state, StartRestore("r", b"m", 1))
+    for number in range(60):
+        record, (version,) = key(f"k{number}")
+        do(state, StageRecords("r", 0, (record, replace(version, tags=tags)), last=number == 59))
+    do(state, CommitRestore("r"))
+    while not phase(state).over:
+        outcome = lifecycle.apply(AdvanceRestore("r"), Overlay(state))
+        assert sum(stored_bytes(r) for r in outcome.changes.values() if r) < limits.TRANSACTION_BYTES_MAX
+        state.apply(outcome.changes)
+    assert len(state.key_ids(100)) == 60
 
 
 def test_a_restored_key_counts(monkeypatch: pytest.MonkeyPatch) -> None:
