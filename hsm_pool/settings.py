@@ -14,7 +14,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, TypeVar
 
+from hsm_pool import limits
+
 T = TypeVar("T")
+_PARTITIONS_MAX = 3
+"""Partitions of a pool (Azure Managed HSM has three)."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,6 +81,16 @@ class PartitionSettings:
     sealing: Literal["platform", "none"]
     recoverable_days: int
 
+    def __post_init__(self) -> None:
+        _check_range("partition_count", self.partition_count, 1, _PARTITIONS_MAX)
+        _check_range("index", self.index, 0, self.partition_count - 1)
+        _check_range(
+            "recoverable_days",
+            self.recoverable_days,
+            limits.RECOVERABLE_DAYS_MIN,
+            limits.RECOVERABLE_DAYS_MAX,
+        )
+
 
 @dataclass(frozen=True, slots=True)
 class StoreMemberSettings:
@@ -108,6 +122,14 @@ class NodeSettings:
     peer_node_endpoints: tuple[str, ...]
     """Node endpoints of all other partitions: they receive exit notices."""
     store_member: StoreMemberSettings | None
+
+    def __post_init__(self) -> None:
+        _check_range("index", self.index, 0, _PARTITIONS_MAX - 1)
+
+
+def _check_range(name: str, value: int, lowest: int, highest: int) -> None:
+    if not lowest <= value <= highest:
+        raise ValueError(f"{name}: {lowest} to {highest} is needed")
 
 
 def _decode(kind: Any, value: Any, where: str) -> Any:
@@ -143,7 +165,7 @@ def load(kind: type[T], path: Path) -> T:
     """Read settings of the given kind.
 
     Raises:
-        ValueError: The file is not JSON, or a key is unknown, missing or of the wrong type.
+        ValueError: The file is not JSON, or a key is unknown, missing, of the wrong type or out of range.
         OSError: The file cannot be read.
     """
     decoded: T = _decode(kind, json.loads(path.read_text()), path.name)

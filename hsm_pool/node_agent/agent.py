@@ -61,8 +61,10 @@ def run(settings: NodeSettings, command: Sequence[str]) -> None:
                     changed = True
                     _log.warning("exited", name=child.name)
                     # A partition that could not get its lock says nothing of the one that holds it.
-                    if child is partition and partition_is_dead(settings):
-                        notices.send(incarnation(settings))
+                    # Read before the look at the lock: whoever starts after it is not meant.
+                    last = incarnation(settings)
+                    if child is partition and last and partition_is_dead(settings):
+                        notices.send(last)
                 if child.due():
                     child.start()
                     changed = True

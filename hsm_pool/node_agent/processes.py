@@ -12,6 +12,8 @@ from pathlib import Path
 
 _LOGS_KEPT = 5
 _STABLE_SECONDS = 10.0
+_DOUBLINGS_MAX = 16
+"""Beyond any pause; a power of two that grows for ever does not fit a float in the end."""
 
 
 def is_running(process_id: int) -> bool:
@@ -90,7 +92,7 @@ class Child:
         now = time.monotonic()
         self.failures = 0 if now - self.started_at > _STABLE_SECONDS else self.failures + 1
         first, last = self.backoff_seconds
-        self.start_at = now + min(last, first * 2 ** max(0, self.failures - 1))
+        self.start_at = now + min(last, first * 2 ** min(_DOUBLINGS_MAX, max(0, self.failures - 1)))
         return True
 
     def due(self) -> bool:

@@ -10,6 +10,8 @@ from pathlib import Path
 _REPOSITORY_BINARY = Path(__file__).resolve().parent.parent.parent / ".etcd" / "etcd"
 _REFUSED = {(3, 5, 0), (3, 5, 1), (3, 5, 2)}
 """These lose consistency when killed under load (etcd post-mortem v3.5-data-inconsistency)."""
+_OLDEST = (3, 4, 0)
+"""The first with all flags of a member (see :mod:`hsm_pool.node_agent.store_member`)."""
 _SUPPORTED_FROM = {5: (3, 5, 28), 6: (3, 6, 9)}
 
 
@@ -29,7 +31,7 @@ def find_etcd(configured: str | None) -> str:
         return str(Path(configured).resolve())
     found = shutil.which("etcd")
     if found:
-        return found
+        return str(Path(found).resolve())
     if _REPOSITORY_BINARY.is_file():
         return str(_REPOSITORY_BINARY)
     raise EtcdUnusable("etcd was not found: install Debian's etcd-server or run scripts/setup")
@@ -39,20 +41,22 @@ def check_version(binary: str) -> tuple[str, str]:
     """Return (version, warning or "") of a binary.
 
     Raises:
-        EtcdUnusable: It is not etcd, or a version that loses data.
+        EtcdUnusable: It is not etcd, a version that loses data, or one that is too old.
     """
     try:
         output = subprocess.run(
-            [binary, "--version"], capture_output=True, text=True, timeout=10, check=True
+            [binary, "--version"], capture_output=True, text=True, errors="replace", timeout=10, check=True
         ).stdout
     except (OSError, subprocess.SubprocessError):
         raise EtcdUnusable(f"{binary} does not run") from None
-    match = re.search(r"etcd Version: (\d+)\.(\d+)\.(\d+)", output)
+    match = re.search(r"etcd Version: (\d{1,5})\.(\d{1,5})\.(\d{1,5})(?!\d)", output)
     if match is None:
         raise EtcdUnusable(f"{binary} is not etcd")
     version = (int(match[1]), int(match[2]), int(match[3]))
     text = ".".join(map(str, version))
     if version in _REFUSED:
         raise EtcdUnusable(f"etcd {text} loses data when it is killed: use another version")
+    if version < _OLDEST:
+        raise EtcdUnusable(f"etcd {text} is too old: 3.4 or newer is needed")
     supported = version[:2] > (3, 6) or version >= _SUPPORTED_FROM.get(version[1], (3, 99, 0))
     return text, "" if supported else f"etcd {text} is past its support; fine for a simulation"

@@ -106,7 +106,7 @@ def provision(directory: Path, new: NewPool) -> str:
     Raises:
         DirectoryRefused: Something else lies there.
     """
-    directory = directory.absolute()
+    directory = directory.resolve()
     if directory.exists() and (not directory.is_dir() or any(directory.iterdir())):
         raise DirectoryRefused(f"{directory} exists and is not a pool's data directory")
     if not limits.RECOVERABLE_DAYS_MIN <= new.recoverable_days <= limits.RECOVERABLE_DAYS_MAX:
@@ -162,13 +162,18 @@ class _Builder:
 
     def _write(self, name: str, content: bytes) -> str:
         path = self._building / name
-        path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+        self._directory(path.parent)
         descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
         with os.fdopen(descriptor, "wb") as stream:
             stream.write(content)
             stream.flush()
             os.fsync(stream.fileno())
         return str(self._final / name)
+
+    def _directory(self, path: Path) -> None:
+        """Make a directory and those above it; Path.mkdir gives its mode to the last one only."""
+        for made in [*reversed(path.relative_to(self._building).parents), path.relative_to(self._building)]:
+            (self._building / made).mkdir(mode=0o700, exist_ok=True)
 
     def _identity(
         self, name: str, issuer: Authority, path: str, trusted: Authority, *, server: bool = False
@@ -185,7 +190,7 @@ class _Builder:
         base = f"nodes/{index}"
         final = self._final / base
         for directory in ("partition", "logs", "store"):
-            (self._building / base / directory).mkdir(mode=0o700, parents=True)
+            self._directory(self._building / base / directory)
         me = f"partition/{index}"
         platform_certificate, platform_key = planes.platform.issue(
             f"spiffe://{self._pool_id}/platform/{index}", client=False, server=False

@@ -1,0 +1,1 @@
+"""Processes of a node and what the agent tells the other partitions."""

@@ -1,0 +1,1 @@
+"""Certificates, data directory, ports, etcd and settings of a new pool."""
