@@ -84,11 +84,11 @@ def read_attempt(path: Path) -> Attempt:
         fail(f"{path} is no attempt file", "begin a ceremony: mhsm security-domain --help")
 
 
-def private_key(path: Path) -> rsa.RSAPrivateKey:
+def private_key(path: Path, prompt: str = "passphrase") -> rsa.RSAPrivateKey:
     """Load an officer's key; the passphrase of an encrypted one is asked for."""
     return officers.load_private_key(
         read_bounded(path, officers.PEM_BYTES_MAX),
-        lambda: click.prompt(f"passphrase of {path}", hide_input=True, err=True).encode(),
+        lambda: click.prompt(prompt, hide_input=True, err=True).encode(),
     )
 
 

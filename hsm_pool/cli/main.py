@@ -37,8 +37,8 @@ class _LazyGroup(click.Group):
 @click.group(
     cls=_LazyGroup,
     context_settings={"help_option_names": ["-h", "--help"]},
-    epilog="Exit codes: 0 done, 1 failed, 2 usage, 3 not activated or locked, 4 quorum not reached, "
-    "5 unreachable, 6 verification failed, 7 outcome unknown, 130 interrupted.",
+    epilog="Exit codes: 0 done, 1 failed, 2 usage, 3 not activated or locked, 4 share refused or quorum "
+    "missing, 5 unreachable, 6 verification failed, 7 outcome unknown, 130 interrupted.",
 )
 @click.version_option(package_name="mhsm-pool-simulator")
 def mhsm() -> None:

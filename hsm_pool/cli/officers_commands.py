@@ -43,5 +43,5 @@ def officers_make(count: int, output_dir: Path, as_json: bool) -> None:
         as_json=as_json,
         text=f"made {count} officers in {output_dir}",
         following="mhsm security-domain download --required 2 --output security-domain.json "
-        + " ".join(f"--officer {pair[0]}" for pair in targets),
+        "--attempt-output activation.json " + " ".join(f"--officer {pair[0]}" for pair in targets),
     )

@@ -98,8 +98,8 @@ def json_option(function: F) -> F:
     return click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")(function)
 
 
-def common_options(function: F) -> F:
-    """Add the options of a command that calls the pool, and map its errors to exit codes."""
+def typed_errors(function: F) -> F:
+    """Map the errors of a command to exit codes."""
 
     @functools.wraps(function)
     def guarded(*arguments: Any, **options: Any) -> Any:
@@ -110,10 +110,15 @@ def common_options(function: F) -> F:
         except (MHSMError, SecurityDomainError, NoConnection, OSError) as error:
             raise failure_of(error, options.get("request_id")) from None
 
+    return guarded  # type: ignore[return-value]
+
+
+def common_options(function: F) -> F:
+    """Add the options of a command that calls the pool, and map its errors to exit codes."""
     with_timeout = click.option(
         "--timeout", type=click.FloatRange(0.1, 600), default=None, help="Seconds a call may take."
-    )(guarded)
-    return json_option(data_directory_option(with_timeout))  # type: ignore[return-value]
+    )(typed_errors(function))
+    return json_option(data_directory_option(with_timeout))
 
 
 def connect(common: dict[str, Any], client: str = "application") -> Pool:

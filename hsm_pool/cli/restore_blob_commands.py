@@ -64,7 +64,10 @@ def restore_blob(
     parsed = azure_document.parse(read_bounded(azure_file, DOCUMENT_BYTES_MAX))
     exchange = officers.pem_to_der(read_bounded(exchange_file, officers.PEM_BYTES_MAX))
     pairs = [
-        (private_key(key_file), officers.certificate_der(read_bounded(path, officers.PEM_BYTES_MAX)))
+        (
+            private_key(key_file, f"passphrase of {key_file}"),
+            officers.certificate_der(read_bounded(path, officers.PEM_BYTES_MAX)),
+        )
         for path, key_file in officer_files
     ]
     write_new(output, make_restore_blob(parsed, pairs, exchange))

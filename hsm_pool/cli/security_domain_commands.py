@@ -22,7 +22,7 @@ from hsm_pool.cli.attempts import (
     write_attempt,
 )
 from hsm_pool.cli.files import refuse_existing, write_new
-from hsm_pool.cli.output import common_options, connect, fail, json_option, read_bounded, report
+from hsm_pool.cli.output import common_options, connect, fail, json_option, read_bounded, report, typed_errors
 from hsm_pool.client.pool import Pool
 from hsm_pool.errors import MHSMError
 from mhsm.security_domain.v1 import security_domain_pb2
@@ -64,6 +64,7 @@ def security_domain_group() -> None:
 @_officers
 @_required
 @json_option
+@typed_errors
 def plan(certificate_files: tuple[Path, ...], required: int, as_json: bool) -> None:
     """Say what a download or a rotation with these officers would do; contacts nobody."""
     found = officers.check_officers(_certificates(certificate_files), required)
@@ -83,7 +84,9 @@ def plan(certificate_files: tuple[Path, ...], required: int, as_json: bool) -> N
         for row in rows
     ]
     lines.append(f"any {required} of {len(found)} open the security domain; {spare} may be lost")
-    lines.append("download writes one file of ciphertext, to be copied freely, and activates the pool")
+    lines.append(
+        "download writes one file of ciphertext; the pool is active when every officer has submitted"
+    )
     lines += [f"warning: {warning}" for warning in warnings]
     report(
         {"officers": rows, "required": required, "may_be_lost": spare, "warnings": warnings},

@@ -404,7 +404,16 @@ def terminal_room(tmp_path: Path, administrator: Administrator) -> Room:
         serialization.BestAvailableEncryption(PASSPHRASE.encode()),
     )
     (tmp_path / "key").write_bytes(key)
-    attempt = {"partition": 0, "pool_id": "p", "generation": 1, "attempt_id": "", "exchange_public_key": ""}
+    attempt = {
+        "purpose": "verification",
+        "partition": 0,
+        "pool_id": "p",
+        "generation": 1,
+        "attempt_id": "",
+        "exchange_public_key": "",
+        "new_officers": [],
+        "new_required": 0,
+    }
     (tmp_path / "attempt").write_text(json.dumps(attempt))
     return Room(tmp_path, administrator, AT_A_TERMINAL)
 
