@@ -103,8 +103,10 @@ class ContentKey:
 class Sealer:
     """Makes one backup: its content key, its parts, and last its manifest."""
 
-    def __init__(self, domain: Domain, backup_private_key: SecretBytes, form: str = FORMAT) -> None:
-        self.backup_id = os.urandom(16).hex()
+    def __init__(
+        self, backup_id: str, domain: Domain, backup_private_key: SecretBytes, form: str = FORMAT
+    ) -> None:
+        self.backup_id = backup_id
         self._domain = domain
         self._form = form
         self._private_key = backup_private_key
@@ -207,7 +209,7 @@ def seal_key_backup(
     domain: Domain, backup_private_key: SecretBytes, snapshot: Snapshot, plaintext: bytes
 ) -> bytes:
     """Return a single key's backup: manifest and its only part in one."""
-    sealer = Sealer(domain, backup_private_key, KEY_FORMAT)
+    sealer = Sealer(os.urandom(16).hex(), domain, backup_private_key, KEY_FORMAT)
     content = sealer.content_key.seal(0, plaintext)
     return canonical({**sealer.manifest(snapshot, [part_digest(content)]), "content": encode(content)})
 

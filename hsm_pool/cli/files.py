@@ -6,6 +6,7 @@ import os
 from pathlib import Path
 
 from hsm_pool.cli.output import fail
+from hsm_pool.client.new_file import write_new_file
 
 
 def refuse_existing(path: Path) -> None:
@@ -19,15 +20,7 @@ def refuse_existing(path: Path) -> None:
 def write_new(path: Path, content: bytes, mode: int = 0o600) -> None:
     """Write a file that must not exist yet."""
     refuse_existing(path)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}")
-    descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL, mode)
     try:
-        with os.fdopen(descriptor, "wb") as stream:
-            stream.write(content)
-            stream.flush()
-            os.fsync(stream.fileno())
-        os.link(temporary, path)  # fails if somebody made the file meanwhile
+        write_new_file(path, content, mode)
     except FileExistsError:
         fail(f"{path} exists and is not overwritten", "choose another name or move it away")
-    finally:
-        temporary.unlink(missing_ok=True)

@@ -21,9 +21,9 @@ def _restore(method: str, request: Any, kind: Kind = "ceremony") -> Call[backup_
     return _backup(method, request, kind, lambda response: response.restore)
 
 
-def start_backup() -> Call[backup_pb2.StartBackupResponse]:
+def start_backup(backup_id: str) -> Call[backup_pb2.StartBackupResponse]:
     """StartBackup."""
-    request = backup_pb2.StartBackupRequest()
+    request = backup_pb2.StartBackupRequest(backup_id=backup_id)
     return _backup("StartBackup", request, "ceremony", lambda response: response)
 
 

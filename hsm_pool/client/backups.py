@@ -50,20 +50,18 @@ def take(pool: Pool, location: Location, progress: Progress, partition: int = 0)
         raise KeyExists("a complete backup is there; choose another place")
     if STARTED in there:
         started = json.loads(location.read(STARTED, BACKUP_MANIFEST_BYTES_MAX))
-        partition = int(started["partition"])
+        backup_id, partition = str(started["backup_id"]), int(started["partition"])
     elif there:
         raise KeyExists("something else is there; choose an empty place")
     else:
-        begun = pool.call(backup_calls.start_backup(), partition)
-        started = {
-            "backup_id": begun.backup_id,
-            "parts": begun.parts,
-            "keys": begun.keys,
-            "partition": partition,
-        }
-        location.write(STARTED, json.dumps(started).encode())
-    backup_id, parts = str(started["backup_id"]), int(started["parts"])
-    written = 0
+        # Noted before it is started, so that a repeat can name what an interrupted run has started.
+        backup_id = uuid.uuid4().hex
+        location.write(STARTED, json.dumps({"backup_id": backup_id, "partition": partition}).encode())
+    if _part(0) in there:
+        # Parts of one snapshot do not go with those of another: refused unless it is still the same.
+        pool.call(backup_calls.read_backup_part(backup_id, 0), partition)
+    begun = pool.call(backup_calls.start_backup(backup_id), partition)
+    parts, written = begun.parts, 0
     for index in range(parts):
         content = pool.call(backup_calls.read_backup_part(backup_id, index), partition)
         if _part(index) not in there:
@@ -72,7 +70,7 @@ def take(pool: Pool, location: Location, progress: Progress, partition: int = 0)
         progress("parts written", index + 1, parts)
     manifest = pool.call(backup_calls.finish_backup(backup_id), partition)
     location.write(MANIFEST, manifest)
-    return TakenBackup(backup_id, int(started["keys"]), parts, written + len(manifest))
+    return TakenBackup(backup_id, begun.keys, parts, written + len(manifest))
 
 
 def manifest_of(location: Location) -> bytes:

@@ -7,12 +7,12 @@ configuration, never from here.
 
 from __future__ import annotations
 
-import os
 from pathlib import Path
 from typing import Any, Protocol
 
 import fsspec
 
+from hsm_pool.client.new_file import write_new_file
 from hsm_pool.errors import InvalidField, KeyExists
 
 
@@ -73,18 +73,10 @@ class _Directory:
 
     def write(self, name: str, content: bytes) -> None:
         self._path.mkdir(mode=0o700, parents=True, exist_ok=True)
-        temporary = self._path / f".{name}.{os.getpid()}"
-        descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
         try:
-            with os.fdopen(descriptor, "wb") as stream:
-                stream.write(content)
-                stream.flush()
-                os.fsync(stream.fileno())
-            os.link(temporary, self._path / name)
+            write_new_file(self._path / name, content)
         except FileExistsError:
             raise KeyExists(f"{self._path / name} exists and is not overwritten") from None
-        finally:
-            temporary.unlink(missing_ok=True)
 
 
 class _ObjectStore:

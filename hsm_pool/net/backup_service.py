@@ -30,10 +30,10 @@ class BackupService(backup_pb2_grpc.BackupServiceServicer):
 
     def StartBackup(  # noqa: N802, D102
         self,
-        request: backup_pb2.StartBackupRequest,  # noqa: ARG002
+        request: backup_pb2.StartBackupRequest,
         context: grpc.ServicerContext,
     ) -> backup_pb2.StartBackupResponse:
-        started = self._backups.start(deadline(context))
+        started = self._backups.start(_id(request.backup_id, "backup_id"), deadline(context))
         return backup_pb2.StartBackupResponse(
             backup_id=started.backup_id,
             parts=started.parts,

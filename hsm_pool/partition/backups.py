@@ -40,6 +40,11 @@ class _Backup:
     parts: list[tuple[StoredKey, ...]]
     digests: dict[int, bytes] = field(default_factory=dict)
     used_at: float = 0.0
+    finished: bool = False
+
+    @property
+    def started(self) -> StartedBackup:
+        return StartedBackup(self.sealer.backup_id, len(self.parts), self.snapshot.keys)
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,8 +75,8 @@ class Backups:
 
     # -- taking --------------------------------------------------------------------------
 
-    def start(self, until: float) -> StartedBackup:
-        """Take a snapshot of all keys.
+    def start(self, backup_id: str, until: float) -> StartedBackup:
+        """Take a snapshot of all keys; a repeat returns the same one.
 
         Raises:
             RestoreState: Another snapshot is being read, or a restore is under way.
@@ -79,6 +84,8 @@ class Backups:
         """
         serving = self._partition.serving()
         with self._lock:
+            if self._backup and self._backup.sealer.backup_id == backup_id:
+                return self._backup.started
             if self._live():
                 raise RestoreState("another backup is being taken from this partition; finish it first")
 
@@ -90,9 +97,9 @@ class Backups:
             head = serving.replica.head
             snapshot = Snapshot(self._partition.settings.pool_id, head.sequence, head.digest, len(keys))
             domain = self._domain()
-            sealer = Sealer(domain, _backup_key(serving, domain))
+            sealer = Sealer(backup_id, domain, _backup_key(serving, domain))
             self._backup = _Backup(sealer, snapshot, contents.into_parts(keys), used_at=boot_time())
-            return StartedBackup(sealer.backup_id, len(self._backup.parts), len(keys))
+            return self._backup.started
 
     def read_part(self, backup_id: str, index: int) -> bytes:
         """Return one part, sealed; a repeat returns the same octets.
@@ -126,14 +133,15 @@ class Backups:
             missing = len(backup.parts) - len(backup.digests)
             if missing:
                 raise RestoreState(f"{missing} of {len(backup.parts)} parts were not read yet")
-            backup.used_at = 0.0
+            backup.finished = True
             digests = [backup.digests[index] for index in range(len(backup.parts))]
             return canonical(backup.sealer.manifest(backup.snapshot, digests))
 
     def _live(self) -> _Backup | None:
-        if self._backup and self._backup.used_at + _SNAPSHOT_SECONDS < boot_time():
+        backup = self._backup
+        if backup is None or backup.finished or backup.used_at + _SNAPSHOT_SECONDS < boot_time():
             return None
-        return self._backup
+        return backup
 
     def _named(self, backup_id: str) -> _Backup:
         if self._backup is None or self._backup.sealer.backup_id != backup_id:

@@ -124,7 +124,7 @@ def test_a_restore_is_all_or_nothing(filled: RunningPool, tmp_path: Path) -> Non
             lambda: user.purge_deleted_key("keys/gone"),
             lambda: user.backup_key("keys/newer"),
             lambda: administrator.call(backup_calls.start_restore(manifest)),
-            lambda: administrator.call(backup_calls.start_backup(), 1),
+            lambda: administrator.call(backup_calls.start_backup("a" * 32), 1),
             lambda: administrator.call(backup_calls.commit_restore(state.restore_id)),  # parts are missing
         ):
             with pytest.raises(RestoreState):
@@ -288,7 +288,7 @@ def test_an_interrupted_backup_is_gone_on_with_or_refused(filled: RunningPool, t
         with pytest.raises(InvalidField):
             backups.restore(administrator, place, quiet)
         with pytest.raises(RestoreState):  # one at a time
-            administrator.call(backup_calls.start_backup(), 0)
+            administrator.call(backup_calls.start_backup("a" * 32), 0)
         taken = backups.take(administrator, place, quiet)
         assert taken.keys == 8
         with pytest.raises(KeyExists):

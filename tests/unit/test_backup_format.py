@@ -37,7 +37,7 @@ SNAPSHOT = Snapshot("p" * 32, 7, b"h" * 32, 3)
 
 def made(parts: list[bytes], domain: Domain = DOMAIN, key: SecretBytes = KEY) -> tuple[bytes, list[bytes]]:
     """Return (manifest, sealed parts) of a backup."""
-    sealer = Sealer(domain, key)
+    sealer = Sealer("b" * 32, domain, key)
     sealed = [sealer.content_key.seal(index, part) for index, part in enumerate(parts)]
     return canonical(sealer.manifest(SNAPSHOT, [bundle.part_digest(part) for part in sealed])), sealed
 

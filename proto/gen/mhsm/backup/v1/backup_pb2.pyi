@@ -112,12 +112,19 @@ class StartBackupRequest(_message.Message):
 
     DESCRIPTOR: _descriptor.Descriptor
 
+    BACKUP_ID_FIELD_NUMBER: _builtins.int
+    backup_id: _builtins.str
+    """32 hexadecimal digits, chosen by the caller at random. A repeat with the
+    same ones returns the same snapshot, while the partition holds it.
+    """
     def __init__(
         self,
+        *,
+        backup_id: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["backup_id", b"backup_id"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
