@@ -1,6 +1,6 @@
 """What every command shares: options, connection, output, exit codes.
 
-Exit codes: 0 done · 1 failed · 2 usage · 3 not activated, or locked · 4 quorum not reached ·
+Exit codes: 0 done · 1 failed · 2 usage · 3 not activated, or locked · 4 share refused, or quorum missing ·
 5 unreachable · 6 verification failed · 7 outcome unknown (repeat with the same request id) ·
 130 interrupted. Results go to standard output, everything else to standard error.
 """
@@ -145,7 +145,7 @@ def failure_of(error: Exception, request_id: str | None = None) -> Failure:
         case QuorumMissing():
             return Failure(text, "mhsm security-domain submit-share --help", QUORUM)
         case ShareRefused():
-            return Failure(f"{text}", "the officer named submits his own share", FAILED)
+            return Failure(text, "the officer named submits his own share", QUORUM)
         case SignatureInvalid():
             return Failure(text, "", VERIFICATION)
         case PoolUnreachable():

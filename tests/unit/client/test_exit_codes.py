@@ -26,6 +26,7 @@ from tests.unit.client.protocol_server import Servers, fail_with, make, refuse
 # The documented codes, by enumeration; all others are 1.
 EXIT_CODES = {
     "NOT_ACTIVATED": 3,
+    "SHARE_REFUSED": 4,
     "POOL_LOCKED": 3,
     "PARTITION_STARTING": 5,
     "PARTITION_DRAINED": 5,
