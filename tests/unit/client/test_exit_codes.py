@@ -251,7 +251,7 @@ def test_the_codes_of_the_table_are_those_of_the_errors() -> None:
     """A reason that is renamed or added shows up here."""
     unavailable = {kind.reason for kind in BY_REASON.values() if issubclass(kind, errors.AvailabilityError)}
     indefinite = {kind.reason for kind in BY_REASON.values() if not kind.definite}
-    expected = unavailable | indefinite | {"NOT_ACTIVATED", "POOL_LOCKED"}
+    expected = unavailable | indefinite | {"NOT_ACTIVATED", "POOL_LOCKED", "SHARE_REFUSED"}
     assert set(EXIT_CODES) == expected
     assert {reason for reason, code in EXIT_CODES.items() if code == 7} == indefinite
     assert all(issubclass(kind, MHSMError) for kind in BY_REASON.values())
