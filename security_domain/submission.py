@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 from cryptography.exceptions import InvalidSignature
 from cryptography.hazmat.primitives import hashes, serialization
@@ -55,6 +56,18 @@ _SHARE_FIELDS: dict[str, type] = {
 _PADDING = padding.PSS(padding.MGF1(hashes.SHA256()), hashes.SHA256.digest_size)
 
 
+def check_attempt(attempt_id: bytes, exchange_public_key: bytes, purpose: str, detail: bytes) -> None:
+    """Check the form of what every submission is bound to.
+
+    Raises:
+        SubmissionRefused: A length is wrong, or the purpose is not known or lacks what belongs to it.
+    """
+    if len(attempt_id) != ATTEMPT_ID_BYTES or len(exchange_public_key) != EXCHANGE_KEY_BYTES:
+        raise SubmissionRefused("the attempt id or the exchange key has a wrong length")
+    if purpose not in PURPOSES or len(detail) != (32 if purpose in WITH_OFFICERS else 0):
+        raise SubmissionRefused("the purpose is not known, or comes without what belongs to it")
+
+
 @dataclass(frozen=True, slots=True)
 class Context:
     """What a submission is bound to."""
@@ -74,10 +87,7 @@ class Context:
         Raises:
             SubmissionRefused: The attempt id or the exchange key is not as long as it must be.
         """
-        if len(self.attempt_id) != ATTEMPT_ID_BYTES or len(self.exchange_public_key) != EXCHANGE_KEY_BYTES:
-            raise SubmissionRefused("the attempt id or the exchange key has a wrong length")
-        if self.purpose not in PURPOSES or len(self.detail) != (32 if self.purpose in WITH_OFFICERS else 0):
-            raise SubmissionRefused("the purpose is not known, or comes without what belongs to it")
+        check_attempt(self.attempt_id, self.exchange_public_key, self.purpose, self.detail)
 
     @property
     def exchange_key_digest(self) -> bytes:
@@ -168,11 +178,7 @@ def seal_submission(context: Context, officer: str, private_key: rsa.RSAPrivateK
     Raises:
         SubmissionRefused: The exchange key is a point that no honest pool sends.
     """
-    exchange_key = X25519PublicKey.from_public_bytes(context.exchange_public_key)
-    try:
-        sealed = SUITE.encrypt(mnemonic.encode(), exchange_key, context.info(officer))
-    except ValueError:  # a point of small order, for which the shared secret is known to everybody
-        raise SubmissionRefused("the exchange key is not acceptable") from None
+    sealed = seal_to_exchange_key(mnemonic.encode(), context.exchange_public_key, context.info(officer))
     fields = {
         "format": FORMAT,
         "pool_id": context.pool_id,
@@ -184,8 +190,51 @@ def seal_submission(context: Context, officer: str, private_key: rsa.RSAPrivateK
         "officer": officer,
         "sealed_share": encode(sealed),
     }
+    return sign(fields, private_key)
+
+
+def seal_to_exchange_key(share: bytes, exchange_public_key: bytes, info: bytes) -> bytes:
+    """Return a share under HPKE to the exchange key.
+
+    Raises:
+        SubmissionRefused: The exchange key is a point that no honest pool sends.
+    """
+    exchange_key = X25519PublicKey.from_public_bytes(exchange_public_key)
+    try:
+        return SUITE.encrypt(share, exchange_key, info)
+    except ValueError:  # a point of small order, for which the shared secret is known to everybody
+        raise SubmissionRefused("the exchange key is not acceptable") from None
+
+
+def open_with_exchange_key(sealed: bytes, key: X25519PrivateKey, info: bytes, officer: str) -> bytes:
+    """Return the share that :func:`seal_to_exchange_key` sealed.
+
+    Raises:
+        ShareRefused: It does not open; names the officer.
+    """
+    try:
+        return SUITE.decrypt(sealed, key, info)
+    except Exception:  # noqa: BLE001 - HPKE raises several kinds
+        raise ShareRefused("the share does not open with this attempt's exchange key", officer) from None
+
+
+def sign(fields: Mapping[str, Any], private_key: rsa.RSAPrivateKey) -> bytes:
+    """Return a submission: its fields and the officer's signature over them."""
     signature = private_key.sign(canonical(fields), _PADDING, hashes.SHA256())
     return canonical({**fields, "signature": encode(signature)})
+
+
+def check_signature(fields: Mapping[str, Any], public_key: rsa.RSAPublicKey, officer: str) -> None:
+    """Check what :func:`sign` made.
+
+    Raises:
+        SubmissionRefused: It is not the signature of this officer over these fields.
+    """
+    signed = canonical({name: value for name, value in fields.items() if name != "signature"})
+    try:
+        public_key.verify(decode(fields["signature"]), signed, _PADDING, hashes.SHA256())
+    except (InvalidSignature, InvalidFile):
+        raise SubmissionRefused("the submission is not signed by this officer", officer) from None
 
 
 def open_submission(
@@ -205,28 +254,23 @@ def open_submission(
         attempt_id = decode(fields["attempt_id"])
         key_digest = decode(fields["exchange_key_digest"])
         detail = decode(fields["detail"])
-        sealed, signature = decode(fields["sealed_share"]), decode(fields["signature"])
+        sealed = decode(fields["sealed_share"])
     except SecurityDomainError as error:
         raise SubmissionRefused(f"the submission is malformed: {error}") from None
     entry = domain.officer(fields["officer"])
     if fields["format"] != FORMAT or entry is None:
         raise SubmissionRefused("the submission is of no officer of this security domain")
     officer = entry.thumbprint
-    signed = canonical({name: value for name, value in fields.items() if name != "signature"})
-    try:
-        entry.public_key.verify(signature, signed, _PADDING, hashes.SHA256())
-    except InvalidSignature:
-        raise SubmissionRefused("the submission is not signed by this officer", officer) from None
+    check_signature(fields, entry.public_key, officer)
     if (fields["pool_id"], fields["generation"]) != (context.pool_id, context.generation):
         raise SubmissionRefused("the submission is for another pool or generation", officer)
     if attempt_id != context.attempt_id or key_digest != context.exchange_key_digest:
         raise SubmissionRefused("the submission is for another attempt", officer)
     if (fields["purpose"], detail) != (context.purpose, context.detail):
         raise SubmissionRefused("the officer has agreed to something else than this ceremony", officer)
-    try:
-        mnemonic = SUITE.decrypt(sealed, exchange_key, context.info(officer)).decode("ascii")
-    except Exception:  # noqa: BLE001 - HPKE raises several kinds
-        raise ShareRefused("the share does not open with this attempt's exchange key", officer) from None
+    mnemonic = open_with_exchange_key(sealed, exchange_key, context.info(officer), officer).decode(
+        "ascii", "replace"
+    )
     committed = shares.commitment(domain.pool_id, domain.generation, entry.index, mnemonic)
     if committed != entry.share_commitment:
         raise ShareRefused("the share is not the one this officer was given", officer)

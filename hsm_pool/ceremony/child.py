@@ -11,13 +11,18 @@ import sys
 from datetime import UTC, datetime, timedelta
 from typing import IO
 
+from cryptography.hazmat.primitives.asymmetric.x25519 import X25519PrivateKey
+
 from hsm_pool.ceremony.frames import read_frame, write_frame
 from hsm_pool.crypto.secret_memory import harden_process
 from mhsm.ceremony.v1 import ceremony_pb2
 from security_domain import domain, officers
 from security_domain.azure import domain as azure_domain
 from security_domain.azure import transfer_key
+from security_domain.azure.recovery import AzureRecovery
 from security_domain.azure.restore_blob import open_restore_blob
+from security_domain.azure.submission import is_submission
+from security_domain.domain import Core
 from security_domain.errors import SecurityDomainError, SubmissionRefused
 from security_domain.recovery import Recovery
 from security_domain.submission import (
@@ -48,6 +53,7 @@ class _Ceremony:
         self._open = begin.open
         self._new_domain: domain.NewDomain | None = None
         self._recovery: Recovery | None = None
+        self._azure_recovery: AzureRecovery | None = None
         self._exchange: transfer_key.ExchangeKey | None = None
         self.azure_file = b""
         if begin.WhichOneof("command") == "create":
@@ -73,10 +79,18 @@ class _Ceremony:
             checked = officers.check_officers(self._new_officers, begin.open.new_required)
             self.new_thumbprints = [officer.thumbprint for officer in checked]
         if begin.WhichOneof("command") == "open":
-            self.file = begin.open.security_domain_file
+            self.file, self.azure_file = (
+                begin.open.security_domain_file,
+                begin.open.azure_security_domain_file,
+            )
+            purpose, detail = self._agreement()
+            attempt_id, exchange_key = begin.open.attempt_id, X25519PrivateKey.generate()
             if self.file:
-                purpose, detail = self._agreement()
-                self._recovery = Recovery(self.file, begin.open.attempt_id, purpose=purpose, detail=detail)
+                self._recovery = Recovery(self.file, attempt_id, exchange_key, purpose=purpose, detail=detail)
+            if self.azure_file:
+                self._azure_recovery = AzureRecovery(
+                    self.azure_file, attempt_id, exchange_key, purpose=purpose, detail=detail
+                )
         if begin.open.transfer_key_name:
             now = datetime.now(UTC)
             self._exchange = transfer_key.make_exchange_key(
@@ -95,48 +109,67 @@ class _Ceremony:
             azure_security_domain_file=self.azure_file,
             new_officers=self.new_thumbprints,
         )
-        if self._recovery:
-            result.exchange_public_key = self._recovery.exchange_public_key
-            result.required = self._recovery.needed
+        taking = self._recovery or self._azure_recovery
+        if taking:
+            result.exchange_public_key = taking.exchange_public_key
+            result.required = taking.needed
         if self._exchange:
             result.transfer_key = transfer_key.transfer_key(self._exchange.certificate_der)
         return ceremony_pb2.CeremonyResponse(begin=result)
 
     def submit(self, submission: bytes) -> ceremony_pb2.SubmitResult:
-        if self._recovery is None:
+        """Take a share of either format; shares of two formats do not go together, the first decides."""
+        by_format: list[Recovery | AzureRecovery | None] = [self._recovery, self._azure_recovery]
+        if is_submission(submission):
+            by_format.reverse()
+        taking, other = by_format
+        if taking is None:
+            raise SubmissionRefused("this ceremony has no file to take such a share of")
+        if other and other.accepted_officers:
             raise SubmissionRefused(
-                "this recovery waits for a restore blob: it has no file to take shares of"
+                "this attempt takes shares of the other format: submit that one, or cancel and begin again"
             )
-        progress = self._recovery.submit(submission)
+        progress = taking.submit(submission)
         result = ceremony_pb2.SubmitResult(
             accepted=progress.accepted,
             required=progress.required,
-            accepted_officers=self._recovery.accepted_officers,
+            accepted_officers=taking.accepted_officers,
         )
         if not progress.complete:
             return result
-        if self._new_officers:
-            return self._share_out(self._recovery)
-        return self._completed(self._recovery, result)
+        recovery = self._opened_by(taking, result)
+        return self._share_out(recovery) if self._new_officers else self._completed(recovery, result)
 
     def upload(self, restore_blob: bytes) -> ceremony_pb2.SubmitResult:
         if self._exchange is None:
             raise SubmissionRefused("this ceremony takes no restore blob")
         items = open_restore_blob(restore_blob, self._exchange.private_key, self._exchange.certificate_der)
         core, file = azure_domain.open_core(items)
-        recovery = self._recovery or Recovery(file, self._open.attempt_id)
-        recovery.accept(core)
-        result = ceremony_pb2.SubmitResult(required=recovery.needed)
-        if not self._recovery:
-            result.uploaded_security_domain_file = file
+        result = ceremony_pb2.SubmitResult()
+        recovery = self._take_core(core, file, result)
+        result.required = recovery.needed
         return self._completed(recovery, result)
+
+    def _opened_by(self, taking: Recovery | AzureRecovery, result: ceremony_pb2.SubmitResult) -> Recovery:
+        if isinstance(taking, Recovery):
+            return taking
+        return self._take_core(*taking.opened(), result)
+
+    def _take_core(self, core: Core, file: bytes, result: ceremony_pb2.SubmitResult) -> Recovery:
+        """Return the recovery of a domain whose core came with its file, in Azure's format."""
+        recovery = self._recovery
+        if recovery is None:
+            recovery = Recovery(file, self._open.attempt_id)
+            result.uploaded_security_domain_file = file
+        recovery.accept(core)
+        return recovery
 
     def _share_out(self, opened: Recovery) -> ceremony_pb2.SubmitResult:
         """Begin the second phase of a rotation."""
         certificates, required = self._new_officers, self._open.new_required
         self.file, self._recovery = opened.next_phase(certificates, required)
         self.azure_file = azure_domain.make(opened.opened(), self.file, certificates, required)
-        self._new_officers = []
+        self._new_officers, self._azure_recovery = [], None
         return ceremony_pb2.SubmitResult(
             required=self._recovery.needed,
             next_security_domain_file=self.file,

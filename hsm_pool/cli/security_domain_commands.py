@@ -27,7 +27,10 @@ from hsm_pool.client.pool import Pool
 from hsm_pool.errors import MHSMError
 from mhsm.security_domain.v1 import security_domain_pb2
 from security_domain import container, officers, submission
+from security_domain.azure import document as azure_document
+from security_domain.azure import submission as azure_submission
 from security_domain.azure import transfer_key
+from security_domain.azure.items import DOCUMENT_BYTES_MAX
 from security_domain.fingerprints import words
 
 _partition = click.option("--partition", type=click.IntRange(0, 2), default=0, show_default=True)
@@ -157,7 +160,8 @@ def download(
     "domain_file",
     type=EXISTING_FILE,
     default=None,
-    help="In a new pool: the lost pool's file, unless a restore blob brings it. A locked pool has its own.",
+    help="In a new pool: the lost pool's file (its own or Azure's format), unless a restore blob brings it. "
+    "A locked pool has its own.",
 )
 @_attempt_output
 @click.option(
@@ -176,7 +180,7 @@ def init_recovery(
     **common: Any,
 ) -> None:
     """Start to unlock a locked pool, or to recover a lost pool's security domain in a new pool."""
-    file = read_bounded(domain_file, container.FILE_BYTES_MAX) if domain_file else b""
+    file = read_bounded(domain_file, DOCUMENT_BYTES_MAX) if domain_file else b""
     if exchange_certificate_output:
         refuse_existing(exchange_certificate_output)
     ceremony = _begin(common, partition, output, lambda pool: pool.init_recovery(partition, file))
@@ -263,7 +267,9 @@ def fetch_file(
     if ceremony is None:
         fail("no ceremony is under way at this partition", "mhsm security-domain status")
     if azure_output and not ceremony.azure_security_domain_file:
-        fail("this ceremony has made no new file yet, so there is none in Azure's format", "")
+        fail("this pool has no file in Azure's format: its domain was recovered without one", "")
+    if not ceremony.security_domain_file:
+        fail("the file is in Azure's document until a quorum has opened it", "use the document itself")
     write_new(output, ceremony.security_domain_file)
     if azure_output:
         write_new(azure_output, ceremony.azure_security_domain_file)
@@ -280,8 +286,21 @@ def fetch_file(
 
 @security_domain_group.command("submit-share")
 @attempt_option
-@click.option("--security-domain", "domain_file", type=EXISTING_FILE, default=None)
+@click.option(
+    "--security-domain",
+    "domain_file",
+    type=EXISTING_FILE,
+    default=None,
+    help="The security-domain file, or the document of Azure's format.",
+)
 @click.option("--officer-key", "key_file", type=EXISTING_FILE, default=None)
+@click.option(
+    "--officer-certificate",
+    "certificate_file",
+    type=EXISTING_FILE,
+    default=None,
+    help="Needed with a document of Azure's format, which holds no certificates.",
+)
 @click.option("--output", type=NEW_FILE, default=None, help="Write the submission and contact nobody.")
 @click.option(
     "--submission", "submission_file", type=EXISTING_FILE, default=None, help="Submit what --output wrote."
@@ -291,6 +310,7 @@ def submit_share(
     attempt_file: Path,
     domain_file: Path | None,
     key_file: Path | None,
+    certificate_file: Path | None,
     output: Path | None,
     submission_file: Path | None,
     **common: Any,
@@ -302,7 +322,7 @@ def submit_share(
     """
     attempt = read_attempt(attempt_file)
     if submission_file:
-        if domain_file or key_file or output:
+        if domain_file or key_file or certificate_file or output:
             raise click.UsageError("--submission stands alone, with --attempt")
         submitted = read_bounded(submission_file, submission.SUBMISSION_BYTES_MAX)
     else:
@@ -310,7 +330,7 @@ def submit_share(
             raise click.UsageError("--security-domain and --officer-key are needed (or --submission)")
         if output:
             refuse_existing(output)
-        submitted = _make_submission(attempt, domain_file, key_file)
+        submitted = _make_submission(attempt, domain_file, key_file, certificate_file)
     if output:
         write_new(output, submitted)
         report(
@@ -423,13 +443,27 @@ def _refuse_second(pool: Pool, partition: int) -> None:
             )
 
 
-def _make_submission(attempt: Attempt, domain_file: Path, key_file: Path) -> bytes:
+def _make_submission(
+    attempt: Attempt, domain_file: Path, key_file: Path, certificate_file: Path | None
+) -> bytes:
     agreed = f"this share is given for: {attempt.purpose.replace('_', ' ')}"
     if attempt.new_officers:
         agreed += f", to any {attempt.new_required} of the officers {', '.join(attempt.new_officers)}"
     click.echo(f"{agreed}; for nothing else will it be taken", err=True)
+    file = read_bounded(domain_file, DOCUMENT_BYTES_MAX)
+    if azure_document.is_document(file):
+        if certificate_file is None:
+            raise click.UsageError("a document of Azure's format needs --officer-certificate, too")
+        return azure_submission.make_submission(
+            azure_document.parse(file),
+            private_key(key_file),
+            _certificates((certificate_file,))[0],
+            attempt.attempt_id,
+            attempt.exchange_public_key,
+            attempt.purpose,
+            attempt.detail,
+        )
     key = private_key(key_file)
-    file = read_bounded(domain_file, container.FILE_BYTES_MAX)
     domain = container.parse(file)
     if (domain.pool_id, domain.generation) != (attempt.pool_id, attempt.generation):
         fail("the security-domain file is of another pool or generation", "use the file in force")

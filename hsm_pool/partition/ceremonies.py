@@ -37,6 +37,7 @@ from hsm_pool.store.sealing import PoolKeys
 from mhsm.ceremony.v1 import ceremony_pb2
 from mhsm.record.v1 import record_pb2
 from security_domain import container
+from security_domain.azure import document as azure_document
 from security_domain.errors import InvalidFile
 
 ATTEMPT_ID_BYTES = 16
@@ -78,7 +79,7 @@ class Ceremony:
     accepted_officers: tuple[str, ...]
     complete: bool
     azure_file: bytes = b""
-    """The same domain in Azure's format, when it was just made."""
+    """The same domain in Azure's format, if it is known."""
     transfer_key: str = ""
     """JWK of the exchange certificate for restore blobs; "" when none are taken."""
     new_officers: tuple[str, ...] = ()
@@ -188,8 +189,8 @@ class Ceremonies:
         """Start to unlock a locked pool, or to recover a lost pool's domain in a new one.
 
         Args:
-            file: The lost pool's security-domain file; b"" in a locked pool, which has its own, and
-                where a restore blob will bring it.
+            file: The lost pool's security-domain file, in its own or in Azure's format; b"" in a
+                locked pool, which has its own, and where a restore blob will bring it.
 
         Raises:
             InvalidField: The file is not a security domain, or is given where none is needed.
@@ -198,15 +199,17 @@ class Ceremonies:
         with self._lock:
             partition = self._partition
             header = partition.header
-            sealed = record_pb2.SealedEpoch()
+            sealed, azure_file = record_pb2.SealedEpoch(), b""
             if partition.state is PartitionState.LOCKED and header is not None:
                 if file and file != header.security_domain_file:
                     raise InvalidField("a locked pool has its own file", field="security_domain_file")
-                file = header.security_domain_file
+                file, azure_file = header.security_domain_file, header.azure_security_domain_file
                 sealed = header.sealed_epoch
             elif partition.state is not PartitionState.PROVISIONED:
                 raise CeremonyState("the pool is not locked, and not new")
-            return self._open(Purpose.RECOVERY, file, sealed, give_keys=True).seen()
+            elif file:
+                file, azure_file = _by_format(file)
+            return self._open(Purpose.RECOVERY, file, azure_file, sealed, give_keys=True).seen()
 
     def verify(self) -> Ceremony:
         """Start a proof that a quorum of officers can open the security domain and the pool's keys.
@@ -216,8 +219,8 @@ class Ceremonies:
         """
         with self._lock:
             header = self._header_in_force()
-            sealed = header.sealed_epoch
-            return self._open(Purpose.VERIFICATION, header.security_domain_file, sealed).seen()
+            file, azure_file = header.security_domain_file, header.azure_security_domain_file
+            return self._open(Purpose.VERIFICATION, file, azure_file, header.sealed_epoch).seen()
 
     def rotate_shares(self, certificates_der: list[bytes], required: int) -> Ceremony:
         """Start to share the secret out among new officers.
@@ -233,6 +236,7 @@ class Ceremonies:
             attempt = self._open(
                 Purpose.SHARE_ROTATION,
                 header.security_domain_file,
+                header.azure_security_domain_file,
                 header.sealed_epoch,
                 new_officers=certificates_der,
                 new_required=required,
@@ -293,7 +297,9 @@ class Ceremonies:
                 raise
             attempt.accepted_officers = tuple(result.accepted_officers)
             attempt.required = result.required
-            attempt.file = result.next_security_domain_file or attempt.file
+            attempt.file = (
+                result.next_security_domain_file or result.uploaded_security_domain_file or attempt.file
+            )
             attempt.azure_file = result.next_azure_security_domain_file or attempt.azure_file
             return self._finished(attempt, result)
 
@@ -356,20 +362,17 @@ class Ceremonies:
         self,
         purpose: Purpose,
         file: bytes,
+        azure_file: bytes,
         sealed: record_pb2.SealedEpoch,
         *,
         give_keys: bool = False,
         new_officers: list[bytes] | None = None,
         new_required: int = 0,
     ) -> _Attempt:
-        try:
-            if file or purpose is not Purpose.RECOVERY:
-                container.parse(file)
-        except InvalidFile as error:
-            raise InvalidField(str(error), field="security_domain_file") from None
         attempt_id = os.urandom(ATTEMPT_ID_BYTES)
         command = ceremony_pb2.OpenCommand(
             security_domain_file=file,
+            azure_security_domain_file=azure_file,
             attempt_id=attempt_id,
             sealed_pool_keys=sealed.sealed_pool_keys,
             epoch=sealed.epoch,
@@ -488,6 +491,22 @@ class Ceremonies:
         if self._attempt:
             self._attempt.child.close()
             self._attempt = None
+
+
+def _by_format(file: bytes) -> tuple[bytes, bytes]:
+    """Return (file of our own format, document of Azure's format), one of them b"".
+
+    Raises:
+        InvalidField: The file is neither.
+    """
+    try:
+        if azure_document.is_document(file):
+            azure_document.parse(file)
+            return b"", file
+        container.parse(file)
+        return file, b""
+    except InvalidFile as error:
+        raise InvalidField(str(error), field="security_domain_file") from None
 
 
 def _completed(header: record_pb2.PoolHeader) -> Ceremony:

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
+import hashlib
+import hmac
 import os
 import uuid
 from collections.abc import Sequence
@@ -10,9 +13,17 @@ from dataclasses import dataclass
 from cryptography.hazmat.primitives.asymmetric import rsa
 
 from security_domain.azure import sharing, tokens
-from security_domain.azure.items import Item, SealedItem, open_all, parse_all, parse_json, seal_all
-from security_domain.encoding import canonical, check_object, decode
-from security_domain.errors import InvalidFile, InvalidOfficers
+from security_domain.azure.items import (
+    DOCUMENT_BYTES_MAX,
+    Item,
+    SealedItem,
+    open_all,
+    parse_all,
+    parse_json,
+    seal_all,
+)
+from security_domain.encoding import bind, canonical, check_object, decode
+from security_domain.errors import InvalidFile, InvalidOfficers, InvalidShare
 from security_domain.officers import OFFICERS_MAX, OFFICERS_MIN, QUORUM_MIN, check_officers
 from security_domain.secret import Secret
 
@@ -26,6 +37,18 @@ class WrappedShare:
 
     thumbprint: str
     token: str
+    commitment: str
+    """What :func:`commitment` made; "" in a document of a service that does not commit itself."""
+
+    def check(self, share: Secret) -> None:
+        """Check that a share is well formed and the one that this officer was given.
+
+        Raises:
+            InvalidShare: It is not; where there is no commitment only its form is known.
+        """
+        sharing.parse_share(share)
+        if self.commitment and not hmac.compare_digest(self.commitment, commitment(self.thumbprint, share)):
+            raise InvalidShare("the share is not the one this officer was given")
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,6 +58,32 @@ class Document:
     required: int
     shares: tuple[WrappedShare, ...]
     items: tuple[SealedItem, ...]
+    digest: bytes
+    """SHA-256 of the document, however it was spelled."""
+
+    def share_of(self, thumbprint: str) -> WrappedShare:
+        """Return the share of an officer's certificate.
+
+        Raises:
+            InvalidOfficers: The document has none for it.
+        """
+        for share in self.shares:
+            if share.thumbprint == thumbprint:
+                return share
+        raise InvalidOfficers("the file has no share for this certificate")
+
+
+def commitment(thumbprint: str, share: Secret) -> str:
+    """Return a UUID of version 8 (RFC 9562) with 122 bits of SHA-256 over a share and its officer.
+
+    It is the ``kid`` of the share's JWE, which Azure's clients do not look at, and lets a reader
+    name the officer whose share is wrong. It says nothing about a share, whose values are random.
+    """
+    digest = hashlib.sha256(bind("mhsm-sd/azure-commitment/v1", thumbprint, share.reveal())).digest()
+    number = int.from_bytes(digest[:16], "big")
+    number = number & ~(0xF << 76) | (8 << 76)
+    number = number & ~(0x3 << 62) | (0x2 << 62)
+    return str(uuid.UUID(int=number))
 
 
 def make(items: Sequence[Item], officer_certificates_der: Sequence[bytes], required: int) -> bytes:
@@ -60,7 +109,7 @@ def make(items: Sequence[Item], officer_certificates_der: Sequence[bytes], requi
         shares = sharing.split(master, required, len(officers))
         wrapped = [
             {
-                "enc_key": tokens.wrap(officer.public_key, share, str(uuid.uuid4())),
+                "enc_key": tokens.wrap(officer.public_key, share, commitment(officer.thumbprint, share)),
                 "x5t_256": officer.thumbprint,
             }
             for officer, share in zip(officers, shares, strict=True)
@@ -72,6 +121,11 @@ def make(items: Sequence[Item], officer_certificates_der: Sequence[bytes], requi
     document = canonical({"EncData": encrypted, "SharedKeys": shared, "version": VERSION})
     parse(document)  # whoever is given it can read it
     return document
+
+
+def is_document(octets: bytes) -> bool:
+    """Whether a file says that it is of Azure's format and not of our own; nothing else is checked."""
+    return len(octets) <= DOCUMENT_BYTES_MAX and b'"EncData"' in octets and b'"SharedKeys"' in octets
 
 
 def parse(octets: bytes) -> Document:
@@ -93,7 +147,8 @@ def parse(octets: bytes) -> Document:
     shares = tuple(_share(entry) for entry in shared["enc_shares"])
     if len({share.thumbprint for share in shares}) != len(shares):
         raise InvalidFile("two shares are for the same certificate")
-    return Document(shared["required"], shares, parse_all(fields["EncData"]))
+    digest = hashlib.sha256(canonical(fields)).digest()
+    return Document(shared["required"], shares, parse_all(fields["EncData"]), digest)
 
 
 def open_share(document: Document, private_key: rsa.RSAPrivateKey, thumbprint: str) -> Secret:
@@ -110,13 +165,11 @@ def open_share(document: Document, private_key: rsa.RSAPrivateKey, thumbprint: s
     Raises:
         InvalidOfficers: The document has no share for this certificate.
         InvalidFile: The share does not open with this key.
-        InvalidShare: What opened is not a share.
+        InvalidShare: What opened is not a share, or not the one this officer was given.
     """
-    token = next((share.token for share in document.shares if share.thumbprint == thumbprint), None)
-    if token is None:
-        raise InvalidOfficers("the file has no share for this certificate")
-    share = tokens.unwrap(private_key, token)
-    sharing.parse_share(share)
+    wrapped = document.share_of(thumbprint)
+    share = tokens.unwrap(private_key, wrapped.token)
+    wrapped.check(share)
     return share
 
 
@@ -138,5 +191,13 @@ def open_items(document: Document, shares: Sequence[Secret]) -> list[Item]:
 def _share(value: object) -> WrappedShare:
     fields = check_object(value, {"enc_key": str, "x5t_256": str})
     decode(fields["x5t_256"], 32)
-    tokens.check_form(fields["enc_key"], "RSA-OAEP-256", tokens.KEY_CHARACTERS_MAX)
-    return WrappedShare(fields["x5t_256"], fields["enc_key"])
+    header = tokens.check_form(fields["enc_key"], "RSA-OAEP-256", tokens.KEY_CHARACTERS_MAX)
+    return WrappedShare(fields["x5t_256"], fields["enc_key"], _committed(header["kid"]))
+
+
+def _committed(key_id: str) -> str:
+    """Return the key id if it is a commitment: Azure's own are UUIDs of version 4."""
+    with contextlib.suppress(ValueError):
+        if uuid.UUID(key_id).version == 8 and str(uuid.UUID(key_id)) == key_id:
+            return key_id
+    return ""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 from cryptography import x509
@@ -12,10 +13,12 @@ from cryptography.hazmat.primitives.serialization import Encoding
 from hsm_pool.errors import CeremonyState, InvalidField, ShareRefused
 from mhsm.keys.v1 import keys_pb2
 from mhsm.security_domain.v1 import security_domain_pb2
-from security_domain import container
+from security_domain import container, submission
 from security_domain.azure import document, transfer_key
+from security_domain.azure import submission as azure_submission
 from security_domain.azure.restore_blob import make_restore_blob
-from security_domain.officers import save_private_key
+from security_domain.officers import parse_officer, save_private_key
+from security_domain.secret import Secret
 from tests.running_pool import RunningPool, TestOfficer, make_officers, mhsm
 
 pytestmark = [pytest.mark.pool, pytest.mark.slow]
@@ -173,3 +176,84 @@ def test_the_commands_of_the_one_workstation_way(
     pool.await_states(["SERVING"] * 3)
     assert mhsm(*upload, str(blob), *at, check=False).returncode == 1, "the attempt is over"
     pool.down()
+
+
+def test_officers_submit_shares_of_azures_format_one_by_one(
+    make_pool: Callable[..., RunningPool], officers: list[TestOfficer], tmp_path: Path
+) -> None:
+    """G4: a proof, an unlock, a change of officers and a recovery from the document alone, by commands.
+
+    Shares of the two formats do not go together; a false one is refused and names its officer.
+    """
+    pool = make_pool(attended=True)
+    azure = tmp_path / "azure.json"
+    azure.write_bytes(activate(pool, officers))
+    own = tmp_path / "own.json"
+    own.write_bytes(pool.file)
+    for number, officer in enumerate(officers):
+        pem = x509.load_der_x509_certificate(officer.certificate_der).public_bytes(Encoding.PEM)
+        (tmp_path / f"{number}.crt").write_bytes(pem)
+        (tmp_path / f"{number}.key").write_bytes(save_private_key(officer.key))
+
+    def begin(verb: str, name: str, *options: str, of: RunningPool = pool) -> Path:
+        attempt = tmp_path / name
+        mhsm(
+            "security-domain", verb, "--output", str(attempt), *options, "--data-dir", str(of.directory)
+        )  # fmt: skip
+        return attempt
+
+    def submit(attempt: Path, number: int, file: Path = azure, of: RunningPool = pool) -> Any:
+        certificate = ("--officer-certificate", str(tmp_path / f"{number}.crt")) if file == azure else ()
+        return mhsm(
+            "security-domain", "submit-share", "--attempt", str(attempt), "--security-domain", str(file),
+            "--officer-key", str(tmp_path / f"{number}.key"), *certificate,
+            "--data-dir", str(of.directory), check=False,
+        )  # fmt: skip
+
+    proof = begin("verify", "proof.json")
+    assert "1 of 2 shares" in submit(proof, 0).stdout
+    mixed = submit(proof, 1, own)
+    assert (mixed.returncode, "the other format" in mixed.stderr) == (4, True)
+    again = submit(proof, 0)
+    assert (again.returncode, "submitted before" in again.stderr) == (4, True)
+    assert "a quorum can open the security domain" in submit(proof, 2).stdout
+
+    new = make_officers(3)
+    with pool.client("administrator") as client:
+        begun = client.rotate_shares([officer.certificate_der for officer in new], 2, 1)
+        detail = submission.officers_digest(begun.new_officers, 2)
+        parsed = document.parse(azure.read_bytes())
+        agreed = (begun.attempt_id, begun.exchange_public_key, submission.SHARE_ROTATION, detail)
+        context = azure_submission.Context(parsed.digest, *agreed)
+        for officer in officers[:2]:
+            forged = azure_submission.seal_submission(
+                context, officer.certificate_der, officer.key, Secret(bytes(64))
+            )
+            with pytest.raises(ShareRefused) as refused:
+                client.submit_share(1, begun.attempt_id, forged)
+            assert refused.value.metadata["officer"] == parse_officer(officer.certificate_der).thumbprint
+            good = azure_submission.make_submission(parsed, officer.key, officer.certificate_der, *agreed)
+            middle = client.submit_share(1, begun.attempt_id, good)
+        assert container.parse(middle.security_domain_file).sharing == 2
+        with pytest.raises(ShareRefused):
+            client.submit_share(1, begun.attempt_id, good)
+        client.cancel_ceremony(1, begun.attempt_id)
+
+    pool.kill_everything()
+    pool.await_states(["LOCKED"] * 3)
+    attempt = begin("init-recovery", "unlock.json")
+    assert submit(attempt, 1).returncode == 0
+    assert "unlocked" in submit(attempt, 2).stdout
+    pool.await_states(["SERVING"] * 3)
+    pool.down()
+
+    found = make_pool(attended=True)
+    attempt = begin("init-recovery", "recovery.json", "--security-domain", str(azure), of=found)
+    refused_own = submit(attempt, 0, own, of=found)
+    assert refused_own.returncode != 0, "the attempt knows the document only"
+    assert submit(attempt, 0, of=found).returncode == 0
+    assert submit(attempt, 1, of=found).returncode == 0
+    found.await_states(["SERVING"] * 3)
+    with found.client("administrator") as client:
+        assert client.verify_security_domain(0).security_domain_file == own.read_bytes()
+    found.down()

@@ -113,6 +113,7 @@ class OpenCommand(_message.Message):
 
     SECURITY_DOMAIN_FILE_FIELD_NUMBER: _builtins.int
     ATTEMPT_ID_FIELD_NUMBER: _builtins.int
+    AZURE_SECURITY_DOMAIN_FILE_FIELD_NUMBER: _builtins.int
     SEALED_POOL_KEYS_FIELD_NUMBER: _builtins.int
     EPOCH_FIELD_NUMBER: _builtins.int
     GIVE_KEYS_FIELD_NUMBER: _builtins.int
@@ -120,9 +121,13 @@ class OpenCommand(_message.Message):
     NEW_REQUIRED_FIELD_NUMBER: _builtins.int
     TRANSFER_KEY_NAME_FIELD_NUMBER: _builtins.int
     security_domain_file: _builtins.bytes
-    """The security-domain file; empty when it comes with a restore blob."""
+    """The security-domain file; empty when it comes with a restore blob, or in
+    the document of Azure's format.
+    """
     attempt_id: _builtins.bytes
     """16 random bytes that name the attempt."""
+    azure_security_domain_file: _builtins.bytes
+    """The same domain in Azure's format, if it is known: its shares are taken, too."""
     sealed_pool_keys: _builtins.bytes
     """The pool's keys under HPKE to the recovery key; they must open. Empty in a new pool."""
     epoch: _builtins.int
@@ -142,6 +147,7 @@ class OpenCommand(_message.Message):
         *,
         security_domain_file: _builtins.bytes = ...,
         attempt_id: _builtins.bytes = ...,
+        azure_security_domain_file: _builtins.bytes = ...,
         sealed_pool_keys: _builtins.bytes = ...,
         epoch: _builtins.int = ...,
         give_keys: _builtins.bool = ...,
@@ -151,7 +157,7 @@ class OpenCommand(_message.Message):
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["attempt_id", b"attempt_id", "epoch", b"epoch", "give_keys", b"give_keys", "new_officer_certificates_der", b"new_officer_certificates_der", "new_required", b"new_required", "sealed_pool_keys", b"sealed_pool_keys", "security_domain_file", b"security_domain_file", "transfer_key_name", b"transfer_key_name"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["attempt_id", b"attempt_id", "azure_security_domain_file", b"azure_security_domain_file", "epoch", b"epoch", "give_keys", b"give_keys", "new_officer_certificates_der", b"new_officer_certificates_der", "new_required", b"new_required", "sealed_pool_keys", b"sealed_pool_keys", "security_domain_file", b"security_domain_file", "transfer_key_name", b"transfer_key_name"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -313,7 +319,7 @@ class SubmitResult(_message.Message):
     next_azure_security_domain_file: _builtins.bytes
     """The new file in Azure's format, when the next phase has just begun."""
     uploaded_security_domain_file: _builtins.bytes
-    """The security-domain file that came with a restore blob."""
+    """The security-domain file that came with a restore blob or in Azure's document."""
     @_builtins.property
     def accepted_officers(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
         """Thumbprints of the officers whose shares were accepted."""

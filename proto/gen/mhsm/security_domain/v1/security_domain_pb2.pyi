@@ -106,7 +106,9 @@ class Ceremony(_message.Message):
     complete: _builtins.bool
     """Whether the ceremony has done what it is for."""
     azure_security_domain_file: _builtins.bytes
-    """The same security domain in Azure's format, when it was just made."""
+    """The same security domain in Azure's format, if it is known. An attempt takes
+    shares of the one format or of the other; the first share decides.
+    """
     transfer_key: _builtins.str
     """In a recovery: the exchange certificate for restore blobs, a JWK as Azure's
     service gives it.
@@ -223,8 +225,9 @@ class InitRecoveryRequest(_message.Message):
 
     SECURITY_DOMAIN_FILE_FIELD_NUMBER: _builtins.int
     security_domain_file: _builtins.bytes
-    """In a pool that is not active: the file of the pool to recover; empty if a
-    restore blob will bring it. Empty in a locked pool, which has its own.
+    """In a pool that is not active: the file of the pool to recover, in its own or
+    in Azure's format; empty if a restore blob will bring it. Empty in a locked
+    pool, which has its own.
     """
     def __init__(
         self,
@@ -458,8 +461,8 @@ class SubmitShareRequest(_message.Message):
     attempt_id: _builtins.bytes
     """From Ceremony."""
     submission: _builtins.bytes
-    """security_domain.ShareSubmission as JSON: the officer's thumbprint, the
-    share under HPKE to the exchange key, and the officer's RSA-PSS signature.
+    """A submission as JSON, as security_domain/FORMAT.md says: the share, of either
+    format, under HPKE to the exchange key, and the officer's RSA-PSS signature.
     """
     def __init__(
         self,
