@@ -6,6 +6,7 @@ import os
 import random
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -28,6 +29,8 @@ def pytest_configure(config: pytest.Config) -> None:
     global _seed
     chosen = config.getoption("--seed")
     _seed = int.from_bytes(os.urandom(4), "big") if chosen is None else chosen
+    config.option.seed = _seed  # test processes that run beside each other get the same one
+    config.pluginmanager.register(_LeftOut())
     # The package installs etcd for itself into the repository when none is on PATH.
     os.environ["PATH"] = f"{os.environ['PATH']}:{ROOT / '.etcd'}"
 
@@ -45,6 +48,29 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
     if left_out:
         config.hook.pytest_deselected(items=left_out)
         items[:] = [item for item in items if item not in left_out]
+    worker = getattr(config, "workeroutput", None)
+    if worker is not None:
+        worker["left_out"] = len(left_out)
+    # Run beside each other (scripts/test), modules stay whole, because their tests share a pool;
+    # broken builds share nothing.
+    for item in items:
+        if not item.get_closest_marker("mutant"):
+            item.add_marker(pytest.mark.xdist_group(item.nodeid.split("::", maxsplit=1)[0]))
+
+
+class _LeftOut:
+    """Counts what test processes leave out: pytest counts only what it leaves out itself."""
+
+    def __init__(self) -> None:
+        self.count = 0
+
+    @pytest.hookimpl(optionalhook=True)
+    def pytest_testnodedown(self, node: Any) -> None:
+        self.count = max(self.count, node.workeroutput.get("left_out", 0))
+
+    def pytest_terminal_summary(self, terminalreporter: Any) -> None:
+        if self.count:
+            terminalreporter.write_line(f"{self.count} deselected")
 
 
 @pytest.fixture(scope="session")
@@ -56,7 +82,10 @@ def full(request: pytest.FixtureRequest) -> bool:
 @pytest.fixture
 def seed(request: pytest.FixtureRequest) -> int:
     """A seed of this test: the run's seed and the test's name."""
-    return random.Random(f"{_seed}/{request.node.nodeid}").randrange(2**32)
+    name = request.node.nodeid
+    for group in request.node.iter_markers("xdist_group"):
+        name = name.removesuffix(f"@{group.args[0]}")
+    return random.Random(f"{_seed}/{name}").randrange(2**32)
 
 
 @pytest.fixture(scope="session")

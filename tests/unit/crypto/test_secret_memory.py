@@ -100,7 +100,10 @@ def test_secret_memory_is_not_readable_from_outside(mode: str) -> None:
     finally:
         child.kill()
         child.communicate()
-    assert found == {"secret": 0, "fallback": 1, "control": 2}[mode]
+    if mode == "control":
+        assert found >= 2, "the page, the copy, and what the allocator left of its making"
+    else:
+        assert found == {"secret": 0, "fallback": 1}[mode]
     assert "lo" in flags, "locked: never swapped"
     if mode != "secret":
         assert "dd" in flags, "left out of core files"
