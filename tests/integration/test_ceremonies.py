@@ -4,11 +4,9 @@ from __future__ import annotations
 
 import itertools
 import os
-import signal
 import uuid
 from collections.abc import Callable, Iterator
 from datetime import UTC, datetime, timedelta
-from pathlib import Path
 
 import pytest
 from cryptography import x509
@@ -228,48 +226,7 @@ def test_no_ceremony_while_the_pool_serves(locked: RunningPool) -> None:
         client.init_recovery(0)
 
 
-# -- what dies in the middle --------------------------------------------------------------
-
-
-def test_a_ceremony_whose_child_is_killed_can_be_repeated(locked: RunningPool) -> None:
-    """G4, G8: the attempt is over, says so, and nothing of it is left."""
-    with locked.client("administrator") as client:
-        begun = client.init_recovery(0)
-        client.submit_share(0, begun.attempt_id, locked.submission(locked.officers[0], begun))
-        child = locked.ceremony_child(0)
-        assert child
-        os.kill(child, signal.SIGKILL)
-        with pytest.raises(CeremonyState):
-            client.submit_share(0, begun.attempt_id, locked.submission(locked.officers[1], begun))
-        assert locked.states() == ["LOCKED"] * 3
-    locked.unlock(locked.officers[:2])
-
-
-def test_a_ceremony_whose_partition_is_killed_can_be_repeated(locked: RunningPool) -> None:
-    """G4: the child ends with its partition, and the ceremony is repeated at the same place."""
-    with locked.client("administrator") as client:
-        begun = client.init_recovery(0)
-        client.submit_share(0, begun.attempt_id, locked.submission(locked.officers[0], begun))
-    child = locked.ceremony_child(0)
-    assert child
-    incarnation = locked.status(0).incarnation
-    assert locked.signal(0, "partition", signal.SIGKILL)
-    until(lambda: not Path(f"/proc/{child}/mem").exists() or gone(child), 10, "the end of the ceremony child")
-    until(
-        lambda: (s := locked.status(0)) is not None and s.incarnation > incarnation, 30, "a new incarnation"
-    )
-    locked.await_states(["LOCKED"] * 3)
-    with locked.client("administrator") as client, pytest.raises(CeremonyState):
-        client.submit_share(0, begun.attempt_id, locked.submission(locked.officers[1], begun))
-    locked.unlock(locked.officers[:2])
-
-
-def gone(process_id: int) -> bool:
-    """Return whether a process has ended, reaped or not."""
-    try:
-        return Path(f"/proc/{process_id}/stat").read_text().rpartition(")")[2].split()[0] == "Z"
-    except FileNotFoundError:
-        return True
+# -- what restarts ------------------------------------------------------------------------
 
 
 def test_an_unattended_pool_restarts_by_itself(

@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import os
-import signal
 from collections.abc import Callable
 from typing import Any
 
 import pytest
 
-from hsm_pool.errors import AlreadyActivated, CeremonyState, InvalidField, MHSMError, ShareRefused
+from hsm_pool.errors import AlreadyActivated, CeremonyState, InvalidField, ShareRefused
 from mhsm.keys.v1 import keys_pb2
 from mhsm.security_domain.v1 import security_domain_pb2
 from security_domain import container
@@ -165,41 +163,6 @@ def test_of_two_rotations_at_two_partitions_one_wins(
             submit(client, pool, middles[1], sets[1][:2])
         assert client.verify_security_domain(2).security_domain_file == middles[0].security_domain_file
     pool.down()
-
-
-@pytest.mark.parametrize("victim", ["child", "partition"])
-@pytest.mark.parametrize("step", ["begun", "one old share", "old quorum", "one new share"])
-def test_a_killed_rotation_leaves_the_pool_as_it_was(
-    pool: RunningPool, officers: list[TestOfficer], victim: str, step: str
-) -> None:
-    """G1, G4: kill -9 of the child or the partition at each step; the old file stays in force."""
-    new = make_officers(3)
-    with pool.client("administrator") as client:
-        begun = client.rotate_shares([officer.certificate_der for officer in new], 2, 0)
-        after = begun
-        if step != "begun":
-            after = submit(client, pool, begun, officers[:1])
-        if step in {"old quorum", "one new share"}:
-            after = submit(client, pool, begun, officers[1:2])
-        if step == "one new share":
-            after = submit(client, pool, after, new[:1])
-        if victim == "child":
-            child = pool.ceremony_child(0)
-            assert child is not None
-            os.kill(child, signal.SIGKILL)
-        else:
-            pool.signal(0, "partition", signal.SIGKILL)
-            pool.await_states(["SERVING"] * 3)
-        with pytest.raises(MHSMError) as refused:
-            next_officer = officers[2] if after.security_domain_file == pool.file else new[1]
-            client.submit_share(0, begun.attempt_id, pool.submission(next_officer, after))
-        assert type(refused.value) in {CeremonyState, InvalidField, ShareRefused}
-    pool.await_states(["SERVING"] * 3)
-    with pool.client("administrator", timeout_seconds=30) as client:
-        assert client.get_ceremony(0) is None
-        again = client.verify_security_domain(0)
-        assert again.security_domain_file == pool.file, "the old file is in force"
-        assert submit(client, pool, again, officers[1:]).complete
 
 
 def test_a_lost_pools_domain_is_recovered_in_a_new_pool(
