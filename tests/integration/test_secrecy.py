@@ -23,10 +23,11 @@ from hsm_pool.errors import MHSMError
 from mhsm.record.v1 import record_pb2
 from security_domain import container, shares
 from security_domain.azure import document
+from security_domain.azure import submission as azure_submission
 from security_domain.encoding import decode, parse_object
 from security_domain.recovery import Recovery
 from security_domain.secret import Secret
-from security_domain.submission import make_submission, open_own_share
+from security_domain.submission import VERIFICATION, make_submission, open_own_share
 from security_domain.wrapping import DerivedKeys, open_payload
 from tests.running_pool import RunningPool, TestOfficer, until
 from tests.scan import Scanner, Unreadable, encodings, files_under, mnemonic_encodings
@@ -114,7 +115,7 @@ def use(pool: RunningPool) -> None:
 
 
 def hold_ceremonies(pool: RunningPool, officers: list[TestOfficer], place: Path) -> bytes:
-    """Prove a quorum, rotate the shares and restore a backup; return the new file in Azure's format."""
+    """Prove quorums, rotate the shares and restore a backup; return the new file in Azure's format."""
     with pool.client("administrator") as client:
         begun = client.verify_security_domain(2)
         for officer in officers[:2]:
@@ -124,6 +125,21 @@ def hold_ceremonies(pool: RunningPool, officers: list[TestOfficer], place: Path)
             after = client.submit_share(0, begun.attempt_id, pool.submission(officer, begun))
         for officer in officers[:2]:
             assert client.submit_share(0, begun.attempt_id, pool.submission(officer, after)).required == 2
+        proof = client.verify_security_domain(1)
+        parsed = document.parse(after.azure_security_domain_file)
+        for officer in officers[:2]:
+            client.submit_share(
+                1,
+                proof.attempt_id,
+                azure_submission.make_submission(
+                    parsed,
+                    officer.key,
+                    officer.certificate_der,
+                    proof.attempt_id,
+                    proof.exchange_public_key,
+                    VERIFICATION,
+                ),
+            )
         assert client.rotate_key_encryption_key(1) == 2
         location = open_location(str(place))
         backups.take(client, location, lambda *_: None, 1)
