@@ -1,11 +1,13 @@
-"""The controller's process: poll all partitions, keep the picture, tell what changed.
+"""The controller's process: poll all partitions, plan, take one step, tell what changed.
 
-One loop in one thread. It decides nothing yet; whoever wants the picture reads
-``status.json`` in the data directory, which is replaced as a whole.
+One loop in one thread, a thin shell around :mod:`fabric_controller.planner`. What it is to
+do stands in the journal; whoever wants the picture reads ``status.json`` in the data
+directory, which is replaced as a whole.
 """
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import fcntl
 import json
@@ -13,6 +15,7 @@ import os
 import signal
 import sys
 import threading
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from datetime import UTC, datetime
@@ -21,16 +24,23 @@ from typing import Any, Final
 
 import structlog
 
-from fabric_controller.enclave_client import EnclaveClient
+from fabric_controller.enclave_client import EnclaveClient, EnclaveError
+from fabric_controller.issuing import issue
+from fabric_controller.journal import Journal
 from fabric_controller.observe import Picture, as_document, blank, observe
+from fabric_controller.planner import Act, Done, Halt, Wait, plan
 from fabric_controller.settings import FabricSettings
+from fabric_controller.work import Issuer, Work
 
 POLL_SECONDS: Final = 1.0
 """Pause between two rounds."""
 
+WORK_SECONDS: Final = 0.25
+"""Pause between two rounds while there is work."""
+
 STATUS_FILE: Final = "status.json"
 LOCK_FILE: Final = "controller.lock"
-FORMAT_VERSION: Final = 1
+FORMAT_VERSION: Final = 2
 """Version of the object in status.json and of ``status --json``."""
 
 
@@ -38,13 +48,23 @@ class AlreadyRunningError(Exception):
     """Another controller holds the data directory."""
 
 
-def status_document(pool_id: str, picture: Picture) -> dict[str, Any]:
-    """Return the object of status.json: format version, pool, time of the round (UTC) and partitions."""
+def status_document(pool_id: str, picture: Picture, work: Work, now_ms: int) -> dict[str, Any]:
+    """Return the object of status.json and ``status --json``.
+
+    It holds format version, pool, time of the round (UTC), the partitions and the work:
+    ``state`` is idle, running or halted; ``reason`` says why nothing moves, if nothing does.
+    """
+    reason = work.halted or ""
+    decision = plan(picture, work, now_ms)
+    if isinstance(decision, Wait | Halt):
+        reason = decision.reason
+    state = "idle" if work.goal is None else "running" if work.running else "halted"
     return {
         "format_version": FORMAT_VERSION,
         "pool_id": pool_id,
         "time": datetime.now(UTC).isoformat(timespec="milliseconds"),
         **as_document(picture),
+        "work": {"state": state, "reason": reason, "drained_by_operator": sorted(work.drained)},
     }
 
 
@@ -71,7 +91,12 @@ def write_atomically(path: Path, document: dict[str, Any]) -> None:
 
 
 @contextmanager
-def _sole_controller(data_directory: Path) -> Iterator[None]:
+def sole_controller(data_directory: Path) -> Iterator[None]:
+    """Hold the data directory, as the one controller that works.
+
+    Raises:
+        AlreadyRunningError: Another controller does.
+    """
     descriptor = os.open(data_directory / LOCK_FILE, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
     try:
         try:
@@ -95,10 +120,47 @@ def make_logger() -> Any:
     )
 
 
-def run(settings: FabricSettings, client: EnclaveClient, stop: threading.Event, logger: Any) -> None:
-    """Poll until ``stop`` is set; a round under way is finished, at most one deadline.
+def take_step(journal: Journal, client: EnclaveClient, picture: Picture, logger: Any) -> bool:
+    """Take the next step of the work; return whether one was taken.
+
+    The journal is held from the decision until the result is in it, so that an operator's
+    command comes before or after, never in between.
+    """
+    with journal.exclusive() as work:
+        decision = plan(picture, work, time.time_ns() // 1_000_000)
+        match decision:
+            case Act(verb, partition):
+                code = "OK"
+                try:
+                    issue(journal, client, verb, partition, Issuer.CONTROLLER)
+                except EnclaveError as error:
+                    code = error.code
+                logger.info("command", verb=verb.value, partition=partition, code=code)
+            case Halt(reason):
+                journal.append({"kind": "halt", "by": Issuer.CONTROLLER.value, "reason": reason})
+                logger.warning("halted", reason=reason)
+            case Done():
+                journal.append({"kind": "done"})
+                logger.info("done")
+            case _:
+                return False
+    return True
+
+
+def run(
+    settings: FabricSettings,
+    client: EnclaveClient,
+    journal: Journal,
+    stop: threading.Event,
+    logger: Any,
+) -> None:
+    """Poll and work until ``stop`` is set; a round under way is finished, at most one deadline.
 
     A status file that cannot be written is logged once and tried again with the next round.
+
+    Raises:
+        JournalDamaged: Somebody has written into the journal.
+        OSError: The journal cannot be written: without it nothing is sent.
     """
     path = Path(settings.data_directory) / STATUS_FILE
     picture = blank(partition.index for partition in settings.partitions)
@@ -113,15 +175,19 @@ def run(settings: FabricSettings, client: EnclaveClient, stop: threading.Event, 
                 before=change.before,
                 after=change.after,
             )
+        work = journal.refresh()
         failure = None
         try:
-            write_atomically(path, status_document(settings.pool_id, picture))
+            document = status_document(settings.pool_id, picture, work, time.time_ns() // 1_000_000)
+            write_atomically(path, document)
         except OSError as error:
             failure = errno.errorcode.get(error.errno or 0, "UNKNOWN")
         if failure != write_failure:
             logger.warning("status_file", failure=failure)
             write_failure = failure
-        stop.wait(POLL_SECONDS)
+        if work.running:
+            take_step(journal, client, picture, logger)
+        stop.wait(WORK_SECONDS if work.running else POLL_SECONDS)
 
 
 def serve(settings: FabricSettings) -> None:
@@ -129,6 +195,7 @@ def serve(settings: FabricSettings) -> None:
 
     Raises:
         AlreadyRunningError: Another controller holds the data directory.
+        JournalDamaged: The journal holds what was not written to it.
         OSError: The data directory or the identity cannot be used.
     """
     stop = threading.Event()
@@ -140,9 +207,14 @@ def serve(settings: FabricSettings) -> None:
     logger = make_logger()
     data_directory = Path(settings.data_directory)
     data_directory.mkdir(mode=0o700, parents=True, exist_ok=True)
-    with _sole_controller(data_directory), EnclaveClient(settings) as client:
+    with (
+        sole_controller(data_directory),
+        contextlib.closing(Journal(data_directory)) as journal,
+        EnclaveClient(settings) as client,
+    ):
+        journal.begin_anew()
         signal.signal(signal.SIGTERM, end)
         signal.signal(signal.SIGINT, end)
         logger.info("started", pool_id=settings.pool_id, partitions=len(settings.partitions))
-        run(settings, client, stop, logger)
+        run(settings, client, journal, stop, logger)
         logger.info("ended", pool_id=settings.pool_id)

@@ -12,13 +12,20 @@ from pathlib import Path
 from typing import Any, Final, Self
 
 import grpc
+from grpc_health.v1 import health_pb2, health_pb2_grpc
 
 from fabric_controller.observe import Failure, Observation, State, Status
 from fabric_controller.settings import FabricSettings
+from fabric_controller.work import Verb
 from mhsm.enclave.v1 import enclave_pb2, enclave_pb2_grpc
 
 CALL_SECONDS: Final = 2.0
-"""Deadline of every call."""
+"""Deadline of a look at a partition."""
+
+COMMAND_SECONDS: Final = 10.0
+"""Deadline of a command."""
+
+INCARNATION_MAX: Final = 2**32 - 1
 
 MESSAGE_BYTES_MAX: Final = 256
 """Bytes of one message; the largest legal reply has about 30."""
@@ -43,7 +50,8 @@ _CHANNEL_OPTIONS: Final = (
     ("grpc.service_config_disable_resolution", 1),
     # A restarted partition is seen within about one round.
     ("grpc.initial_reconnect_backoff_ms", 100),
-    ("grpc.min_reconnect_backoff_ms", 100),
+    # This also bounds how long a TLS handshake may take: not too short for a busy machine.
+    ("grpc.min_reconnect_backoff_ms", 1000),
     ("grpc.max_reconnect_backoff_ms", 1000),
 )
 
@@ -85,6 +93,9 @@ class EnclaveClient:
         self._stubs: Mapping[int, enclave_pb2_grpc.EnclaveServiceStub] = {
             index: enclave_pb2_grpc.EnclaveServiceStub(channel) for index, channel in self._channels.items()
         }
+        self._health_stubs: Mapping[int, Any] = {
+            index: health_pb2_grpc.HealthStub(channel) for index, channel in self._channels.items()
+        }
 
     def __enter__(self) -> Self:
         return self
@@ -104,43 +115,76 @@ class EnclaveClient:
             index: stub.GetStatus.future(enclave_pb2.GetStatusRequest(), timeout=CALL_SECONDS)
             for index, stub in self._stubs.items()
         }
+        checks: dict[int, Any] = {
+            index: stub.Check.future(health_pb2.HealthCheckRequest(), timeout=CALL_SECONDS)
+            for index, stub in self._health_stubs.items()
+        }
         observations: dict[int, Observation] = {}
         for index, call in calls.items():
             try:
-                observations[index] = self._status(_reply(call))
+                observations[index] = self._status(_reply(call), healthy=_is_healthy(checks[index]))
             except EnclaveError as error:
+                checks[index].cancel()
                 observations[index] = Failure(error.code)
         return observations
 
-    def drain(self, index: int) -> State:
-        """Take a partition out of service and return its state.
+    def command(self, verb: Verb, index: int, counter: int, expires_ms: int) -> State:
+        """Send a command to a partition and return its state afterwards.
+
+        Args:
+            verb: What to do.
+            index: The partition.
+            counter: Above that of every command before.
+            expires_ms: When the command is void, Unix milliseconds.
 
         Raises:
-            EnclaveError: Refused (FAILED_PRECONDITION: fewer than two would serve), or not answered.
+            EnclaveError: Refused (FAILED_PRECONDITION: fewer than two would serve; ABORTED: the
+                counter is not the highest), or not answered.
         """
         stub = self._stubs[index]
-        return _state(_reply(stub.Drain.future(enclave_pb2.DrainRequest(), timeout=CALL_SECONDS)).state)
+        calls: dict[Verb, Callable[[], Any]] = {
+            Verb.DRAIN: lambda: stub.Drain.future(
+                enclave_pb2.DrainRequest(counter=counter, expires_ms=expires_ms), timeout=COMMAND_SECONDS
+            ),
+            Verb.RESUME: lambda: stub.Resume.future(
+                enclave_pb2.ResumeRequest(counter=counter, expires_ms=expires_ms), timeout=COMMAND_SECONDS
+            ),
+            Verb.RELINQUISH: lambda: stub.Relinquish.future(
+                enclave_pb2.RelinquishRequest(counter=counter, expires_ms=expires_ms),
+                timeout=COMMAND_SECONDS,
+            ),
+            Verb.RESTART: lambda: stub.Restart.future(
+                enclave_pb2.RestartRequest(counter=counter, expires_ms=expires_ms), timeout=COMMAND_SECONDS
+            ),
+        }
+        return _state(_reply(calls[verb](), COMMAND_SECONDS).state)
 
-    def resume(self, index: int) -> State:
-        """Put a partition back into service and return its state.
-
-        Raises:
-            EnclaveError: Refused, or not answered.
-        """
-        stub = self._stubs[index]
-        return _state(_reply(stub.Resume.future(enclave_pb2.ResumeRequest(), timeout=CALL_SECONDS)).state)
-
-    def _status(self, reply: enclave_pb2.GetStatusResponse) -> Status:
-        if reply.serving_count > len(self._stubs):
+    def _status(self, reply: enclave_pb2.GetStatusResponse, *, healthy: bool) -> Status:
+        if reply.serving_count > len(self._stubs) or reply.incarnation > INCARNATION_MAX:
             raise EnclaveError(REPLY_REFUSED)
-        return Status(_state(reply.state), reply.fresh, reply.applied_sequence, reply.serving_count)
+        return Status(
+            _state(reply.state),
+            reply.fresh,
+            reply.applied_sequence,
+            reply.serving_count,
+            reply.incarnation,
+            reply.housekeeper,
+            healthy,
+        )
 
 
-def _reply(call: Any) -> Any:
+def _is_healthy(check: Any) -> bool:
+    try:
+        return bool(_reply(check).status == health_pb2.HealthCheckResponse.SERVING)
+    except EnclaveError:
+        return False
+
+
+def _reply(call: Any, seconds: float = CALL_SECONDS) -> Any:
     code = None
     try:
         # The deadline ends the call; the second bound holds even if the library did not.
-        reply = call.result(timeout=CALL_SECONDS + 1)
+        reply = call.result(timeout=seconds + 1)
     except grpc.RpcError as error:
         code = _code_name(error)
     except grpc.FutureTimeoutError:

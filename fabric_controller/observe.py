@@ -1,7 +1,7 @@
 """What the controller knows of the pool: pure, no clock, no network, no files.
 
 A round of polling gives one observation a partition; :func:`observe` folds it into
-the picture before and says what changed. Planning on top of it comes later.
+the picture before and says what changed. :mod:`fabric_controller.planner` plans on it.
 """
 
 from __future__ import annotations
@@ -32,6 +32,10 @@ class Status:
     fresh: bool
     applied_sequence: int
     serving_count: int
+    incarnation: int = 0
+    housekeeper: bool = False
+    healthy: bool = True
+    """What gRPC health said in the same round."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,14 +60,25 @@ class PartitionView:
     failure: Failure | None = None
 
     @property
+    def answering(self) -> bool:
+        """Whether the partition answered in the last round."""
+        return self.failure is None and self.status is not None
+
+    @property
     def serving(self) -> bool:
-        """Whether the partition answered in the last round, serves and is fresh."""
+        """Whether the partition answered in the last round, serves, is fresh and healthy."""
         return (
             self.failure is None
             and self.status is not None
             and self.status.state is State.SERVING
             and self.status.fresh
+            and self.status.healthy
         )
+
+    @property
+    def state_name(self) -> str:
+        """State in a word, UNREACHABLE when it did not answer."""
+        return self.status.state.value if self.status and self.answering else "UNREACHABLE"
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,6 +86,10 @@ class Picture:
     """The pool as last seen, ordered by partition index."""
 
     partitions: tuple[PartitionView, ...]
+
+    def view(self, index: int) -> PartitionView:
+        """Return a partition of the pool."""
+        return next(view for view in self.partitions if view.index == index)
 
     @property
     def serving_count(self) -> int:
@@ -80,7 +99,13 @@ class Picture:
     @property
     def answering_count(self) -> int:
         """How many partitions answered in the last round."""
-        return sum(view.status is not None and view.failure is None for view in self.partitions)
+        return sum(view.answering for view in self.partitions)
+
+    @property
+    def housekeeper(self) -> int | None:
+        """The partition that says it holds the housekeeping role."""
+        holders = [v.index for v in self.partitions if v.answering and v.status and v.status.housekeeper]
+        return holders[0] if holders else None
 
 
 @dataclass(frozen=True, slots=True)
@@ -106,7 +131,7 @@ def _view_changes(before: PartitionView, after: PartitionView) -> list[Change]:
         changes.append(Change(after.index, "failure", code_before, code_after))
     # While a partition is silent its last status stays, so a silence alone is one change, not three.
     if after.status is not None:
-        for what in ("state", "fresh", "serving_count"):
+        for what in ("state", "fresh", "serving_count", "incarnation", "housekeeper", "healthy"):
             old = getattr(before.status, what, None)
             new = getattr(after.status, what)
             if old != new:
@@ -155,12 +180,15 @@ def as_document(picture: Picture) -> dict[str, Any]:
         "partitions": [
             {
                 "index": view.index,
-                "answering": view.status is not None and view.failure is None,
+                "answering": view.answering,
                 "failure": view.failure.code if view.failure else None,
                 "state": view.status.state.value if view.status else None,
                 "fresh": view.status.fresh if view.status else None,
                 "applied_sequence": view.status.applied_sequence if view.status else None,
                 "serving_count": view.status.serving_count if view.status else None,
+                "incarnation": view.status.incarnation if view.status else None,
+                "housekeeper": view.status.housekeeper if view.status else None,
+                "healthy": view.status.healthy if view.status else None,
             }
             for view in picture.partitions
         ],

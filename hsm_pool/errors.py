@@ -180,6 +180,19 @@ class FloorOfTwo(StateError):
     reason = "FLOOR_OF_TWO"
 
 
+class NotDrained(StateError):
+    """The partition is not drained: only a drained one is restarted."""
+
+    reason = "NOT_DRAINED"
+
+
+class CommandStale(StateError):
+    """A command of the controller is a repeat, older than another one, or its time is over."""
+
+    code = "ABORTED"
+    reason = "COMMAND_STALE"
+
+
 class AvailabilityError(MHSMError):
     """This partition cannot answer now; another one, or a later try, may."""
 

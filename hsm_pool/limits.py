@@ -114,3 +114,15 @@ BACKUP_PART_BYTES_MAX: Final = 2 * 1024 * 1024
 
 KEY_BACKUP_BYTES_MAX: Final = 2 * 1024 * 1024
 """Backup of a single key with all its versions."""
+
+ENCLAVE_MESSAGE_BYTES_MAX: Final = 64
+"""Bytes of one request of the enclave interface; the largest legal one has about 20."""
+
+ENCLAVE_CALLS_PER_SECOND: Final = 50
+"""Calls of one identity on the fabric plane; the controller itself needs about two."""
+
+ENCLAVE_CALLS_BURST: Final = 100
+"""Calls of one identity on the fabric plane at once."""
+
+COMMAND_SECONDS_MAX: Final = 60
+"""How long a command of the controller may be valid at most."""

@@ -83,6 +83,22 @@ class ResumePartition:
 
 
 @dataclass(frozen=True, slots=True)
+class RestartPartition:
+    """Lets a drained partition restart; changes nothing, but is decided on the chain."""
+
+    index: int
+    serving: frozenset[int]
+
+
+@dataclass(frozen=True, slots=True)
+class RelinquishHousekeeping:
+    """Hands the housekeeping role of a partition to the next serving one."""
+
+    index: int
+    serving: frozenset[int]
+
+
+@dataclass(frozen=True, slots=True)
 class ReplaceSecurityDomain:
     """Puts another security-domain header in force; both digests are SHA-256 of the header."""
 
@@ -172,6 +188,8 @@ Command = (
     | PurgeDeletedKey
     | DrainPartition
     | ResumePartition
+    | RestartPartition
+    | RelinquishHousekeeping
     | ReplaceSecurityDomain
     | ProposeEpoch
     | HoldEpoch

@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 from hsm_pool import limits
-from hsm_pool.core import epochs, restore
+from hsm_pool.core import epochs, membership, restore
 from hsm_pool.core.commands import (
     ActivateEpoch,
     AdvanceRestore,
@@ -26,8 +26,10 @@ from hsm_pool.core.commands import (
     ProposeEpoch,
     PurgeDeletedKey,
     RecoverDeletedKey,
+    RelinquishHousekeeping,
     ReplaceSecurityDomain,
     Reply,
+    RestartPartition,
     RestoreKey,
     ResumePartition,
     StageRecords,
@@ -52,7 +54,6 @@ from hsm_pool.core.model import (
 from hsm_pool.core.state import Changes, View
 from hsm_pool.errors import (
     DeletedKeyNotFound,
-    FloorOfTwo,
     InvalidField,
     KeyExists,
     KeyNotFound,
@@ -93,10 +94,8 @@ def apply(command: Command, view: View) -> Outcome:
             return _recover(command, view)
         case PurgeDeletedKey():
             return _purge(command, view)
-        case DrainPartition():
-            return _drain(command, view)
-        case ResumePartition():
-            return _resume(command, view)
+        case DrainPartition() | ResumePartition() | RestartPartition() | RelinquishHousekeeping():
+            return Outcome(EmptyReply(), membership.apply(command, view))
         case ReplaceSecurityDomain() | ProposeEpoch() | HoldEpoch() | ActivateEpoch():
             return Outcome(EmptyReply(), epochs.apply(command, view))
         case StartRestore() | StageRecords() | CommitRestore() | CancelRestore() | AdvanceRestore():
@@ -301,16 +300,3 @@ def _purge(command: PurgeDeletedKey, view: View) -> Outcome:
     for version_id in key.version_ids:
         changes[version_name(key.key_id, version_id)] = None
     return Outcome(EmptyReply(), changes)
-
-
-def _drain(command: DrainPartition, view: View) -> Outcome:
-    pool = pool_record(view)
-    remaining = command.serving - pool.drained - {command.index}
-    if len(remaining) < 2:
-        raise FloorOfTwo("fewer than two partitions would go on serving")
-    return Outcome(EmptyReply(), {POOL: replace(pool, drained=pool.drained | {command.index})})
-
-
-def _resume(command: ResumePartition, view: View) -> Outcome:
-    pool = pool_record(view)
-    return Outcome(EmptyReply(), {POOL: replace(pool, drained=pool.drained - {command.index})})

@@ -108,6 +108,8 @@ class PoolRecord:
     """Newest epoch that was proposed and is not in force; 0 for none."""
     holders: frozenset[int] = field(default_factory=frozenset)
     """Partitions that hold its key."""
+    housekeeper: int = 0
+    """Partition that is asked first to do the housekeeping."""
 
 
 class RestorePhase(IntEnum):

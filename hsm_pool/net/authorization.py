@@ -101,11 +101,12 @@ PERMISSIONS: dict[str, frozenset[Role]] = {
     "/mhsm.pool.v1.PoolService/GetPartitionStatus": _CUSTOMERS,
     "/mhsm.peer.v1.PeerService/BeginHeal": frozenset({Role.PARTITION}),
     "/mhsm.peer.v1.PeerService/Heal": frozenset({Role.PARTITION}),
-    "/mhsm.enclave.v1.EnclaveService/GetStatus": frozenset({Role.FABRIC}),
-    "/mhsm.enclave.v1.EnclaveService/Drain": frozenset({Role.FABRIC}),
-    "/mhsm.enclave.v1.EnclaveService/Resume": frozenset({Role.FABRIC}),
+    **{
+        f"/mhsm.enclave.v1.EnclaveService/{method}": frozenset({Role.FABRIC})
+        for method in ("GetStatus", "Drain", "Resume", "Relinquish", "Restart")
+    },
     "/mhsm.node.v1.NodeService/NotifyExit": frozenset({Role.NODE_AGENT}),
-    _HEALTH: _CUSTOMERS,
+    _HEALTH: _CUSTOMERS | {Role.FABRIC},
 }
 """Every method that exists, and who may call it. What is missing here is refused."""
 

@@ -1,22 +1,17 @@
-"""The small services: status, peers, node agents, the enclave interface, health."""
+"""The small services: status, peers, node agents, health."""
 
 from __future__ import annotations
 
 import grpc
-from google.protobuf.message import Message
-from google.protobuf.unknown_fields import UnknownFieldSet
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 
-from hsm_pool.core.commands import DrainPartition, ResumePartition
 from hsm_pool.enclave.healing import certificate_key
-from hsm_pool.errors import InvalidField, NotFresh, PermissionDenied
-from hsm_pool.net.calls import deadline
+from hsm_pool.errors import NotFresh, PermissionDenied
 from hsm_pool.net.interceptors import current_caller
 from hsm_pool.partition.ceremonies import Ceremonies
 from hsm_pool.partition.partition import Partition, PartitionState
 from hsm_pool.partition.serving import Serving
-from hsm_pool.store.committer import Mutation
-from mhsm.enclave.v1 import enclave_pb2, enclave_pb2_grpc
+from mhsm.enclave.v1 import enclave_pb2
 from mhsm.node.v1 import node_pb2, node_pb2_grpc
 from mhsm.peer.v1 import peer_pb2, peer_pb2_grpc
 from mhsm.pool.v1 import pool_pb2, pool_pb2_grpc
@@ -116,54 +111,6 @@ class NodeService(node_pb2_grpc.NodeServiceServicer):
         return node_pb2.NotifyExitResponse()
 
 
-class EnclaveService(enclave_pb2_grpc.EnclaveServiceServicer):
-    """All that the fabric controller may ask (G5)."""
-
-    def __init__(self, partition: Partition) -> None:
-        self._partition = partition
-
-    def GetStatus(  # noqa: N802, D102
-        self,
-        request: enclave_pb2.GetStatusRequest,
-        context: grpc.ServicerContext,  # noqa: ARG002
-    ) -> enclave_pb2.GetStatusResponse:
-        _refuse_unknown_fields(request)
-        response = enclave_pb2.GetStatusResponse(state=self._state())
-        serving = self._partition.holding_keys()
-        if serving:
-            response.fresh = serving.replica.lease_remaining() > 0
-            response.applied_sequence = serving.replica.head.sequence
-            response.serving_count = len(serving.replica.serving())
-        return response
-
-    def Drain(  # noqa: N802, D102
-        self, request: enclave_pb2.DrainRequest, context: grpc.ServicerContext
-    ) -> enclave_pb2.DrainResponse:
-        _refuse_unknown_fields(request)
-        serving = self._partition.holding_keys()
-        if serving is None:
-            raise self._partition.refusal()
-        if not serving.replica.drained:
-            command = DrainPartition(self._partition.settings.index, serving.replica.serving())
-            serving.committer.submit(_mutation(command), deadline(context))
-        return enclave_pb2.DrainResponse(state=self._state())
-
-    def Resume(  # noqa: N802, D102
-        self, request: enclave_pb2.ResumeRequest, context: grpc.ServicerContext
-    ) -> enclave_pb2.ResumeResponse:
-        _refuse_unknown_fields(request)
-        serving = self._partition.holding_keys()
-        if serving is None:
-            raise self._partition.refusal()
-        if serving.replica.drained:
-            command = ResumePartition(self._partition.settings.index)
-            serving.committer.submit(_mutation(command), deadline(context))
-        return enclave_pb2.ResumeResponse(state=self._state())
-
-    def _state(self) -> enclave_pb2.PartitionState.ValueType:
-        return enclave_pb2.PartitionState.ValueType(self._partition.state.value)
-
-
 class HealthService(health_pb2_grpc.HealthServicer):  # type: ignore[misc]
     """grpc.health.v1: SERVING means that this partition holds the keys and a lease."""
 
@@ -183,12 +130,3 @@ class HealthService(health_pb2_grpc.HealthServicer):  # type: ignore[misc]
         )
         status = health_pb2.HealthCheckResponse.ServingStatus
         return health_pb2.HealthCheckResponse(status=status.SERVING if fresh else status.NOT_SERVING)
-
-
-def _mutation(command: DrainPartition | ResumePartition) -> Mutation:
-    return Mutation(command, lambda _: b"", None, b"", 0)
-
-
-def _refuse_unknown_fields(request: Message) -> None:
-    if len(UnknownFieldSet(request)):
-        raise InvalidField("unknown fields are refused", field="")

@@ -13,10 +13,11 @@ from hsm_pool import limits
 from hsm_pool.net.backup_service import BackupService
 from hsm_pool.net.calls import Translator
 from hsm_pool.net.crypto_service import CryptoService
+from hsm_pool.net.enclave_guard import EnclaveGuard
+from hsm_pool.net.enclave_service import EnclaveService
 from hsm_pool.net.interceptors import Gate
 from hsm_pool.net.key_service import KeyService
 from hsm_pool.net.plane_services import (
-    EnclaveService,
     HealthService,
     NodeService,
     PeerService,
@@ -25,6 +26,7 @@ from hsm_pool.net.plane_services import (
 from hsm_pool.net.security_domain_service import SecurityDomainService
 from hsm_pool.partition.backups import Backups
 from hsm_pool.partition.ceremonies import Ceremonies
+from hsm_pool.partition.command_counter import CommandCounter
 from hsm_pool.partition.partition import Partition
 from hsm_pool.settings import Identity
 from mhsm.backup.v1 import backup_pb2_grpc
@@ -45,6 +47,13 @@ _OPTIONS = (
     ("grpc.http2.min_recv_ping_interval_without_data_ms", 1_000),
     ("grpc.http2.max_ping_strikes", 0),
     ("grpc.keepalive_permit_without_calls", 1),
+)
+# The last of two equal options counts: the guard's own bound is smaller than this one.
+_FABRIC_OPTIONS = (
+    *_OPTIONS,
+    ("grpc.max_receive_message_length", 4096),
+    ("grpc.max_metadata_size", 4096),
+    ("grpc.absolute_max_metadata_size", 4096),
 )
 _STOP_SECONDS = 1.0
 
@@ -73,7 +82,9 @@ class PlaneServers:
             peer_pb2_grpc.add_PeerServiceServicer_to_server(PeerService(partition), server)
 
         def fabric_plane(server: grpc.Server) -> None:
-            enclave_pb2_grpc.add_EnclaveServiceServicer_to_server(EnclaveService(partition), server)
+            enclave = EnclaveService(partition, CommandCounter(Path(settings.data_directory)))
+            enclave_pb2_grpc.add_EnclaveServiceServicer_to_server(enclave, server)
+            health_pb2_grpc.add_HealthServicer_to_server(HealthService(partition), server)
 
         def node_plane(server: grpc.Server) -> None:
             node_pb2_grpc.add_NodeServiceServicer_to_server(NodeService(partition), server)
@@ -82,7 +93,15 @@ class PlaneServers:
         self._servers = [
             _server(settings.client_endpoint, settings.client_plane, gate, client_plane, threads=32),
             _server(settings.peer_endpoint, settings.peer_plane, gate, peer_plane, threads=2),
-            _server(settings.enclave_endpoint, settings.fabric_plane, bare, fabric_plane, threads=2),
+            _server(
+                settings.enclave_endpoint,
+                settings.fabric_plane,
+                bare,
+                fabric_plane,
+                threads=4,
+                guards=(EnclaveGuard(),),
+                options=_FABRIC_OPTIONS,
+            ),
             _server(settings.node_endpoint, settings.node_plane, gate, node_plane, threads=2),
         ]
 
@@ -105,6 +124,8 @@ def _server(
     add_services: Callable[[grpc.Server], None],
     *,
     threads: int,
+    guards: tuple[grpc.ServerInterceptor, ...] = (),
+    options: tuple[tuple[str, int], ...] = _OPTIONS,
 ) -> grpc.Server:
     credentials = grpc.ssl_server_credentials(
         [(Path(identity.key_file).read_bytes(), Path(identity.certificate_file).read_bytes())],
@@ -113,8 +134,8 @@ def _server(
     )
     server = grpc.server(
         ThreadPoolExecutor(threads, thread_name_prefix="call"),
-        interceptors=[gate],
-        options=_OPTIONS,
+        interceptors=[gate, *guards],
+        options=options,
         maximum_concurrent_rpcs=limits.CALLS_IN_FLIGHT_MAX,
     )
     add_services(server)

@@ -20,7 +20,7 @@ _DECIDED = {RestorePhase.REMOVING, RestorePhase.PLACING, RestorePhase.CANCELLING
 
 
 class Housekeeper:
-    """One thread. Of a restore the serving partition of the lowest index does the work."""
+    """One thread. Of a restore the partition that holds the housekeeping role does the work."""
 
     def __init__(self, replica: Replica, committer: Committer, hold_epoch: Callable[[int], bool]) -> None:
         self._hold_epoch = hold_epoch
@@ -63,8 +63,7 @@ class Housekeeper:
         record = self._replica.state.get(RESTORE)
         if not isinstance(record, RestoreRecord) or record.phase not in _DECIDED:
             return False
-        # Two that both believe to be the lowest do no harm: each batch is decided anew.
-        if min(self._replica.serving(), default=-1) != self._replica.index:
+        if not self._replica.is_housekeeper():
             return False
         mutation = Mutation(AdvanceRestore(record.restore_id), lambda _: b"", None, b"", 0)
         self._committer.submit(mutation, boot_time() + limits.MUTATION_SECONDS_MAX)

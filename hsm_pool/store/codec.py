@@ -55,6 +55,7 @@ def encode(record: Record) -> tuple[int, bytes]:
                     epoch=record.epoch,
                     next_epoch=record.next_epoch,
                     holders=sorted(record.holders),
+                    housekeeper=record.housekeeper,
                 )
             )
             kind = POOL
@@ -102,6 +103,7 @@ def decode(record_type: int, body: bytes) -> Record:
             pool.epoch or 1,
             pool.next_epoch,
             frozenset(pool.holders),
+            housekeeper=pool.housekeeper,
         )
     if which == "restore" and record_type == RESTORE:
         restore = message.restore

@@ -191,8 +191,8 @@ class Follower:
             self._noted_sequence = sequence
 
     def _compact(self) -> None:
-        """Compact below what every live partition has applied; the lowest live index does it."""
-        if min(self._replica.serving(), default=-1) != self._replica.index:
+        """Compact below what every live partition has applied, if this one does the housekeeping."""
+        if not self._replica.is_housekeeper():
             return
         revision = self._replica.compaction_revision() - 1
         if revision <= 0:

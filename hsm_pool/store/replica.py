@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from typing import Generic, TypeVar
 
 from hsm_pool import limits
+from hsm_pool.core import membership
 from hsm_pool.core.freshness import FreshnessTracker, PeerRenewal, clock_skew_seconds
 from hsm_pool.core.model import POOL, PoolRecord, Record, RecordName, name_of
 from hsm_pool.core.state import Overlay, State, View
@@ -404,6 +405,13 @@ class Replica:
         with self.condition:
             others = self.tracker.serving(boot_time())
             return others | {self.index} if self.lease_remaining() else others
+
+    def is_housekeeper(self) -> bool:
+        """Return whether this partition holds the housekeeping role, as far as it knows.
+
+        Two that both believe so do no harm: compaction and restores bear a repeat.
+        """
+        return membership.housekeeper(self.state.pool().housekeeper, self.serving()) == self.index
 
     def compaction_revision(self) -> int:
         """Return the revision below which no partition that was ever seen needs the store."""

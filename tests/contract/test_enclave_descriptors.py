@@ -8,27 +8,29 @@ import pytest
 from google.protobuf import descriptor_pb2, descriptor_pool
 from google.protobuf.descriptor import Descriptor, FieldDescriptor, ServiceDescriptor
 
+from hsm_pool.net.enclave_guard import BOUNDS
 from mhsm.enclave.v1 import enclave_pb2
 
 METHODS_MAX = 8
-REPLY_BITS_MAX = 192
-KEY_BITS = 256
+REPLY_BITS_MAX = 128
+"""Less than an AES-128 key."""
 
 # What a partition could choose freely in one reply. A new field is a decision: raise its line here
 # with the contract, never the ceiling above.
+STATE_BITS = 3
 REPLY_BITS = {
-    "GetStatus": 32 + 1 + 64 + 32,
-    "Drain": 32,
-    "Resume": 32,
+    "GetStatus": STATE_BITS + 1 + 53 + 2 + 32 + 1,
+    **dict.fromkeys(("Drain", "Resume", "Relinquish", "Restart"), STATE_BITS),
 }
 
-# proto3 enums are open: any 32-bit number arrives, so an enum counts as one.
-BITS = {
-    FieldDescriptor.TYPE_BOOL: 1,
-    FieldDescriptor.TYPE_ENUM: 32,
-    FieldDescriptor.TYPE_UINT32: 32,
-    FieldDescriptor.TYPE_UINT64: 64,
-}
+TYPES = frozenset(
+    {
+        FieldDescriptor.TYPE_BOOL,
+        FieldDescriptor.TYPE_ENUM,
+        FieldDescriptor.TYPE_UINT32,
+        FieldDescriptor.TYPE_UINT64,
+    }
+)
 
 
 def closure(message: Descriptor, seen: dict[str, Descriptor] | None = None) -> dict[str, Descriptor]:
@@ -58,13 +60,27 @@ def violations(service: ServiceDescriptor) -> Iterator[str]:
         for field in message.fields:
             if field.is_repeated:
                 yield f"{field.full_name} is repeated"
-            if field.type not in BITS:
+            if field.type not in TYPES:
                 yield f"{field.full_name} has type {field.type}"
 
 
 def unconstrained_bits(message: Descriptor) -> int:
-    """Return how many bits the sender can choose in one message; presence of an optional field is one."""
-    return sum(BITS[field.type] + field.has_presence for field in message.fields)
+    """Return how many bits the sender can choose in one message; presence of an optional field is one.
+
+    The guard sends no enum number outside the closed set and no integer outside its bounds
+    (tests/unit/test_enclave_guard.py), so these are what counts. A field without bounds counts in full.
+    """
+    return sum(_bits(field) + field.has_presence for field in message.fields)
+
+
+def _bits(field: FieldDescriptor) -> int:
+    if field.type == FieldDescriptor.TYPE_BOOL:
+        return 1
+    if field.enum_type is not None:
+        return max(1, (len(field.enum_type.values) - 1).bit_length())
+    full = (0, 2**32 - 1 if field.type == FieldDescriptor.TYPE_UINT32 else 2**64 - 1)
+    lowest, highest = BOUNDS.get(field.name, full)
+    return (highest - lowest).bit_length()
 
 
 SERVICE = enclave_pb2.DESCRIPTOR.services_by_name["EnclaveService"]
@@ -92,7 +108,24 @@ def test_g5_every_message_of_the_file_was_walked() -> None:
 def test_g5_no_reply_has_room_for_a_key() -> None:
     counted = {method.name: unconstrained_bits(method.output_type) for method in SERVICE.methods}
     assert counted == REPLY_BITS
-    assert max(counted.values()) <= REPLY_BITS_MAX < KEY_BITS
+    assert max(counted.values()) < REPLY_BITS_MAX
+
+
+def test_g5_every_integer_has_bounds() -> None:
+    """Requests and replies: what is not bounded would be refused by the guard, with a KeyError."""
+    integers = {
+        field.name
+        for message in enclave_pb2.DESCRIPTOR.message_types_by_name.values()
+        for field in message.fields
+        if field.type in {FieldDescriptor.TYPE_UINT32, FieldDescriptor.TYPE_UINT64}
+    }
+    assert integers == set(BOUNDS)
+
+
+def test_g5_every_verb_but_getstatus_is_stamped() -> None:
+    for method in SERVICE.methods:
+        fields = {field.name for field in method.input_type.fields}
+        assert fields >= ({"counter", "expires_ms"} if method.name != "GetStatus" else set()), method.name
 
 
 # The walker must be able to fail: contracts planted in a private pool.
@@ -243,4 +276,4 @@ def test_g5_the_walker_counts_a_planted_digest() -> None:
         for number in range(4):
             _reply_field(file, FieldProto.TYPE_UINT64, name=f"word_{number}")
 
-    assert unconstrained_bits(_service(four_words).methods[0].output_type) >= KEY_BITS
+    assert unconstrained_bits(_service(four_words).methods[0].output_type) >= REPLY_BITS_MAX

@@ -17,53 +17,16 @@ from pathlib import Path
 import grpc
 import pytest
 
+from hsm_pool import limits
 from hsm_pool.client.pool import Pool
 from hsm_pool.errors import MHSMError, PartitionDrained
 from mhsm.crypto.v1 import crypto_pb2
-from mhsm.enclave.v1 import enclave_pb2, enclave_pb2_grpc
+from mhsm.enclave.v1 import enclave_pb2
 from mhsm.keys.v1 import keys_pb2
+from tests.fabric_access import DRAINED, SERVING, Fabric, assert_bare
 from tests.running_pool import RunningPool, until
 
 pytestmark = pytest.mark.pool
-
-DRAINED = enclave_pb2.PARTITION_STATE_DRAINED
-SERVING = enclave_pb2.PARTITION_STATE_SERVING
-
-
-class Fabric:
-    """The enclave interface of each partition, with the controller's certificate."""
-
-    def __init__(self, pool: RunningPool) -> None:
-        files = pool.connection.fabric_controller
-        credentials = grpc.ssl_channel_credentials(
-            Path(files["ca_file"]).read_bytes(),
-            Path(files["key_file"]).read_bytes(),
-            Path(files["certificate_file"]).read_bytes(),
-        )
-        self.channels = [
-            grpc.secure_channel(entry.enclave_endpoint, credentials) for entry in pool.connection.partitions
-        ]
-        self.stubs = [enclave_pb2_grpc.EnclaveServiceStub(channel) for channel in self.channels]
-
-    def state(self, index: int) -> int:
-        return self.stubs[index].GetStatus(enclave_pb2.GetStatusRequest(), timeout=5).state
-
-    def drain(self, index: int) -> str:
-        """Drain a partition; return "drained" or the status code."""
-        try:
-            self.stubs[index].Drain(enclave_pb2.DrainRequest(), timeout=20)
-        except grpc.RpcError as error:
-            assert not error.details(), "an error on the fabric plane is its code alone"
-            assert not [key for key, _ in error.trailing_metadata() if not key.startswith("grpc")]
-            return error.code().name
-        return "drained"
-
-    def resume(self, index: int) -> None:
-        self.stubs[index].Resume(enclave_pb2.ResumeRequest(), timeout=20)
-
-    def close(self) -> None:
-        for channel in self.channels:
-            channel.close()
 
 
 @pytest.fixture
@@ -286,26 +249,106 @@ def test_no_drain_while_another_partition_is_away(pool: RunningPool, fabric: Fab
     pool.await_states(["SERVING"] * 3)
 
 
-def test_unknown_fields_are_refused(fabric: Fabric) -> None:
-    """A field that the contract does not know could carry anything."""
-    for method in ("GetStatus", "Drain", "Resume"):
-        call = fabric.channels[0].unary_unary(f"/mhsm.enclave.v1.EnclaveService/{method}")
-        with pytest.raises(grpc.RpcError) as failed:
-            call(b"\x0a\x04evil", timeout=5)
-        assert failed.value.code() is grpc.StatusCode.INVALID_ARGUMENT
-        assert not failed.value.details()
-        assert not failed.value.trailing_metadata()
+VERBS = ("Drain", "Resume", "Relinquish", "Restart")
+SERVICE = "/mhsm.enclave.v1.EnclaveService"
 
 
-def test_octets_that_are_no_message_get_a_code_alone(fabric: Fabric) -> None:
-    """G5, G8: the parser's own words are not told on the fabric plane."""
-    for octets in (b"\xff\xff\xff\xff", b"\x0a\x20x", b"\x08"):
-        call = fabric.channels[0].unary_unary("/mhsm.enclave.v1.EnclaveService/GetStatus")
-        with pytest.raises(grpc.RpcError) as failed:
-            call(octets, timeout=5)
-        assert failed.value.code() is grpc.StatusCode.INVALID_ARGUMENT
-        assert not failed.value.details()
-        assert not failed.value.trailing_metadata()
+def code_of(fabric: Fabric, method: str, octets: bytes, **options: object) -> str:
+    """Call with any octets; return the code, which must come alone."""
+    try:
+        fabric.channels[0].unary_unary(method)(octets, timeout=10, **options)
+    except grpc.RpcError as error:
+        assert_bare(error)
+        return str(error.code().name)
+    return "OK"
+
+
+def test_g5_what_the_contract_does_not_name_is_refused(fabric: Fabric) -> None:
+    """Unknown fields, rubbish, numbers out of their bounds, long messages: a code and nothing else."""
+    good = enclave_pb2.DrainRequest(**fabric.stamp()).SerializeToString()
+    for verb in VERBS:
+        for octets in (
+            good + b"\x7a\x04evil",
+            good + b"\x78\x01",
+            b"",
+            b"\x08\x01",
+            good * 20,
+            b"\xff\xff\xff\xff",
+            b"\x0a\x20x",
+            b"\x08",
+            enclave_pb2.DrainRequest(counter=2**60, expires_ms=2**60).SerializeToString(),
+        ):
+            assert code_of(fabric, f"{SERVICE}/{verb}", octets) == "INVALID_ARGUMENT", (verb, octets)
+    assert code_of(fabric, f"{SERVICE}/GetStatus", b"\x0a\x04evil") == "INVALID_ARGUMENT"
+    assert code_of(fabric, "/grpc.health.v1.Health/Check", b"") == "OK"
+    assert code_of(fabric, "/grpc.health.v1.Health/Check", b"\x0a\x01x") == "INVALID_ARGUMENT"
+    assert fabric.state(0) == SERVING
+
+
+def test_g5_metadata_that_nobody_declared_is_refused(fabric: Fabric) -> None:
+    method = f"{SERVICE}/GetStatus"
+    assert code_of(fabric, method, b"") == "OK"
+    for key, value in (("x-note", "hello"), ("x-note-bin", b"\x00\x01"), ("authorization", "Bearer x")):
+        assert code_of(fabric, method, b"", metadata=((key, value),)) == "INVALID_ARGUMENT"
+
+
+def test_g5_calls_that_come_too_often_are_refused(fabric: Fabric) -> None:
+    method = f"{SERVICE}/GetStatus"
+    codes = [code_of(fabric, method, b"") for _ in range(10 * limits.ENCLAVE_CALLS_BURST)]
+    assert codes.count("RESOURCE_EXHAUSTED") > 0
+    assert set(codes) == {"OK", "RESOURCE_EXHAUSTED"}
+    until(lambda: code_of(fabric, method, b"") == "OK", 10, "calls are let through again")
+
+
+def test_g5_a_command_is_obeyed_once_whatever_crashes(pool: RunningPool, fabric: Fabric) -> None:
+    """A counter that was taken is refused for ever: at once, and by the next incarnation."""
+    drain = fabric.stamp()
+    assert fabric.send("Drain", 1, **drain) == "OK"
+    assert fabric.send("Resume", 1) == "OK"
+    until(lambda: fabric.state(1) == SERVING, 10, "it serves again")
+    assert fabric.send("Drain", 1, **drain) == "ABORTED"
+    incarnation = fabric.status(1).incarnation
+    pool.signal(1, "partition", signal.SIGKILL)
+    until(lambda: (s := pool.status(1)) is not None and s.incarnation > incarnation, 30, "it is back")
+    pool.await_states(["SERVING"] * 3)
+    assert fabric.send("Drain", 1, **drain) == "ABORTED"
+    now_ms = time.time_ns() // 1_000_000
+    assert fabric.send("Drain", 1, counter=now_ms, expires_ms=now_ms - 1) == "ABORTED"
+    assert fabric.send("Drain", 1, counter=now_ms, expires_ms=now_ms + 120_000) == "ABORTED"
+    assert fabric.send("Drain", 1, counter=2**53 - 1, expires_ms=now_ms + 30_000) == "ABORTED"
+    assert fabric.state(1) == SERVING
+
+
+def test_g5_only_a_drained_partition_is_restarted(pool: RunningPool, fabric: Fabric) -> None:
+    assert fabric.send("Restart", 1) == "FAILED_PRECONDITION"
+    assert fabric.drain(1) == "drained"
+    incarnation = fabric.status(1).incarnation
+    assert fabric.send("Restart", 1) == "OK"
+    until(lambda: (s := pool.status(1)) is not None and s.incarnation > incarnation, 30, "it is back")
+    pool.await_states(["SERVING", "DRAINED", "SERVING"])
+    assert fabric.status(1).incarnation == incarnation + 1
+    fabric.resume(1)
+    pool.await_states(["SERVING"] * 3)
+
+
+def holders(fabric: Fabric) -> list[int]:
+    return [index for index in range(3) if fabric.status(index).housekeeper]
+
+
+def test_the_housekeeping_role_is_handed_over_and_falls_to_the_next(
+    pool: RunningPool, fabric: Fabric
+) -> None:
+    """One partition holds it; Relinquish moves it, a drain of the holder does so, too."""
+    (first,) = until(lambda: len(found := holders(fabric)) == 1 and found, 10, "one holder")
+    second, third = (first + 1) % 3, (first + 2) % 3
+    assert fabric.send("Relinquish", first) == "OK"
+    until(lambda: holders(fabric) == [second], 10, "the next one holds it")
+    assert fabric.send("Relinquish", first) == "OK", "whoever does not hold it changes nothing"
+    assert holders(fabric) == [second]
+    assert fabric.drain(second) == "drained"
+    until(lambda: holders(fabric) == [third], 10, "a drained partition keeps no house")
+    fabric.resume(second)
+    until(lambda: holders(fabric) == [second], 10, "it returns to whom it was handed")
 
 
 def test_the_controller_runs_and_its_command_drains(pool: RunningPool, fabric: Fabric) -> None:

@@ -5,13 +5,15 @@ from __future__ import annotations
 import pytest
 
 from hsm_pool import errors, limits
-from hsm_pool.core import lifecycle
+from hsm_pool.core import lifecycle, membership
 from hsm_pool.core.commands import (
     CreateKeyVersion,
     DeleteKey,
     DrainPartition,
     PurgeDeletedKey,
     RecoverDeletedKey,
+    RelinquishHousekeeping,
+    RestartPartition,
     ResumePartition,
     UpdateKeyVersion,
 )
@@ -122,6 +124,40 @@ def test_use_of_disabled_and_expired_versions(operation: KeyOperation) -> None:
         other = next(o for o in KeyOperation if o is not operation)
         run(state, UpdateKeyVersion(4, "a", key_operations=(other,), enabled=True))
         lifecycle.check_use(lifecycle.version_of(state, lifecycle.active_key(state, "a")), operation, 150)
+
+
+def test_a_restart_needs_a_drained_partition_and_two_others() -> None:
+    """G5: whatever the controller asks for, two go on serving; a restart itself changes nothing."""
+    everybody = frozenset({0, 1, 2})
+    state = State()
+    with pytest.raises(errors.NotDrained):
+        run(state, RestartPartition(0, everybody))
+    run(state, DrainPartition(0, everybody))
+    before = state.pool()
+    run(state, RestartPartition(0, frozenset({1, 2})))
+    assert state.pool() == before
+    for serving in ({1}, {0, 1}, {2}, set()):
+        with pytest.raises(errors.FloorOfTwo):
+            run(state, RestartPartition(0, frozenset(serving)))
+
+
+def test_the_housekeeping_role_is_held_by_one_and_falls_to_the_next() -> None:
+    everybody = frozenset({0, 1, 2})
+    state = State()
+
+    def holder(serving: frozenset[int]) -> int | None:
+        return membership.housekeeper(state.pool().housekeeper, serving)
+
+    assert [holder(everybody), holder(everybody - {0}), holder(frozenset())] == [0, 1, None]
+    run(state, RelinquishHousekeeping(1, everybody))
+    assert holder(everybody) == 0, "who does not hold it cannot hand it over"
+    run(state, RelinquishHousekeeping(0, everybody))
+    run(state, RelinquishHousekeeping(0, everybody))
+    assert holder(everybody) == 1, "a repeat changes nothing"
+    run(state, RelinquishHousekeeping(1, frozenset({0, 1})))
+    assert holder(everybody) == 0
+    with pytest.raises(errors.FloorOfTwo):
+        run(state, RelinquishHousekeeping(0, frozenset({0})))
 
 
 def test_two_drains_cannot_both_win() -> None:

@@ -18,7 +18,7 @@ import time
 import traceback
 from collections.abc import Callable, Iterator
 from concurrent import futures
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import grpc
@@ -29,8 +29,9 @@ from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.x509.oid import NameOID
 
 from fabric_controller.enclave_client import CALL_SECONDS, REPLY_REFUSED, EnclaveClient, EnclaveError
-from fabric_controller.observe import Failure, Observation, State, Status
+from fabric_controller.observe import Failure, Observation, State, Status, blank, observe
 from fabric_controller.settings import parse
+from fabric_controller.work import Verb
 from mhsm.enclave.v1 import enclave_pb2
 
 CANARY = "canary-of-a-partition"
@@ -104,6 +105,8 @@ class Partitions:
     def __init__(self, authority: Authority) -> None:
         self.authority = authority
         self.released = threading.Event()
+        self.health = b"\x08\x01"
+        """What gRPC health answers: SERVING."""
         self._servers: list[grpc.Server] = []
 
     def start(self, behaviour: Behaviour, authority: Authority | None = None) -> int:
@@ -115,7 +118,11 @@ class Partitions:
             [
                 grpc.method_handlers_generic_handler(
                     "mhsm.enclave.v1.EnclaveService", dict.fromkeys(("GetStatus", "Drain", "Resume"), handler)
-                )
+                ),
+                grpc.method_handlers_generic_handler(
+                    "grpc.health.v1.Health",
+                    {"Check": grpc.unary_unary_rpc_method_handler(lambda _request, _context: self.health)},
+                ),
             ]
         )
         port = server.add_secure_port(
@@ -209,10 +216,21 @@ def test_g5_no_text_of_a_refusal_survives(partitions: Partitions, tmp_path: Path
     port = partitions.start(_refuse)
     settings = parse(_settings_text(partitions.authority, [port], tmp_path))
     with EnclaveClient(settings) as client, pytest.raises(EnclaveError) as caught:
-        client.drain(0)
+        client.command(Verb.DRAIN, 0, 1, 2)
     assert (caught.value.code, caught.value.unreachable) == ("FAILED_PRECONDITION", False)
     assert caught.value.__context__ is None
     assert CANARY not in "".join(traceback.format_exception(caught.value))
+
+
+@pytest.mark.parametrize("health", [b"", b"\x08\x02", b"\x08\x07", b"\xff", b"\x0a\x01x"])
+def test_a_partition_serves_only_when_its_health_says_so(
+    health: bytes, partitions: Partitions, tmp_path: Path
+) -> None:
+    """Status and gRPC health must agree; whatever is not SERVING is not healthy."""
+    partitions.health = health
+    observed = _observe(partitions, [partitions.start(_answer(_status_bytes()))], tmp_path)
+    assert observed == {0: replace(GOOD, healthy=False)}
+    assert not observe(blank([0]), observed)[0].partitions[0].serving
 
 
 def test_silent_partitions_cost_one_deadline_together(partitions: Partitions, tmp_path: Path) -> None:
@@ -261,7 +279,7 @@ def test_commands(partitions: Partitions, tmp_path: Path) -> None:
     looked = _fabric("status", "--json", *place)
     assert looked.returncode == 0
     document = json.loads(looked.stdout)
-    assert (document["format_version"], document["pool_id"], document["serving_count"]) == (1, "test-pool", 1)
+    assert (document["format_version"], document["pool_id"], document["serving_count"]) == (2, "test-pool", 1)
     failures = [entry["failure"] for entry in document["partitions"]]
     assert failures == [None, "FAILED_PRECONDITION", "UNAVAILABLE", None]
 
@@ -323,4 +341,8 @@ def test_serve_until_sigterm(partitions: Partitions, tmp_path: Path) -> None:
     path = tmp_path / "state" / "status.json"
     assert stat.S_IMODE(path.stat().st_mode) == 0o600
     assert json.loads(path.read_text())["serving_count"] == 1
-    assert sorted(entry.name for entry in path.parent.iterdir()) == ["controller.lock", "status.json"]
+    assert sorted(entry.name for entry in path.parent.iterdir()) == [
+        "controller.lock",
+        "journal",
+        "status.json",
+    ]

@@ -33,6 +33,9 @@ def test_the_first_round_says_what_each_partition_is() -> None:
         Change(0, "state", None, State.SERVING),
         Change(0, "fresh", None, True),
         Change(0, "serving_count", None, 3),
+        Change(0, "incarnation", None, 0),
+        Change(0, "housekeeper", None, False),
+        Change(0, "healthy", None, True),
         Change(1, "failure", None, "UNAVAILABLE"),
         Change(None, "serving_count", 0, 1),
     ]

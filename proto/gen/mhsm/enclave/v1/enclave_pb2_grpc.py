@@ -50,6 +50,16 @@ class EnclaveServiceStub:
                 request_serializer=mhsm_dot_enclave_dot_v1_dot_enclave__pb2.ResumeRequest.SerializeToString,
                 response_deserializer=mhsm_dot_enclave_dot_v1_dot_enclave__pb2.ResumeResponse.FromString,
                 _registered_method=True)
+        self.Relinquish = channel.unary_unary(
+                '/mhsm.enclave.v1.EnclaveService/Relinquish',
+                request_serializer=mhsm_dot_enclave_dot_v1_dot_enclave__pb2.RelinquishRequest.SerializeToString,
+                response_deserializer=mhsm_dot_enclave_dot_v1_dot_enclave__pb2.RelinquishResponse.FromString,
+                _registered_method=True)
+        self.Restart = channel.unary_unary(
+                '/mhsm.enclave.v1.EnclaveService/Restart',
+                request_serializer=mhsm_dot_enclave_dot_v1_dot_enclave__pb2.RestartRequest.SerializeToString,
+                response_deserializer=mhsm_dot_enclave_dot_v1_dot_enclave__pb2.RestartResponse.FromString,
+                _registered_method=True)
 
 
 class EnclaveServiceServicer:
@@ -77,6 +87,20 @@ class EnclaveServiceServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def Relinquish(self, request, context):
+        """Hands the housekeeping role of this partition to the next serving one.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def Restart(self, request, context):
+        """Ends the process of this partition, which must be drained; its node agent starts it again.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
 
 def add_EnclaveServiceServicer_to_server(servicer, server):
     rpc_method_handlers = {
@@ -94,6 +118,16 @@ def add_EnclaveServiceServicer_to_server(servicer, server):
                     servicer.Resume,
                     request_deserializer=mhsm_dot_enclave_dot_v1_dot_enclave__pb2.ResumeRequest.FromString,
                     response_serializer=mhsm_dot_enclave_dot_v1_dot_enclave__pb2.ResumeResponse.SerializeToString,
+            ),
+            'Relinquish': grpc.unary_unary_rpc_method_handler(
+                    servicer.Relinquish,
+                    request_deserializer=mhsm_dot_enclave_dot_v1_dot_enclave__pb2.RelinquishRequest.FromString,
+                    response_serializer=mhsm_dot_enclave_dot_v1_dot_enclave__pb2.RelinquishResponse.SerializeToString,
+            ),
+            'Restart': grpc.unary_unary_rpc_method_handler(
+                    servicer.Restart,
+                    request_deserializer=mhsm_dot_enclave_dot_v1_dot_enclave__pb2.RestartRequest.FromString,
+                    response_serializer=mhsm_dot_enclave_dot_v1_dot_enclave__pb2.RestartResponse.SerializeToString,
             ),
     }
     generic_handler = grpc.method_handlers_generic_handler(
@@ -178,6 +212,60 @@ class EnclaveService:
             '/mhsm.enclave.v1.EnclaveService/Resume',
             mhsm_dot_enclave_dot_v1_dot_enclave__pb2.ResumeRequest.SerializeToString,
             mhsm_dot_enclave_dot_v1_dot_enclave__pb2.ResumeResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def Relinquish(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/mhsm.enclave.v1.EnclaveService/Relinquish',
+            mhsm_dot_enclave_dot_v1_dot_enclave__pb2.RelinquishRequest.SerializeToString,
+            mhsm_dot_enclave_dot_v1_dot_enclave__pb2.RelinquishResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def Restart(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/mhsm.enclave.v1.EnclaveService/Restart',
+            mhsm_dot_enclave_dot_v1_dot_enclave__pb2.RestartRequest.SerializeToString,
+            mhsm_dot_enclave_dot_v1_dot_enclave__pb2.RestartResponse.FromString,
             options,
             channel_credentials,
             insecure,

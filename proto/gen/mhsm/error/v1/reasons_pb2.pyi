@@ -90,6 +90,10 @@ class _ReasonEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_Reason.ValueTy
     """A restore is under way, or is not where the call needs it."""
     REASON_BACKUP_REFUSED: _Reason.ValueType  # 32
     """The backup was changed, or belongs to another security domain."""
+    REASON_COMMAND_STALE: _Reason.ValueType  # 40
+    """The command's counter is not above the last one, or its time is over."""
+    REASON_NOT_DRAINED: _Reason.ValueType  # 41
+    """The partition is not drained."""
 
 class Reason(_Reason, metaclass=_ReasonEnumTypeWrapper):
     """Why a call was refused. The name without the prefix is ErrorInfo.reason."""
@@ -160,4 +164,8 @@ REASON_RESTORE_STATE: Reason.ValueType  # 31
 """A restore is under way, or is not where the call needs it."""
 REASON_BACKUP_REFUSED: Reason.ValueType  # 32
 """The backup was changed, or belongs to another security domain."""
+REASON_COMMAND_STALE: Reason.ValueType  # 40
+"""The command's counter is not above the last one, or its time is over."""
+REASON_NOT_DRAINED: Reason.ValueType  # 41
+"""The partition is not drained."""
 Global___Reason: _TypeAlias = Reason  # noqa: Y015

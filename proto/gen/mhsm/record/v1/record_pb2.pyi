@@ -638,6 +638,7 @@ class PoolRecord(_message.Message):
     EPOCH_FIELD_NUMBER: _builtins.int
     NEXT_EPOCH_FIELD_NUMBER: _builtins.int
     HOLDERS_FIELD_NUMBER: _builtins.int
+    HOUSEKEEPER_FIELD_NUMBER: _builtins.int
     recoverable_days: _builtins.int
     """Days a deleted key can be recovered."""
     header_digest: _builtins.bytes
@@ -646,6 +647,8 @@ class PoolRecord(_message.Message):
     """Epoch under which records are sealed; 0 stands for 1."""
     next_epoch: _builtins.int
     """Newest epoch that was proposed and is not in force; 0 for none."""
+    housekeeper: _builtins.int
+    """Partition that is asked first to do the housekeeping."""
     @_builtins.property
     def drained(self) -> _containers.RepeatedScalarFieldContainer[_builtins.int]:
         """Indices of the drained partitions."""
@@ -663,10 +666,11 @@ class PoolRecord(_message.Message):
         epoch: _builtins.int = ...,
         next_epoch: _builtins.int = ...,
         holders: _abc.Iterable[_builtins.int] | None = ...,
+        housekeeper: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["drained", b"drained", "epoch", b"epoch", "header_digest", b"header_digest", "holders", b"holders", "next_epoch", b"next_epoch", "recoverable_days", b"recoverable_days"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["drained", b"drained", "epoch", b"epoch", "header_digest", b"header_digest", "holders", b"holders", "housekeeper", b"housekeeper", "next_epoch", b"next_epoch", "recoverable_days", b"recoverable_days"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

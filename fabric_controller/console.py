@@ -1,0 +1,129 @@
+"""What all commands of ``mhsm-fabric`` share: settings, exit codes, one way to fail."""
+
+from __future__ import annotations
+
+import functools
+import json
+import os
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Final, NoReturn
+
+import click
+
+if TYPE_CHECKING:
+    from fabric_controller.enclave_client import EnclaveClient
+    from fabric_controller.journal import Journal
+    from fabric_controller.observe import Picture
+    from fabric_controller.settings import FabricSettings
+
+EXIT_FAILED: Final = 1
+EXIT_UNREACHABLE: Final = 5
+EXIT_INTERRUPTED: Final = 130
+
+
+def fail(message: str, suggestion: str, code: int = EXIT_FAILED) -> NoReturn:
+    """End with an error and the command that comes next."""
+    click.echo(f"error: {message}", err=True)
+    click.echo(f"next: {suggestion}", err=True)
+    raise SystemExit(code)
+
+
+def say(text: str, document: dict[str, Any], *, as_json: bool, suggestion: str | None = None) -> None:
+    """Print a result: a line for people, or one JSON object; the next command to standard error."""
+    click.echo(json.dumps(document) if as_json else text)
+    if suggestion is not None:
+        click.echo(f"next: {suggestion}", err=True)
+
+
+def _default_data_directory() -> Path:
+    """Return $XDG_STATE_HOME/mhsm, or ~/.local/state/mhsm (XDG Base Directory Specification)."""
+    state_home = os.environ.get("XDG_STATE_HOME", "")
+    # The specification has relative paths ignored.
+    base = Path(state_home) if Path(state_home).is_absolute() else Path.home() / ".local" / "state"
+    return base / "mhsm"
+
+
+def _load_settings(settings_file: Path | None, data_directory: Path | None) -> FabricSettings:
+    from fabric_controller.settings import SettingsError, load
+
+    if settings_file is not None and data_directory is not None:
+        raise click.UsageError("--settings and --data-dir exclude each other")
+    path = settings_file or (data_directory or _default_data_directory()) / "fabric" / "fabric.json"
+    try:
+        return load(path)
+    except OSError as error:
+        fail(f"{path}: {error.strerror}", "mhsm-fabric COMMAND --settings FILE, or --data-dir of a pool")
+    except SettingsError as error:
+        fail(f"{path}: {error}", "correct the file; it is written when the pool is made")
+
+
+def with_settings(command: Callable[..., None]) -> Callable[..., None]:
+    """Give a command the options --settings and --data-dir, and the loaded settings as first argument."""
+
+    @click.option(
+        "--settings",
+        "settings_file",
+        type=click.Path(path_type=Path, dir_okay=False),
+        metavar="FILE",
+        help="Settings of the controller (JSON).",
+    )
+    @click.option(
+        "--data-dir",
+        "data_directory",
+        type=click.Path(path_type=Path, file_okay=False),
+        metavar="D",
+        help="Data directory of the pool; the settings are D/fabric/fabric.json. "
+        "Default: $XDG_STATE_HOME/mhsm or ~/.local/state/mhsm.",
+    )
+    @functools.wraps(command)
+    def loaded(
+        *arguments: Any, settings_file: Path | None, data_directory: Path | None, **options: Any
+    ) -> None:
+        command(_load_settings(settings_file, data_directory), *arguments, **options)
+
+    return loaded
+
+
+json_option = click.option("--json", "as_json", is_flag=True, help="One JSON object.")
+dry_run_option = click.option("--dry-run", is_flag=True, help="Say what would be done, and do nothing.")
+
+
+def open_client(settings: FabricSettings) -> EnclaveClient:
+    """Return a client of the partitions."""
+    from fabric_controller.enclave_client import EnclaveClient
+
+    try:
+        return EnclaveClient(settings)
+    except OSError as error:
+        fail(f"{error.filename}: {error.strerror}", "check identity in the settings file")
+
+
+def open_journal(settings: FabricSettings) -> Journal:
+    """Return the journal."""
+    from fabric_controller.journal import Journal, JournalDamaged
+
+    path = Path(settings.data_directory)
+    try:
+        return Journal(path)
+    except JournalDamaged as error:
+        fail(f"{path}: {error}", "keep the file as evidence, move it away, and start the controller again")
+    except OSError as error:
+        fail(f"{error.filename}: {error.strerror}", "check data_directory in the settings file")
+
+
+def look(settings: FabricSettings, client: EnclaveClient) -> Picture:
+    """Return the pool as it is now."""
+    from fabric_controller.observe import blank, observe
+
+    empty = blank(partition.index for partition in settings.partitions)
+    picture = observe(empty, client.get_status_of_all())[0]
+    if picture.answering_count == 0:
+        fail("no partition answers", "start the pool, then mhsm-fabric status", EXIT_UNREACHABLE)
+    return picture
+
+
+def check_partition(settings: FabricSettings, partition: int) -> None:
+    """Refuse a partition that the pool does not have."""
+    if partition not in {entry.index for entry in settings.partitions}:
+        raise click.BadParameter(f"the pool has no partition {partition}", param_hint="PARTITION")

@@ -1,0 +1,147 @@
+"""The planner: observed and desired to the next action. Pure: no clock, no network, no files.
+
+It looks at the pool as it is, never at what it believes to have done, so a new process
+goes on where a killed one stopped. Two rules keep G5 on this side, too (the partitions
+keep it whatever is planned here):
+
+* a partition is taken out only while two *others* serve;
+* a partition that was taken out is put back when the others are fewer than two.
+
+Every command has a budget and a back-off; every wait has an end, after which the work
+halts and says why.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Final
+
+from fabric_controller.observe import PartitionView, Picture, State
+from fabric_controller.work import RollOut, Verb, Work
+
+SERVING_MIN: Final = 2
+"""Partitions that go on serving while another one is out."""
+
+ATTEMPTS_MAX: Final = 4
+"""How often one command is sent to one partition for one goal."""
+
+BACKOFF_MS: Final = {Verb.DRAIN: 1_000, Verb.RESUME: 1_000, Verb.RESTART: 3_000, Verb.RELINQUISH: 1_000}
+"""Pause before the second attempt; doubled with each further one."""
+
+PATIENCE_MS: Final = 90_000
+"""How long nothing may move before the work halts."""
+
+
+@dataclass(frozen=True, slots=True)
+class Act:
+    """Send this command."""
+
+    verb: Verb
+    partition: int
+
+
+@dataclass(frozen=True, slots=True)
+class Wait:
+    """Nothing can be done now; the reason is for people."""
+
+    reason: str
+
+
+@dataclass(frozen=True, slots=True)
+class Halt:
+    """Nothing more is done until an operator says so."""
+
+    reason: str
+
+
+@dataclass(frozen=True, slots=True)
+class Done:
+    """The goal is reached."""
+
+
+@dataclass(frozen=True, slots=True)
+class Idle:
+    """There is no goal, or the work is halted."""
+
+
+Decision = Act | Wait | Halt | Done | Idle
+
+
+def plan(picture: Picture, work: Work, now_ms: int) -> Decision:
+    """Return the next step towards the goal.
+
+    Args:
+        picture: The pool as observed just now.
+        work: What the journal says.
+        now_ms: Unix milliseconds, as in the journal.
+    """
+    if work.goal is None or work.halted is not None:
+        return Idle()
+    return _plan_roll_out(work.goal, picture, work, now_ms)
+
+
+def _plan_roll_out(goal: RollOut, picture: Picture, work: Work, now_ms: int) -> Decision:
+    views = {view.index: view for view in picture.partitions}
+    for index in goal.partitions:
+        view = views[index]
+        if view.serving and restarted(view, goal):
+            continue
+        state = view.status.state if view.answering and view.status else None
+        others_suffice = others_serving(picture, index) >= SERVING_MIN
+        wanted_drained = index in work.drained
+        if state is State.DRAINED:
+            if restarted(view, goal):
+                if wanted_drained:
+                    continue
+                return _attempt(Verb.RESUME, index, work, now_ms)
+            if others_suffice:
+                return _attempt(Verb.RESTART, index, work, now_ms)
+            if not wanted_drained:
+                return _attempt(Verb.RESUME, index, work, now_ms)
+        elif view.serving and others_suffice:
+            return _attempt(Verb.DRAIN, index, work, now_ms)
+        return _wait(_obstacle(picture, view), work, now_ms)
+    return Done()
+
+
+def restarted(view: PartitionView, goal: RollOut) -> bool:
+    """Return whether a partition was restarted since the roll-out began."""
+    return view.status is not None and view.status.incarnation > goal.incarnations[view.index]
+
+
+def others_serving(picture: Picture, index: int) -> int:
+    """Return how many partitions but this one serve."""
+    return sum(view.serving for view in picture.partitions if view.index != index)
+
+
+def _obstacle(picture: Picture, target: PartitionView) -> str:
+    """Return in words what stands in the way of this partition's turn."""
+    if not target.serving and target.state_name != State.DRAINED:
+        return f"partition {target.index} does not serve: {target.state_name}"
+    away = ", ".join(
+        f"partition {view.index} is {view.state_name}"
+        for view in picture.partitions
+        if view.index != target.index and not view.serving
+    )
+    return f"partition {target.index} cannot be out while fewer than two others serve: {away}"
+
+
+def _attempt(verb: Verb, partition: int, work: Work, now_ms: int) -> Decision:
+    """Send a command, unless it was sent a moment ago, or too often."""
+    earlier = [attempt for attempt in work.attempts if (attempt.verb, attempt.partition) == (verb, partition)]
+    if not earlier:
+        return Act(verb, partition)
+    # A clock that was set back must not stop the work for long.
+    elapsed_ms = abs(now_ms - earlier[-1].time_ms)
+    if elapsed_ms < BACKOFF_MS[verb] * 2 ** (len(earlier) - 1):
+        return Wait(f"{verb.value} was sent to partition {partition} a moment ago")
+    if len(earlier) < ATTEMPTS_MAX:
+        return Act(verb, partition)
+    code = earlier[-1].code or "no answer"
+    return Halt(f"{verb.value} was sent {len(earlier)} times to partition {partition} in vain ({code})")
+
+
+def _wait(reason: str, work: Work, now_ms: int) -> Decision:
+    if now_ms - work.progress_ms > PATIENCE_MS:
+        return Halt(reason)
+    return Wait(reason)

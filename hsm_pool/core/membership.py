@@ -1,0 +1,70 @@
+"""Which partitions serve, decided purely: drain, resume, restart, the housekeeping role (G5).
+
+Each is a mutation of the chain, so of two commands at the same instant the second is
+decided on the state that the first has left.
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+from hsm_pool.core.commands import (
+    DrainPartition,
+    RelinquishHousekeeping,
+    RestartPartition,
+    ResumePartition,
+)
+from hsm_pool.core.model import POOL, PoolRecord
+from hsm_pool.core.state import Changes, View
+from hsm_pool.errors import FloorOfTwo, NotDrained
+
+SERVING_MIN = 2
+"""Partitions that go on serving whatever the controller asks for (G5)."""
+
+MembershipCommand = DrainPartition | ResumePartition | RestartPartition | RelinquishHousekeeping
+
+
+def housekeeper(preferred: int, serving: frozenset[int]) -> int | None:
+    """Return who does the housekeeping: the preferred partition, or the next one that serves."""
+    return min(serving, key=lambda index: (index < preferred, index), default=None)
+
+
+def apply(command: MembershipCommand, view: View) -> Changes:
+    """Decide a command.
+
+    Raises:
+        FloorOfTwo: Too few partitions would go on serving.
+        NotDrained: The partition to restart is not drained.
+    """
+    record = view.get(POOL)
+    pool = record if isinstance(record, PoolRecord) else PoolRecord()
+    match command:
+        case DrainPartition():
+            _check_floor(command, pool)
+            return {POOL: replace(pool, drained=pool.drained | {command.index})}
+        case ResumePartition():
+            return {POOL: replace(pool, drained=pool.drained - {command.index})}
+        case RestartPartition():
+            if command.index not in pool.drained:
+                raise NotDrained("only a drained partition is restarted")
+            _check_floor(command, pool)
+            return {}
+        case RelinquishHousekeeping():
+            serving = command.serving - pool.drained
+            if housekeeper(pool.housekeeper, serving) != command.index:
+                return {}
+            successor = housekeeper(command.index, serving - {command.index})
+            if successor is None:
+                raise FloorOfTwo("no other partition serves that could take the role")
+            return {POOL: replace(pool, housekeeper=successor)}
+
+
+def _check_floor(command: DrainPartition | RestartPartition, pool: PoolRecord) -> None:
+    """Refuse what would leave fewer than two serving.
+
+    Raises:
+        FloorOfTwo: It would.
+    """
+    remaining = command.serving - pool.drained - {command.index}
+    if len(remaining) < SERVING_MIN:
+        raise FloorOfTwo("fewer than two partitions would go on serving")

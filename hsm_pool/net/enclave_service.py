@@ -1,0 +1,118 @@
+"""The enclave interface: all that the fabric controller may ask; the partition decides (G5)."""
+
+from __future__ import annotations
+
+import os
+import signal
+import time
+from typing import Protocol
+
+import grpc
+import structlog
+
+from hsm_pool.core.commands import (
+    Command,
+    DrainPartition,
+    RelinquishHousekeeping,
+    RestartPartition,
+    ResumePartition,
+)
+from hsm_pool.net.calls import deadline
+from hsm_pool.partition.command_counter import CommandCounter
+from hsm_pool.partition.partition import Partition
+from hsm_pool.partition.serving import Serving
+from hsm_pool.store.committer import Mutation
+from mhsm.enclave.v1 import enclave_pb2, enclave_pb2_grpc
+
+_log = structlog.get_logger()
+
+
+class _Stamped(Protocol):
+    """A command: what every request but that of GetStatus carries."""
+
+    @property
+    def counter(self) -> int:
+        """Counter of the issuer."""
+
+    @property
+    def expires_ms(self) -> int:
+        """When it is void, Unix milliseconds."""
+
+
+class EnclaveService(enclave_pb2_grpc.EnclaveServiceServicer):
+    """The verbs of the controller."""
+
+    def __init__(self, partition: Partition, counter: CommandCounter) -> None:
+        self._partition = partition
+        self._counter = counter
+        self._index = partition.settings.index
+
+    def GetStatus(  # noqa: N802, D102
+        self,
+        request: enclave_pb2.GetStatusRequest,  # noqa: ARG002
+        context: grpc.ServicerContext,  # noqa: ARG002
+    ) -> enclave_pb2.GetStatusResponse:
+        response = enclave_pb2.GetStatusResponse(
+            state=self._state(), incarnation=self._partition.state_directory.incarnation
+        )
+        serving = self._partition.holding_keys()
+        if serving:
+            response.fresh = serving.replica.lease_remaining() > 0
+            response.applied_sequence = serving.replica.head.sequence
+            response.serving_count = len(serving.replica.serving())
+            response.housekeeper = response.fresh and serving.replica.is_housekeeper()
+        return response
+
+    def Drain(  # noqa: N802, D102
+        self, request: enclave_pb2.DrainRequest, context: grpc.ServicerContext
+    ) -> enclave_pb2.DrainResponse:
+        serving = self._accept("Drain", request)
+        if not serving.replica.drained:
+            self._commit(serving, DrainPartition(self._index, serving.replica.serving()), context)
+        return enclave_pb2.DrainResponse(state=self._state())
+
+    def Resume(  # noqa: N802, D102
+        self, request: enclave_pb2.ResumeRequest, context: grpc.ServicerContext
+    ) -> enclave_pb2.ResumeResponse:
+        serving = self._accept("Resume", request)
+        if serving.replica.drained:
+            self._commit(serving, ResumePartition(self._index), context)
+        return enclave_pb2.ResumeResponse(state=self._state())
+
+    def Relinquish(  # noqa: N802, D102
+        self, request: enclave_pb2.RelinquishRequest, context: grpc.ServicerContext
+    ) -> enclave_pb2.RelinquishResponse:
+        serving = self._accept("Relinquish", request)
+        self._commit(serving, RelinquishHousekeeping(self._index, serving.replica.serving()), context)
+        return enclave_pb2.RelinquishResponse(state=self._state())
+
+    def Restart(  # noqa: N802, D102
+        self, request: enclave_pb2.RestartRequest, context: grpc.ServicerContext
+    ) -> enclave_pb2.RestartResponse:
+        serving = self._accept("Restart", request)
+        self._commit(serving, RestartPartition(self._index, serving.replica.serving()), context)
+        state = self._state()
+        # An orderly end: the servers wait for this very answer; the node agent starts a new process.
+        os.kill(os.getpid(), signal.SIGTERM)
+        return enclave_pb2.RestartResponse(state=state)
+
+    def _accept(self, verb: str, command: _Stamped) -> Serving:
+        """Take a command's counter for good, and return what serves, drained or not.
+
+        Raises:
+            CommandStale: It is a repeat, too old, or void.
+            MHSMError: This partition does not hold the keys.
+        """
+        serving = self._partition.holding_keys()
+        now_ms = serving.now_ms() if serving else time.time_ns() // 1_000_000
+        self._counter.accept(command.counter, command.expires_ms, now_ms)
+        _log.info("command", verb=verb, counter=command.counter)
+        if serving is None:
+            raise self._partition.refusal()
+        return serving
+
+    def _commit(self, serving: Serving, command: Command, context: grpc.ServicerContext) -> None:
+        serving.committer.submit(Mutation(command, lambda _: b"", None, b"", 0), deadline(context))
+
+    def _state(self) -> enclave_pb2.PartitionState.ValueType:
+        return enclave_pb2.PartitionState.ValueType(self._partition.state.value)

@@ -1,0 +1,191 @@
+"""The journal survives kill -9 and power loss at any byte; what it says is never guessed (G5)."""
+
+from __future__ import annotations
+
+import multiprocessing
+import stat
+from pathlib import Path
+
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from fabric_controller import journal as journal_module
+from fabric_controller.journal import JOURNAL_FILE, OLD_JOURNAL_FILE, Journal, JournalDamaged
+from fabric_controller.work import Attempt, RollOut, Verb, Work, fold_all, goal_entry
+
+GOAL = RollOut((0, 1, 2), {0: 3, 1: 1, 2: 7})
+
+
+def command(
+    counter: int, verb: str = "DRAIN", partition: int = 0, by: str = "controller"
+) -> dict[str, object]:
+    return {"kind": "command", "counter": counter, "verb": verb, "partition": partition, "by": by}
+
+
+def result(counter: int, code: str = "OK") -> dict[str, object]:
+    return {"kind": "result", "counter": counter, "code": code}
+
+
+def append(directory: Path, *entries: dict[str, object]) -> Work:
+    journal = Journal(directory)
+    with journal.exclusive():
+        for entry in entries:
+            journal.append(entry)
+    journal.close()
+    return journal.work
+
+
+def test_a_new_process_knows_what_the_old_one_knew(tmp_path: Path) -> None:
+    work = append(tmp_path, goal_entry(GOAL), command(5), result(5), command(6, "RESTART"))
+    assert work.goal == GOAL
+    assert [(a.counter, a.verb, a.code) for a in work.attempts] == [
+        (5, Verb.DRAIN, "OK"),
+        (6, Verb.RESTART, None),
+    ]
+    assert work.counter == 6
+    assert Journal(tmp_path).work == work
+    assert stat.S_IMODE((tmp_path / JOURNAL_FILE).stat().st_mode) == 0o600
+
+
+def test_a_torn_tail_at_any_byte_is_cut_off(tmp_path: Path) -> None:
+    """What was torn was never sent: the entry is synced before the command leaves."""
+    append(tmp_path, goal_entry(GOAL), command(5), result(5))
+    path = tmp_path / JOURNAL_FILE
+    whole = path.read_bytes()
+    before_last = append_length(whole)
+    expected = fold_all(Journal(tmp_path).history()[:-1])
+    for length in range(before_last, len(whole)):
+        path.write_bytes(whole[:length])
+        journal = Journal(tmp_path)
+        assert journal.work == expected
+        with journal.exclusive():
+            journal.append(command(9))
+        assert [entry["kind"] for entry in journal.history()] == ["goal", "command", "command"]
+        journal.close()
+
+
+def append_length(whole: bytes) -> int:
+    return len(whole) - len(whole.splitlines(keepends=True)[-1])
+
+
+def test_a_last_line_of_zeros_or_rubbish_is_torn_too(tmp_path: Path) -> None:
+    append(tmp_path, command(5))
+    path = tmp_path / JOURNAL_FILE
+    whole = path.read_bytes()
+    for rubbish in (bytes(100), b"x" * 50 + b"\n", b"00000000 {}\n"):
+        path.write_bytes(whole + rubbish)
+        assert append(tmp_path, command(6)).counter == 6
+        assert len(Journal(tmp_path).history()) == 2
+        path.write_bytes(whole)
+
+
+def test_damage_in_the_middle_is_said_and_nothing_is_cut_off(tmp_path: Path) -> None:
+    append(tmp_path, command(5), command(6))
+    path = tmp_path / JOURNAL_FILE
+    damaged = path.read_bytes().replace(b'"counter":5', b'"counter":1')
+    path.write_bytes(damaged)
+    with pytest.raises(JournalDamaged, match="byte 0"):
+        Journal(tmp_path)
+    assert path.read_bytes() == damaged
+
+
+def test_an_entry_of_another_kind_stops_the_controller(tmp_path: Path) -> None:
+    with pytest.raises(JournalDamaged):
+        append(tmp_path, {"kind": "surprise"})
+    with pytest.raises(JournalDamaged):
+        Journal(tmp_path)
+
+
+def test_what_another_process_appended_is_seen(tmp_path: Path) -> None:
+    reader = Journal(tmp_path)
+    append(tmp_path, goal_entry(GOAL))
+    assert reader.refresh().goal == GOAL
+    append(tmp_path, {"kind": "halt", "by": "operator", "reason": "lunch"})
+    assert reader.refresh().halted == "lunch"
+    assert not reader.work.running
+    append(tmp_path, {"kind": "continue"})
+    assert reader.refresh().running
+
+
+def _append_many(directory: Path, first: int) -> None:
+    journal = Journal(directory)
+    for _ in range(50):
+        with journal.exclusive() as work:
+            journal.append(command(work.counter + 1, partition=first))
+
+
+def test_two_processes_never_use_a_counter_twice(tmp_path: Path) -> None:
+    context = multiprocessing.get_context("spawn")
+    processes = [context.Process(target=_append_many, args=(tmp_path, first)) for first in range(2)]
+    for process in processes:
+        process.start()
+    for process in processes:
+        process.join(60)
+        assert process.exitcode == 0
+    counters = [entry["counter"] for entry in Journal(tmp_path).history()]
+    assert counters == list(range(1, 101))
+
+
+def test_a_long_journal_is_put_aside_and_nothing_is_forgotten(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(journal_module, "JOURNAL_BYTES_MAX", 200)
+    append(tmp_path, command(5, partition=2, by="operator"), result(5), goal_entry(GOAL), command(6))
+    other = Journal(tmp_path)
+    journal = Journal(tmp_path)
+    journal.begin_anew()
+    assert journal.refresh().goal == GOAL, "not while there is work"
+    append(tmp_path, {"kind": "done"})
+    journal.begin_anew()
+    assert journal.refresh() == other.refresh() == Work(counter=6, drained=frozenset({2}))
+    assert (tmp_path / OLD_JOURNAL_FILE).exists()
+    append(tmp_path, goal_entry(GOAL))
+    with other.exclusive() as work:
+        assert work.goal == GOAL
+
+
+@pytest.mark.parametrize(
+    ("code", "drained"),
+    [("OK", {1}), ("UNAVAILABLE", {1}), ("FAILED_PRECONDITION", set()), ("ABORTED", set())],
+)
+def test_an_operators_drain_counts_unless_it_was_refused(code: str, drained: set[int]) -> None:
+    """An open outcome counts: the controller must not put back what an operator has taken out."""
+    entries = [{**entry, "time_ms": 1} for entry in (command(1, partition=1, by="operator"), result(1, code))]
+    assert fold_all(entries).drained == drained
+    resumed = {**command(2, "RESUME", 1, by="operator"), "time_ms": 1}
+    assert fold_all([*entries, resumed]).drained == set()
+
+
+ENTRIES = st.lists(
+    st.one_of(
+        st.just(goal_entry(GOAL)),
+        st.builds(
+            command,
+            st.integers(1, 9),
+            st.sampled_from([verb.value for verb in Verb]),
+            st.integers(0, 2),
+            st.sampled_from(["controller", "operator"]),
+        ),
+        st.builds(result, st.integers(1, 9), st.sampled_from(["OK", "UNAVAILABLE", "ABORTED"])),
+        st.just({"kind": "done"}),
+        st.just({"kind": "continue"}),
+        st.just({"kind": "halt", "by": "operator", "reason": "x"}),
+    ),
+    max_size=15,
+)
+
+
+@settings(max_examples=50, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(ENTRIES, st.integers(0, 200))
+def test_any_history_is_read_back_as_it_was_written(
+    tmp_path_factory: pytest.TempPathFactory, entries: list[dict[str, object]], torn: int
+) -> None:
+    directory = tmp_path_factory.mktemp("journal")
+    written = append(directory, *entries)
+    assert Journal(directory).work == written
+    path = directory / JOURNAL_FILE
+    path.write_bytes(path.read_bytes()[: -torn or None])
+    history = Journal(directory).history()
+    assert Journal(directory).work == fold_all(history)
+    assert all(isinstance(attempt, Attempt) for attempt in written.attempts)

@@ -1,0 +1,279 @@
+"""G5: the planner against a small model of a pool, with crashes of everything at any point."""
+
+from __future__ import annotations
+
+import itertools
+import random
+from dataclasses import dataclass, field
+
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from fabric_controller.observe import Failure, Observation, Picture, State, Status, blank, observe
+from fabric_controller.planner import (
+    ATTEMPTS_MAX,
+    PATIENCE_MS,
+    Act,
+    Decision,
+    Done,
+    Halt,
+    Idle,
+    Wait,
+    plan,
+)
+from fabric_controller.work import Attempt, RollOut, Verb, Work, fold_all, goal_entry
+
+STEP_MS = 500
+
+
+@dataclass
+class Partition:
+    """A partition of the model: obeys at once, comes back some rounds after it ended."""
+
+    incarnation: int = 1
+    drained: bool = False
+    away: int = 0
+    """Rounds until it answers again."""
+
+    def observed(self, serving_count: int) -> Observation:
+        if self.away:
+            return Failure("UNAVAILABLE")
+        state = State.DRAINED if self.drained else State.SERVING
+        return Status(state, not self.drained, 1, serving_count, self.incarnation)
+
+    @property
+    def serves(self) -> bool:
+        return not self.away and not self.drained
+
+
+@dataclass
+class Pool:
+    """Three partitions whose floor of two is switched off: only the planner keeps it here."""
+
+    partitions: list[Partition] = field(default_factory=lambda: [Partition() for _ in range(3)])
+
+    @property
+    def serving_count(self) -> int:
+        return sum(partition.serves for partition in self.partitions)
+
+    def picture(self) -> Picture:
+        observations = {
+            index: partition.observed(self.serving_count) for index, partition in enumerate(self.partitions)
+        }
+        return observe(blank(range(3)), observations)[0]
+
+    def obey(self, verb: Verb, index: int) -> str:
+        partition = self.partitions[index]
+        if partition.away:
+            return "UNAVAILABLE"
+        match verb:
+            case Verb.DRAIN:
+                partition.drained = True
+            case Verb.RESUME:
+                partition.drained = False
+            case Verb.RESTART:
+                if not partition.drained:
+                    return "FAILED_PRECONDITION"
+                self.end(index)
+        return "OK"
+
+    def end(self, index: int, rounds: int = 2) -> None:
+        partition = self.partitions[index]
+        partition.away, partition.incarnation = rounds, partition.incarnation + 1
+
+    def time_passes(self) -> None:
+        for partition in self.partitions:
+            partition.away = max(0, partition.away - 1)
+
+
+@dataclass
+class Controller:
+    """The thin shell, with a journal that survives it."""
+
+    pool: Pool
+    entries: list[dict[str, object]] = field(default_factory=list)
+    now_ms: int = 1_000_000
+
+    def note(self, **entry: object) -> None:
+        self.entries.append({**entry, "time_ms": self.now_ms})
+
+    def step(self, crash: str = "") -> Decision:
+        """Take one step; crash is "" or where the controller dies: before or after sending."""
+        self.now_ms += STEP_MS
+        # Everything is folded anew each time: a new process knows no more than this.
+        work = fold_all(self.entries)
+        decision = plan(self.pool.picture(), work, self.now_ms)
+        match decision:
+            case Act(verb, partition):
+                counter = work.counter + 1
+                self.note(
+                    kind="command", counter=counter, verb=verb.value, partition=partition, by="controller"
+                )
+                if crash != "before":
+                    code = self.pool.obey(verb, partition)
+                    if crash != "after":
+                        self.note(kind="result", counter=counter, code=code)
+            case Halt(reason):
+                self.note(kind="halt", by="controller", reason=reason)
+            case Done():
+                self.note(kind="done")
+        self.pool.time_passes()
+        return decision
+
+
+def roll_out(pool: Pool) -> Controller:
+    controller = Controller(pool)
+    goal = RollOut((0, 1, 2), {i: p.incarnation for i, p in enumerate(pool.partitions)})
+    controller.note(**goal_entry(goal))
+    return controller
+
+
+def run(controller: Controller, steps: int = 400) -> Decision:
+    decision: Decision = Idle()
+    for _ in range(steps):
+        decision = controller.step()
+        if isinstance(decision, Done | Halt):
+            break
+    return decision
+
+
+def test_a_rolling_restart_restarts_each_once_and_never_takes_a_second_out() -> None:
+    controller = roll_out(Pool())
+    fewest = 3
+    for _ in range(100):
+        if isinstance(controller.step(), Done):
+            break
+        fewest = min(fewest, controller.pool.serving_count)
+    assert [partition.incarnation for partition in controller.pool.partitions] == [2, 2, 2]
+    assert controller.pool.serving_count == 3
+    assert fewest == 2
+    sent = [(entry["verb"], entry["partition"]) for entry in controller.entries if entry["kind"] == "command"]
+    assert sent == [(verb, index) for index in range(3) for verb in ("DRAIN", "RESTART", "RESUME")]
+    assert isinstance(controller.step(), Idle)
+
+
+FAULTS = st.lists(
+    st.one_of(
+        st.just(("",)),
+        st.tuples(st.just("controller"), st.sampled_from(("before", "after"))),
+        st.tuples(st.just("partition"), st.integers(0, 2), st.integers(1, 12)),
+    ),
+    max_size=60,
+)
+
+
+@settings(max_examples=300, deadline=None)
+@given(FAULTS)
+def test_g5_no_plan_takes_a_second_partition_out(faults: list[tuple[object, ...]]) -> None:
+    """Whatever crashes when: a drain or restart is sent only while two others serve; faults over, it ends.
+
+    The model lets a drain through that the partition would refuse, so nothing but the planner is tested.
+    """
+    pool = Pool()
+    controller = roll_out(pool)
+    for fault in faults:
+        before = [partition.serves for partition in pool.partitions]
+        crash = ""
+        if fault[0] == "partition":
+            pool.end(int(fault[1]), int(fault[2]))  # type: ignore[call-overload]
+            before[int(fault[1])] = False  # type: ignore[call-overload]
+        elif fault[0] == "controller":
+            crash = str(fault[1])
+        decision = controller.step(crash)
+        if isinstance(decision, Act) and decision.verb in {Verb.DRAIN, Verb.RESTART}:
+            others = [serves for index, serves in enumerate(before) if index != decision.partition]
+            assert sum(others) >= 2, "a second partition was taken out"
+        assert sum(partition.drained for partition in pool.partitions) <= 1
+    # Progress: once the faults are over it ends; an exhausted budget halts with a reason.
+    decision = run(controller)
+    if isinstance(decision, Halt):
+        assert "in vain" in decision.reason
+        controller.note(kind="continue")
+        decision = run(controller)
+    assert isinstance(decision, Done | Idle)
+    assert pool.serving_count == 3
+    assert all(partition.incarnation > 1 for partition in pool.partitions)
+
+
+def test_a_partition_that_is_out_is_put_back_when_another_one_dies() -> None:
+    """Capacity first: the drained partition returns to service, the work goes on later."""
+    controller = roll_out(Pool())
+    assert controller.step() == Act(Verb.DRAIN, 0)
+    controller.pool.end(2, rounds=20)
+    assert controller.step() == Act(Verb.RESUME, 0)
+    assert controller.pool.serving_count == 2
+    waiting = controller.step()
+    assert isinstance(waiting, Wait)
+    assert "fewer than two others serve: partition 2 is UNREACHABLE" in waiting.reason
+    assert isinstance(run(controller), Done)
+
+
+def test_it_halts_and_says_why_when_two_cannot_be_kept() -> None:
+    pool = Pool()
+    pool.end(2, rounds=10_000)
+    controller = roll_out(pool)
+    decision = run(controller, 2 * PATIENCE_MS // STEP_MS)
+    assert decision == Halt(
+        "partition 0 cannot be out while fewer than two others serve: partition 2 is UNREACHABLE"
+    )
+    assert pool.serving_count == 2
+    assert isinstance(controller.step(), Idle)
+
+
+def test_a_partition_that_does_not_come_back_halts_the_work() -> None:
+    controller = roll_out(Pool())
+    while controller.step() != Act(Verb.RESTART, 0):
+        pass
+    controller.pool.partitions[0].away = 10_000
+    assert run(controller, 2 * PATIENCE_MS // STEP_MS) == Halt("partition 0 does not serve: UNREACHABLE")
+
+
+def test_a_budget_with_back_off_ends_repeats() -> None:
+    """A partition that answers a restart and does not restart is asked ever more seldom, then no more."""
+    picture = Pool([Partition(drained=True), Partition(), Partition()]).picture()
+    goal = RollOut((0, 1, 2), {0: 1, 1: 1, 2: 1})
+    attempts: tuple[Attempt, ...] = ()
+    gaps: list[int] = []
+    now_ms = 0
+    while True:
+        decision = plan(picture, Work(goal=goal, attempts=attempts, progress_ms=now_ms), now_ms)
+        if isinstance(decision, Act):
+            assert decision == Act(Verb.RESTART, 0)
+            gaps.append(now_ms)
+            attempts = (*attempts, Attempt(len(attempts), Verb.RESTART, 0, now_ms, "OK"))
+        elif isinstance(decision, Halt):
+            break
+        now_ms += 100
+    assert len(gaps) == ATTEMPTS_MAX
+    pauses = [later - earlier for earlier, later in itertools.pairwise(gaps)]
+    assert pauses == [3_000, 6_000, 12_000]
+    assert decision.reason == "RESTART was sent 4 times to partition 0 in vain (OK)"
+
+
+def test_a_partition_that_an_operator_drained_stays_drained() -> None:
+    """It is restarted, and not resumed; the others must wait, so the work halts and says so."""
+    pool = Pool()
+    controller = Controller(pool)
+    controller.note(kind="command", counter=1, verb="DRAIN", partition=1, by="operator")
+    pool.obey(Verb.DRAIN, 1)
+    controller.note(kind="result", counter=1, code="OK")
+    controller.note(**goal_entry(RollOut((1,), {1: 1})))
+    assert isinstance(run(controller), Done)
+    assert pool.partitions[1].drained
+    assert pool.partitions[1].incarnation == 2
+    controller.note(**goal_entry(RollOut((0,), {0: 1})))
+    decision = run(controller, 2 * PATIENCE_MS // STEP_MS)
+    assert isinstance(decision, Halt)
+    assert "partition 1 is DRAINED" in decision.reason
+
+
+def test_a_plan_depends_on_nothing_but_its_inputs() -> None:
+    pool = Pool()
+    controller = roll_out(pool)
+    generator = random.Random(1)
+    for _ in range(50):
+        if generator.random() < 0.2:
+            pool.end(generator.randrange(3))
+        work, picture = fold_all(controller.entries), pool.picture()
+        assert plan(picture, work, controller.now_ms) == plan(picture, work, controller.now_ms)
+        controller.step()
