@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import hypothesis
 import pytest
 
 from tests.running_pool import ROOT, RunningPool, TestOfficer, make_officers
@@ -16,6 +17,9 @@ SHARED = ROOT.parent / "shared"
 """Material that lies beside the project where it is developed; never needed by a user."""
 
 _seed = 0
+# How long an example takes is the machine's affair; benchmarks say it.
+hypothesis.settings.register_profile("untimed", deadline=None)
+hypothesis.settings.load_profile("untimed")
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
