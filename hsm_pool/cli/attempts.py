@@ -11,8 +11,14 @@ from typing import Any
 import click
 from cryptography.hazmat.primitives.asymmetric import rsa
 
+from hsm_pool.cli import evidence_files
+from hsm_pool.cli.evidence_files import Anchors
 from hsm_pool.cli.files import write_new
 from hsm_pool.cli.output import fail, read_bounded
+from hsm_pool.enclave.evidence import exchange_key_report_data
+from hsm_pool.enclave.verifier import Expected
+from hsm_pool.errors import EvidenceRefused
+from mhsm.evidence.v1 import evidence_pb2
 from mhsm.security_domain.v1 import security_domain_pb2
 from security_domain import container, officers, submission
 from security_domain.fingerprints import words
@@ -40,6 +46,7 @@ class Attempt:
     purpose: str
     new_officers: tuple[str, ...]
     new_required: int
+    evidence: evidence_pb2.Evidence
 
     @property
     def detail(self) -> bytes:
@@ -49,8 +56,14 @@ class Attempt:
         return submission.officers_digest(self.new_officers, self.new_required)
 
 
-def write_attempt(path: Path, ceremony: security_domain_pb2.Ceremony) -> None:
-    """Write the attempt file of a ceremony; it holds no secret."""
+def write_attempt(path: Path, ceremony: security_domain_pb2.Ceremony, data_dir: Path) -> None:
+    """Write the attempt file of a ceremony; it holds no secret.
+
+    Args:
+        path: Where.
+        ceremony: The ceremony.
+        data_dir: Of the pool; its roots are named in words, for officers to compare with theirs.
+    """
     content = {
         "purpose": purpose(ceremony),
         "partition": ceremony.partition_index,
@@ -62,6 +75,8 @@ def write_attempt(path: Path, ceremony: security_domain_pb2.Ceremony) -> None:
         "expires": ceremony.expires.ToJsonString(),
         "new_officers": list(ceremony.new_officers),
         "new_required": ceremony.new_required,
+        "evidence": evidence_files.encode(ceremony.evidence),
+        "root_words": evidence_files.root_words(data_dir),
     }
     write_new(path, json.dumps(content, indent=2).encode() + b"\n", 0o644)
 
@@ -79,9 +94,38 @@ def read_attempt(path: Path) -> Attempt:
             str(content["purpose"]),
             tuple(str(thumbprint) for thumbprint in content["new_officers"]),
             int(content["new_required"]),
+            evidence_files.decode(content["evidence"]),
         )
     except (ValueError, KeyError, TypeError, RecursionError):
         fail(f"{path} is no attempt file", "begin a ceremony: mhsm security-domain --help")
+
+
+def check_exchange_key(attempt: Attempt, anchors: Anchors) -> None:
+    """Show what partition holds the attempt's exchange key, before a share is opened for it.
+
+    Raises:
+        EvidenceRefused: The evidence is absent, has expired or is of anything but an admitted partition
+            of this machine's pool that holds this very key for this very attempt.
+    """
+    key = attempt.exchange_public_key
+    if not key:
+        raise EvidenceRefused("this attempt has no exchange key: it waits for a restore blob")
+    expected = Expected(
+        nonce=attempt.attempt_id,
+        report_data=exchange_key_report_data(attempt.attempt_id, key),
+        exchange_key=key,
+        partition_index=attempt.partition,
+    )
+    claims = anchors.verifier.verify(attempt.evidence, expected)
+    click.echo(
+        f"partition {claims.partition_index} of pool {claims.pool_id} holds the exchange key\n"
+        f"  exchange key:  {words(key)}\n"
+        f"  measurement:   {words(claims.measurement)}\n"
+        f"  platform root: {anchors.words['platform']}\n"
+        f"  owner root:    {anchors.words['owner']}\n"
+        "compare these words with the administrator's; if they differ, stop",
+        err=True,
+    )
 
 
 def private_key(path: Path, prompt: str = "passphrase") -> rsa.RSAPrivateKey:

@@ -15,12 +15,14 @@ from hsm_pool.cli.attempts import (
     NEW_FILE,
     Attempt,
     attempt_option,
+    check_exchange_key,
     described,
     private_key,
     purpose,
     read_attempt,
     write_attempt,
 )
+from hsm_pool.cli.evidence_files import Anchors, anchor_options
 from hsm_pool.cli.files import refuse_existing, write_new
 from hsm_pool.cli.output import common_options, connect, fail, json_option, read_bounded, report, typed_errors
 from hsm_pool.client.pool import Pool
@@ -133,7 +135,7 @@ def download(
     if azure_output:
         write_new(azure_output, ceremony.azure_security_domain_file)
     if not ceremony.complete:
-        write_attempt(attempt_output, ceremony)
+        write_attempt(attempt_output, ceremony, common["data_dir"])
     report(
         {
             "output": str(output),
@@ -274,7 +276,7 @@ def fetch_file(
     if azure_output:
         write_new(azure_output, ceremony.azure_security_domain_file)
     if attempt_output:
-        write_attempt(attempt_output, ceremony)
+        write_attempt(attempt_output, ceremony, common["data_dir"])
     fingerprint = words(ceremony.security_domain_file)
     report(
         {"output": str(output), "words": fingerprint},
@@ -305,6 +307,7 @@ def fetch_file(
 @click.option(
     "--submission", "submission_file", type=EXISTING_FILE, default=None, help="Submit what --output wrote."
 )
+@anchor_options
 @common_options
 def submit_share(
     attempt_file: Path,
@@ -313,10 +316,15 @@ def submit_share(
     certificate_file: Path | None,
     output: Path | None,
     submission_file: Path | None,
+    platform_root: Path | None,
+    owner_root: Path | None,
+    policy: Path | None,
     **common: Any,
 ) -> None:
     """Open one officer's share, encrypt it to the exchange key, sign and submit it.
 
+    Before the share is opened the exchange key's evidence is verified: a partition of the pool whose
+    roots this machine has (--platform-root and --owner-root, or those of --data-dir) must hold it.
     An officer whose machine must stay offline writes the submission with --output; somebody
     submits that file later with --submission. The passphrase of an encrypted key is asked for.
     """
@@ -330,6 +338,8 @@ def submit_share(
             raise click.UsageError("--security-domain and --officer-key are needed (or --submission)")
         if output:
             refuse_existing(output)
+        anchors = Anchors.load(common["data_dir"], platform_root, owner_root, policy)
+        check_exchange_key(attempt, anchors)
         submitted = _make_submission(attempt, domain_file, key_file, certificate_file)
     if output:
         write_new(output, submitted)
@@ -413,7 +423,7 @@ def _begin(
     with connect(common, client="administrator") as pool:
         _refuse_second(pool, partition)
         ceremony = begin(pool)
-    write_attempt(output, ceremony)
+    write_attempt(output, ceremony, common["data_dir"])
     report(
         {"attempt": str(output), **described(ceremony)},
         as_json=common["as_json"],
