@@ -21,6 +21,7 @@ from hsm_pool.errors import EvidenceRefused
 from mhsm.evidence.v1 import evidence_pb2
 from mhsm.security_domain.v1 import security_domain_pb2
 from security_domain import container, officers, submission
+from security_domain.azure import transfer_key
 from security_domain.fingerprints import words
 
 NEW_FILE = click.Path(path_type=Path)
@@ -47,6 +48,8 @@ class Attempt:
     new_officers: tuple[str, ...]
     new_required: int
     evidence: evidence_pb2.Evidence
+    exchange_certificate_der: bytes
+    """Of a recovery, for restore blobs; b"" in other ceremonies."""
 
     @property
     def detail(self) -> bytes:
@@ -72,6 +75,7 @@ def write_attempt(path: Path, ceremony: security_domain_pb2.Ceremony, data_dir: 
         "attempt_id": base64.b64encode(ceremony.attempt_id).decode(),
         "exchange_public_key": base64.b64encode(ceremony.exchange_public_key).decode(),
         "exchange_key_words": words(ceremony.exchange_public_key),
+        "exchange_certificate": base64.b64encode(exchange_certificate(ceremony)).decode(),
         "expires": ceremony.expires.ToJsonString(),
         "new_officers": list(ceremony.new_officers),
         "new_required": ceremony.new_required,
@@ -95,37 +99,49 @@ def read_attempt(path: Path) -> Attempt:
             tuple(str(thumbprint) for thumbprint in content["new_officers"]),
             int(content["new_required"]),
             evidence_files.decode(content["evidence"]),
+            base64.b64decode(content["exchange_certificate"], validate=True),
         )
     except (ValueError, KeyError, TypeError, RecursionError):
         fail(f"{path} is no attempt file", "begin a ceremony: mhsm security-domain --help")
 
 
-def check_exchange_key(attempt: Attempt, anchors: Anchors) -> None:
-    """Show what partition holds the attempt's exchange key, before a share is opened for it.
+def require_evidence(attempt: Attempt, anchors: Anchors, receiver: bytes) -> None:
+    """Show which partition holds the key that a share will be encrypted to, before the share is opened.
+
+    Args:
+        attempt: What the attempt file says.
+        anchors: Roots and policy of this machine.
+        receiver: The exchange public key or the exchange certificate of the attempt.
 
     Raises:
         EvidenceRefused: The evidence is absent, has expired or is of anything but an admitted partition
             of this machine's pool that holds this very key for this very attempt.
     """
-    key = attempt.exchange_public_key
-    if not key:
-        raise EvidenceRefused("this attempt has no exchange key: it waits for a restore blob")
+    if not receiver:
+        raise EvidenceRefused("this attempt has no such exchange key: nothing may be encrypted to it")
     expected = Expected(
         nonce=attempt.attempt_id,
-        report_data=exchange_key_report_data(attempt.attempt_id, key),
-        exchange_key=key,
+        report_data=exchange_key_report_data(
+            attempt.attempt_id, attempt.exchange_public_key, attempt.exchange_certificate_der
+        ),
+        exchange_key=attempt.exchange_public_key,
         partition_index=attempt.partition,
     )
     claims = anchors.verifier.verify(attempt.evidence, expected)
     click.echo(
         f"partition {claims.partition_index} of pool {claims.pool_id} holds the exchange key\n"
-        f"  exchange key:  {words(key)}\n"
+        f"  exchange key:  {words(receiver)}\n"
         f"  measurement:   {words(claims.measurement)}\n"
         f"  platform root: {anchors.words['platform']}\n"
         f"  owner root:    {anchors.words['owner']}\n"
         "compare these words with the administrator's; if they differ, stop",
         err=True,
     )
+
+
+def exchange_certificate(ceremony: security_domain_pb2.Ceremony) -> bytes:
+    """Return the exchange certificate (DER) of a ceremony, b"" if it takes no restore blob."""
+    return transfer_key.parse_transfer_key(ceremony.transfer_key) if ceremony.transfer_key else b""
 
 
 def private_key(path: Path, prompt: str = "passphrase") -> rsa.RSAPrivateKey:
@@ -138,6 +154,7 @@ def private_key(path: Path, prompt: str = "passphrase") -> rsa.RSAPrivateKey:
 
 def described(ceremony: security_domain_pb2.Ceremony) -> dict[str, Any]:
     """Return what --json prints of a ceremony."""
+    certificate = exchange_certificate(ceremony)
     return {
         "purpose": purpose(ceremony),
         "pool_id": ceremony.pool_id,
@@ -149,6 +166,7 @@ def described(ceremony: security_domain_pb2.Ceremony) -> dict[str, Any]:
         "expires": ceremony.expires.ToJsonString(),
         "security_domain_words": words(ceremony.security_domain_file),
         "exchange_key_words": words(ceremony.exchange_public_key),
+        "exchange_certificate_words": words(certificate) if certificate else "",
     }
 
 

@@ -15,11 +15,12 @@ from hsm_pool.cli.attempts import (
     NEW_FILE,
     Attempt,
     attempt_option,
-    check_exchange_key,
     described,
+    exchange_certificate,
     private_key,
     purpose,
     read_attempt,
+    require_evidence,
     write_attempt,
 )
 from hsm_pool.cli.evidence_files import Anchors, anchor_options
@@ -31,7 +32,6 @@ from mhsm.security_domain.v1 import security_domain_pb2
 from security_domain import container, officers, submission
 from security_domain.azure import document as azure_document
 from security_domain.azure import submission as azure_submission
-from security_domain.azure import transfer_key
 from security_domain.azure.items import DOCUMENT_BYTES_MAX
 from security_domain.fingerprints import words
 
@@ -170,7 +170,7 @@ def download(
     "--exchange-certificate-output",
     type=NEW_FILE,
     default=None,
-    help="Where to write the exchange certificate (PEM) for restore-blob.",
+    help="Where to write the exchange certificate (PEM), for az keyvault security-domain restore-blob.",
 )
 @_partition
 @common_options
@@ -187,8 +187,8 @@ def init_recovery(
         refuse_existing(exchange_certificate_output)
     ceremony = _begin(common, partition, output, lambda pool: pool.init_recovery(partition, file))
     if exchange_certificate_output:
-        certificate = transfer_key.parse_transfer_key(ceremony.transfer_key)
-        write_new(exchange_certificate_output, officers.certificate_pem(certificate), 0o644)
+        pem = officers.certificate_pem(exchange_certificate(ceremony))
+        write_new(exchange_certificate_output, pem, 0o644)
 
 
 @security_domain_group.command("verify")
@@ -339,7 +339,7 @@ def submit_share(
         if output:
             refuse_existing(output)
         anchors = Anchors.load(common["data_dir"], platform_root, owner_root, policy)
-        check_exchange_key(attempt, anchors)
+        require_evidence(attempt, anchors, attempt.exchange_public_key)
         submitted = _make_submission(attempt, domain_file, key_file, certificate_file)
     if output:
         write_new(output, submitted)
@@ -424,12 +424,16 @@ def _begin(
         _refuse_second(pool, partition)
         ceremony = begin(pool)
     write_attempt(output, ceremony, common["data_dir"])
+    keys = {
+        "exchange key": ceremony.exchange_public_key,
+        "exchange certificate": exchange_certificate(ceremony),
+    }
     report(
         {"attempt": str(output), **described(ceremony)},
         as_json=common["as_json"],
         text=f"partition {partition} waits for {_awaited(ceremony)} "
         f"until {ceremony.expires.ToJsonString()}\n"
-        f"exchange key: {words(ceremony.exchange_public_key)}",
+        + "\n".join(f"{name}: {words(key)}" for name, key in keys.items() if key),
         following=_submit(output, "security-domain.json"),
     )
     return ceremony

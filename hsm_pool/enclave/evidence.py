@@ -65,9 +65,17 @@ def report_data(role: str, *parts: bytes) -> bytes:
     return digest.digest()
 
 
-def exchange_key_report_data(attempt_id: bytes, exchange_public_key: bytes) -> bytes:
-    """Return the report data of evidence over a ceremony's exchange key."""
-    return report_data("exchange-key", attempt_id, exchange_public_key)
+def exchange_key_report_data(
+    attempt_id: bytes, exchange_public_key: bytes, exchange_certificate_der: bytes = b""
+) -> bytes:
+    """Return the report data of evidence over what a ceremony's officers encrypt to.
+
+    Args:
+        attempt_id: Of the ceremony.
+        exchange_public_key: For shares (HPKE); b"" if it takes none.
+        exchange_certificate_der: For a restore blob; b"" if it takes none.
+    """
+    return report_data("exchange-key", attempt_id, exchange_public_key, exchange_certificate_der)
 
 
 def client_report_data(nonce: bytes) -> bytes:

@@ -39,6 +39,7 @@ from mhsm.evidence.v1 import evidence_pb2
 from mhsm.record.v1 import record_pb2
 from security_domain import container
 from security_domain.azure import document as azure_document
+from security_domain.azure import transfer_key
 from security_domain.errors import InvalidFile
 
 ATTEMPT_ID_BYTES = 16
@@ -396,9 +397,10 @@ class Ceremonies:
             raise
         partition = self._partition
         expires_at_ms = time.time_ns() // 1_000_000 + limits.CEREMONY_SECONDS * 1000
+        certificate = transfer_key.parse_transfer_key(begun.transfer_key) if begun.transfer_key else b""
         evidence = partition.attester.attest(
             attempt_id,
-            exchange_key_report_data(attempt_id, begun.exchange_public_key),
+            exchange_key_report_data(attempt_id, begun.exchange_public_key, certificate),
             begun.exchange_public_key,
             expires_at_ms // 1000,
         )

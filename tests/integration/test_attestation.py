@@ -243,7 +243,7 @@ def test_a_share_is_opened_for_an_attested_exchange_key_only(
         },
         "another partition": {"partition": 2},
         "not fresh": {"attempt_id": base64.b64encode(os.urandom(16)).decode()},
-        "no exchange key": {"exchange_public_key": ""},
+        "no such exchange key": {"exchange_public_key": ""},
         "dbgstat": {"evidence": evidence_by(Attester(chosen, 1), genuine_key)},
         "expired": {"evidence": evidence_by(hardened, genuine_key, 1)},
     }

@@ -423,6 +423,7 @@ def terminal_room(tmp_path: Path, administrator: Administrator) -> Room:
         "exchange_public_key": base64.b64encode(exchange_key).decode(),
         "new_officers": [],
         "new_required": 0,
+        "exchange_certificate": "",
         "evidence": encode(pool.nodes[0].attester.attest(attempt_id, data, exchange_key)),
     }
     (tmp_path / "attempt").write_text(json.dumps(attempt))
