@@ -126,3 +126,24 @@ ENCLAVE_CALLS_BURST: Final = 100
 
 COMMAND_SECONDS_MAX: Final = 60
 """How long a command of the controller may be valid at most."""
+
+EVIDENCE_TOKEN_BYTES_MAX: Final = 4096
+"""One token of evidence: claims, a signature and a P-256 certificate have about 1.2 KiB."""
+
+EVIDENCE_NONCE_BYTES_MIN: Final = 16
+"""Nonce of a caller who asks for evidence, at least (RFC 9711 allows 8)."""
+
+EVIDENCE_NONCE_BYTES_MAX: Final = 64
+"""Nonce of a caller who asks for evidence, at most (RFC 9711)."""
+
+RELEASE_POLICY_BYTES_MAX: Final = 16 * 1024
+"""A release policy or admission policy."""
+
+RELEASE_POLICY_DEPTH_MAX: Final = 8
+"""Nested allOf and anyOf below an authority."""
+
+RELEASE_POLICY_CONDITIONS_MAX: Final = 256
+"""Conditions and authorities of a policy together."""
+
+RELEASE_POLICY_NAME_LENGTH_MAX: Final = 256
+"""Characters of a claim's name and of an authority."""

@@ -60,6 +60,15 @@ class PlatformSettings:
 
 
 @dataclass(frozen=True, slots=True)
+class OwnerSettings:
+    """The key of one partition that the pool's owner certified, and the owner's root; files in PEM."""
+
+    certificate_file: str
+    key_file: str
+    root_certificate_file: str
+
+
+@dataclass(frozen=True, slots=True)
 class PartitionSettings:
     """Everything a partition process needs; endpoints are host:port."""
 
@@ -78,6 +87,9 @@ class PartitionSettings:
     peers: tuple[Peer, ...]
     store: StoreSettings
     platform: PlatformSettings
+    owner: OwnerSettings
+    admission_policy_file: str
+    """What evidence must say, in the grammar of release policies; absent: the same distribution."""
     sealing: Literal["platform", "none"]
     recoverable_days: int
 

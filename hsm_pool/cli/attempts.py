@@ -11,10 +11,17 @@ from typing import Any
 import click
 from cryptography.hazmat.primitives.asymmetric import rsa
 
+from hsm_pool.cli import evidence_files
+from hsm_pool.cli.evidence_files import Anchors
 from hsm_pool.cli.files import write_new
 from hsm_pool.cli.output import fail, read_bounded
+from hsm_pool.enclave.evidence import exchange_key_report_data
+from hsm_pool.enclave.verifier import Expected
+from hsm_pool.errors import EvidenceRefused
+from mhsm.evidence.v1 import evidence_pb2
 from mhsm.security_domain.v1 import security_domain_pb2
 from security_domain import container, officers, submission
+from security_domain.azure import transfer_key
 from security_domain.fingerprints import words
 
 NEW_FILE = click.Path(path_type=Path)
@@ -40,6 +47,9 @@ class Attempt:
     purpose: str
     new_officers: tuple[str, ...]
     new_required: int
+    evidence: evidence_pb2.Evidence
+    exchange_certificate_der: bytes
+    """Of a recovery, for restore blobs; b"" in other ceremonies."""
 
     @property
     def detail(self) -> bytes:
@@ -49,8 +59,14 @@ class Attempt:
         return submission.officers_digest(self.new_officers, self.new_required)
 
 
-def write_attempt(path: Path, ceremony: security_domain_pb2.Ceremony) -> None:
-    """Write the attempt file of a ceremony; it holds no secret."""
+def write_attempt(path: Path, ceremony: security_domain_pb2.Ceremony, data_dir: Path) -> None:
+    """Write the attempt file of a ceremony; it holds no secret.
+
+    Args:
+        path: Where.
+        ceremony: The ceremony.
+        data_dir: Of the pool; its roots are named in words, for officers to compare with theirs.
+    """
     content = {
         "purpose": purpose(ceremony),
         "partition": ceremony.partition_index,
@@ -59,9 +75,12 @@ def write_attempt(path: Path, ceremony: security_domain_pb2.Ceremony) -> None:
         "attempt_id": base64.b64encode(ceremony.attempt_id).decode(),
         "exchange_public_key": base64.b64encode(ceremony.exchange_public_key).decode(),
         "exchange_key_words": words(ceremony.exchange_public_key),
+        "exchange_certificate": base64.b64encode(exchange_certificate(ceremony)).decode(),
         "expires": ceremony.expires.ToJsonString(),
         "new_officers": list(ceremony.new_officers),
         "new_required": ceremony.new_required,
+        "evidence": evidence_files.encode(ceremony.evidence),
+        "root_words": evidence_files.root_words(data_dir),
     }
     write_new(path, json.dumps(content, indent=2).encode() + b"\n", 0o644)
 
@@ -79,9 +98,50 @@ def read_attempt(path: Path) -> Attempt:
             str(content["purpose"]),
             tuple(str(thumbprint) for thumbprint in content["new_officers"]),
             int(content["new_required"]),
+            evidence_files.decode(content["evidence"]),
+            base64.b64decode(content["exchange_certificate"], validate=True),
         )
     except (ValueError, KeyError, TypeError, RecursionError):
         fail(f"{path} is no attempt file", "begin a ceremony: mhsm security-domain --help")
+
+
+def require_evidence(attempt: Attempt, anchors: Anchors, receiver: bytes) -> None:
+    """Show which partition holds the key that a share will be encrypted to, before the share is opened.
+
+    Args:
+        attempt: What the attempt file says.
+        anchors: Roots and policy of this machine.
+        receiver: The exchange public key or the exchange certificate of the attempt.
+
+    Raises:
+        EvidenceRefused: The evidence is absent, has expired or is of anything but an admitted partition
+            of this machine's pool that holds this very key for this very attempt.
+    """
+    if not receiver:
+        raise EvidenceRefused("this attempt has no such exchange key: nothing may be encrypted to it")
+    expected = Expected(
+        nonce=attempt.attempt_id,
+        report_data=exchange_key_report_data(
+            attempt.attempt_id, attempt.exchange_public_key, attempt.exchange_certificate_der
+        ),
+        exchange_key=attempt.exchange_public_key,
+        partition_index=attempt.partition,
+    )
+    claims = anchors.verifier.verify(attempt.evidence, expected)
+    click.echo(
+        f"partition {claims.partition_index} of pool {claims.pool_id} holds the exchange key\n"
+        f"  exchange key:  {words(receiver)}\n"
+        f"  measurement:   {words(claims.measurement)}\n"
+        f"  platform root: {anchors.words['platform']}\n"
+        f"  owner root:    {anchors.words['owner']}\n"
+        "compare these words with the administrator's; if they differ, stop",
+        err=True,
+    )
+
+
+def exchange_certificate(ceremony: security_domain_pb2.Ceremony) -> bytes:
+    """Return the exchange certificate (DER) of a ceremony, b"" if it takes no restore blob."""
+    return transfer_key.parse_transfer_key(ceremony.transfer_key) if ceremony.transfer_key else b""
 
 
 def private_key(path: Path, prompt: str = "passphrase") -> rsa.RSAPrivateKey:
@@ -94,6 +154,7 @@ def private_key(path: Path, prompt: str = "passphrase") -> rsa.RSAPrivateKey:
 
 def described(ceremony: security_domain_pb2.Ceremony) -> dict[str, Any]:
     """Return what --json prints of a ceremony."""
+    certificate = exchange_certificate(ceremony)
     return {
         "purpose": purpose(ceremony),
         "pool_id": ceremony.pool_id,
@@ -105,6 +166,7 @@ def described(ceremony: security_domain_pb2.Ceremony) -> dict[str, Any]:
         "expires": ceremony.expires.ToJsonString(),
         "security_domain_words": words(ceremony.security_domain_file),
         "exchange_key_words": words(ceremony.exchange_public_key),
+        "exchange_certificate_words": words(certificate) if certificate else "",
     }
 
 

@@ -13,6 +13,7 @@ _COMMANDS = {
     "down": "hsm_pool.cli.pool_commands:down",
     "kill": "hsm_pool.cli.pool_commands:kill",
     "status": "hsm_pool.cli.status_command:status",
+    "attest": "hsm_pool.cli.attest_command:attest",
     "key": "hsm_pool.cli.key_commands:key",
     "crypto": "hsm_pool.cli.crypto_commands:crypto",
     "officers": "hsm_pool.cli.officers_commands:officers_group",
@@ -38,7 +39,7 @@ class _LazyGroup(click.Group):
     cls=_LazyGroup,
     context_settings={"help_option_names": ["-h", "--help"]},
     epilog="Exit codes: 0 done, 1 failed, 2 usage, 3 not activated or locked, 4 share refused or quorum "
-    "missing, 5 unreachable, 6 verification failed, 7 outcome unknown, 130 interrupted.",
+    "missing, 5 unreachable, 6 signature or evidence refused, 7 outcome unknown, 130 interrupted.",
 )
 @click.version_option(package_name="mhsm-pool-simulator")
 def mhsm() -> None:

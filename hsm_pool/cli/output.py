@@ -1,8 +1,8 @@
 """What every command shares: options, connection, output, exit codes.
 
 Exit codes: 0 done · 1 failed · 2 usage · 3 not activated, or locked · 4 share refused, or quorum missing ·
-5 unreachable · 6 verification failed · 7 outcome unknown (repeat with the same request id) ·
-130 interrupted. Results go to standard output, everything else to standard error.
+5 unreachable · 6 a signature or evidence does not verify · 7 outcome unknown (repeat with the same
+request id) · 130 interrupted. Results go to standard output, everything else to standard error.
 """
 
 from __future__ import annotations
@@ -22,6 +22,7 @@ from hsm_pool.client.errors import PoolUnreachable, SignatureInvalid
 from hsm_pool.client.pool import Pool
 from hsm_pool.errors import (
     AvailabilityError,
+    EvidenceRefused,
     MHSMError,
     NotActivated,
     PoolLocked,
@@ -146,6 +147,8 @@ def failure_of(error: Exception, request_id: str | None = None) -> Failure:
             return Failure(text, "mhsm security-domain submit-share --help", QUORUM)
         case ShareRefused():
             return Failure(text, "the officer named submits his own share", QUORUM)
+        case EvidenceRefused():
+            return Failure(text, "stop: find out who made it; docs/ceremonies.md", VERIFICATION)
         case SignatureInvalid():
             return Failure(text, "", VERIFICATION)
         case PoolUnreachable():

@@ -18,7 +18,7 @@ from rich.console import Console
 from hsm_pool.cli.output import FAILED, UNREACHABLE, data_directory_option, fail, json_option, report
 from hsm_pool.client.connection import NoConnection, load_connection
 from hsm_pool.client.pool import Pool
-from hsm_pool.errors import MHSMError
+from hsm_pool.errors import InvalidField, MHSMError
 from hsm_pool.provisioning import etcd_binary, layout
 from mhsm.enclave.v1 import enclave_pb2
 
@@ -70,6 +70,7 @@ def up(
         console.print(f"made pool {pool_id} in {directory}")
     elif attended and not layout.pool_settings(directory)["attended"]:
         fail("the pool was made unattended; that cannot be changed", "mhsm up without --attended")
+    _check_admission_policy(directory)
     running = _supervisor_process_id(directory) is not None
     if not running:
         _start_supervisor(directory)
@@ -162,6 +163,16 @@ def kill(partition: int, what: str, signal_name: str, data_dir: Path, as_json: b
         text=f"sent {signal_name} to {', '.join(f'{name} ({pid})' for name, pid in sent.items())}",
         following="mhsm status",
     )
+
+
+def _check_admission_policy(directory: Path) -> None:
+    """End the command if the partitions could not read their policy; they would not start."""
+    from hsm_pool.enclave import admission
+
+    try:
+        admission.load(directory / layout.ADMISSION_POLICY)
+    except InvalidField as error:
+        fail(error.message, f"correct {directory / layout.ADMISSION_POLICY}, or remove it for the default")
 
 
 def _usable_etcd(configured: str | None, console: Console) -> str:

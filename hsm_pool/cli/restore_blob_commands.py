@@ -14,7 +14,9 @@ from hsm_pool.cli.attempts import (
     described,
     private_key,
     read_attempt,
+    require_evidence,
 )
+from hsm_pool.cli.evidence_files import Anchors, anchor_options
 from hsm_pool.cli.files import refuse_existing, write_new
 from hsm_pool.cli.output import common_options, connect, read_bounded, report
 from security_domain import officers
@@ -30,13 +32,7 @@ from security_domain.azure.restore_blob import make_restore_blob
     required=True,
     help="The security domain in Azure's format (download --azure-output).",
 )
-@click.option(
-    "--exchange-certificate",
-    "exchange_file",
-    type=EXISTING_FILE,
-    required=True,
-    help="PEM, from init-recovery.",
-)
+@attempt_option
 @click.option(
     "--officer",
     "officer_files",
@@ -46,23 +42,32 @@ from security_domain.azure.restore_blob import make_restore_blob
     help="Certificate and key of an officer; as many as the quorum.",
 )
 @click.option("--output", type=NEW_FILE, required=True, help="The restore blob, to be written.")
+@anchor_options
 @common_options
 def restore_blob(
     azure_file: Path,
-    exchange_file: Path,
+    attempt_file: Path,
     officer_files: tuple[tuple[Path, Path], ...],
     output: Path,
+    platform_root: Path | None,
+    owner_root: Path | None,
+    policy: Path | None,
     **common: Any,
 ) -> None:
     """Open Azure's file with a quorum of keys on ONE machine, and encrypt it to the pool; contacts nobody.
+
+    Before a share is opened, the evidence of the attempt's exchange certificate is verified.
 
     A quorum of private keys meets on this machine: whoever controls it has the security domain.
     Prefer submit-share, where each officer opens his own share on his own machine.
     """
     refuse_existing(output)
     click.echo("warning: a quorum of officers' keys meets on this machine; prefer submit-share", err=True)
+    attempt = read_attempt(attempt_file)
+    exchange = attempt.exchange_certificate_der
+    anchors = Anchors.load(common["data_dir"], platform_root, owner_root, policy)
+    require_evidence(attempt, anchors, exchange)
     parsed = azure_document.parse(read_bounded(azure_file, DOCUMENT_BYTES_MAX))
-    exchange = officers.pem_to_der(read_bounded(exchange_file, officers.PEM_BYTES_MAX))
     pairs = [
         (
             private_key(key_file, f"passphrase of {key_file}"),
@@ -75,7 +80,7 @@ def restore_blob(
         {"output": str(output)},
         as_json=common["as_json"],
         text=f"wrote {output}: the security domain under the exchange certificate",
-        following=f"mhsm security-domain upload --restore-blob {output} --attempt ATTEMPT",
+        following=f"mhsm security-domain upload --restore-blob {output} --attempt {attempt_file}",
     )
 
 

@@ -16,11 +16,14 @@ from hsm_pool.cli.attempts import (
     Attempt,
     attempt_option,
     described,
+    exchange_certificate,
     private_key,
     purpose,
     read_attempt,
+    require_evidence,
     write_attempt,
 )
+from hsm_pool.cli.evidence_files import Anchors, anchor_options
 from hsm_pool.cli.files import refuse_existing, write_new
 from hsm_pool.cli.output import common_options, connect, fail, json_option, read_bounded, report, typed_errors
 from hsm_pool.client.pool import Pool
@@ -29,7 +32,6 @@ from mhsm.security_domain.v1 import security_domain_pb2
 from security_domain import container, officers, submission
 from security_domain.azure import document as azure_document
 from security_domain.azure import submission as azure_submission
-from security_domain.azure import transfer_key
 from security_domain.azure.items import DOCUMENT_BYTES_MAX
 from security_domain.fingerprints import words
 
@@ -133,7 +135,7 @@ def download(
     if azure_output:
         write_new(azure_output, ceremony.azure_security_domain_file)
     if not ceremony.complete:
-        write_attempt(attempt_output, ceremony)
+        write_attempt(attempt_output, ceremony, common["data_dir"])
     report(
         {
             "output": str(output),
@@ -168,7 +170,7 @@ def download(
     "--exchange-certificate-output",
     type=NEW_FILE,
     default=None,
-    help="Where to write the exchange certificate (PEM) for restore-blob.",
+    help="Where to write the exchange certificate (PEM), for az keyvault security-domain restore-blob.",
 )
 @_partition
 @common_options
@@ -185,8 +187,8 @@ def init_recovery(
         refuse_existing(exchange_certificate_output)
     ceremony = _begin(common, partition, output, lambda pool: pool.init_recovery(partition, file))
     if exchange_certificate_output:
-        certificate = transfer_key.parse_transfer_key(ceremony.transfer_key)
-        write_new(exchange_certificate_output, officers.certificate_pem(certificate), 0o644)
+        pem = officers.certificate_pem(exchange_certificate(ceremony))
+        write_new(exchange_certificate_output, pem, 0o644)
 
 
 @security_domain_group.command("verify")
@@ -274,7 +276,7 @@ def fetch_file(
     if azure_output:
         write_new(azure_output, ceremony.azure_security_domain_file)
     if attempt_output:
-        write_attempt(attempt_output, ceremony)
+        write_attempt(attempt_output, ceremony, common["data_dir"])
     fingerprint = words(ceremony.security_domain_file)
     report(
         {"output": str(output), "words": fingerprint},
@@ -305,6 +307,7 @@ def fetch_file(
 @click.option(
     "--submission", "submission_file", type=EXISTING_FILE, default=None, help="Submit what --output wrote."
 )
+@anchor_options
 @common_options
 def submit_share(
     attempt_file: Path,
@@ -313,10 +316,15 @@ def submit_share(
     certificate_file: Path | None,
     output: Path | None,
     submission_file: Path | None,
+    platform_root: Path | None,
+    owner_root: Path | None,
+    policy: Path | None,
     **common: Any,
 ) -> None:
     """Open one officer's share, encrypt it to the exchange key, sign and submit it.
 
+    Before the share is opened the exchange key's evidence is verified: a partition of the pool whose
+    roots this machine has (--platform-root and --owner-root, or those of --data-dir) must hold it.
     An officer whose machine must stay offline writes the submission with --output; somebody
     submits that file later with --submission. The passphrase of an encrypted key is asked for.
     """
@@ -330,6 +338,8 @@ def submit_share(
             raise click.UsageError("--security-domain and --officer-key are needed (or --submission)")
         if output:
             refuse_existing(output)
+        anchors = Anchors.load(common["data_dir"], platform_root, owner_root, policy)
+        require_evidence(attempt, anchors, attempt.exchange_public_key)
         submitted = _make_submission(attempt, domain_file, key_file, certificate_file)
     if output:
         write_new(output, submitted)
@@ -413,13 +423,17 @@ def _begin(
     with connect(common, client="administrator") as pool:
         _refuse_second(pool, partition)
         ceremony = begin(pool)
-    write_attempt(output, ceremony)
+    write_attempt(output, ceremony, common["data_dir"])
+    keys = {
+        "exchange key": ceremony.exchange_public_key,
+        "exchange certificate": exchange_certificate(ceremony),
+    }
     report(
         {"attempt": str(output), **described(ceremony)},
         as_json=common["as_json"],
         text=f"partition {partition} waits for {_awaited(ceremony)} "
         f"until {ceremony.expires.ToJsonString()}\n"
-        f"exchange key: {words(ceremony.exchange_public_key)}",
+        + "\n".join(f"{name}: {words(key)}" for name, key in keys.items() if key),
         following=_submit(output, "security-domain.json"),
     )
     return ceremony

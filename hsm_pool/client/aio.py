@@ -19,6 +19,7 @@ from hsm_pool.client.errors import PoolUnreachable, from_rpc
 from hsm_pool.client.retry import Attempts, Rotation
 from hsm_pool.errors import MHSMError
 from mhsm.crypto.v1 import crypto_pb2, crypto_pb2_grpc
+from mhsm.evidence.v1 import evidence_pb2
 from mhsm.keys.v1 import keys_pb2
 from mhsm.pool.v1 import pool_pb2
 from mhsm.security_domain.v1 import security_domain_pb2
@@ -227,6 +228,10 @@ class AsyncPool:
     async def partition_status(self, index: int) -> pool_pb2.GetPartitionStatusResponse:
         """Return the status of one partition."""
         return await self._at(calls.partition_status(), index)
+
+    async def evidence(self, index: int, nonce: bytes) -> evidence_pb2.Evidence:
+        """Return fresh evidence of one partition for a nonce of 16-64 bytes; it is not verified here."""
+        return await self._at(calls.evidence(nonce), index)
 
     async def download_security_domain(
         self,

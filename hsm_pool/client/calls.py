@@ -13,6 +13,7 @@ from google.protobuf.timestamp_pb2 import Timestamp
 
 from hsm_pool.client.errors import SignatureInvalid
 from mhsm.crypto.v1 import crypto_pb2, crypto_pb2_grpc
+from mhsm.evidence.v1 import evidence_pb2
 from mhsm.keys.v1 import keys_pb2, keys_pb2_grpc
 from mhsm.pool.v1 import pool_pb2, pool_pb2_grpc
 from mhsm.security_domain.v1 import security_domain_pb2, security_domain_pb2_grpc
@@ -257,6 +258,14 @@ def partition_status() -> Call[pool_pb2.GetPartitionStatusResponse]:
     request = pool_pb2.GetPartitionStatusRequest()
     return Call(
         pool_pb2_grpc.PoolServiceStub, "GetPartitionStatus", request, "read", lambda response: response
+    )
+
+
+def evidence(nonce: bytes) -> Call[evidence_pb2.Evidence]:
+    """GetEvidence."""
+    request = pool_pb2.GetEvidenceRequest(nonce=nonce)
+    return Call(
+        pool_pb2_grpc.PoolServiceStub, "GetEvidence", request, "read", lambda response: response.evidence
     )
 
 

@@ -1,32 +1,45 @@
-"""Evidence of a partition, made by its simulated platform (RATS, RFC 9334: attester and verifier).
+"""Evidence of a partition: made by its simulated platform and by the key that its owner certified.
 
-The platform key stands for the hardware's quoting key and is certified by the platform
-root. What is simulated is that the platform, not the software itself, takes the
-measurement; docs/threat-model.md says what follows.
+Attester of RATS (RFC 9334); :mod:`hsm_pool.enclave.verifier` is the other side. As with the
+real service both chains must verify: the platform root says that it is an HSM, the owner root
+says that it is ours. What is simulated is that the platform, not the software itself, takes
+the measurement; docs/threat-model.md says what follows.
 """
 
 from __future__ import annotations
 
+import ctypes
 import hashlib
+import importlib.metadata
 import importlib.util
-from dataclasses import dataclass
+import time
+from collections.abc import Callable
 from functools import cache
 from pathlib import Path
 
 from cryptography import x509
-from cryptography.exceptions import InvalidSignature
-from cryptography.hazmat.primitives import hashes, serialization
-from cryptography.hazmat.primitives.asymmetric import ec
+from cryptography.hazmat.primitives import serialization
 
-from hsm_pool.errors import EvidenceRefused
-from hsm_pool.settings import PlatformSettings
-from mhsm.peer.v1 import peer_pb2
+from hsm_pool.enclave.claims import Claims, DebugStatus
+from hsm_pool.settings import PartitionSettings
+from mhsm.evidence.v1 import evidence_pb2
+
+PRODUCT_ID = 1
+"""Number of this product under the simulated platform; another product is another number."""
 
 SECURITY_VERSION = 1
 """Security version number of this distribution; only ever raised."""
 
-_LABEL = b"mhsm/evidence/v1\x00"
+ALGORITHM = -7
+"""ES256 (RFC 9053): ECDSA P-256 with SHA-256."""
+
+X5CHAIN = 33
+"""COSE header with the signer's certificate, DER (RFC 9360)."""
+
+DISTRIBUTION = "mhsm-pool-simulator"
 _MEASURED_PACKAGES = ("hsm_pool", "security_domain", "mhsm")
+_PR_GET_DUMPABLE = 3
+_RANDOM_DEVICE_ID = b"\x01"
 
 
 @cache
@@ -52,84 +65,126 @@ def report_data(role: str, *parts: bytes) -> bytes:
     return digest.digest()
 
 
-@dataclass(frozen=True, slots=True)
-class Platform:
-    """The simulated hardware root of one node."""
+def exchange_key_report_data(
+    attempt_id: bytes, exchange_public_key: bytes, exchange_certificate_der: bytes = b""
+) -> bytes:
+    """Return the report data of evidence over what a ceremony's officers encrypt to.
 
-    key: ec.EllipticCurvePrivateKey
-    certificate: x509.Certificate
-    root: x509.Certificate
+    Args:
+        attempt_id: Of the ceremony.
+        exchange_public_key: For shares (HPKE); b"" if it takes none.
+        exchange_certificate_der: For a restore blob; b"" if it takes none.
+    """
+    return report_data("exchange-key", attempt_id, exchange_public_key, exchange_certificate_der)
+
+
+def client_report_data(nonce: bytes) -> bytes:
+    """Return the report data of evidence that a client asked for."""
+    return report_data("client", nonce)
+
+
+def debug_status() -> DebugStatus:
+    """Return whether another process may attach to this one, as the kernel says now."""
+    dumpable = ctypes.CDLL(None).prctl(_PR_GET_DUMPABLE, 0, 0, 0, 0)
+    status = Path("/proc/self/status").read_text()
+    traced = any(line.startswith("TracerPid:") and line.split()[1] != "0" for line in status.splitlines())
+    return DebugStatus.ENABLED if dumpable or traced else DebugStatus.DISABLED_SINCE_BOOT
+
+
+def certificate_key(certificate_pem: bytes) -> bytes:
+    """Return the SubjectPublicKeyInfo (DER) of a certificate."""
+    return _public_key_info(x509.load_pem_x509_certificate(certificate_pem).public_key())
+
+
+class Signer:
+    """A P-256 key and the certificate that leads from it to one of the two roots."""
+
+    def __init__(self, certificate_pem: bytes, key_pem: bytes) -> None:
+        from cwt import COSEKey
+
+        self.certificate = x509.load_pem_x509_certificate(certificate_pem)
+        self._key = COSEKey.from_pem(key_pem)
+        if self._key.alg != ALGORITHM:
+            raise ValueError("evidence is signed with a P-256 key")
 
     @staticmethod
-    def load(settings: PlatformSettings) -> Platform:
-        """Read the platform's files."""
-        key = serialization.load_pem_private_key(Path(settings.key_file).read_bytes(), None)
-        if not isinstance(key, ec.EllipticCurvePrivateKey):
-            raise ValueError("the platform key is not an EC key")
-        return Platform(
-            key,
-            x509.load_pem_x509_certificate(Path(settings.certificate_file).read_bytes()),
-            x509.load_pem_x509_certificate(Path(settings.root_certificate_file).read_bytes()),
-        )
+    def load(certificate_file: str, key_file: str) -> Signer:
+        """Read a signer's files, PEM."""
+        return Signer(Path(certificate_file).read_bytes(), Path(key_file).read_bytes())
 
-    def attest(self, pool_id: str, index: int, incarnation: int, data: bytes) -> peer_pb2.Evidence:
-        """Make evidence of this process for the given report data (32 bytes)."""
-        claims = peer_pb2.EvidenceClaims(
-            pool_id=pool_id,
-            partition_index=index,
-            incarnation=incarnation,
-            measurement=measurement(),
-            security_version=SECURITY_VERSION,
-            debug=False,
-            report_data=data,
-        ).SerializeToString(deterministic=True)
-        return peer_pb2.Evidence(
-            claims=claims,
-            signature=self.key.sign(_LABEL + claims, ec.ECDSA(hashes.SHA256())),
-            platform_certificate_der=self.certificate.public_bytes(serialization.Encoding.DER),
-        )
+    def token(self, claims: bytes) -> bytes:
+        """Return the claims as a CBOR web token."""
+        from cwt import COSE
 
-    def verify(
-        self, evidence: peer_pb2.Evidence, pool_id: str, index: int, data: bytes
-    ) -> peer_pb2.EvidenceClaims:
-        """Verify another partition's evidence.
+        header = {1: ALGORITHM, X5CHAIN: self.certificate.public_bytes(serialization.Encoding.DER)}
+        signed = COSE.new(deterministic_header=True).encode_and_sign(claims, self._key, protected=header)
+        if not isinstance(signed, bytes):
+            raise RuntimeError("the token is not encoded")
+        return signed
 
-        Raises:
-            EvidenceRefused: It is not evidence of that partition of this pool, running the
-                same distribution without a debugger, made for this report data.
+
+class Attester:
+    """Makes evidence of this process."""
+
+    def __init__(
+        self,
+        settings: PartitionSettings,
+        boot_count: int,
+        debug: Callable[[], DebugStatus] = debug_status,
+    ) -> None:
+        platform, owner = settings.platform, settings.owner
+        self._platform = Signer.load(platform.certificate_file, platform.key_file)
+        self._owner = Signer.load(owner.certificate_file, owner.key_file)
+        self._settings = settings
+        self._boot_count = boot_count
+        self._debug = debug
+        self._client_tls_key = _tls_key_digest(settings.client_plane.certificate_file)
+        self._peer_tls_key = _tls_key_digest(settings.peer_plane.certificate_file)
+        platform_key = _public_key_info(self._platform.certificate.public_key())
+        self._device_id = _RANDOM_DEVICE_ID + hashlib.sha256(platform_key).digest()
+        self._software_version = importlib.metadata.version(DISTRIBUTION)
+
+    def attest(
+        self, nonce: bytes, data: bytes, exchange_key: bytes = b"", expires_at: int = 0
+    ) -> evidence_pb2.Evidence:
+        """Make evidence.
+
+        Args:
+            nonce: Of whoever will verify it, 8-64 bytes.
+            data: Report data, 32 bytes: what the evidence is for.
+            exchange_key: HPKE public key that this process holds; b"" for none.
+            expires_at: Seconds since 1970 after which it is refused; 0 when the nonce is enough.
         """
-        claims = self._verified_claims(evidence, pool_id, index)
-        if claims.pool_id != pool_id or claims.partition_index != index:
-            raise EvidenceRefused("the evidence is of another partition")
-        if claims.report_data != data:
-            raise EvidenceRefused("the evidence was made for another purpose or is not fresh")
-        if claims.debug:
-            raise EvidenceRefused("the partition may be debugged")
-        if claims.security_version < SECURITY_VERSION:
-            raise EvidenceRefused("the partition runs an older security version")
-        if claims.measurement != measurement():
-            raise EvidenceRefused("the partition runs another distribution")
-        return claims
+        claims = Claims(
+            pool_id=self._settings.pool_id,
+            partition_index=self._settings.index,
+            nonce=nonce,
+            device_id=self._device_id,
+            debug_status=self._debug(),
+            boot_count=self._boot_count,
+            software_name=DISTRIBUTION,
+            software_version=self._software_version,
+            product_id=PRODUCT_ID,
+            security_version=SECURITY_VERSION,
+            measurement=measurement(),
+            client_tls_key=self._client_tls_key,
+            peer_tls_key=self._peer_tls_key,
+            report_data=data,
+            issued_at=int(time.time()),
+            exchange_key=hashlib.sha256(exchange_key).digest() if exchange_key else b"",
+            expires_at=expires_at,
+        ).encode()
+        return evidence_pb2.Evidence(
+            platform_token=self._platform.token(claims), owner_token=self._owner.token(claims)
+        )
 
-    def _verified_claims(
-        self, evidence: peer_pb2.Evidence, pool_id: str, index: int
-    ) -> peer_pb2.EvidenceClaims:
-        try:
-            certificate = x509.load_der_x509_certificate(evidence.platform_certificate_der)
-            certificate.verify_directly_issued_by(self.root)
-            names = certificate.extensions.get_extension_for_class(x509.SubjectAlternativeName).value
-            uris = names.get_values_for_type(x509.UniformResourceIdentifier)
-            key = certificate.public_key()
-            if not isinstance(key, ec.EllipticCurvePublicKey):
-                raise EvidenceRefused("the platform key is not an EC key")
-            key.verify(evidence.signature, _LABEL + evidence.claims, ec.ECDSA(hashes.SHA256()))
-            claims = peer_pb2.EvidenceClaims.FromString(evidence.claims)
-        except EvidenceRefused:
-            raise
-        except (InvalidSignature, x509.ExtensionNotFound, ValueError, TypeError):
-            raise EvidenceRefused("the evidence is not signed by a platform of this pool") from None
-        except Exception:  # noqa: BLE001 - the protobuf parser's own error
-            raise EvidenceRefused("the evidence is not readable") from None
-        if uris != [f"spiffe://{pool_id}/platform/{index}"]:
-            raise EvidenceRefused("the evidence is signed by another node's platform")
-        return claims
+
+def _public_key_info(key: object) -> bytes:
+    octets: bytes = key.public_bytes(  # type: ignore[attr-defined]
+        serialization.Encoding.DER, serialization.PublicFormat.SubjectPublicKeyInfo
+    )
+    return octets
+
+
+def _tls_key_digest(certificate_file: str) -> bytes:
+    return hashlib.sha256(certificate_key(Path(certificate_file).read_bytes())).digest()

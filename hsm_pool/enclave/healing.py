@@ -10,12 +10,12 @@ from __future__ import annotations
 import os
 import threading
 
-from cryptography import x509
 from cryptography.hazmat.primitives import hpke, serialization
 from cryptography.hazmat.primitives.asymmetric.x25519 import X25519PrivateKey, X25519PublicKey
 
 from hsm_pool.crypto.secret import SecretBytes
-from hsm_pool.enclave.evidence import Platform, report_data
+from hsm_pool.enclave.evidence import Attester, report_data
+from hsm_pool.enclave.verifier import Expected, Verifier
 from hsm_pool.errors import EvidenceRefused
 from hsm_pool.store.replica import boot_time
 from hsm_pool.store.sealing import PoolKeys
@@ -31,20 +31,13 @@ def _public_bytes(key: X25519PublicKey) -> bytes:
     return key.public_bytes(serialization.Encoding.Raw, serialization.PublicFormat.Raw)
 
 
-def certificate_key(certificate_pem: bytes) -> bytes:
-    """Return the SubjectPublicKeyInfo (DER) of a certificate."""
-    key = x509.load_pem_x509_certificate(certificate_pem).public_key()
-    return key.public_bytes(serialization.Encoding.DER, serialization.PublicFormat.SubjectPublicKeyInfo)
-
-
 class HealGiver:
     """The side that holds the keys. Thread-safe."""
 
-    def __init__(self, platform: Platform, pool_id: str, index: int, incarnation: int) -> None:
-        self._platform = platform
+    def __init__(self, attester: Attester, verifier: Verifier, pool_id: str) -> None:
+        self._attester = attester
+        self._verifier = verifier
         self._pool_id = pool_id
-        self._index = index
-        self._incarnation = incarnation
         self._nonces: dict[bytes, float] = {}
         self._lock = threading.Lock()
 
@@ -78,8 +71,15 @@ class HealGiver:
         if until < boot_time():
             raise EvidenceRefused("the nonce is unknown, used or too old")
         transcript = (request.nonce, request.healing_nonce, request.hpke_public_key, peer_tls_key)
-        data = report_data("heal/request", *transcript)
-        self._platform.verify(request.evidence, self._pool_id, peer_index, data)
+        expected = Expected(
+            nonce=request.nonce,
+            report_data=report_data("heal/request", *transcript),
+            exchange_key=request.hpke_public_key,
+            peer_tls_key=peer_tls_key,
+            pool_id=self._pool_id,
+            partition_index=peer_index,
+        )
+        self._verifier.verify(request.evidence, expected)
         info = report_data("heal/info", *transcript)
         try:
             public_key = X25519PublicKey.from_public_bytes(request.hpke_public_key)
@@ -87,37 +87,32 @@ class HealGiver:
         except ValueError:
             raise EvidenceRefused("the HPKE key is not usable") from None
         answer = report_data("heal/response", *transcript, sealed)
-        return peer_pb2.HealResponse(
-            sealed_pool_keys=sealed,
-            evidence=self._platform.attest(self._pool_id, self._index, self._incarnation, answer),
-        )
+        evidence = self._attester.attest(request.healing_nonce, answer)
+        return peer_pb2.HealResponse(sealed_pool_keys=sealed, evidence=evidence)
 
 
 class HealAttempt:
     """The side that needs the keys: one attempt with one peer."""
 
-    def __init__(
-        self, platform: Platform, pool_id: str, index: int, incarnation: int, own_tls_key: bytes
-    ) -> None:
-        self._platform = platform
+    def __init__(self, attester: Attester, verifier: Verifier, pool_id: str, own_tls_key: bytes) -> None:
+        self._attester = attester
+        self._verifier = verifier
         self._pool_id = pool_id
-        self._index = index
-        self._incarnation = incarnation
+        self._healing_nonce = os.urandom(_NONCE_BYTES)
         self._own_tls_key = own_tls_key
         self._key = X25519PrivateKey.generate()
         self._transcript: tuple[bytes, ...] = ()
 
     def request(self, nonce: bytes) -> peer_pb2.HealRequest:
         """Return the request for a peer's nonce."""
-        healing_nonce = os.urandom(_NONCE_BYTES)
         public_key = _public_bytes(self._key.public_key())
-        self._transcript = (nonce, healing_nonce, public_key, self._own_tls_key)
+        self._transcript = (nonce, self._healing_nonce, public_key, self._own_tls_key)
         data = report_data("heal/request", *self._transcript)
         return peer_pb2.HealRequest(
             nonce=nonce,
-            healing_nonce=healing_nonce,
+            healing_nonce=self._healing_nonce,
             hpke_public_key=public_key,
-            evidence=self._platform.attest(self._pool_id, self._index, self._incarnation, data),
+            evidence=self._attester.attest(nonce, data, public_key),
         )
 
     def open(self, response: peer_pb2.HealResponse, peer_index: int) -> PoolKeys:
@@ -127,7 +122,8 @@ class HealAttempt:
             EvidenceRefused: The evidence does not verify or the keys do not open.
         """
         data = report_data("heal/response", *self._transcript, response.sealed_pool_keys)
-        self._platform.verify(response.evidence, self._pool_id, peer_index, data)
+        expected = Expected(self._healing_nonce, data, pool_id=self._pool_id, partition_index=peer_index)
+        self._verifier.verify(response.evidence, expected)
         info = report_data("heal/info", *self._transcript)
         try:
             opened = _SUITE.decrypt(response.sealed_pool_keys, self._key, info)

@@ -99,6 +99,7 @@ PERMISSIONS: dict[str, frozenset[Role]] = {
         )
     },
     "/mhsm.pool.v1.PoolService/GetPartitionStatus": _CUSTOMERS,
+    "/mhsm.pool.v1.PoolService/GetEvidence": _CUSTOMERS,
     "/mhsm.peer.v1.PeerService/BeginHeal": frozenset({Role.PARTITION}),
     "/mhsm.peer.v1.PeerService/Heal": frozenset({Role.PARTITION}),
     **{

@@ -7,10 +7,11 @@ from pathlib import Path
 import grpc
 import structlog
 
-from hsm_pool.enclave.evidence import Platform
-from hsm_pool.enclave.healing import HealAttempt, certificate_key
+from hsm_pool.enclave.evidence import Attester, certificate_key
+from hsm_pool.enclave.healing import HealAttempt
+from hsm_pool.enclave.verifier import Verifier
 from hsm_pool.errors import EvidenceRefused
-from hsm_pool.settings import PartitionSettings
+from hsm_pool.settings import PartitionSettings, Peer
 from hsm_pool.store.sealing import PoolKeys
 from mhsm.peer.v1 import peer_pb2, peer_pb2_grpc
 
@@ -19,7 +20,7 @@ _CALL_SECONDS = 2.0
 
 
 class PeerHealing:
-    """Tries each peer in turn. One instance serves one incarnation of a partition."""
+    """Tries each peer in turn."""
 
     def __init__(self, settings: PartitionSettings) -> None:
         identity = settings.peer_plane
@@ -31,14 +32,12 @@ class PeerHealing:
         )
         self._tls_key = certificate_key(certificate)
         self._settings = settings
-        self._platform = Platform.load(settings.platform)
-        self.incarnation = 0
 
-    def __call__(self, epoch: int = 0) -> PoolKeys | None:
+    def __call__(self, attester: Attester, verifier: Verifier, epoch: int = 0) -> PoolKeys | None:
         """Return the keys from the first peer that gives them (with this epoch), None when no peer does."""
         for peer in self._settings.peers:
             try:
-                keys = self._heal(peer.index, peer.peer_endpoint)
+                keys = self._heal(attester, verifier, peer)
                 if not epoch or keys.holds(epoch):
                     return keys
             except EvidenceRefused as error:
@@ -47,13 +46,10 @@ class PeerHealing:
                 _log.info("peer does not heal", peer=peer.index, code=error.code().name)
         return None
 
-    def _heal(self, index: int, endpoint: str) -> PoolKeys:
-        settings = self._settings
-        with grpc.secure_channel(endpoint, self._credentials) as channel:
+    def _heal(self, attester: Attester, verifier: Verifier, peer: Peer) -> PoolKeys:
+        with grpc.secure_channel(peer.peer_endpoint, self._credentials) as channel:
             stub = peer_pb2_grpc.PeerServiceStub(channel)
             nonce = stub.BeginHeal(peer_pb2.BeginHealRequest(), timeout=_CALL_SECONDS).nonce
-            attempt = HealAttempt(
-                self._platform, settings.pool_id, settings.index, self.incarnation, self._tls_key
-            )
+            attempt = HealAttempt(attester, verifier, self._settings.pool_id, self._tls_key)
             response = stub.Heal(attempt.request(nonce), timeout=_CALL_SECONDS)
-            return attempt.open(response, index)
+            return attempt.open(response, peer.index)

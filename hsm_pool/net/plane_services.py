@@ -5,8 +5,9 @@ from __future__ import annotations
 import grpc
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 
-from hsm_pool.enclave.healing import certificate_key
-from hsm_pool.errors import NotFresh, PermissionDenied
+from hsm_pool import limits
+from hsm_pool.enclave.evidence import certificate_key, client_report_data
+from hsm_pool.errors import InvalidField, NotFresh, PermissionDenied
 from hsm_pool.net.interceptors import current_caller
 from hsm_pool.partition.ceremonies import Ceremonies
 from hsm_pool.partition.partition import Partition, PartitionState
@@ -56,6 +57,17 @@ class PoolService(pool_pb2_grpc.PoolServiceServicer):
             response.secret_memory = serving.keys.memory_kind
             response.key_count = replica.state.key_count()
         return response
+
+    def GetEvidence(  # noqa: N802, D102
+        self,
+        request: pool_pb2.GetEvidenceRequest,
+        context: grpc.ServicerContext,  # noqa: ARG002
+    ) -> pool_pb2.GetEvidenceResponse:
+        least, most = limits.EVIDENCE_NONCE_BYTES_MIN, limits.EVIDENCE_NONCE_BYTES_MAX
+        if not least <= len(request.nonce) <= most:
+            raise InvalidField(f"a nonce has {least} to {most} bytes", field="nonce")
+        evidence = self._partition.attester.attest(request.nonce, client_report_data(request.nonce))
+        return pool_pb2.GetEvidenceResponse(evidence=evidence)
 
 
 class PeerService(peer_pb2_grpc.PeerServiceServicer):

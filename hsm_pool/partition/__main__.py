@@ -61,9 +61,7 @@ def main() -> int:
     settings = settings_module.load(PartitionSettings, arguments.settings)
     measurement()  # of what is loaded now, whatever is installed later
     log = structlog.get_logger().bind(partition=settings.index)
-    heal = PeerHealing(settings)
-    partition = Partition(settings, heal)
-    heal.incarnation = partition.state_directory.incarnation
+    partition = Partition(settings, PeerHealing(settings))
     ceremonies = Ceremonies(partition)
     servers = PlaneServers(partition, ceremonies)
     servers.start()

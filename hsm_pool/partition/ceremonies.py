@@ -26,7 +26,7 @@ from hsm_pool import limits
 from hsm_pool.ceremony.parent import CeremonyChild
 from hsm_pool.core.commands import ReplaceSecurityDomain
 from hsm_pool.crypto.secret import SecretBytes
-from hsm_pool.enclave.evidence import report_data
+from hsm_pool.enclave.evidence import exchange_key_report_data
 from hsm_pool.errors import AlreadyActivated, CeremonyState, InvalidField
 from hsm_pool.partition import epochs
 from hsm_pool.partition.partition import Partition, PartitionState
@@ -35,9 +35,11 @@ from hsm_pool.store.committer import Mutation
 from hsm_pool.store.replica import boot_time
 from hsm_pool.store.sealing import PoolKeys
 from mhsm.ceremony.v1 import ceremony_pb2
+from mhsm.evidence.v1 import evidence_pb2
 from mhsm.record.v1 import record_pb2
 from security_domain import container
 from security_domain.azure import document as azure_document
+from security_domain.azure import transfer_key
 from security_domain.errors import InvalidFile
 
 ATTEMPT_ID_BYTES = 16
@@ -71,7 +73,7 @@ class Ceremony:
     purpose: Purpose
     exchange_public_key: bytes
     expires_at_ms: int
-    evidence: bytes
+    evidence: evidence_pb2.Evidence | None
     file: bytes
     """The security-domain file whose officers submit now."""
     accepted: int
@@ -95,7 +97,7 @@ class _Attempt:
     expires_at: float
     expires_at_ms: int
     exchange_public_key: bytes
-    evidence: bytes
+    evidence: evidence_pb2.Evidence
     file: bytes
     required: int
     azure_file: bytes = b""
@@ -394,20 +396,22 @@ class Ceremonies:
             child.close()
             raise
         partition = self._partition
-        evidence = partition.platform.attest(
-            partition.settings.pool_id,
-            partition.settings.index,
-            partition.state_directory.incarnation,
-            report_data("recovery/exchange-key", attempt_id, begun.exchange_public_key),
+        expires_at_ms = time.time_ns() // 1_000_000 + limits.CEREMONY_SECONDS * 1000
+        certificate = transfer_key.parse_transfer_key(begun.transfer_key) if begun.transfer_key else b""
+        evidence = partition.attester.attest(
+            attempt_id,
+            exchange_key_report_data(attempt_id, begun.exchange_public_key, certificate),
+            begun.exchange_public_key,
+            expires_at_ms // 1000,
         )
         self._attempt = _Attempt(
             attempt_id,
             purpose,
             child,
             boot_time() + limits.CEREMONY_SECONDS,
-            time.time_ns() // 1_000_000 + limits.CEREMONY_SECONDS * 1000,
+            expires_at_ms,
             begun.exchange_public_key,
-            evidence.SerializeToString(),
+            evidence,
             begun.security_domain_file,
             begun.required,
             begun.azure_security_domain_file,
@@ -518,7 +522,7 @@ def _completed(header: record_pb2.PoolHeader) -> Ceremony:
         Purpose.ACTIVATION,
         b"",
         0,
-        b"",
+        None,
         file,
         len(officers),
         len(officers),

@@ -22,8 +22,10 @@ import structlog
 from hsm_pool.core.model import POOL, PoolRecord
 from hsm_pool.crypto.key_generation import KeyGenerator
 from hsm_pool.crypto.secret import SecretBytes
-from hsm_pool.enclave.evidence import Platform
+from hsm_pool.enclave import admission
+from hsm_pool.enclave.evidence import Attester
 from hsm_pool.enclave.healing import HealGiver
+from hsm_pool.enclave.verifier import TrustAnchors, Verifier
 from hsm_pool.errors import (
     AlreadyActivated,
     CommitUnknown,
@@ -66,10 +68,12 @@ class PartitionState(Enum):
 class PeerUnlocked(Protocol):
     """Asks the peers for the pool's keys."""
 
-    def __call__(self, epoch: int = 0) -> PoolKeys | None:
+    def __call__(self, attester: Attester, verifier: Verifier, epoch: int = 0) -> PoolKeys | None:
         """Return the keys from the first peer that gives them, None when no peer does.
 
         Args:
+            attester: Makes this partition's evidence.
+            verifier: Verifies the peer's.
             epoch: Keys without this epoch are not what is wanted; 0 for any.
         """
 
@@ -80,11 +84,13 @@ class Partition:
     def __init__(self, settings: PartitionSettings, heal_from_peers: PeerUnlocked) -> None:
         self.settings = settings
         self.state_directory = StateDirectory(Path(settings.data_directory))
-        self.platform = Platform.load(settings.platform)
-        self.store = EtcdClient(settings.store)
-        self.heal_giver = HealGiver(
-            self.platform, settings.pool_id, settings.index, self.state_directory.incarnation
+        self.attester = Attester(settings, self.state_directory.incarnation)
+        anchors = TrustAnchors.load(
+            settings.platform.root_certificate_file, settings.owner.root_certificate_file
         )
+        self.verifier = Verifier(anchors, admission.load(Path(settings.admission_policy_file)))
+        self.store = EtcdClient(settings.store)
+        self.heal_giver = HealGiver(self.attester, self.verifier, settings.pool_id)
         self.key_generator = KeyGenerator()
         self.recovery_path = ""
         self.header: record_pb2.PoolHeader | None = None
@@ -211,7 +217,7 @@ class Partition:
             # Written before a rotation that this partition slept through: peers have more.
             if keys is not None and self.header and keys.holds(self.header.sealed_epoch.epoch):
                 return keys, "seal"
-        return self._heal_from_peers(), "peer"
+        return self._heal_from_peers(self.attester, self.verifier), "peer"
 
     def hold_epoch(self, epoch: int) -> bool:
         """Get the key of a proposed epoch from a peer and keep it; return whether it is here now."""
@@ -219,7 +225,7 @@ class Partition:
         if serving is None:
             return False
         if not serving.keys.holds(epoch):
-            keys = self._heal_from_peers(epoch)
+            keys = self._heal_from_peers(self.attester, self.verifier, epoch)
             if keys is None:
                 return False
             self.keep(keys)

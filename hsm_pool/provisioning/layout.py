@@ -3,9 +3,9 @@
 ::
 
     D/pool.json  connection.json (while it runs)  supervisor.lock  supervisor.log
-      pki/               client-ca.crt client-ca.key
+      pki/               client-ca.crt client-ca.key platform-root.crt owner-root.crt
       clients/           administrator.* application.*
-      nodes/<i>/         node.json partition.json pki/ platform/ partition/ store/ logs/
+      nodes/<i>/         node.json partition.json pki/ platform/ owner/ partition/ store/ logs/
       fabric/            fabric.json controller.* ca.crt
 """
 
@@ -26,6 +26,7 @@ from hsm_pool.provisioning.ports import free_ports
 from hsm_pool.settings import (
     Identity,
     NodeSettings,
+    OwnerSettings,
     PartitionSettings,
     Peer,
     PlatformSettings,
@@ -34,7 +35,12 @@ from hsm_pool.settings import (
 )
 
 PARTITIONS = 3
-POOL_FORMAT = 1
+POOL_FORMAT = 2
+"""2 since partitions hold a key that the owner certified."""
+
+PLATFORM_ROOT = "pki/platform-root.crt"
+OWNER_ROOT = "pki/owner-root.crt"
+ADMISSION_POLICY = "pki/admission-policy.json"
 STORE_PREFIX = "/mhsm/"
 _PORTS_PER_NODE = 6
 
@@ -85,6 +91,7 @@ class _Planes:
         self.store_client = Authority(f"{prefix} store clients")
         self.store_peer = Authority(f"{prefix} store members")
         self.platform = Authority(f"{prefix} platform root")
+        self.owner = Authority(f"{prefix} owner root")
 
 
 def is_pool(directory: Path) -> bool:
@@ -145,6 +152,8 @@ class _Builder:
         planes = self._planes
         self._write("pki/client-ca.crt", planes.client.certificate_pem)
         self._write("pki/client-ca.key", planes.client.key_pem)
+        self._write(PLATFORM_ROOT, planes.platform.certificate_pem)
+        self._write(OWNER_ROOT, planes.owner.certificate_pem)
         for name in ("administrator", "application"):
             self._identity(f"clients/{name}", planes.client, f"client/{name}", planes.client)
         for index in range(PARTITIONS):
@@ -195,6 +204,9 @@ class _Builder:
         platform_certificate, platform_key = planes.platform.issue(
             f"spiffe://{self._pool_id}/platform/{index}", client=False, server=False
         )
+        owner_certificate, owner_key = planes.owner.issue(
+            f"spiffe://{self._pool_id}/{me}", client=False, server=False
+        )
         partition = PartitionSettings(
             pool_id=self._pool_id,
             index=index,
@@ -222,6 +234,12 @@ class _Builder:
                 ),
                 sealing_key_file=self._write(f"{base}/platform/sealing.key", secrets.token_bytes(32)),
             ),
+            owner=OwnerSettings(
+                certificate_file=self._write(f"{base}/owner/owner.crt", owner_certificate),
+                key_file=self._write(f"{base}/owner/owner.key", owner_key),
+                root_certificate_file=self._write(f"{base}/owner/root.crt", planes.owner.certificate_pem),
+            ),
+            admission_policy_file=str(self._final / ADMISSION_POLICY),
             sealing="none" if self._new.attended else "platform",
             recoverable_days=self._new.recoverable_days,
         )

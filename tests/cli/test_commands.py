@@ -43,9 +43,11 @@ def test_the_ceremony_by_commands(make_pool: Callable[..., RunningPool], tmp_pat
     assert mhsm("key", "list", *at, check=False).returncode == 3, "not active before the shares are proved"
     prove = ("security-domain", "submit-share", "--attempt", str(attempt))
     share = ("--security-domain", str(domain), "--officer-key")
+    pki = pool.directory / "pki"
+    roots = ("--platform-root", f"{pki}/platform-root.crt", "--owner-root", f"{pki}/owner-root.crt")
     for number, officer in enumerate(made["officers"], start=1):
         offline = ("--output", str(tmp_path / f"submission-{number}"))
-        mhsm(*prove, *share, officer["key_file"], *offline, "--data-dir", str(tmp_path / "nowhere"))
+        mhsm(*prove, *share, officer["key_file"], *offline, *roots, "--data-dir", str(tmp_path / "nowhere"))
         submitted = mhsm(*prove, "--submission", offline[1], *at, "--json")
         progress = json.loads(submitted.stdout)
         assert (progress["accepted"], progress["complete"]) == (number, number == 3)

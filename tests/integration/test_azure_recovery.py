@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import base64
+import json
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -17,7 +19,7 @@ from security_domain import container, submission
 from security_domain.azure import document, transfer_key
 from security_domain.azure import submission as azure_submission
 from security_domain.azure.restore_blob import make_restore_blob
-from security_domain.officers import parse_officer, save_private_key
+from security_domain.officers import make_officer, parse_officer, save_private_key
 from security_domain.secret import Secret
 from tests.running_pool import RunningPool, TestOfficer, make_officers, mhsm
 
@@ -161,9 +163,16 @@ def test_the_commands_of_the_one_workstation_way(
         "restore-blob",
         "--azure-file",
         str(azure),
-        "--exchange-certificate",
-        str(exchange),
+        *at,
+        "--attempt",
     )
+    changed = json.loads(recovery.read_text())
+    stranger = x509.load_pem_x509_certificate(make_officer("stranger")[0]).public_bytes(Encoding.DER)
+    changed["exchange_certificate"] = base64.b64encode(stranger).decode()
+    (tmp_path / "changed").write_text(json.dumps(changed))
+    refused = mhsm(*make, str(tmp_path / "changed"), "--output", str(blob), *pairs[3:], check=False)
+    assert (refused.returncode, blob.exists()) == (6, False), "another certificate than the attested one"
+    make = (*make, str(recovery))
     few = mhsm(*make, "--output", str(blob), *pairs[:3], check=False)
     assert few.returncode == 4, few.stderr
     assert not blob.exists()

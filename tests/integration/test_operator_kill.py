@@ -236,9 +236,9 @@ def test_unlocking_with_a_restore_blob(
     files: dict[str, Whole] = {"attempt": json.loads, "exchange.pem": officer_files.certificate_der}
     assert room.at_every_step(*init, *exchange, files=files, then=recover) >= 4
     room.run("security-domain", "init-recovery", "--output", "attempt", exchange[0], "exchange.pem")
-    blob = ("security-domain", "restore-blob", "--azure-file", "azure", "--exchange-certificate")
+    blob = ("security-domain", "restore-blob", "--azure-file", "azure", "--attempt")
     keys = ("--officer", "1.pem", "1.key", "--officer", "2.pem", "2.key", "--output", "output/blob")
-    made = room.at_every_step(*blob, "exchange.pem", *keys, files={"blob": json.loads}, then=lambda: None)
+    made = room.at_every_step(*blob, "attempt", *keys, files={"blob": json.loads}, then=lambda: None)
     assert made >= 1
     upload = ("security-domain", "upload", "--attempt", "attempt", "--restore-blob", "output/blob")
     for step in range(1, STEPS_MAX):

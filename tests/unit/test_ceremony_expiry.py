@@ -11,6 +11,7 @@ from hsm_pool import limits
 from hsm_pool.errors import CeremonyState
 from hsm_pool.partition import ceremonies
 from hsm_pool.partition.partition import PartitionState
+from mhsm.evidence.v1 import evidence_pb2
 from security_domain.submission import ACTIVATION, make_submission
 from tests.running_pool import make_officers
 
@@ -24,7 +25,7 @@ def test_an_expired_exchange_key_is_gone(monkeypatch: pytest.MonkeyPatch) -> Non
         state=PartitionState.PROVISIONED,
         settings=SimpleNamespace(pool_id="p" * 32, index=0),
         state_directory=SimpleNamespace(incarnation=1),
-        platform=SimpleNamespace(attest=lambda *_: SimpleNamespace(SerializeToString=lambda: b"evidence")),
+        attester=SimpleNamespace(attest=lambda *_: evidence_pb2.Evidence()),
         activated_by=lambda _: None,
     )
     held = ceremonies.Ceremonies(partition)

@@ -21,7 +21,7 @@ def test_keys_that_arrive_while_peers_are_asked_are_not_forgotten(tmp_path: Path
     chosen = settings.load(PartitionSettings, directory / "nodes/0/partition.json")
     keys = PoolKeys.generate(pool_id, 1, SecretBytes(bytes(32)))
 
-    def peers_know_nothing_but_a_quorum_unlocks() -> None:
+    def peers_know_nothing_but_a_quorum_unlocks(*_: object) -> None:
         partition.adopt(keys, "quorum")
 
     partition = Partition(chosen, peers_know_nothing_but_a_quorum_unlocks)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import errno
 import json
 import os
@@ -21,7 +22,10 @@ from cryptography.hazmat.primitives import serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 
 from hsm_pool.ceremony_runner import verification
+from hsm_pool.cli.evidence_files import encode
+from hsm_pool.enclave.evidence import exchange_key_report_data
 from tests.running_pool import until
+from tests.unit.attested import TestPool
 from tests.unit.ceremony_runner.rehearsal import Administrator, ceremony, ceremony_argv
 
 OFFICERS = """
@@ -388,7 +392,8 @@ steps:
     action: Answer the command
     command:
       [mhsm, security-domain, submit-share, --attempt, "{directory}/attempt",
-       --security-domain, "{directory}/plan.yaml", --officer-key, "{directory}/key"]
+       --security-domain, "{directory}/plan.yaml", --officer-key, "{directory}/key",
+       --platform-root, "{directory}/platform.crt", --owner-root, "{directory}/owner.crt"]
     exit_code: 1
     expected: It refuses
   - {actor: officer 2, action: Go home, expected: The room is empty}
@@ -404,15 +409,22 @@ def terminal_room(tmp_path: Path, administrator: Administrator) -> Room:
         serialization.BestAvailableEncryption(PASSPHRASE.encode()),
     )
     (tmp_path / "key").write_bytes(key)
+    pool = TestPool(tmp_path / "pool")
+    (tmp_path / "platform.crt").write_bytes(pool.platform_root.certificate_pem)
+    (tmp_path / "owner.crt").write_bytes(pool.owner_root.certificate_pem)
+    attempt_id, exchange_key = bytes(16), bytes(32)
+    data = exchange_key_report_data(attempt_id, exchange_key)
     attempt = {
         "purpose": "verification",
         "partition": 0,
         "pool_id": "p",
         "generation": 1,
-        "attempt_id": "",
-        "exchange_public_key": "",
+        "attempt_id": base64.b64encode(attempt_id).decode(),
+        "exchange_public_key": base64.b64encode(exchange_key).decode(),
         "new_officers": [],
         "new_required": 0,
+        "exchange_certificate": "",
+        "evidence": encode(pool.nodes[0].attester.attest(attempt_id, data, exchange_key)),
     }
     (tmp_path / "attempt").write_text(json.dumps(attempt))
     return Room(tmp_path, administrator, AT_A_TERMINAL)

@@ -65,7 +65,7 @@ def node(directory: Path, index: int) -> NodeSettings:
 
 
 def test_every_file_that_settings_name_is_there_under_its_final_path(made: Path) -> None:
-    runtime = {"lock", "incarnation"}
+    runtime = {"lock", "incarnation", "admission-policy.json"}
     seen = 0
 
     def check(value: Any) -> None:
@@ -167,7 +167,7 @@ def test_only_the_owner_enters_the_directory_or_reads_a_file_whatever_the_umask(
 
 def test_directories_with_keys_are_their_owners_only(made: Path) -> None:
     holders = {path.parent for path in made.rglob("*.key")} | set(made.glob("nodes/*/partition"))
-    assert len(holders) == 3 + 3 * 3
+    assert len(holders) == 3 + 3 * 4
     assert {path.stat().st_mode & 0o7777 for path in holders} == {0o700}
 
 
@@ -236,7 +236,7 @@ def test_a_second_up_does_not_change_what_the_pool_is(tmp_path: Path) -> None:
     assert snapshot(tmp_path) == before
 
 
-@pytest.mark.parametrize("changed", [{"format": 2}, {"format": "1"}, {"format": None}])
+@pytest.mark.parametrize("changed", [{"format": 1}, {"format": "1"}, {"format": None}])
 def test_a_pool_of_another_format_is_refused(tmp_path: Path, changed: dict[str, Any]) -> None:
     provision(tmp_path / "data", NEW)
     file = tmp_path / "data" / "pool.json"

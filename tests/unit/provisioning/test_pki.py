@@ -159,19 +159,19 @@ def test_every_identity_has_its_own_key_and_serial_number_and_is_valid_now(autho
 # -- in a pool ---------------------------------------------------------------------------
 
 
-def test_seven_authorities_and_each_identity_leads_to_one_of_them(directory: Path) -> None:
-    """Client, peer, fabric and node plane, store clients, store members and the platform (G5)."""
+def test_eight_authorities_and_each_identity_leads_to_one_of_them(directory: Path) -> None:
+    """Client, peer, fabric and node plane, store clients, store members, platform and owner (G5)."""
     roots = roots_in(directory)
-    assert len(roots) == 7
-    assert len({root.subject for root in roots.values()}) == 7
+    assert len(roots) == 8
+    assert len({root.subject for root in roots.values()}) == 8
     identities = identities_in(directory)
-    # 2 clients, the controller; a node: 4 planes, agent, platform, store client and 2 of its member.
-    assert len(identities) == 3 + 3 * 9
+    # 2 clients, the controller; a node: 4 planes, agent, platform, owner, store client and 2 of its member.
+    assert len(identities) == 3 + 3 * 10
     for path, certificate in identities.items():
         issuers = [root for root in roots.values() if signed_by(certificate, root)]
         assert len(issuers) == 1, path
         trusted = path.with_name(f"{path.stem}-trusted.crt")
-        if path.name == "platform.crt":
+        if path.name in {"platform.crt", "owner.crt"}:
             trusted = path.with_name("root.crt")
         assert load(trusted.read_bytes()) == issuers[0], path
 
@@ -196,7 +196,7 @@ def test_every_name_in_a_pool_is_one_uri_and_belongs_to_its_owner(directory: Pat
 def test_who_only_calls_cannot_serve(directory: Path) -> None:
     """A stolen client, agent or controller identity does not stand in for a partition."""
     for path, certificate in identities_in(directory).items():
-        if path.parent.name == "platform":
+        if path.parent.name in {"platform", "owner"}:
             continue  # signs evidence; its authority is no root of any plane
         usages = set(certificate.extensions.get_extension_for_class(x509.ExtendedKeyUsage).value)
         only_calls = path.stem in {"administrator", "application", "controller", "agent", "store-client"}
@@ -275,7 +275,7 @@ def test_no_authority_key_is_kept_but_the_customers(directory: Path) -> None:
 
 def test_key_files_are_their_owners_only(directory: Path) -> None:
     keys = list(directory.rglob("*.key"))
-    assert len(keys) == 1 + 3 + 3 * 10
+    assert len(keys) == 1 + 3 + 3 * 11
     assert {path.stat().st_mode & 0o7777 for path in keys} == {0o600}
     for path in directory.rglob("*"):
         if path.is_file() and path.suffix != ".key":

@@ -15,6 +15,7 @@ from hsm_pool import settings
 from hsm_pool.settings import (
     Identity,
     NodeSettings,
+    OwnerSettings,
     PartitionSettings,
     Peer,
     PlatformSettings,
@@ -40,6 +41,8 @@ PARTITION = PartitionSettings(
     peers=(Peer(1, "127.0.0.1:5", "127.0.0.1:6"), Peer(2, "127.0.0.1:7", "127.0.0.1:8")),
     store=StoreSettings(("127.0.0.1:9", "127.0.0.1:10"), _IDENTITY, "/prefix/"),
     platform=PlatformSettings("/certificate", "/key", "/root", "/sealing"),
+    owner=OwnerSettings("/certificate", "/key", "/root"),
+    admission_policy_file="/policy.json",
     sealing="none",
     recoverable_days=90,
 )

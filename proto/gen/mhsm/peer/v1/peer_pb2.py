@@ -22,27 +22,24 @@ _runtime_version.ValidateProtobufRuntimeVersion(
 _sym_db = _symbol_database.Default()
 
 
+from mhsm.evidence.v1 import evidence_pb2 as mhsm_dot_evidence_dot_v1_dot_evidence__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x17mhsm/peer/v1/peer.proto\x12\x0cmhsm.peer.v1\"\xa2\x01\n\x0e\x45videnceClaims\x12\x0f\n\x07pool_id\x18\x01 \x01(\t\x12\x17\n\x0fpartition_index\x18\x02 \x01(\r\x12\x13\n\x0bincarnation\x18\x03 \x01(\x04\x12\x13\n\x0bmeasurement\x18\x04 \x01(\x0c\x12\x18\n\x10security_version\x18\x05 \x01(\r\x12\r\n\x05\x64\x65\x62ug\x18\x06 \x01(\x08\x12\x13\n\x0breport_data\x18\x07 \x01(\x0c\"O\n\x08\x45vidence\x12\x0e\n\x06\x63laims\x18\x01 \x01(\x0c\x12\x11\n\tsignature\x18\x02 \x01(\x0c\x12 \n\x18platform_certificate_der\x18\x03 \x01(\x0c\"\x12\n\x10\x42\x65ginHealRequest\"\"\n\x11\x42\x65ginHealResponse\x12\r\n\x05nonce\x18\x01 \x01(\x0c\"v\n\x0bHealRequest\x12\r\n\x05nonce\x18\x01 \x01(\x0c\x12\x15\n\rhealing_nonce\x18\x02 \x01(\x0c\x12\x17\n\x0fhpke_public_key\x18\x03 \x01(\x0c\x12(\n\x08\x65vidence\x18\x04 \x01(\x0b\x32\x16.mhsm.peer.v1.Evidence\"R\n\x0cHealResponse\x12\x18\n\x10sealed_pool_keys\x18\x01 \x01(\x0c\x12(\n\x08\x65vidence\x18\x02 \x01(\x0b\x32\x16.mhsm.peer.v1.Evidence2\x9a\x01\n\x0bPeerService\x12L\n\tBeginHeal\x12\x1e.mhsm.peer.v1.BeginHealRequest\x1a\x1f.mhsm.peer.v1.BeginHealResponse\x12=\n\x04Heal\x12\x19.mhsm.peer.v1.HealRequest\x1a\x1a.mhsm.peer.v1.HealResponseb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x17mhsm/peer/v1/peer.proto\x12\x0cmhsm.peer.v1\x1a\x1fmhsm/evidence/v1/evidence.proto\"\x12\n\x10\x42\x65ginHealRequest\"\"\n\x11\x42\x65ginHealResponse\x12\r\n\x05nonce\x18\x01 \x01(\x0c\"z\n\x0bHealRequest\x12\r\n\x05nonce\x18\x01 \x01(\x0c\x12\x15\n\rhealing_nonce\x18\x02 \x01(\x0c\x12\x17\n\x0fhpke_public_key\x18\x03 \x01(\x0c\x12,\n\x08\x65vidence\x18\x04 \x01(\x0b\x32\x1a.mhsm.evidence.v1.Evidence\"V\n\x0cHealResponse\x12\x18\n\x10sealed_pool_keys\x18\x01 \x01(\x0c\x12,\n\x08\x65vidence\x18\x02 \x01(\x0b\x32\x1a.mhsm.evidence.v1.Evidence2\x9a\x01\n\x0bPeerService\x12L\n\tBeginHeal\x12\x1e.mhsm.peer.v1.BeginHealRequest\x1a\x1f.mhsm.peer.v1.BeginHealResponse\x12=\n\x04Heal\x12\x19.mhsm.peer.v1.HealRequest\x1a\x1a.mhsm.peer.v1.HealResponseb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
 _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'mhsm.peer.v1.peer_pb2', _globals)
 if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
-  _globals['_EVIDENCECLAIMS']._serialized_start=42
-  _globals['_EVIDENCECLAIMS']._serialized_end=204
-  _globals['_EVIDENCE']._serialized_start=206
-  _globals['_EVIDENCE']._serialized_end=285
-  _globals['_BEGINHEALREQUEST']._serialized_start=287
-  _globals['_BEGINHEALREQUEST']._serialized_end=305
-  _globals['_BEGINHEALRESPONSE']._serialized_start=307
-  _globals['_BEGINHEALRESPONSE']._serialized_end=341
-  _globals['_HEALREQUEST']._serialized_start=343
-  _globals['_HEALREQUEST']._serialized_end=461
-  _globals['_HEALRESPONSE']._serialized_start=463
-  _globals['_HEALRESPONSE']._serialized_end=545
-  _globals['_PEERSERVICE']._serialized_start=548
-  _globals['_PEERSERVICE']._serialized_end=702
+  _globals['_BEGINHEALREQUEST']._serialized_start=74
+  _globals['_BEGINHEALREQUEST']._serialized_end=92
+  _globals['_BEGINHEALRESPONSE']._serialized_start=94
+  _globals['_BEGINHEALRESPONSE']._serialized_end=128
+  _globals['_HEALREQUEST']._serialized_start=130
+  _globals['_HEALREQUEST']._serialized_end=252
+  _globals['_HEALRESPONSE']._serialized_start=254
+  _globals['_HEALRESPONSE']._serialized_end=340
+  _globals['_PEERSERVICE']._serialized_start=343
+  _globals['_PEERSERVICE']._serialized_end=497
 # @@protoc_insertion_point(module_scope)

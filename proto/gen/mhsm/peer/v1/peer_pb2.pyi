@@ -5,6 +5,7 @@ Partition to partition: mutual evidence and healing."""
 
 from google.protobuf import descriptor as _descriptor
 from google.protobuf import message as _message
+from mhsm.evidence.v1 import evidence_pb2 as _evidence_pb2
 import builtins as _builtins
 import sys
 import typing as _typing
@@ -15,84 +16,6 @@ else:
     from typing_extensions import TypeAlias as _TypeAlias, Never as _Never
 
 DESCRIPTOR: _descriptor.FileDescriptor
-
-@_typing.final
-class EvidenceClaims(_message.Message):
-    """What the simulated platform says about a partition, signed by its
-    platform key. The quoting is simulated; docs/threat-model.md says what that means.
-    """
-
-    DESCRIPTOR: _descriptor.Descriptor
-
-    POOL_ID_FIELD_NUMBER: _builtins.int
-    PARTITION_INDEX_FIELD_NUMBER: _builtins.int
-    INCARNATION_FIELD_NUMBER: _builtins.int
-    MEASUREMENT_FIELD_NUMBER: _builtins.int
-    SECURITY_VERSION_FIELD_NUMBER: _builtins.int
-    DEBUG_FIELD_NUMBER: _builtins.int
-    REPORT_DATA_FIELD_NUMBER: _builtins.int
-    pool_id: _builtins.str
-    """Pool id."""
-    partition_index: _builtins.int
-    """Index of the partition."""
-    incarnation: _builtins.int
-    """Counts the starts of the partition."""
-    measurement: _builtins.bytes
-    """SHA-384 over the installed distribution."""
-    security_version: _builtins.int
-    """Security version number of the distribution."""
-    debug: _builtins.bool
-    """Whether a debugger may be attached."""
-    report_data: _builtins.bytes
-    """SHA-256 over what the evidence is made for (role, nonces, keys, transcript)."""
-    def __init__(
-        self,
-        *,
-        pool_id: _builtins.str = ...,
-        partition_index: _builtins.int = ...,
-        incarnation: _builtins.int = ...,
-        measurement: _builtins.bytes = ...,
-        security_version: _builtins.int = ...,
-        debug: _builtins.bool = ...,
-        report_data: _builtins.bytes = ...,
-    ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
-    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["debug", b"debug", "incarnation", b"incarnation", "measurement", b"measurement", "partition_index", b"partition_index", "pool_id", b"pool_id", "report_data", b"report_data", "security_version", b"security_version"]  # noqa: Y015
-    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-    def WhichOneof(self, oneof_group: _Never) -> None: ...
-
-Global___EvidenceClaims: _TypeAlias = EvidenceClaims  # noqa: Y015
-
-@_typing.final
-class Evidence(_message.Message):
-    """Signed claims."""
-
-    DESCRIPTOR: _descriptor.Descriptor
-
-    CLAIMS_FIELD_NUMBER: _builtins.int
-    SIGNATURE_FIELD_NUMBER: _builtins.int
-    PLATFORM_CERTIFICATE_DER_FIELD_NUMBER: _builtins.int
-    claims: _builtins.bytes
-    """EvidenceClaims, serialised."""
-    signature: _builtins.bytes
-    """ECDSA P-256 with SHA-256 over a label and claims, DER."""
-    platform_certificate_der: _builtins.bytes
-    """Certificate of the platform key, DER, issued by the platform root."""
-    def __init__(
-        self,
-        *,
-        claims: _builtins.bytes = ...,
-        signature: _builtins.bytes = ...,
-        platform_certificate_der: _builtins.bytes = ...,
-    ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
-    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["claims", b"claims", "platform_certificate_der", b"platform_certificate_der", "signature", b"signature"]  # noqa: Y015
-    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-    def WhichOneof(self, oneof_group: _Never) -> None: ...
-
-Global___Evidence: _TypeAlias = Evidence  # noqa: Y015
 
 @_typing.final
 class BeginHealRequest(_message.Message):
@@ -150,8 +73,10 @@ class HealRequest(_message.Message):
     hpke_public_key: _builtins.bytes
     """HPKE public key of this healing, X25519, 32 bytes."""
     @_builtins.property
-    def evidence(self) -> Global___Evidence:
-        """Evidence of the healing partition over both nonces, the HPKE key and its TLS key."""
+    def evidence(self) -> _evidence_pb2.Evidence:
+        """Evidence of the healing partition for the giver's nonce, over both nonces,
+        the HPKE key and its TLS key.
+        """
 
     def __init__(
         self,
@@ -159,7 +84,7 @@ class HealRequest(_message.Message):
         nonce: _builtins.bytes = ...,
         healing_nonce: _builtins.bytes = ...,
         hpke_public_key: _builtins.bytes = ...,
-        evidence: Global___Evidence | None = ...,
+        evidence: _evidence_pb2.Evidence | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["evidence", b"evidence"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
@@ -180,14 +105,16 @@ class HealResponse(_message.Message):
     sealed_pool_keys: _builtins.bytes
     """mhsm.record.v1.PoolKeysSecret under HPKE."""
     @_builtins.property
-    def evidence(self) -> Global___Evidence:
-        """Evidence of the giving partition over the transcript and the ciphertext."""
+    def evidence(self) -> _evidence_pb2.Evidence:
+        """Evidence of the giving partition for the healing partition's nonce, over the
+        transcript and the ciphertext.
+        """
 
     def __init__(
         self,
         *,
         sealed_pool_keys: _builtins.bytes = ...,
-        evidence: Global___Evidence | None = ...,
+        evidence: _evidence_pb2.Evidence | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["evidence", b"evidence"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...

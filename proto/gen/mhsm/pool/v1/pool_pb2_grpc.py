@@ -40,6 +40,11 @@ class PoolServiceStub:
                 request_serializer=mhsm_dot_pool_dot_v1_dot_pool__pb2.GetPartitionStatusRequest.SerializeToString,
                 response_deserializer=mhsm_dot_pool_dot_v1_dot_pool__pb2.GetPartitionStatusResponse.FromString,
                 _registered_method=True)
+        self.GetEvidence = channel.unary_unary(
+                '/mhsm.pool.v1.PoolService/GetEvidence',
+                request_serializer=mhsm_dot_pool_dot_v1_dot_pool__pb2.GetEvidenceRequest.SerializeToString,
+                response_deserializer=mhsm_dot_pool_dot_v1_dot_pool__pb2.GetEvidenceResponse.FromString,
+                _registered_method=True)
 
 
 class PoolServiceServicer:
@@ -53,6 +58,13 @@ class PoolServiceServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def GetEvidence(self, request, context):
+        """Fresh evidence of the partition that answers, in every state.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
 
 def add_PoolServiceServicer_to_server(servicer, server):
     rpc_method_handlers = {
@@ -60,6 +72,11 @@ def add_PoolServiceServicer_to_server(servicer, server):
                     servicer.GetPartitionStatus,
                     request_deserializer=mhsm_dot_pool_dot_v1_dot_pool__pb2.GetPartitionStatusRequest.FromString,
                     response_serializer=mhsm_dot_pool_dot_v1_dot_pool__pb2.GetPartitionStatusResponse.SerializeToString,
+            ),
+            'GetEvidence': grpc.unary_unary_rpc_method_handler(
+                    servicer.GetEvidence,
+                    request_deserializer=mhsm_dot_pool_dot_v1_dot_pool__pb2.GetEvidenceRequest.FromString,
+                    response_serializer=mhsm_dot_pool_dot_v1_dot_pool__pb2.GetEvidenceResponse.SerializeToString,
             ),
     }
     generic_handler = grpc.method_handlers_generic_handler(
@@ -90,6 +107,33 @@ class PoolService:
             '/mhsm.pool.v1.PoolService/GetPartitionStatus',
             mhsm_dot_pool_dot_v1_dot_pool__pb2.GetPartitionStatusRequest.SerializeToString,
             mhsm_dot_pool_dot_v1_dot_pool__pb2.GetPartitionStatusResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def GetEvidence(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/mhsm.pool.v1.PoolService/GetEvidence',
+            mhsm_dot_pool_dot_v1_dot_pool__pb2.GetEvidenceRequest.SerializeToString,
+            mhsm_dot_pool_dot_v1_dot_pool__pb2.GetEvidenceResponse.FromString,
             options,
             channel_credentials,
             insecure,

@@ -35,6 +35,8 @@ class PoolServiceStub:
     def __new__(cls, channel: _aio.Channel) -> PoolServiceAsyncStub: ...
     GetPartitionStatus: _grpc.UnaryUnaryMultiCallable[_pool_pb2.GetPartitionStatusRequest, _pool_pb2.GetPartitionStatusResponse]
     """How the partition that answers is."""
+    GetEvidence: _grpc.UnaryUnaryMultiCallable[_pool_pb2.GetEvidenceRequest, _pool_pb2.GetEvidenceResponse]
+    """Fresh evidence of the partition that answers, in every state."""
 
 @_typing.type_check_only
 class PoolServiceAsyncStub(PoolServiceStub):
@@ -43,6 +45,8 @@ class PoolServiceAsyncStub(PoolServiceStub):
     def __init__(self, channel: _aio.Channel) -> None: ...
     GetPartitionStatus: _aio.UnaryUnaryMultiCallable[_pool_pb2.GetPartitionStatusRequest, _pool_pb2.GetPartitionStatusResponse]  # type: ignore[assignment]
     """How the partition that answers is."""
+    GetEvidence: _aio.UnaryUnaryMultiCallable[_pool_pb2.GetEvidenceRequest, _pool_pb2.GetEvidenceResponse]  # type: ignore[assignment]
+    """Fresh evidence of the partition that answers, in every state."""
 
 class PoolServiceServicer(metaclass=_abc_1.ABCMeta):
     """Status for customers' identities."""
@@ -54,5 +58,13 @@ class PoolServiceServicer(metaclass=_abc_1.ABCMeta):
         context: _ServicerContext,
     ) -> _typing.Union[_pool_pb2.GetPartitionStatusResponse, _abc.Awaitable[_pool_pb2.GetPartitionStatusResponse]]:
         """How the partition that answers is."""
+
+    @_abc_1.abstractmethod
+    def GetEvidence(
+        self,
+        request: _pool_pb2.GetEvidenceRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_pool_pb2.GetEvidenceResponse, _abc.Awaitable[_pool_pb2.GetEvidenceResponse]]:
+        """Fresh evidence of the partition that answers, in every state."""
 
 def add_PoolServiceServicer_to_server(servicer: PoolServiceServicer, server: _typing.Union[_grpc.Server, _aio.Server]) -> None: ...

@@ -23,59 +23,60 @@ _sym_db = _symbol_database.Default()
 
 
 from google.protobuf import timestamp_pb2 as google_dot_protobuf_dot_timestamp__pb2
+from mhsm.evidence.v1 import evidence_pb2 as mhsm_dot_evidence_dot_v1_dot_evidence__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n-mhsm/security_domain/v1/security_domain.proto\x12\x17mhsm.security_domain.v1\x1a\x1fgoogle/protobuf/timestamp.proto\"\xc8\x03\n\x08\x43\x65remony\x12\x12\n\nattempt_id\x18\x01 \x01(\x0c\x12\x39\n\x07purpose\x18\x02 \x01(\x0e\x32(.mhsm.security_domain.v1.CeremonyPurpose\x12\x1b\n\x13\x65xchange_public_key\x18\x03 \x01(\x0c\x12\x17\n\x0fpartition_index\x18\x04 \x01(\r\x12+\n\x07\x65xpires\x18\x05 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x0f\n\x07pool_id\x18\x06 \x01(\t\x12\x12\n\ngeneration\x18\x07 \x01(\r\x12\x10\n\x08\x65vidence\x18\x08 \x01(\x0c\x12\x1c\n\x14security_domain_file\x18\t \x01(\x0c\x12\x10\n\x08\x61\x63\x63\x65pted\x18\n \x01(\r\x12\x10\n\x08required\x18\x0b \x01(\r\x12\x19\n\x11\x61\x63\x63\x65pted_officers\x18\x0c \x03(\t\x12\x10\n\x08\x63omplete\x18\r \x01(\x08\x12\"\n\x1a\x61zure_security_domain_file\x18\x0e \x01(\x0c\x12\x14\n\x0ctransfer_key\x18\x0f \x01(\t\x12\x14\n\x0cnew_officers\x18\x10 \x03(\t\x12\x14\n\x0cnew_required\x18\x11 \x01(\r\"g\n\x1d\x44ownloadSecurityDomainRequest\x12 \n\x18officer_certificates_der\x18\x01 \x03(\x0c\x12\x10\n\x08required\x18\x02 \x01(\r\x12\x12\n\nrequest_id\x18\x03 \x01(\t\"U\n\x1e\x44ownloadSecurityDomainResponse\x12\x33\n\x08\x63\x65remony\x18\x01 \x01(\x0b\x32!.mhsm.security_domain.v1.Ceremony\"3\n\x13InitRecoveryRequest\x12\x1c\n\x14security_domain_file\x18\x01 \x01(\x0c\"K\n\x14InitRecoveryResponse\x12\x33\n\x08\x63\x65remony\x18\x01 \x01(\x0b\x32!.mhsm.security_domain.v1.Ceremony\"\x1d\n\x1bVerifySecurityDomainRequest\"S\n\x1cVerifySecurityDomainResponse\x12\x33\n\x08\x63\x65remony\x18\x01 \x01(\x0b\x32!.mhsm.security_domain.v1.Ceremony\"I\n\x13RotateSharesRequest\x12 \n\x18officer_certificates_der\x18\x01 \x03(\x0c\x12\x10\n\x08required\x18\x02 \x01(\r\"K\n\x14RotateSharesResponse\x12\x33\n\x08\x63\x65remony\x18\x01 \x01(\x0b\x32!.mhsm.security_domain.v1.Ceremony\"J\n\x14NewGenerationRequest\x12 \n\x18officer_certificates_der\x18\x01 \x03(\x0c\x12\x10\n\x08required\x18\x02 \x01(\r\"L\n\x15NewGenerationResponse\x12\x33\n\x08\x63\x65remony\x18\x01 \x01(\x0b\x32!.mhsm.security_domain.v1.Ceremony\"\x1f\n\x1dRotateKeyEncryptionKeyRequest\"/\n\x1eRotateKeyEncryptionKeyResponse\x12\r\n\x05\x65poch\x18\x01 \x01(\r\"<\n\x12SubmitShareRequest\x12\x12\n\nattempt_id\x18\x01 \x01(\x0c\x12\x12\n\nsubmission\x18\x02 \x01(\x0c\"J\n\x13SubmitShareResponse\x12\x33\n\x08\x63\x65remony\x18\x01 \x01(\x0b\x32!.mhsm.security_domain.v1.Ceremony\"D\n\x18UploadRestoreBlobRequest\x12\x12\n\nattempt_id\x18\x01 \x01(\x0c\x12\x14\n\x0crestore_blob\x18\x02 \x01(\x0c\"P\n\x19UploadRestoreBlobResponse\x12\x33\n\x08\x63\x65remony\x18\x01 \x01(\x0b\x32!.mhsm.security_domain.v1.Ceremony\"\x14\n\x12GetCeremonyRequest\"J\n\x13GetCeremonyResponse\x12\x33\n\x08\x63\x65remony\x18\x01 \x01(\x0b\x32!.mhsm.security_domain.v1.Ceremony\"+\n\x15\x43\x61ncelCeremonyRequest\x12\x12\n\nattempt_id\x18\x01 \x01(\x0c\"\x18\n\x16\x43\x61ncelCeremonyResponse*\xe0\x01\n\x0f\x43\x65remonyPurpose\x12 \n\x1c\x43\x45REMONY_PURPOSE_UNSPECIFIED\x10\x00\x12\x1f\n\x1b\x43\x45REMONY_PURPOSE_ACTIVATION\x10\x01\x12\x1d\n\x19\x43\x45REMONY_PURPOSE_RECOVERY\x10\x02\x12!\n\x1d\x43\x45REMONY_PURPOSE_VERIFICATION\x10\x03\x12#\n\x1f\x43\x45REMONY_PURPOSE_SHARE_ROTATION\x10\x04\x12#\n\x1f\x43\x45REMONY_PURPOSE_NEW_GENERATION\x10\x05\x32\xc2\t\n\x15SecurityDomainService\x12\x89\x01\n\x16\x44ownloadSecurityDomain\x12\x36.mhsm.security_domain.v1.DownloadSecurityDomainRequest\x1a\x37.mhsm.security_domain.v1.DownloadSecurityDomainResponse\x12k\n\x0cInitRecovery\x12,.mhsm.security_domain.v1.InitRecoveryRequest\x1a-.mhsm.security_domain.v1.InitRecoveryResponse\x12\x83\x01\n\x14VerifySecurityDomain\x12\x34.mhsm.security_domain.v1.VerifySecurityDomainRequest\x1a\x35.mhsm.security_domain.v1.VerifySecurityDomainResponse\x12k\n\x0cRotateShares\x12,.mhsm.security_domain.v1.RotateSharesRequest\x1a-.mhsm.security_domain.v1.RotateSharesResponse\x12n\n\rNewGeneration\x12-.mhsm.security_domain.v1.NewGenerationRequest\x1a..mhsm.security_domain.v1.NewGenerationResponse\x12\x89\x01\n\x16RotateKeyEncryptionKey\x12\x36.mhsm.security_domain.v1.RotateKeyEncryptionKeyRequest\x1a\x37.mhsm.security_domain.v1.RotateKeyEncryptionKeyResponse\x12h\n\x0bSubmitShare\x12+.mhsm.security_domain.v1.SubmitShareRequest\x1a,.mhsm.security_domain.v1.SubmitShareResponse\x12z\n\x11UploadRestoreBlob\x12\x31.mhsm.security_domain.v1.UploadRestoreBlobRequest\x1a\x32.mhsm.security_domain.v1.UploadRestoreBlobResponse\x12h\n\x0bGetCeremony\x12+.mhsm.security_domain.v1.GetCeremonyRequest\x1a,.mhsm.security_domain.v1.GetCeremonyResponse\x12q\n\x0e\x43\x61ncelCeremony\x12..mhsm.security_domain.v1.CancelCeremonyRequest\x1a/.mhsm.security_domain.v1.CancelCeremonyResponseb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n-mhsm/security_domain/v1/security_domain.proto\x12\x17mhsm.security_domain.v1\x1a\x1fgoogle/protobuf/timestamp.proto\x1a\x1fmhsm/evidence/v1/evidence.proto\"\xe4\x03\n\x08\x43\x65remony\x12\x12\n\nattempt_id\x18\x01 \x01(\x0c\x12\x39\n\x07purpose\x18\x02 \x01(\x0e\x32(.mhsm.security_domain.v1.CeremonyPurpose\x12\x1b\n\x13\x65xchange_public_key\x18\x03 \x01(\x0c\x12\x17\n\x0fpartition_index\x18\x04 \x01(\r\x12+\n\x07\x65xpires\x18\x05 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x0f\n\x07pool_id\x18\x06 \x01(\t\x12\x12\n\ngeneration\x18\x07 \x01(\r\x12,\n\x08\x65vidence\x18\x08 \x01(\x0b\x32\x1a.mhsm.evidence.v1.Evidence\x12\x1c\n\x14security_domain_file\x18\t \x01(\x0c\x12\x10\n\x08\x61\x63\x63\x65pted\x18\n \x01(\r\x12\x10\n\x08required\x18\x0b \x01(\r\x12\x19\n\x11\x61\x63\x63\x65pted_officers\x18\x0c \x03(\t\x12\x10\n\x08\x63omplete\x18\r \x01(\x08\x12\"\n\x1a\x61zure_security_domain_file\x18\x0e \x01(\x0c\x12\x14\n\x0ctransfer_key\x18\x0f \x01(\t\x12\x14\n\x0cnew_officers\x18\x10 \x03(\t\x12\x14\n\x0cnew_required\x18\x11 \x01(\r\"g\n\x1d\x44ownloadSecurityDomainRequest\x12 \n\x18officer_certificates_der\x18\x01 \x03(\x0c\x12\x10\n\x08required\x18\x02 \x01(\r\x12\x12\n\nrequest_id\x18\x03 \x01(\t\"U\n\x1e\x44ownloadSecurityDomainResponse\x12\x33\n\x08\x63\x65remony\x18\x01 \x01(\x0b\x32!.mhsm.security_domain.v1.Ceremony\"3\n\x13InitRecoveryRequest\x12\x1c\n\x14security_domain_file\x18\x01 \x01(\x0c\"K\n\x14InitRecoveryResponse\x12\x33\n\x08\x63\x65remony\x18\x01 \x01(\x0b\x32!.mhsm.security_domain.v1.Ceremony\"\x1d\n\x1bVerifySecurityDomainRequest\"S\n\x1cVerifySecurityDomainResponse\x12\x33\n\x08\x63\x65remony\x18\x01 \x01(\x0b\x32!.mhsm.security_domain.v1.Ceremony\"I\n\x13RotateSharesRequest\x12 \n\x18officer_certificates_der\x18\x01 \x03(\x0c\x12\x10\n\x08required\x18\x02 \x01(\r\"K\n\x14RotateSharesResponse\x12\x33\n\x08\x63\x65remony\x18\x01 \x01(\x0b\x32!.mhsm.security_domain.v1.Ceremony\"J\n\x14NewGenerationRequest\x12 \n\x18officer_certificates_der\x18\x01 \x03(\x0c\x12\x10\n\x08required\x18\x02 \x01(\r\"L\n\x15NewGenerationResponse\x12\x33\n\x08\x63\x65remony\x18\x01 \x01(\x0b\x32!.mhsm.security_domain.v1.Ceremony\"\x1f\n\x1dRotateKeyEncryptionKeyRequest\"/\n\x1eRotateKeyEncryptionKeyResponse\x12\r\n\x05\x65poch\x18\x01 \x01(\r\"<\n\x12SubmitShareRequest\x12\x12\n\nattempt_id\x18\x01 \x01(\x0c\x12\x12\n\nsubmission\x18\x02 \x01(\x0c\"J\n\x13SubmitShareResponse\x12\x33\n\x08\x63\x65remony\x18\x01 \x01(\x0b\x32!.mhsm.security_domain.v1.Ceremony\"D\n\x18UploadRestoreBlobRequest\x12\x12\n\nattempt_id\x18\x01 \x01(\x0c\x12\x14\n\x0crestore_blob\x18\x02 \x01(\x0c\"P\n\x19UploadRestoreBlobResponse\x12\x33\n\x08\x63\x65remony\x18\x01 \x01(\x0b\x32!.mhsm.security_domain.v1.Ceremony\"\x14\n\x12GetCeremonyRequest\"J\n\x13GetCeremonyResponse\x12\x33\n\x08\x63\x65remony\x18\x01 \x01(\x0b\x32!.mhsm.security_domain.v1.Ceremony\"+\n\x15\x43\x61ncelCeremonyRequest\x12\x12\n\nattempt_id\x18\x01 \x01(\x0c\"\x18\n\x16\x43\x61ncelCeremonyResponse*\xe0\x01\n\x0f\x43\x65remonyPurpose\x12 \n\x1c\x43\x45REMONY_PURPOSE_UNSPECIFIED\x10\x00\x12\x1f\n\x1b\x43\x45REMONY_PURPOSE_ACTIVATION\x10\x01\x12\x1d\n\x19\x43\x45REMONY_PURPOSE_RECOVERY\x10\x02\x12!\n\x1d\x43\x45REMONY_PURPOSE_VERIFICATION\x10\x03\x12#\n\x1f\x43\x45REMONY_PURPOSE_SHARE_ROTATION\x10\x04\x12#\n\x1f\x43\x45REMONY_PURPOSE_NEW_GENERATION\x10\x05\x32\xc2\t\n\x15SecurityDomainService\x12\x89\x01\n\x16\x44ownloadSecurityDomain\x12\x36.mhsm.security_domain.v1.DownloadSecurityDomainRequest\x1a\x37.mhsm.security_domain.v1.DownloadSecurityDomainResponse\x12k\n\x0cInitRecovery\x12,.mhsm.security_domain.v1.InitRecoveryRequest\x1a-.mhsm.security_domain.v1.InitRecoveryResponse\x12\x83\x01\n\x14VerifySecurityDomain\x12\x34.mhsm.security_domain.v1.VerifySecurityDomainRequest\x1a\x35.mhsm.security_domain.v1.VerifySecurityDomainResponse\x12k\n\x0cRotateShares\x12,.mhsm.security_domain.v1.RotateSharesRequest\x1a-.mhsm.security_domain.v1.RotateSharesResponse\x12n\n\rNewGeneration\x12-.mhsm.security_domain.v1.NewGenerationRequest\x1a..mhsm.security_domain.v1.NewGenerationResponse\x12\x89\x01\n\x16RotateKeyEncryptionKey\x12\x36.mhsm.security_domain.v1.RotateKeyEncryptionKeyRequest\x1a\x37.mhsm.security_domain.v1.RotateKeyEncryptionKeyResponse\x12h\n\x0bSubmitShare\x12+.mhsm.security_domain.v1.SubmitShareRequest\x1a,.mhsm.security_domain.v1.SubmitShareResponse\x12z\n\x11UploadRestoreBlob\x12\x31.mhsm.security_domain.v1.UploadRestoreBlobRequest\x1a\x32.mhsm.security_domain.v1.UploadRestoreBlobResponse\x12h\n\x0bGetCeremony\x12+.mhsm.security_domain.v1.GetCeremonyRequest\x1a,.mhsm.security_domain.v1.GetCeremonyResponse\x12q\n\x0e\x43\x61ncelCeremony\x12..mhsm.security_domain.v1.CancelCeremonyRequest\x1a/.mhsm.security_domain.v1.CancelCeremonyResponseb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
 _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'mhsm.security_domain.v1.security_domain_pb2', _globals)
 if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
-  _globals['_CEREMONYPURPOSE']._serialized_start=1852
-  _globals['_CEREMONYPURPOSE']._serialized_end=2076
-  _globals['_CEREMONY']._serialized_start=108
-  _globals['_CEREMONY']._serialized_end=564
-  _globals['_DOWNLOADSECURITYDOMAINREQUEST']._serialized_start=566
-  _globals['_DOWNLOADSECURITYDOMAINREQUEST']._serialized_end=669
-  _globals['_DOWNLOADSECURITYDOMAINRESPONSE']._serialized_start=671
-  _globals['_DOWNLOADSECURITYDOMAINRESPONSE']._serialized_end=756
-  _globals['_INITRECOVERYREQUEST']._serialized_start=758
-  _globals['_INITRECOVERYREQUEST']._serialized_end=809
-  _globals['_INITRECOVERYRESPONSE']._serialized_start=811
-  _globals['_INITRECOVERYRESPONSE']._serialized_end=886
-  _globals['_VERIFYSECURITYDOMAINREQUEST']._serialized_start=888
-  _globals['_VERIFYSECURITYDOMAINREQUEST']._serialized_end=917
-  _globals['_VERIFYSECURITYDOMAINRESPONSE']._serialized_start=919
-  _globals['_VERIFYSECURITYDOMAINRESPONSE']._serialized_end=1002
-  _globals['_ROTATESHARESREQUEST']._serialized_start=1004
-  _globals['_ROTATESHARESREQUEST']._serialized_end=1077
-  _globals['_ROTATESHARESRESPONSE']._serialized_start=1079
-  _globals['_ROTATESHARESRESPONSE']._serialized_end=1154
-  _globals['_NEWGENERATIONREQUEST']._serialized_start=1156
-  _globals['_NEWGENERATIONREQUEST']._serialized_end=1230
-  _globals['_NEWGENERATIONRESPONSE']._serialized_start=1232
-  _globals['_NEWGENERATIONRESPONSE']._serialized_end=1308
-  _globals['_ROTATEKEYENCRYPTIONKEYREQUEST']._serialized_start=1310
-  _globals['_ROTATEKEYENCRYPTIONKEYREQUEST']._serialized_end=1341
-  _globals['_ROTATEKEYENCRYPTIONKEYRESPONSE']._serialized_start=1343
-  _globals['_ROTATEKEYENCRYPTIONKEYRESPONSE']._serialized_end=1390
-  _globals['_SUBMITSHAREREQUEST']._serialized_start=1392
-  _globals['_SUBMITSHAREREQUEST']._serialized_end=1452
-  _globals['_SUBMITSHARERESPONSE']._serialized_start=1454
-  _globals['_SUBMITSHARERESPONSE']._serialized_end=1528
-  _globals['_UPLOADRESTOREBLOBREQUEST']._serialized_start=1530
-  _globals['_UPLOADRESTOREBLOBREQUEST']._serialized_end=1598
-  _globals['_UPLOADRESTOREBLOBRESPONSE']._serialized_start=1600
-  _globals['_UPLOADRESTOREBLOBRESPONSE']._serialized_end=1680
-  _globals['_GETCEREMONYREQUEST']._serialized_start=1682
-  _globals['_GETCEREMONYREQUEST']._serialized_end=1702
-  _globals['_GETCEREMONYRESPONSE']._serialized_start=1704
-  _globals['_GETCEREMONYRESPONSE']._serialized_end=1778
-  _globals['_CANCELCEREMONYREQUEST']._serialized_start=1780
-  _globals['_CANCELCEREMONYREQUEST']._serialized_end=1823
-  _globals['_CANCELCEREMONYRESPONSE']._serialized_start=1825
-  _globals['_CANCELCEREMONYRESPONSE']._serialized_end=1849
-  _globals['_SECURITYDOMAINSERVICE']._serialized_start=2079
-  _globals['_SECURITYDOMAINSERVICE']._serialized_end=3297
+  _globals['_CEREMONYPURPOSE']._serialized_start=1913
+  _globals['_CEREMONYPURPOSE']._serialized_end=2137
+  _globals['_CEREMONY']._serialized_start=141
+  _globals['_CEREMONY']._serialized_end=625
+  _globals['_DOWNLOADSECURITYDOMAINREQUEST']._serialized_start=627
+  _globals['_DOWNLOADSECURITYDOMAINREQUEST']._serialized_end=730
+  _globals['_DOWNLOADSECURITYDOMAINRESPONSE']._serialized_start=732
+  _globals['_DOWNLOADSECURITYDOMAINRESPONSE']._serialized_end=817
+  _globals['_INITRECOVERYREQUEST']._serialized_start=819
+  _globals['_INITRECOVERYREQUEST']._serialized_end=870
+  _globals['_INITRECOVERYRESPONSE']._serialized_start=872
+  _globals['_INITRECOVERYRESPONSE']._serialized_end=947
+  _globals['_VERIFYSECURITYDOMAINREQUEST']._serialized_start=949
+  _globals['_VERIFYSECURITYDOMAINREQUEST']._serialized_end=978
+  _globals['_VERIFYSECURITYDOMAINRESPONSE']._serialized_start=980
+  _globals['_VERIFYSECURITYDOMAINRESPONSE']._serialized_end=1063
+  _globals['_ROTATESHARESREQUEST']._serialized_start=1065
+  _globals['_ROTATESHARESREQUEST']._serialized_end=1138
+  _globals['_ROTATESHARESRESPONSE']._serialized_start=1140
+  _globals['_ROTATESHARESRESPONSE']._serialized_end=1215
+  _globals['_NEWGENERATIONREQUEST']._serialized_start=1217
+  _globals['_NEWGENERATIONREQUEST']._serialized_end=1291
+  _globals['_NEWGENERATIONRESPONSE']._serialized_start=1293
+  _globals['_NEWGENERATIONRESPONSE']._serialized_end=1369
+  _globals['_ROTATEKEYENCRYPTIONKEYREQUEST']._serialized_start=1371
+  _globals['_ROTATEKEYENCRYPTIONKEYREQUEST']._serialized_end=1402
+  _globals['_ROTATEKEYENCRYPTIONKEYRESPONSE']._serialized_start=1404
+  _globals['_ROTATEKEYENCRYPTIONKEYRESPONSE']._serialized_end=1451
+  _globals['_SUBMITSHAREREQUEST']._serialized_start=1453
+  _globals['_SUBMITSHAREREQUEST']._serialized_end=1513
+  _globals['_SUBMITSHARERESPONSE']._serialized_start=1515
+  _globals['_SUBMITSHARERESPONSE']._serialized_end=1589
+  _globals['_UPLOADRESTOREBLOBREQUEST']._serialized_start=1591
+  _globals['_UPLOADRESTOREBLOBREQUEST']._serialized_end=1659
+  _globals['_UPLOADRESTOREBLOBRESPONSE']._serialized_start=1661
+  _globals['_UPLOADRESTOREBLOBRESPONSE']._serialized_end=1741
+  _globals['_GETCEREMONYREQUEST']._serialized_start=1743
+  _globals['_GETCEREMONYREQUEST']._serialized_end=1763
+  _globals['_GETCEREMONYRESPONSE']._serialized_start=1765
+  _globals['_GETCEREMONYRESPONSE']._serialized_end=1839
+  _globals['_CANCELCEREMONYREQUEST']._serialized_start=1841
+  _globals['_CANCELCEREMONYREQUEST']._serialized_end=1884
+  _globals['_CANCELCEREMONYRESPONSE']._serialized_start=1886
+  _globals['_CANCELCEREMONYRESPONSE']._serialized_end=1910
+  _globals['_SECURITYDOMAINSERVICE']._serialized_start=2140
+  _globals['_SECURITYDOMAINSERVICE']._serialized_end=3358
 # @@protoc_insertion_point(module_scope)

@@ -13,6 +13,7 @@ from google.protobuf import message as _message
 from google.protobuf import timestamp_pb2 as _timestamp_pb2
 from google.protobuf.internal import containers as _containers
 from google.protobuf.internal import enum_type_wrapper as _enum_type_wrapper
+from mhsm.evidence.v1 import evidence_pb2 as _evidence_pb2
 import builtins as _builtins
 import sys
 import typing as _typing
@@ -95,8 +96,6 @@ class Ceremony(_message.Message):
     """Pool id in the security-domain file: that of the pool it was made for."""
     generation: _builtins.int
     """Generation of the security domain."""
-    evidence: _builtins.bytes
-    """Evidence of the partition over the exchange key (mhsm.peer.v1.Evidence)."""
     security_domain_file: _builtins.bytes
     """The security-domain file whose officers submit now; ciphertext only."""
     accepted: _builtins.int
@@ -120,6 +119,12 @@ class Ceremony(_message.Message):
         """When it ends by itself."""
 
     @_builtins.property
+    def evidence(self) -> _evidence_pb2.Evidence:
+        """Evidence of the partition over the attempt and its exchange key, good until
+        the ceremony ends.
+        """
+
+    @_builtins.property
     def accepted_officers(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
         """Thumbprints of the officers whose shares were accepted."""
 
@@ -139,7 +144,7 @@ class Ceremony(_message.Message):
         expires: _timestamp_pb2.Timestamp | None = ...,
         pool_id: _builtins.str = ...,
         generation: _builtins.int = ...,
-        evidence: _builtins.bytes = ...,
+        evidence: _evidence_pb2.Evidence | None = ...,
         security_domain_file: _builtins.bytes = ...,
         accepted: _builtins.int = ...,
         required: _builtins.int = ...,
@@ -150,7 +155,7 @@ class Ceremony(_message.Message):
         new_officers: _abc.Iterable[_builtins.str] | None = ...,
         new_required: _builtins.int = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["expires", b"expires"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["evidence", b"evidence", "expires", b"expires"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
     _ClearFieldArgType: _TypeAlias = _typing.Literal["accepted", b"accepted", "accepted_officers", b"accepted_officers", "attempt_id", b"attempt_id", "azure_security_domain_file", b"azure_security_domain_file", "complete", b"complete", "evidence", b"evidence", "exchange_public_key", b"exchange_public_key", "expires", b"expires", "generation", b"generation", "new_officers", b"new_officers", "new_required", b"new_required", "partition_index", b"partition_index", "pool_id", b"pool_id", "purpose", b"purpose", "required", b"required", "security_domain_file", b"security_domain_file", "transfer_key", b"transfer_key"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...

@@ -1,0 +1,161 @@
+"""Verifies evidence: both chains, both signatures, what it was made for, and the policy.
+
+Needs files only, no network and no pool: partitions use it, and officers on their own machines.
+Whatever is wrong with the evidence, the answer is :class:`EvidenceRefused`.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+
+from cryptography import x509
+from cryptography.hazmat.primitives import serialization
+from cryptography.hazmat.primitives.asymmetric import ec
+
+from hsm_pool import limits
+from hsm_pool.core import release_policy
+from hsm_pool.core.release_policy import PolicyNotMet, ReleasePolicy
+from hsm_pool.enclave import admission
+from hsm_pool.enclave.claims import Claims
+from hsm_pool.enclave.evidence import ALGORITHM, X5CHAIN
+from hsm_pool.errors import EvidenceRefused
+from mhsm.evidence.v1 import evidence_pb2
+
+_COSE_SIGN1 = 18
+
+
+@dataclass(frozen=True, slots=True)
+class TrustAnchors:
+    """The two roots of a pool; whoever verifies got them beforehand, not with the evidence."""
+
+    platform_root: x509.Certificate
+    owner_root: x509.Certificate
+
+    @staticmethod
+    def load(platform_root_file: str | Path, owner_root_file: str | Path) -> TrustAnchors:
+        """Read the roots, PEM.
+
+        Raises:
+            OSError: A file cannot be read.
+            ValueError: A file is not a certificate.
+        """
+        roots = [
+            x509.load_pem_x509_certificate(Path(name).read_bytes())
+            for name in (platform_root_file, owner_root_file)
+        ]
+        return TrustAnchors(*roots)
+
+
+@dataclass(frozen=True, slots=True)
+class Expected:
+    """What evidence must have been made for. Empty fields are not asked for."""
+
+    nonce: bytes
+    report_data: bytes
+    exchange_key: bytes = b""
+    """HPKE public key that the partition must hold."""
+    peer_tls_key: bytes = b""
+    """SubjectPublicKeyInfo of whom the verifier talks to on the peer plane."""
+    pool_id: str = ""
+    partition_index: int | None = None
+
+
+class Verifier:
+    """Verifies evidence under a pool's two roots and an admission policy. Thread-safe."""
+
+    def __init__(
+        self,
+        anchors: TrustAnchors,
+        policy: ReleasePolicy,
+        now: Callable[[], datetime] = lambda: datetime.now(UTC),
+    ) -> None:
+        self._anchors = anchors
+        self._policy = policy
+        self._now = now
+
+    def verify(self, evidence: evidence_pb2.Evidence, expected: Expected) -> Claims:
+        """Return the claims of evidence that is worth believing.
+
+        Raises:
+            EvidenceRefused: A chain, a signature, the occasion or the policy does not fit.
+        """
+        platform, platform_uri = self._opened(
+            evidence.platform_token, self._anchors.platform_root, "platform"
+        )
+        owner, owner_uri = self._opened(evidence.owner_token, self._anchors.owner_root, "owner")
+        if platform != owner:
+            raise EvidenceRefused("the two tokens hold different claims")
+        try:
+            claims = Claims.decode(platform)
+        except Exception:  # noqa: BLE001 - the CBOR parser raises several kinds
+            raise EvidenceRefused("the claims are not readable") from None
+        names = (
+            f"spiffe://{claims.pool_id}/platform/{claims.partition_index}",
+            f"spiffe://{claims.pool_id}/partition/{claims.partition_index}",
+        )
+        if (platform_uri, owner_uri) != names:
+            raise EvidenceRefused("the evidence is signed for another partition than it names")
+        self._check_occasion(claims, expected)
+        try:
+            release_policy.require(self._policy, admission.AUTHORITY, claims.named())
+        except PolicyNotMet as unmet:
+            raise EvidenceRefused(f"the evidence does not meet the admission policy: {unmet}") from None
+        return claims
+
+    def _check_occasion(self, claims: Claims, expected: Expected) -> None:
+        if expected.pool_id and claims.pool_id != expected.pool_id:
+            raise EvidenceRefused("the evidence is of another pool")
+        if expected.partition_index is not None and claims.partition_index != expected.partition_index:
+            raise EvidenceRefused("the evidence is of another partition")
+        if claims.nonce != expected.nonce:
+            raise EvidenceRefused("the evidence is not fresh: it was made for another nonce")
+        if claims.exchange_key != _digest(expected.exchange_key):
+            raise EvidenceRefused("the evidence is for another exchange key")
+        if expected.peer_tls_key and claims.peer_tls_key != _digest(expected.peer_tls_key):
+            raise EvidenceRefused("the evidence is of another than whom the channel leads to")
+        if claims.report_data != expected.report_data:
+            raise EvidenceRefused("the evidence was made for another purpose")
+        if claims.expires_at and claims.expires_at <= self._now().timestamp():
+            raise EvidenceRefused("the evidence has expired")
+
+    def _opened(self, token: bytes, root: x509.Certificate, what: str) -> tuple[bytes, str]:
+        """Return the payload of a token and the name of its signer."""
+        if not token or len(token) > limits.EVIDENCE_TOKEN_BYTES_MAX:
+            raise EvidenceRefused(f"the {what}'s token is absent or too large")
+        try:
+            return self._verified(token, root)
+        except Exception:  # noqa: BLE001 - parsers of CBOR, COSE and X.509 raise many kinds
+            text = f"the {what}'s token does not verify under the {what} root of this pool"
+            raise EvidenceRefused(text) from None
+
+    def _verified(self, token: bytes, root: x509.Certificate) -> tuple[bytes, str]:
+        import cbor2
+        from cwt import COSE, COSEKey
+
+        outer = cbor2.loads(token)
+        protected, unprotected, _, _ = outer.value
+        header = cbor2.loads(protected)
+        if outer.tag != _COSE_SIGN1 or unprotected != {} or set(header) != {1, X5CHAIN}:
+            raise ValueError("not a token of this profile")
+        if header[1] != ALGORITHM or cbor2.dumps(outer, canonical=True) != token:
+            raise ValueError("not a token of this profile")
+        certificate = x509.load_der_x509_certificate(header[X5CHAIN])
+        certificate.verify_directly_issued_by(root)
+        if not certificate.not_valid_before_utc <= self._now() <= certificate.not_valid_after_utc:
+            raise ValueError("the certificate is out of date")
+        key = certificate.public_key()
+        if not isinstance(key, ec.EllipticCurvePublicKey) or not isinstance(key.curve, ec.SECP256R1):
+            raise ValueError("the key is not of P-256")
+        pem = key.public_bytes(serialization.Encoding.PEM, serialization.PublicFormat.SubjectPublicKeyInfo)
+        payload = COSE.new().decode(token, COSEKey.from_pem(pem))
+        names = certificate.extensions.get_extension_for_class(x509.SubjectAlternativeName).value
+        (uri,) = names.get_values_for_type(x509.UniformResourceIdentifier)
+        return payload, uri
+
+
+def _digest(key: bytes) -> bytes:
+    return hashlib.sha256(key).digest() if key else b""
