@@ -7,6 +7,7 @@ import subprocess
 import sys
 import threading
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -77,6 +78,13 @@ class Fabric:
         """Resume a partition."""
         assert self.send("Resume", index) == "OK"
 
+    def serves(self, index: int) -> bool:
+        """Return whether a partition says that it serves."""
+        try:
+            return self.state(index) == SERVING
+        except grpc.RpcError:
+            return False
+
     def close(self) -> None:
         """Close the channels."""
         for channel in self.channels:
@@ -115,8 +123,8 @@ class OutWatcher:
     row was out in between: that is what is counted.
     """
 
-    def __init__(self, fabric: Fabric) -> None:
-        self._fabric = fabric
+    def __init__(self, serves: Callable[[int], bool]) -> None:
+        self._serves = serves
         self._stop = threading.Event()
         self._thread = threading.Thread(target=self._run)
         self.most_out = 0
@@ -135,9 +143,3 @@ class OutWatcher:
             self.most_out = max(self.most_out, len(out & before))
             self.sweeps += 1
             before = out
-
-    def _serves(self, index: int) -> bool:
-        try:
-            return self._fabric.state(index) == SERVING
-        except grpc.RpcError:
-            return False

@@ -58,7 +58,7 @@ def test_a_rolling_restart_under_load_restarts_each_once(pool: RunningPool, fabr
                     return
 
     before, told = incarnations(pool), len(history(pool))
-    worker, watcher = threading.Thread(target=work), OutWatcher(fabric)
+    worker, watcher = threading.Thread(target=work), OutWatcher(fabric.serves)
     worker.start()
     try:
         planned = mhsm_fabric(pool, "restart", "--all", "--dry-run", "--json")
@@ -88,7 +88,7 @@ def test_g5_the_controller_is_killed_at_random_points_of_roll_outs(
     kills = 20 if request.config.getoption("--full") else 4
     generator = random.Random(seed)
     pause = threading.Event()
-    watcher = OutWatcher(fabric)
+    watcher = OutWatcher(fabric.serves)
     before = incarnations(pool)
     try:
         killed = 0

@@ -1,0 +1,282 @@
+"""G5: a hostile controller, with the real one's certificate, sends whatever it likes in any order."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import random
+import socket
+import ssl
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+
+import grpc
+import hypothesis
+import pytest
+from grpc_health.v1 import health_pb2
+from hypothesis import strategies as st
+
+from hsm_pool import limits
+from hsm_pool.net.enclave_guard import check
+from mhsm.enclave.v1 import enclave_pb2
+from mhsm.keys.v1 import keys_pb2
+from tests.fabric_access import DRAINED, Fabric, OutWatcher
+from tests.running_pool import RunningPool, until
+
+pytestmark = [pytest.mark.pool, pytest.mark.timeout(3000)]
+
+SERVICE = "/mhsm.enclave.v1.EnclaveService/"
+VERBS = ("GetStatus", "Drain", "Resume", "Relinquish", "Restart")
+REPLIES = {
+    **{SERVICE + verb: getattr(enclave_pb2, f"{verb}Response") for verb in VERBS},
+    "/grpc.health.v1.Health/Check": health_pb2.HealthCheckResponse,
+}
+FOREIGN = (
+    SERVICE + "Activate",
+    SERVICE,
+    "/mhsm.keys.v1.KeyService/GetKey",
+    "/mhsm.crypto.v1.CryptoService/Sign",
+    "/mhsm.peer.v1.PeerService/BeginHeal",
+    "/mhsm.node.v1.NodeService/NotifyExit",
+    "/mhsm.security_domain.v1.SecurityDomainService/InitRecovery",
+    "/grpc.health.v1.Health/Watch",
+    "/grpc.reflection.v1.ServerReflection/ServerReflectionInfo",
+)
+GRPC_OWN_TEXTS = {"", "Method not found!", "Concurrent RPC limit exceeded!"}
+"""What gRPC itself says, before any code of ours: fixed texts, and those of the connection."""
+
+STAMPS = ("fresh", "fresh", "fresh", "repeat", "old", "void", "far", "huge", "none")
+
+METADATA = st.one_of(
+    st.just(()),
+    st.just(()),
+    st.just(()),
+    st.tuples(
+        st.tuples(
+            st.from_regex(r"[a-z]{1,12}", fullmatch=True), st.from_regex(r"[ -~]{0,20}", fullmatch=True)
+        )
+    ),
+    st.tuples(st.tuples(st.just("x-note-bin"), st.binary(max_size=50))),
+)
+MUTATION = st.one_of(
+    st.none(),
+    st.none(),
+    st.tuples(st.just("flip"), st.integers(0, 400)),
+    st.tuples(st.just("cut"), st.integers(0, 30)),
+    st.tuples(st.just("append"), st.binary(max_size=60)),
+    st.tuples(st.just("repeat"), st.integers(2, 40)),
+    st.tuples(st.just("replace"), st.binary(max_size=80)),
+)
+CALL = st.tuples(
+    st.just("call"),
+    st.one_of(st.sampled_from([SERVICE + verb for verb in VERBS]), st.sampled_from([*REPLIES, *FOREIGN])),
+    st.sampled_from(STAMPS),
+    MUTATION,
+    METADATA,
+)
+JUNK = st.tuples(st.just("junk"), st.booleans(), st.lists(st.binary(max_size=200), min_size=1, max_size=4))
+ACTION = st.tuples(st.integers(0, 2), st.one_of(*[CALL] * 12, JUNK))
+
+
+@dataclass
+class Hostile:
+    """Sends actions and looks at every answer."""
+
+    pool: RunningPool
+    fabric: Fabric
+    generator: random.Random
+    sent: int = 0
+    codes: dict[str, int] = field(default_factory=dict)
+    restarts: list[int] = field(default_factory=lambda: [0, 0, 0])
+    """Restart commands that may have been obeyed, by partition."""
+    last: dict[str, int] = field(default_factory=lambda: {"counter": 1, "expires_ms": 1})
+
+    def act(self, index: int, action: tuple) -> None:
+        """Send one action."""
+        self.sent += 1
+        if action[0] == "junk":
+            self.junk(index, action[1], action[2])
+        else:
+            self.call(index, *action[1:])
+
+    def call(self, index: int, method: str, stamp: str, mutation: tuple | None, metadata: tuple) -> None:
+        """Call any method with any octets."""
+        octets = self.mutated(self.request(stamp), mutation)
+        try:
+            answer = self.fabric.channels[index].unary_unary(method)(octets, timeout=20, metadata=metadata)
+        except grpc.RpcError as error:
+            code = error.code().name
+            connection_lost = error.code() in {grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.CANCELLED}
+            assert connection_lost or error.details() in GRPC_OWN_TEXTS, (method, code, error.details())
+            assert not [key for key, _ in error.trailing_metadata() or () if not key.startswith("grpc")]
+            assert code not in {"INTERNAL", "UNKNOWN"}, method
+            if method.endswith("Restart") and connection_lost:
+                self.restarts[index] += 1
+        else:
+            code = "OK"
+            assert method in REPLIES, f"{method} answered"
+            assert len(answer) <= limits.ENCLAVE_MESSAGE_BYTES_MAX
+            check(REPLIES[method].FromString(answer))
+            if method.endswith("Restart"):
+                self.restarts[index] += 1
+        self.codes[code] = self.codes.get(code, 0) + 1
+
+    def request(self, stamp: str) -> bytes:
+        """Return the octets of a command with a good or a bad stamp."""
+        now_ms = time.time_ns() // 1_000_000
+        match stamp:
+            case "fresh":
+                self.last = self.fabric.stamp()
+                fields = self.last
+            case "repeat":
+                fields = self.last
+            case "old":
+                fields = {"counter": self.last["counter"] - 1000, "expires_ms": now_ms + 1000}
+            case "void":
+                fields = {"counter": now_ms, "expires_ms": now_ms - 1}
+            case "far":
+                fields = {"counter": now_ms, "expires_ms": now_ms + 10**9}
+            case "huge":
+                fields = {"counter": 2**53 - 1, "expires_ms": now_ms + 10_000}
+            case _:
+                return b""
+        return enclave_pb2.DrainRequest(**fields).SerializeToString()
+
+    @staticmethod
+    def mutated(octets: bytes, mutation: tuple | None) -> bytes:
+        """Return changed octets."""
+        if mutation is None:
+            return octets
+        kind, value = mutation
+        match kind:
+            case "flip" if octets:
+                position = value % (8 * len(octets))
+                changed = bytearray(octets)
+                changed[position // 8] ^= 1 << position % 8
+                return bytes(changed)
+            case "cut":
+                return octets[:value]
+            case "append":
+                return octets + bytes(value)
+            case "repeat":
+                return octets * int(value)
+            case "replace":
+                return bytes(value)
+        return octets
+
+    def junk(self, index: int, preface: bool, chunks: list[bytes]) -> None:
+        """Speak TLS with the controller's certificate, and no HTTP/2 then, or bad HTTP/2."""
+        files = self.pool.connection.fabric_controller
+        context = ssl.create_default_context(cafile=files["ca_file"])
+        context.load_cert_chain(files["certificate_file"], files["key_file"])
+        context.set_alpn_protocols(["h2"])
+        host, _, port = self.pool.connection.partitions[index].enclave_endpoint.rpartition(":")
+        with (
+            contextlib.suppress(OSError),
+            socket.create_connection((host, int(port)), timeout=5) as plain,
+            context.wrap_socket(plain, server_hostname="localhost") as connection,
+        ):
+            if preface:
+                connection.sendall(
+                    b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n" + b"\x00\x00\x00\x04\x00\x00\x00\x00\x00"
+                )
+            for chunk in chunks:
+                if preface and self.generator.random() < 0.5:
+                    # A frame with a true length, of any type and flags, on any stream (RFC 9113, 4.1).
+                    kind = self.generator.randrange(12)
+                    head = len(chunk).to_bytes(3, "big") + bytes([kind, self.generator.randrange(256)])
+                    chunk = head + self.generator.randrange(2**31).to_bytes(4, "big") + chunk  # noqa: PLW2901
+                connection.sendall(chunk)
+        self.codes["junk"] = self.codes.get("junk", 0) + 1
+
+
+@pytest.fixture
+def hostile(pool: RunningPool, seed: int) -> Iterator[Hostile]:
+    pool.await_states(["SERVING"] * 3)
+    fabric = Fabric(pool)
+    yield Hostile(pool, fabric, random.Random(seed))
+    fabric.close()
+
+
+def problems(pool: RunningPool) -> list[str]:
+    """Return what the partitions' logs say of threads and handlers that failed."""
+    found = []
+    for path in pool.directory.glob("nodes/*/logs/partition*.log"):
+        for line in path.read_text(errors="replace").splitlines():
+            with contextlib.suppress(ValueError):
+                if json.loads(line).get("event") in {"internal error", "a thread failed"}:
+                    found.append(line)
+    return found
+
+
+def test_g5_a_hostile_controller_gets_nothing_and_breaks_nothing(
+    pool: RunningPool,
+    hostile: Hostile,
+    seed: int,
+    request: pytest.FixtureRequest,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    """No crash, no illegal state, never fewer than two serving, no reply over the ceiling, no text.
+
+    The commands among the calls are real ones: partitions are drained, restarted and resumed all the time.
+    """
+    wanted = 100_000 if request.config.getoption("--full") else 3_000
+    size = 100
+    before = [pool.status(index).incarnation for index in range(3)]
+    seen: set[str] = set()
+
+    def serves(index: int) -> bool:
+        status = pool.status(index)
+        name = enclave_pb2.PartitionState.Name(status.state) if status else ""
+        seen.add(name.removeprefix("PARTITION_STATE_"))
+        return name == "PARTITION_STATE_SERVING"
+
+    @hypothesis.seed(seed)
+    @hypothesis.settings(
+        max_examples=wanted // size,
+        deadline=None,
+        database=None,
+        suppress_health_check=list(hypothesis.HealthCheck),
+        phases=[hypothesis.Phase.generate],
+    )
+    @hypothesis.given(st.lists(ACTION, min_size=size, max_size=size))
+    def send(actions: list[tuple]) -> None:
+        for index, action in actions:
+            hostile.act(index, action)
+
+    watcher = OutWatcher(serves)
+    try:
+        send()
+    finally:
+        watcher.close()
+    assert hostile.sent >= wanted
+    assert watcher.most_out <= 1, "fewer than two were serving"
+    assert watcher.sweeps > 10
+    assert seen <= {"", "STARTING", "HEALING", "SERVING", "DRAINED"}
+    assert problems(pool) == []
+    until(lambda: all(pool.status(index) for index in range(3)), 60, "all answer")
+    for index in range(3):
+        obeyed = pool.status(index).incarnation - before[index]
+        assert obeyed <= hostile.restarts[index], "a process ended that nobody restarted"
+    with capsys.disabled():
+        print(f"\nhostile calls: {hostile.sent}, answers: {hostile.codes}, restarts: {hostile.restarts}")
+    # It was a real attack: commands were obeyed, and refused for each reason.
+    for code in ("OK", "INVALID_ARGUMENT", "ABORTED", "FAILED_PRECONDITION", "UNIMPLEMENTED", "junk"):
+        assert hostile.codes.get(code), (code, hostile.codes)
+    assert sum(hostile.restarts) > 0
+    for index in range(3):
+        until(lambda i=index: resumed(hostile.fabric, i), 60, "everybody serves again")  # type: ignore[misc]
+    pool.await_states(["SERVING"] * 3)
+    with pool.client() as client:
+        client.create_key("after-the-attack", key_type=keys_pb2.KEY_TYPE_EC, curve=keys_pb2.CURVE_P256)
+        client.sign("keys/after-the-attack", "ES256", bytes(32))
+
+
+def resumed(fabric: Fabric, index: int) -> bool:
+    """Resume a drained partition; return whether it serves."""
+    with contextlib.suppress(grpc.RpcError):
+        if fabric.state(index) == DRAINED:
+            fabric.send("Resume", index)
+        return fabric.serves(index)
+    return False
