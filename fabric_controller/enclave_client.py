@@ -128,7 +128,9 @@ class EnclaveClient:
                 observations[index] = Failure(error.code)
         return observations
 
-    def command(self, verb: Verb, index: int, counter: int, expires_ms: int) -> State:
+    def command(
+        self, verb: Verb, index: int, counter: int, expires_ms: int, dead: int | None = None
+    ) -> State:
         """Send a command to a partition and return its state afterwards.
 
         Args:
@@ -136,6 +138,7 @@ class EnclaveClient:
             index: The partition.
             counter: Above that of every command before.
             expires_ms: When the command is void, Unix milliseconds.
+            dead: The partition to be replaced, for HEAL.
 
         Raises:
             EnclaveError: Refused (FAILED_PRECONDITION: fewer than two would serve; ABORTED: the
@@ -155,6 +158,10 @@ class EnclaveClient:
             ),
             Verb.RESTART: lambda: stub.Restart.future(
                 enclave_pb2.RestartRequest(counter=counter, expires_ms=expires_ms), timeout=COMMAND_SECONDS
+            ),
+            Verb.HEAL: lambda: stub.Heal.future(
+                enclave_pb2.HealRequest(counter=counter, expires_ms=expires_ms, index=dead or 0),
+                timeout=COMMAND_SECONDS,
             ),
         }
         return _state(_reply(calls[verb](), COMMAND_SECONDS).state)

@@ -14,7 +14,14 @@ VALID_MS: Final = 15_000
 """How long a command is valid: a little longer than its call may take."""
 
 
-def issue(journal: Journal, client: EnclaveClient, verb: Verb, partition: int, issuer: Issuer) -> State:
+def issue(
+    journal: Journal,
+    client: EnclaveClient,
+    verb: Verb,
+    partition: int,
+    issuer: Issuer,
+    index: int | None = None,
+) -> State:
     """Send a command; the caller holds the journal. Killed at any point, it leaves no doubt.
 
     The counter is on disk before it is sent, so it is never used twice. It is at least the
@@ -33,9 +40,11 @@ def issue(journal: Journal, client: EnclaveClient, verb: Verb, partition: int, i
         "partition": partition,
         "by": issuer.value,
     }
+    if index is not None:
+        command["index"] = index
     journal.append(command)
     try:
-        state = client.command(verb, partition, counter, now_ms + VALID_MS)
+        state = client.command(verb, partition, counter, now_ms + VALID_MS, index)
     except EnclaveError as error:
         journal.append({"kind": "result", "counter": counter, "code": error.code})
         raise

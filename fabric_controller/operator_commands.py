@@ -1,6 +1,6 @@
-"""The operator's commands: drain, resume, failover, restart, halt.
+"""The operator's commands: drain, resume, failover, restart, replace, halt.
 
-A command for one partition is sent at once. A goal (``restart``) is written into the
+A command for one partition is sent at once. A goal (``restart``, ``replace``) is written into the
 journal; the running controller works on it, this command only watches.
 """
 
@@ -251,6 +251,43 @@ def restart(
     )
 
 
+@click.command()
+@click.argument("partition", type=click.IntRange(min=0))
+@click.option("--no-wait", is_flag=True, help="Write down the goal and end.")
+@dry_run_option
+@json_option
+@with_settings
+def replace(settings: FabricSettings, *, partition: int, no_wait: bool, dry_run: bool, as_json: bool) -> None:
+    """Replace the dead PARTITION by a new one on an empty data directory, which heals by evidence.
+
+    What the dead one left behind is put aside on its node, not deleted. Ends with 1 when the work halts.
+    """
+    from fabric_controller.planner import SERVING_MIN, others_serving
+    from fabric_controller.work import Replacement
+
+    check_partition(settings, partition)
+    with open_client(settings) as client:
+        picture = look(settings, client)
+    view, others = picture.view(partition), others_serving(picture, partition)
+    if view.serving:
+        fail(f"partition {partition} serves: only a dead one is replaced", "mhsm-fabric status")
+    if others < SERVING_MIN:
+        fail(f"{others} other partitions serve, {SERVING_MIN} are needed", "mhsm-fabric status")
+    if dry_run:
+        text = f"partition {partition} is {view.state_name} and would be replaced"
+        return say(text, {"dry_run": True, "partition": partition, "state": view.state_name}, as_json=as_json)
+    _set_goal(settings, Replacement(partition, view.status.incarnation if view.status else 0))
+    if no_wait:
+        return say(
+            "the goal is written down",
+            {"partition": partition, "state": "running"},
+            as_json=as_json,
+            suggestion="mhsm-fabric status --watch",
+        )
+    follow(settings)
+    return say(f"replaced: {partition}", {"partition": partition, "state": "done"}, as_json=as_json)
+
+
 def _set_goal(settings: FabricSettings, goal: Goal) -> None:
     from fabric_controller.work import goal_entry
 
@@ -310,4 +347,4 @@ def _controller_runs(settings: FabricSettings) -> bool:
     return time.time() - written_at < SILENCE_SECONDS
 
 
-COMMANDS: Final = (drain, resume, failover, restart, halt)
+COMMANDS: Final = (drain, resume, failover, restart, replace, halt)

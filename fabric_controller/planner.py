@@ -17,7 +17,7 @@ from dataclasses import dataclass
 from typing import Final
 
 from fabric_controller.observe import PartitionView, Picture, State
-from fabric_controller.work import RollOut, Verb, Work
+from fabric_controller.work import OK, Replacement, RollOut, Verb, Work
 
 SERVING_MIN: Final = 2
 """Partitions that go on serving while another one is out."""
@@ -25,7 +25,13 @@ SERVING_MIN: Final = 2
 ATTEMPTS_MAX: Final = 4
 """How often one command is sent to one partition for one goal."""
 
-BACKOFF_MS: Final = {Verb.DRAIN: 1_000, Verb.RESUME: 1_000, Verb.RESTART: 3_000, Verb.RELINQUISH: 1_000}
+BACKOFF_MS: Final = {
+    Verb.DRAIN: 1_000,
+    Verb.RESUME: 1_000,
+    Verb.RESTART: 3_000,
+    Verb.RELINQUISH: 1_000,
+    Verb.HEAL: 5_000,
+}
 """Pause before the second attempt; doubled with each further one."""
 
 PATIENCE_MS: Final = 90_000
@@ -34,10 +40,11 @@ PATIENCE_MS: Final = 90_000
 
 @dataclass(frozen=True, slots=True)
 class Act:
-    """Send this command."""
+    """Send this command to this partition; index names another one, for HEAL."""
 
     verb: Verb
     partition: int
+    index: int | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,6 +84,8 @@ def plan(picture: Picture, work: Work, now_ms: int) -> Decision:
     """
     if work.goal is None or work.halted is not None:
         return Idle()
+    if isinstance(work.goal, Replacement):
+        return _plan_replacement(work.goal, picture, work, now_ms)
     return _plan_roll_out(work.goal, picture, work, now_ms)
 
 
@@ -102,6 +111,33 @@ def _plan_roll_out(goal: RollOut, picture: Picture, work: Work, now_ms: int) -> 
             return _attempt(Verb.DRAIN, index, work, now_ms)
         return _wait(_obstacle(picture, view), work, now_ms)
     return Done()
+
+
+def _plan_replacement(goal: Replacement, picture: Picture, work: Work, now_ms: int) -> Decision:
+    dead = picture.view(goal.partition)
+    state = dead.status.state if dead.answering and dead.status else None
+    if dead.status and dead.status.incarnation > goal.incarnation:
+        if dead.serving or state is State.DRAINED:
+            return Done()
+    elif dead.serving:
+        return Halt(f"partition {dead.index} serves: there is nothing to replace")
+    sent = [attempt for attempt in work.attempts if attempt.verb is Verb.HEAL]
+    if sent and sent[-1].code == OK:
+        return _wait(
+            f"a new partition {dead.index} was admitted and does not serve yet: {dead.state_name}",
+            work,
+            now_ms,
+        )
+    helpers = [view.index for view in picture.partitions if view.serving and view.index != dead.index]
+    if len(helpers) < SERVING_MIN:
+        return _wait(_obstacle(picture, dead), work, now_ms)
+    # The one that was asked may be the reason why it failed: another one each time.
+    helper = helpers[len(sent) % len(helpers)]
+    if sent and now_ms - sent[-1].time_ms < BACKOFF_MS[Verb.HEAL] * 2 ** (len(sent) - 1):
+        return Wait(f"partition {dead.index} was to be replaced a moment ago")
+    if len(sent) >= ATTEMPTS_MAX:
+        return Halt(f"partition {dead.index} was not replaced ({sent[-1].code or 'no answer'})")
+    return Act(Verb.HEAL, helper, dead.index)
 
 
 def restarted(view: PartitionView, goal: RollOut) -> bool:

@@ -29,6 +29,8 @@ class Verb(StrEnum):
     RESUME = "RESUME"
     RELINQUISH = "RELINQUISH"
     RESTART = "RESTART"
+    HEAL = "HEAL"
+    """Sent to a living partition, for a dead one."""
 
 
 class Issuer(StrEnum):
@@ -49,7 +51,15 @@ class RollOut:
     incarnations: Mapping[int, int]
 
 
-Goal = RollOut
+@dataclass(frozen=True, slots=True)
+class Replacement:
+    """Goal: a new partition in place of a dead one, whose incarnation was this one (0: not known)."""
+
+    partition: int
+    incarnation: int
+
+
+Goal = RollOut | Replacement
 
 
 @dataclass(frozen=True, slots=True)
@@ -88,6 +98,13 @@ class EntryRefused(ValueError):
 
 def goal_entry(goal: Goal) -> dict[str, Any]:
     """Return the entry that sets a goal."""
+    if isinstance(goal, Replacement):
+        return {
+            "kind": "goal",
+            "goal": "replace",
+            "partition": goal.partition,
+            "incarnation": goal.incarnation,
+        }
     return {
         "kind": "goal",
         "goal": "restart",
@@ -97,6 +114,8 @@ def goal_entry(goal: Goal) -> dict[str, Any]:
 
 
 def _goal(entry: Entry) -> Goal:
+    if entry["goal"] == "replace":
+        return Replacement(entry["partition"], entry["incarnation"])
     if entry["goal"] != "restart":
         raise EntryRefused("an entry sets an unknown goal")
     partitions = tuple(entry["partitions"])

@@ -186,6 +186,12 @@ class NotDrained(StateError):
     reason = "NOT_DRAINED"
 
 
+class PartitionServes(StateError):
+    """The partition that is to be replaced serves: only a dead one is."""
+
+    reason = "PARTITION_SERVES"
+
+
 class CommandStale(StateError):
     """A command of the controller is a repeat, older than another one, or its time is over."""
 

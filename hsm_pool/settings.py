@@ -47,6 +47,8 @@ class StoreSettings:
     endpoints: tuple[str, ...]
     identity: Identity
     prefix: str
+    member_peer_urls: tuple[str, ...]
+    """Peer URL of each partition's own member, by index; empty when the store is external."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -60,7 +60,7 @@ class Fabric:
         """Return a partition's state."""
         return self.status(index).state
 
-    def send(self, verb: str, index: int, **stamp: int) -> str:
+    def send(self, verb: str, index: int, /, **stamp: int) -> str:
         """Send a command; return "OK" or the status code, which must come alone."""
         request = getattr(enclave_pb2, f"{verb}Request")(**(stamp or self.stamp()))
         try:

@@ -99,6 +99,24 @@ class RelinquishHousekeeping:
 
 
 @dataclass(frozen=True, slots=True)
+class AdmitPartition:
+    """Admits a new partition in place of a dead one, whose member of the store goes."""
+
+    index: int
+    incarnation: int
+    member_id: int
+    serving: frozenset[int]
+
+
+@dataclass(frozen=True, slots=True)
+class CompleteAdmission:
+    """Says that the members of the store were changed: the new partition may start."""
+
+    index: int
+    number: int
+
+
+@dataclass(frozen=True, slots=True)
 class ReplaceSecurityDomain:
     """Puts another security-domain header in force; both digests are SHA-256 of the header."""
 
@@ -190,6 +208,8 @@ Command = (
     | ResumePartition
     | RestartPartition
     | RelinquishHousekeeping
+    | AdmitPartition
+    | CompleteAdmission
     | ReplaceSecurityDomain
     | ProposeEpoch
     | HoldEpoch

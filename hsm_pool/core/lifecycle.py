@@ -13,10 +13,12 @@ from hsm_pool import limits
 from hsm_pool.core import epochs, membership, restore
 from hsm_pool.core.commands import (
     ActivateEpoch,
+    AdmitPartition,
     AdvanceRestore,
     CancelRestore,
     Command,
     CommitRestore,
+    CompleteAdmission,
     CreateKeyVersion,
     DeletedKeyReply,
     DeleteKey,
@@ -94,7 +96,14 @@ def apply(command: Command, view: View) -> Outcome:
             return _recover(command, view)
         case PurgeDeletedKey():
             return _purge(command, view)
-        case DrainPartition() | ResumePartition() | RestartPartition() | RelinquishHousekeeping():
+        case (
+            DrainPartition()
+            | ResumePartition()
+            | RestartPartition()
+            | RelinquishHousekeeping()
+            | AdmitPartition()
+            | CompleteAdmission()
+        ):
             return Outcome(EmptyReply(), membership.apply(command, view))
         case ReplaceSecurityDomain() | ProposeEpoch() | HoldEpoch() | ActivateEpoch():
             return Outcome(EmptyReply(), epochs.apply(command, view))

@@ -1,4 +1,4 @@
-"""Which partitions serve, decided purely: drain, resume, restart, the housekeeping role (G5).
+"""Which partitions serve, decided purely: drain, resume, restart, replace, the housekeeping role (G5).
 
 Each is a mutation of the chain, so of two commands at the same instant the second is
 decided on the state that the first has left.
@@ -9,19 +9,28 @@ from __future__ import annotations
 from dataclasses import replace
 
 from hsm_pool.core.commands import (
+    AdmitPartition,
+    CompleteAdmission,
     DrainPartition,
     RelinquishHousekeeping,
     RestartPartition,
     ResumePartition,
 )
-from hsm_pool.core.model import POOL, PoolRecord
+from hsm_pool.core.model import POOL, Admission, PoolRecord
 from hsm_pool.core.state import Changes, View
-from hsm_pool.errors import FloorOfTwo, NotDrained
+from hsm_pool.errors import FloorOfTwo, NotDrained, PartitionServes
 
 SERVING_MIN = 2
 """Partitions that go on serving whatever the controller asks for (G5)."""
 
-MembershipCommand = DrainPartition | ResumePartition | RestartPartition | RelinquishHousekeeping
+MembershipCommand = (
+    DrainPartition
+    | ResumePartition
+    | RestartPartition
+    | RelinquishHousekeeping
+    | AdmitPartition
+    | CompleteAdmission
+)
 
 
 def housekeeper(preferred: int, serving: frozenset[int]) -> int | None:
@@ -35,6 +44,7 @@ def apply(command: MembershipCommand, view: View) -> Changes:
     Raises:
         FloorOfTwo: Too few partitions would go on serving.
         NotDrained: The partition to restart is not drained.
+        PartitionServes: The partition to replace serves.
     """
     record = view.get(POOL)
     pool = record if isinstance(record, PoolRecord) else PoolRecord()
@@ -57,9 +67,33 @@ def apply(command: MembershipCommand, view: View) -> Changes:
             if successor is None:
                 raise FloorOfTwo("no other partition serves that could take the role")
             return {POOL: replace(pool, housekeeper=successor)}
+        case AdmitPartition():
+            return _admit(command, pool)
+        case CompleteAdmission():
+            return _complete(command, pool)
 
 
-def _check_floor(command: DrainPartition | RestartPartition, pool: PoolRecord) -> None:
+def _admit(command: AdmitPartition, pool: PoolRecord) -> Changes:
+    """Admit a new partition; a repeat, before the new one was seen, changes nothing."""
+    if command.index in command.serving:
+        raise PartitionServes("a partition that serves is not replaced")
+    _check_floor(command, pool)
+    last = pool.admissions.get(command.index)
+    if last and (not last.ready or last.incarnation >= command.incarnation):
+        return {}
+    admission = Admission(last.number + 1 if last else 1, command.incarnation, command.member_id)
+    return {POOL: replace(pool, admissions={**pool.admissions, command.index: admission})}
+
+
+def _complete(command: CompleteAdmission, pool: PoolRecord) -> Changes:
+    admission = pool.admissions.get(command.index)
+    if admission is None or admission.number != command.number or admission.ready:
+        return {}
+    ready = replace(admission, ready=True)
+    return {POOL: replace(pool, admissions={**pool.admissions, command.index: ready})}
+
+
+def _check_floor(command: DrainPartition | RestartPartition | AdmitPartition, pool: PoolRecord) -> None:
     """Refuse what would leave fewer than two serving.
 
     Raises:

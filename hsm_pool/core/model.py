@@ -96,6 +96,20 @@ class RequestRecord:
 
 
 @dataclass(frozen=True, slots=True)
+class Admission:
+    """A new partition in place of a dead one."""
+
+    number: int
+    """Counts the admissions of this partition, from 1."""
+    incarnation: int
+    """Lowest incarnation that may come without a state file."""
+    member_id: int
+    """Member of the store that goes; 0 for none."""
+    ready: bool = False
+    """Whether the members of the store were changed, so that the new partition may start."""
+
+
+@dataclass(frozen=True, slots=True)
 class PoolRecord:
     """State of the whole pool."""
 
@@ -110,6 +124,8 @@ class PoolRecord:
     """Partitions that hold its key."""
     housekeeper: int = 0
     """Partition that is asked first to do the housekeeping."""
+    admissions: Mapping[int, Admission] = field(default_factory=dict)
+    """The newest admission of each partition that had one."""
 
 
 class RestorePhase(IntEnum):
@@ -201,7 +217,7 @@ def bytes_about(record: Record) -> int:
         case StagedRecord():
             return 50 + bytes_about(record.record)
         case PoolRecord():
-            return 300
+            return 500
 
 
 def stored_bytes(record: Record) -> int:

@@ -104,9 +104,10 @@ PERMISSIONS: dict[str, frozenset[Role]] = {
     "/mhsm.peer.v1.PeerService/Heal": frozenset({Role.PARTITION}),
     **{
         f"/mhsm.enclave.v1.EnclaveService/{method}": frozenset({Role.FABRIC})
-        for method in ("GetStatus", "Drain", "Resume", "Relinquish", "Restart")
+        for method in ("GetStatus", "Drain", "Resume", "Relinquish", "Restart", "Heal")
     },
     "/mhsm.node.v1.NodeService/NotifyExit": frozenset({Role.NODE_AGENT}),
+    "/mhsm.node.v1.NodeService/GetAdmission": frozenset({Role.NODE_AGENT}),
     _HEALTH: _CUSTOMERS | {Role.FABRIC},
 }
 """Every method that exists, and who may call it. What is missing here is refused."""

@@ -32,6 +32,7 @@ BOUNDS: Final[dict[str, tuple[int, int]]] = {
     "applied_sequence": (0, _WHOLE_NUMBER_MAX),
     "serving_count": (0, 3),
     "incarnation": (0, 2**32 - 1),
+    "index": (0, 2),
 }
 """Lowest and highest value of each integer field of the enclave interface, by its name."""
 

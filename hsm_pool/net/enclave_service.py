@@ -17,7 +17,9 @@ from hsm_pool.core.commands import (
     RestartPartition,
     ResumePartition,
 )
+from hsm_pool.errors import InvalidField
 from hsm_pool.net.calls import deadline
+from hsm_pool.partition.admissions import admit
 from hsm_pool.partition.command_counter import CommandCounter
 from hsm_pool.partition.partition import Partition
 from hsm_pool.partition.serving import Serving
@@ -95,6 +97,17 @@ class EnclaveService(enclave_pb2_grpc.EnclaveServiceServicer):
         # An orderly end: the servers wait for this very answer; the node agent starts a new process.
         os.kill(os.getpid(), signal.SIGTERM)
         return enclave_pb2.RestartResponse(state=state)
+
+    def Heal(  # noqa: N802, D102
+        self, request: enclave_pb2.HealRequest, context: grpc.ServicerContext
+    ) -> enclave_pb2.HealResponse:
+        self._accept("Heal", request)
+        serving = self._partition.serving()
+        if request.index == self._index:
+            raise InvalidField("a partition is not replaced by itself", field="index")
+        settings = self._partition.settings.store
+        admit(serving, self._partition.store, settings.member_peer_urls, request.index, deadline(context))
+        return enclave_pb2.HealResponse(state=self._state())
 
     def _accept(self, verb: str, command: _Stamped) -> Serving:
         """Take a command's counter for good, and return what serves, drained or not.

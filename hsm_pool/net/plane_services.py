@@ -106,7 +106,7 @@ class PeerService(peer_pb2_grpc.PeerServiceServicer):
 
 
 class NodeService(node_pb2_grpc.NodeServiceServicer):
-    """Takes exit notices of node agents, each for its own partition only."""
+    """Takes exit notices of node agents, and tells of admissions, each for its own partition only."""
 
     def __init__(self, partition: Partition) -> None:
         self._partition = partition
@@ -121,6 +121,20 @@ class NodeService(node_pb2_grpc.NodeServiceServicer):
         if index is not None and serving:
             serving.replica.peer_exited(index, request.incarnation)
         return node_pb2.NotifyExitResponse()
+
+    def GetAdmission(  # noqa: N802, D102
+        self,
+        request: node_pb2.GetAdmissionRequest,  # noqa: ARG002
+        context: grpc.ServicerContext,  # noqa: ARG002
+    ) -> node_pb2.GetAdmissionResponse:
+        index = current_caller().index
+        serving = self._partition.holding_keys()
+        admission = (
+            serving.replica.state.pool().admissions.get(index) if serving and index is not None else None
+        )
+        if admission is None or not admission.ready:
+            return node_pb2.GetAdmissionResponse()
+        return node_pb2.GetAdmissionResponse(number=admission.number, incarnation=admission.incarnation)
 
 
 class HealthService(health_pb2_grpc.HealthServicer):  # type: ignore[misc]

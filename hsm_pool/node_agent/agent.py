@@ -9,12 +9,14 @@ from __future__ import annotations
 import json
 import selectors
 import sys
+import time
 from collections.abc import Sequence
 from pathlib import Path
 
 import structlog
 
-from hsm_pool.node_agent import store_member
+from hsm_pool.node_agent import admission, store_member
+from hsm_pool.node_agent.admission import AdmissionWatch
 from hsm_pool.node_agent.exit_notice import ExitNotices, incarnation, partition_is_dead
 from hsm_pool.node_agent.processes import Child, SignalPipe, next_wait_seconds
 from hsm_pool.settings import NodeSettings
@@ -46,16 +48,27 @@ def run(settings: NodeSettings, command: Sequence[str]) -> None:
     partition = Child("partition", command, logs, _PARTITION_BACKOFF_SECONDS)
     children = [partition]
     member: Child | None = None
+    admitted = admission.read(settings)
+    if not admitted.done:
+        admission.carry_out(settings, admitted)
     if settings.store_member:
-        member = Child("store", store_member.command(settings.store_member), logs, _STORE_BACKOFF_SECONDS)
+        command_of_member = store_member.command(settings.store_member, joining=admitted.number > 0)
+        member = Child("store", command_of_member, logs, _STORE_BACKOFF_SECONDS)
         children.insert(0, member)
+    watch = AdmissionWatch(settings, admitted.number)
     last = incarnation(settings)
     if last and partition_is_dead(settings):
         notices.send(last)
     with selectors.DefaultSelector() as selector:
         selector.register(signals.reader, selectors.EVENT_READ)
+        selector.register(watch.reader, selectors.EVENT_READ)
         while not signals.stopping:
             changed = False
+            new = watch.take()
+            if new:
+                _log.warning("admitted anew", number=new.number)
+                _replace(settings, new, partition, member)
+                changed = True
             for child in children:
                 if child.reap():
                     changed = True
@@ -75,7 +88,22 @@ def run(settings: NodeSettings, command: Sequence[str]) -> None:
     partition.stop(_PARTITION_STOP_SECONDS)
     if member:
         member.stop(_STORE_STOP_SECONDS)
+    watch.close()
     notices.close()
+
+
+def _replace(
+    settings: NodeSettings, new: admission.Admission, partition: Child, member: Child | None
+) -> None:
+    """End both children and have them start on empty directories."""
+    partition.stop(_PARTITION_STOP_SECONDS)
+    if member and settings.store_member:
+        member.stop(_STORE_STOP_SECONDS)
+        member.command = store_member.command(settings.store_member, joining=True)
+    admission.carry_out(settings, new)
+    for child in (member, partition):
+        if child:
+            child.start_at = time.monotonic()
 
 
 def _report(settings: NodeSettings, partition: Child, member: Child | None) -> None:

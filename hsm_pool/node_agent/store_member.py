@@ -17,8 +17,12 @@ _SNAPSHOT_COUNT = 5000
 _QUOTA_BYTES = 512 * 1024 * 1024
 
 
-def command(settings: StoreMemberSettings) -> list[str]:
+def command(settings: StoreMemberSettings, *, joining: bool) -> list[str]:
     """Return the command of one member.
+
+    Args:
+        settings: Of the member.
+        joining: Whether it joins running members, as a new one in place of a dead one.
 
     Compaction is explicit (the partitions know what they have applied), so etcd's own
     automatic compaction stays off; so do its authentication and leases.
@@ -31,7 +35,7 @@ def command(settings: StoreMemberSettings) -> list[str]:
         "listen-peer-urls": settings.peer_url,
         "initial-advertise-peer-urls": settings.peer_url,
         "initial-cluster": settings.initial_cluster,
-        "initial-cluster-state": "new",
+        "initial-cluster-state": "existing" if joining else "new",
         "initial-cluster-token": settings.cluster_token,
         "logger": "zap",
         "log-outputs": "stderr",

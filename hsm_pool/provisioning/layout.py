@@ -263,7 +263,7 @@ class _Builder:
         if external:
             identity = Identity(external.certificate_file, external.key_file, external.ca_file)
             prefix = f"{STORE_PREFIX}{self._pool_id}/"
-            return StoreSettings(external.endpoints, identity, prefix)
+            return StoreSettings(external.endpoints, identity, prefix, ())
         order = [index, *(i for i in range(PARTITIONS) if i != index)]
         return StoreSettings(
             endpoints=tuple(_local(self._ports[i].store_client) for i in order),
@@ -274,20 +274,21 @@ class _Builder:
                 self._planes.store_client,
             ),
             prefix=f"{STORE_PREFIX}{self._pool_id}/",
+            member_peer_urls=tuple(self._peer_url(i) for i in range(PARTITIONS)),
         )
 
-    def _member(self, index: int) -> StoreMemberSettings:
-        def peer_url(i: int) -> str:
-            return f"https://{_local(self._ports[i].store_peer)}"
+    def _peer_url(self, index: int) -> str:
+        return f"https://{_local(self._ports[index].store_peer)}"
 
+    def _member(self, index: int) -> StoreMemberSettings:
         base, me, planes = f"nodes/{index}", f"store/{index}", self._planes
         return StoreMemberSettings(
             binary=self._new.etcd_binary,
             name=f"member-{index}",
             data_directory=str(self._final / base / "store"),
             client_url=f"https://{_local(self._ports[index].store_client)}",
-            peer_url=peer_url(index),
-            initial_cluster=",".join(f"member-{i}={peer_url(i)}" for i in range(PARTITIONS)),
+            peer_url=self._peer_url(index),
+            initial_cluster=",".join(f"member-{i}={self._peer_url(i)}" for i in range(PARTITIONS)),
             cluster_token=self._pool_id,
             client_identity=self._identity(
                 f"{base}/pki/store-server", planes.store_client, me, planes.store_client, server=True

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from hsm_pool.core.model import (
+    Admission,
     Curve,
     KeyOperation,
     KeyRecord,
@@ -56,6 +57,16 @@ def encode(record: Record) -> tuple[int, bytes]:
                     next_epoch=record.next_epoch,
                     holders=sorted(record.holders),
                     housekeeper=record.housekeeper,
+                    admissions=[
+                        record_pb2.Admission(
+                            index=index,
+                            number=admission.number,
+                            incarnation=admission.incarnation,
+                            member_id=admission.member_id,
+                            ready=admission.ready,
+                        )
+                        for index, admission in sorted(record.admissions.items())
+                    ],
                 )
             )
             kind = POOL
@@ -104,6 +115,10 @@ def decode(record_type: int, body: bytes) -> Record:
             pool.next_epoch,
             frozenset(pool.holders),
             housekeeper=pool.housekeeper,
+            admissions={
+                entry.index: Admission(entry.number, entry.incarnation, entry.member_id, entry.ready)
+                for entry in pool.admissions
+            },
         )
     if which == "restore" and record_type == RESTORE:
         restore = message.restore

@@ -21,6 +21,9 @@ from mhsm.etcd.v3 import rpc_pb2, rpc_pb2_grpc
 CALL_SECONDS = 1.0
 """Deadline of one call; its outcome is ambiguous when it passes."""
 
+_MEMBER_SECONDS = 5.0
+"""Deadline of a change of the members."""
+
 _AVOID_SECONDS = 2.0
 """How long an endpoint that failed is tried last; doubled with each failure in a row, up to 32 s."""
 
@@ -86,6 +89,7 @@ class _Endpoint:
     kv: rpc_pb2_grpc.KVStub
     watch: rpc_pb2_grpc.WatchStub
     maintenance: rpc_pb2_grpc.MaintenanceStub
+    cluster: rpc_pb2_grpc.ClusterStub
     avoid_until: float = float("-inf")
     failures: int = 0
 
@@ -114,6 +118,7 @@ class EtcdClient:
             rpc_pb2_grpc.KVStub(channel),
             rpc_pb2_grpc.WatchStub(channel),
             rpc_pb2_grpc.MaintenanceStub(channel),
+            rpc_pb2_grpc.ClusterStub(channel),
         )
 
     def close(self) -> None:
@@ -267,6 +272,43 @@ class EtcdClient:
         except grpc.RpcError as error:
             if error.code() != grpc.StatusCode.OUT_OF_RANGE:
                 raise Ambiguous(_code(error)) from None
+
+    def members(self) -> dict[str, int]:
+        """Return the ids of the store's members by their peer URL. Not to be taken as fresh.
+
+        Raises:
+            Ambiguous: The store was not reached.
+        """
+        endpoint = self._best()
+        try:
+            response = endpoint.cluster.MemberList(rpc_pb2.MemberListRequest(), timeout=CALL_SECONDS)
+        except grpc.RpcError as error:
+            self._failed(endpoint)
+            raise Ambiguous(_code(error)) from None
+        return {url: member.ID for member in response.members for url in member.peerURLs}
+
+    def replace_member(self, member_id: int, peer_url: str) -> None:
+        """Make the members be those without this id, and with a new one at this peer URL.
+
+        It may be repeated: whatever was done before is not done again.
+
+        Raises:
+            Ambiguous: It may or may not have been done, or the store does not take it now.
+        """
+        endpoint = self._best()
+        try:
+            if member_id and member_id in self.members().values():
+                request = rpc_pb2.MemberRemoveRequest(ID=member_id)
+                endpoint.cluster.MemberRemove(request, timeout=_MEMBER_SECONDS)
+            if peer_url not in self.members():
+                endpoint.cluster.MemberAdd(
+                    rpc_pb2.MemberAddRequest(peerURLs=[peer_url]), timeout=_MEMBER_SECONDS
+                )
+        except grpc.RpcError as error:
+            raise Ambiguous(_code(error)) from None
+        # The list of one member may lag: what is not seen to be done is not done.
+        if self.members().get(peer_url) in {None, member_id}:
+            raise Ambiguous("the members were not changed yet")
 
     def version(self) -> str:
         """Return the version of the first reachable member, "" when none is."""

@@ -106,6 +106,8 @@ class Replica:
         header = values.get(chain.HEADER_KEY, b"")
         if state.pool().header_digest != chain.value_digest(header):
             raise Tampered("the pool header in the store is not the one the chain knows")
+        if known is None:
+            self._check_first_start(values, state.pool())
         with self.condition:
             for name in set(self.state.names()).difference(state.names()):
                 self.on_removed(name)
@@ -126,6 +128,23 @@ class Replica:
             self.condition.notify_all()
         self.on_header(header)
         self.on_applied()
+
+    def _check_first_start(self, values: Mapping[str, bytes], pool: PoolRecord) -> None:
+        """Accept that no head was ever noted here, if this partition is new or was newly admitted (G6).
+
+        A head is noted before the first renewal, so a partition that has renewed had one: its disk
+        was lost or exchanged, and with it the only thing that shows a rollback of the store.
+        """
+        value = values.get(f"{chain.FRESH_PREFIX}{self.index}")
+        if value is None:
+            return
+        last = self._read_renewal(value)
+        admission = pool.admissions.get(self.index)
+        if admission is None or not admission.ready or last.incarnation >= admission.incarnation:
+            raise Tampered(
+                "the state file of this partition is gone and no new incarnation was admitted: "
+                "replace the partition"
+            )
 
     def _walk(
         self, head: Head, values: Mapping[str, bytes], known: tuple[int, bytes] | None
@@ -334,12 +353,7 @@ class Replica:
 
     def _observe_renewal(self, value: bytes) -> None:
         now = boot_time()
-        try:
-            renewal = record_pb2.Renewal.FromString(value)
-        except Exception:  # noqa: BLE001 - the protobuf parser's own error
-            raise Tampered("a renewal is not readable") from None
-        mac, renewal.mac = renewal.mac, b""
-        self.keys.check_mac(_RENEWAL_LABEL, renewal.SerializeToString(deterministic=True), mac, "a renewal")
+        renewal = self._read_renewal(value)
         self.pool_time_ms = max(self.pool_time_ms, renewal.wall_time_ms)
         self._clocks[renewal.partition_index] = (renewal.wall_time_ms / 1000 - now, now)
         if renewal.partition_index == self.index:
@@ -355,6 +369,15 @@ class Replica:
         )
         if self.tracker.observe_renewal(renewal.partition_index, news):
             self._peer_revisions[renewal.partition_index] = renewal.applied_revision
+
+    def _read_renewal(self, value: bytes) -> record_pb2.Renewal:
+        try:
+            renewal = record_pb2.Renewal.FromString(value)
+        except Exception:  # noqa: BLE001 - the protobuf parser's own error
+            raise Tampered("a renewal is not readable") from None
+        mac, renewal.mac = renewal.mac, b""
+        self.keys.check_mac(_RENEWAL_LABEL, renewal.SerializeToString(deterministic=True), mac, "a renewal")
+        return renewal
 
     def _own_renewal_returned(self, counter: int) -> None:
         if counter in self._seen:  # the answer came first
@@ -405,6 +428,12 @@ class Replica:
         with self.condition:
             others = self.tracker.serving(boot_time())
             return others | {self.index} if self.lease_remaining() else others
+
+    def peer_incarnation(self, index: int) -> int:
+        """Return the newest incarnation of another partition that was seen, 0 for none."""
+        with self.condition:
+            peer = self.tracker.peers().get(index)
+            return peer.incarnation if peer else 0
 
     def is_housekeeper(self) -> bool:
         """Return whether this partition holds the housekeeping role, as far as it knows.

@@ -20,7 +20,7 @@ REPLY_BITS_MAX = 128
 STATE_BITS = 3
 REPLY_BITS = {
     "GetStatus": STATE_BITS + 1 + 53 + 2 + 32 + 1,
-    **dict.fromkeys(("Drain", "Resume", "Relinquish", "Restart"), STATE_BITS),
+    **dict.fromkeys(("Drain", "Resume", "Relinquish", "Restart", "Heal"), STATE_BITS),
 }
 
 TYPES = frozenset(

@@ -27,7 +27,7 @@ from tests.running_pool import RunningPool, until
 pytestmark = [pytest.mark.pool, pytest.mark.timeout(3000)]
 
 SERVICE = "/mhsm.enclave.v1.EnclaveService/"
-VERBS = ("GetStatus", "Drain", "Resume", "Relinquish", "Restart")
+VERBS = ("GetStatus", "Drain", "Resume", "Relinquish", "Restart", "Heal")
 REPLIES = {
     **{SERVICE + verb: getattr(enclave_pb2, f"{verb}Response") for verb in VERBS},
     "/grpc.health.v1.Health/Check": health_pb2.HealthCheckResponse,
@@ -46,37 +46,39 @@ FOREIGN = (
 GRPC_OWN_TEXTS = {"", "Method not found!", "Concurrent RPC limit exceeded!"}
 """What gRPC itself says, before any code of ours: fixed texts, and those of the connection."""
 
-STAMPS = ("fresh", "fresh", "fresh", "repeat", "old", "void", "far", "huge", "none")
+STAMPS = (*["fresh"] * 7, "repeat", "old", "void", "far", "huge", "none")
 
-METADATA = st.one_of(
-    st.just(()),
-    st.just(()),
-    st.just(()),
-    st.tuples(
+
+def mostly(usual: object, strategy: st.SearchStrategy[object]) -> st.SearchStrategy[object]:
+    """Return a strategy that gives the usual value three times of four."""
+    return st.integers(0, 3).flatmap(lambda drawn: strategy if drawn == 3 else st.just(usual))
+
+
+METADATA = mostly(
+    (),
+    st.one_of(
         st.tuples(
-            st.from_regex(r"[a-z]{1,12}", fullmatch=True), st.from_regex(r"[ -~]{0,20}", fullmatch=True)
-        )
+            st.tuples(
+                st.from_regex(r"[a-z]{1,12}", fullmatch=True), st.from_regex(r"[ -~]{0,20}", fullmatch=True)
+            )
+        ),
+        st.tuples(st.tuples(st.just("x-note-bin"), st.binary(max_size=50))),
     ),
-    st.tuples(st.tuples(st.just("x-note-bin"), st.binary(max_size=50))),
 )
-MUTATION = st.one_of(
-    st.none(),
-    st.none(),
-    st.tuples(st.just("flip"), st.integers(0, 400)),
-    st.tuples(st.just("cut"), st.integers(0, 30)),
-    st.tuples(st.just("append"), st.binary(max_size=60)),
-    st.tuples(st.just("repeat"), st.integers(2, 40)),
-    st.tuples(st.just("replace"), st.binary(max_size=80)),
+MUTATION = mostly(
+    None,
+    st.one_of(
+        st.tuples(st.just("flip"), st.integers(0, 400)),
+        st.tuples(st.just("cut"), st.integers(0, 30)),
+        st.tuples(st.just("append"), st.binary(max_size=60)),
+        st.tuples(st.just("repeat"), st.integers(2, 40)),
+        st.tuples(st.just("replace"), st.binary(max_size=80)),
+    ),
 )
-CALL = st.tuples(
-    st.just("call"),
-    st.one_of(st.sampled_from([SERVICE + verb for verb in VERBS]), st.sampled_from([*REPLIES, *FOREIGN])),
-    st.sampled_from(STAMPS),
-    MUTATION,
-    METADATA,
-)
+METHODS = [*(SERVICE + verb for verb in VERBS * 5), *REPLIES, *FOREIGN]
+CALL = st.tuples(st.just("call"), st.sampled_from(METHODS), st.sampled_from(STAMPS), MUTATION, METADATA)
 JUNK = st.tuples(st.just("junk"), st.booleans(), st.lists(st.binary(max_size=200), min_size=1, max_size=4))
-ACTION = st.tuples(st.integers(0, 2), st.one_of(*[CALL] * 12, JUNK))
+ACTION = st.tuples(st.integers(0, 2), st.integers(0, 11).flatmap(lambda drawn: CALL if drawn else JUNK))
 
 
 @dataclass

@@ -237,4 +237,20 @@ BROKEN_BUILDS: tuple[BrokenBuild, ...] = (
         "",
         ("tests/integration/test_attestation.py::test_a_share_is_opened_for_an_attested_exchange_key_only",),
     ),
+    BrokenBuild(
+        "a partition that lost its state file serves all the same",
+        "G6",
+        "hsm_pool/store/replica.py",
+        "        if known is None:\n",
+        "        if False:\n",
+        ("tests/integration/test_replace.py::test_a_partition_that_lost_its_disk_is_replaced",),
+    ),
+    BrokenBuild(
+        "a partition that serves is replaced",
+        "G5",
+        "hsm_pool/core/membership.py",
+        "    if command.index in command.serving:\n",
+        "    if False:\n",
+        ("tests/unit/test_core.py::test_only_a_dead_partition_is_replaced_and_a_repeat_goes_on_with_it",),
+    ),
 )

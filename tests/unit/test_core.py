@@ -7,6 +7,8 @@ import pytest
 from hsm_pool import errors, limits
 from hsm_pool.core import lifecycle, membership
 from hsm_pool.core.commands import (
+    AdmitPartition,
+    CompleteAdmission,
     CreateKeyVersion,
     DeleteKey,
     DrainPartition,
@@ -18,8 +20,9 @@ from hsm_pool.core.commands import (
     UpdateKeyVersion,
 )
 from hsm_pool.core.freshness import WAIT_SECONDS, FreshnessTracker, PeerRenewal, clock_skew_seconds
-from hsm_pool.core.model import Curve, KeyOperation, KeyType, RequestRecord, SealedMaterial
+from hsm_pool.core.model import Admission, Curve, KeyOperation, KeyType, RequestRecord, SealedMaterial
 from hsm_pool.core.state import Overlay, State
+from hsm_pool.store import codec
 
 MATERIAL = SealedMaterial(1, b"n" * 12, b"c" * 32)
 
@@ -158,6 +161,30 @@ def test_the_housekeeping_role_is_held_by_one_and_falls_to_the_next() -> None:
     assert holder(everybody) == 0
     with pytest.raises(errors.FloorOfTwo):
         run(state, RelinquishHousekeeping(0, frozenset({0})))
+
+
+def test_only_a_dead_partition_is_replaced_and_a_repeat_goes_on_with_it() -> None:
+    """G5: two others serve, the one to be replaced does not; the member that goes is named once."""
+    everybody = frozenset({0, 1, 2})
+    state = State()
+    with pytest.raises(errors.PartitionServes):
+        run(state, AdmitPartition(2, 5, 77, everybody))
+    with pytest.raises(errors.FloorOfTwo):
+        run(state, AdmitPartition(2, 5, 77, frozenset({0})))
+    others = frozenset({0, 1})
+    run(state, AdmitPartition(2, 5, 77, others))
+    assert state.pool().admissions == {2: Admission(1, 5, 77)}
+    run(state, AdmitPartition(2, 5, 0, others))  # asked again after the member was removed
+    run(state, CompleteAdmission(2, 9))  # of another admission
+    assert state.pool().admissions == {2: Admission(1, 5, 77)}
+    run(state, CompleteAdmission(2, 1))
+    run(state, CompleteAdmission(2, 1))
+    run(state, AdmitPartition(2, 5, 88, others))  # the new one was not seen yet
+    assert state.pool().admissions == {2: Admission(1, 5, 77, ready=True)}
+    run(state, AdmitPartition(2, 6, 88, others))  # it was seen, and died as well
+    assert state.pool().admissions == {2: Admission(2, 6, 88)}
+    record_type, body = codec.encode(state.pool())
+    assert codec.decode(record_type, body) == state.pool()
 
 
 def test_two_drains_cannot_both_win() -> None:

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from fabric_controller import journal as journal_module
 from fabric_controller.journal import JOURNAL_FILE, OLD_JOURNAL_FILE, Journal, JournalDamaged
-from fabric_controller.work import Attempt, RollOut, Verb, Work, fold_all, goal_entry
+from fabric_controller.work import Attempt, Replacement, RollOut, Verb, Work, fold_all, goal_entry
 
 GOAL = RollOut((0, 1, 2), {0: 3, 1: 1, 2: 7})
 
@@ -168,6 +168,7 @@ ENTRIES = st.lists(
             st.sampled_from(["controller", "operator"]),
         ),
         st.builds(result, st.integers(1, 9), st.sampled_from(["OK", "UNAVAILABLE", "ABORTED"])),
+        st.just(goal_entry(Replacement(2, 9))),
         st.just({"kind": "done"}),
         st.just({"kind": "continue"}),
         st.just({"kind": "halt", "by": "operator", "reason": "x"}),

@@ -21,7 +21,7 @@ from fabric_controller.planner import (
     Wait,
     plan,
 )
-from fabric_controller.work import Attempt, RollOut, Verb, Work, fold_all, goal_entry
+from fabric_controller.work import Attempt, Replacement, RollOut, Verb, Work, fold_all, goal_entry
 
 STEP_MS = 500
 
@@ -51,6 +51,7 @@ class Pool:
     """Three partitions whose floor of two is switched off: only the planner keeps it here."""
 
     partitions: list[Partition] = field(default_factory=lambda: [Partition() for _ in range(3)])
+    refuses_heal: bool = False
 
     @property
     def serving_count(self) -> int:
@@ -75,6 +76,8 @@ class Pool:
                 if not partition.drained:
                     return "FAILED_PRECONDITION"
                 self.end(index)
+            case Verb.HEAL if self.refuses_heal:
+                return "UNAVAILABLE"
         return "OK"
 
     def end(self, index: int, rounds: int = 2) -> None:
@@ -265,6 +268,50 @@ def test_a_partition_that_an_operator_drained_stays_drained() -> None:
     decision = run(controller, 2 * PATIENCE_MS // STEP_MS)
     assert isinstance(decision, Halt)
     assert "partition 1 is DRAINED" in decision.reason
+
+
+def replacement(pool: Pool, partition: int, incarnation: int) -> Controller:
+    controller = Controller(pool)
+    controller.note(**goal_entry(Replacement(partition, incarnation)))
+    return controller
+
+
+def test_a_dead_partition_is_replaced_by_way_of_a_living_one() -> None:
+    """Sent once when it is obeyed; done when the new one serves, with a higher incarnation."""
+    pool = Pool()
+    pool.end(1, rounds=10_000)
+    controller = replacement(pool, 1, 2)
+    assert controller.step() == Act(Verb.HEAL, 0, 1)
+    assert isinstance(controller.step(), Wait)
+    pool.partitions[1].away = 0
+    pool.partitions[1].incarnation = 3
+    assert isinstance(controller.step(), Done)
+
+
+def test_a_replacement_that_fails_is_asked_of_another_one_and_halts_in_the_end() -> None:
+    pool = Pool()
+    pool.end(1, rounds=10_000)
+    pool.refuses_heal = True
+    controller = replacement(pool, 1, 2)
+    asked = []
+    for _ in range(400):
+        decision = controller.step()
+        if isinstance(decision, Act):
+            asked.append(decision.partition)
+        if isinstance(decision, Halt):
+            break
+    assert asked == [0, 2, 0, 2]
+    assert decision == Halt("partition 1 was not replaced (UNAVAILABLE)")
+
+
+def test_g5_nothing_is_replaced_while_it_serves_or_while_fewer_than_two_do() -> None:
+    assert replacement(Pool(), 1, 1).step() == Halt("partition 1 serves: there is nothing to replace")
+    pool = Pool()
+    pool.end(0, rounds=10_000)
+    pool.end(1, rounds=10_000)
+    waiting = replacement(pool, 1, 2).step()
+    assert isinstance(waiting, Wait)
+    assert isinstance(run(replacement(pool, 1, 2), 400), Halt)
 
 
 def test_a_plan_depends_on_nothing_but_its_inputs() -> None:

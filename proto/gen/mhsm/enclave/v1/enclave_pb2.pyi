@@ -319,3 +319,55 @@ class RestartResponse(_message.Message):
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___RestartResponse: _TypeAlias = RestartResponse  # noqa: Y015
+
+@_typing.final
+class HealRequest(_message.Message):
+    """Request of Heal."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    COUNTER_FIELD_NUMBER: _builtins.int
+    EXPIRES_MS_FIELD_NUMBER: _builtins.int
+    INDEX_FIELD_NUMBER: _builtins.int
+    counter: _builtins.int
+    """Above that of every command before, 1 to 2^53 - 1 and not above expires_ms."""
+    expires_ms: _builtins.int
+    """When the command is void, Unix milliseconds; at most a minute ahead."""
+    index: _builtins.int
+    """The dead partition, 0 to 2; not the one that is asked."""
+    def __init__(
+        self,
+        *,
+        counter: _builtins.int = ...,
+        expires_ms: _builtins.int = ...,
+        index: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["counter", b"counter", "expires_ms", b"expires_ms", "index", b"index"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___HealRequest: _TypeAlias = HealRequest  # noqa: Y015
+
+@_typing.final
+class HealResponse(_message.Message):
+    """Response of Heal."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    STATE_FIELD_NUMBER: _builtins.int
+    state: Global___PartitionState.ValueType
+    """State of the partition that was asked."""
+    def __init__(
+        self,
+        *,
+        state: Global___PartitionState.ValueType = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["state", b"state"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___HealResponse: _TypeAlias = HealResponse  # noqa: Y015

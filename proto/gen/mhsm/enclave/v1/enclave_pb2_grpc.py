@@ -60,6 +60,11 @@ class EnclaveServiceStub:
                 request_serializer=mhsm_dot_enclave_dot_v1_dot_enclave__pb2.RestartRequest.SerializeToString,
                 response_deserializer=mhsm_dot_enclave_dot_v1_dot_enclave__pb2.RestartResponse.FromString,
                 _registered_method=True)
+        self.Heal = channel.unary_unary(
+                '/mhsm.enclave.v1.EnclaveService/Heal',
+                request_serializer=mhsm_dot_enclave_dot_v1_dot_enclave__pb2.HealRequest.SerializeToString,
+                response_deserializer=mhsm_dot_enclave_dot_v1_dot_enclave__pb2.HealResponse.FromString,
+                _registered_method=True)
 
 
 class EnclaveServiceServicer:
@@ -101,6 +106,13 @@ class EnclaveServiceServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def Heal(self, request, context):
+        """Admits a new incarnation, on an empty data directory, in place of another, dead partition.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
 
 def add_EnclaveServiceServicer_to_server(servicer, server):
     rpc_method_handlers = {
@@ -128,6 +140,11 @@ def add_EnclaveServiceServicer_to_server(servicer, server):
                     servicer.Restart,
                     request_deserializer=mhsm_dot_enclave_dot_v1_dot_enclave__pb2.RestartRequest.FromString,
                     response_serializer=mhsm_dot_enclave_dot_v1_dot_enclave__pb2.RestartResponse.SerializeToString,
+            ),
+            'Heal': grpc.unary_unary_rpc_method_handler(
+                    servicer.Heal,
+                    request_deserializer=mhsm_dot_enclave_dot_v1_dot_enclave__pb2.HealRequest.FromString,
+                    response_serializer=mhsm_dot_enclave_dot_v1_dot_enclave__pb2.HealResponse.SerializeToString,
             ),
     }
     generic_handler = grpc.method_handlers_generic_handler(
@@ -266,6 +283,33 @@ class EnclaveService:
             '/mhsm.enclave.v1.EnclaveService/Restart',
             mhsm_dot_enclave_dot_v1_dot_enclave__pb2.RestartRequest.SerializeToString,
             mhsm_dot_enclave_dot_v1_dot_enclave__pb2.RestartResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def Heal(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/mhsm.enclave.v1.EnclaveService/Heal',
+            mhsm_dot_enclave_dot_v1_dot_enclave__pb2.HealRequest.SerializeToString,
+            mhsm_dot_enclave_dot_v1_dot_enclave__pb2.HealResponse.FromString,
             options,
             channel_credentials,
             insecure,

@@ -51,6 +51,8 @@ class EnclaveServiceStub:
     """Hands the housekeeping role of this partition to the next serving one."""
     Restart: _grpc.UnaryUnaryMultiCallable[_enclave_pb2.RestartRequest, _enclave_pb2.RestartResponse]
     """Ends the process of this partition, which must be drained; its node agent starts it again."""
+    Heal: _grpc.UnaryUnaryMultiCallable[_enclave_pb2.HealRequest, _enclave_pb2.HealResponse]
+    """Admits a new incarnation, on an empty data directory, in place of another, dead partition."""
 
 @_typing.type_check_only
 class EnclaveServiceAsyncStub(EnclaveServiceStub):
@@ -67,6 +69,8 @@ class EnclaveServiceAsyncStub(EnclaveServiceStub):
     """Hands the housekeeping role of this partition to the next serving one."""
     Restart: _aio.UnaryUnaryMultiCallable[_enclave_pb2.RestartRequest, _enclave_pb2.RestartResponse]  # type: ignore[assignment]
     """Ends the process of this partition, which must be drained; its node agent starts it again."""
+    Heal: _aio.UnaryUnaryMultiCallable[_enclave_pb2.HealRequest, _enclave_pb2.HealResponse]  # type: ignore[assignment]
+    """Admits a new incarnation, on an empty data directory, in place of another, dead partition."""
 
 class EnclaveServiceServicer(metaclass=_abc_1.ABCMeta):
     """The verbs of the fabric controller; the partition decides."""
@@ -110,5 +114,13 @@ class EnclaveServiceServicer(metaclass=_abc_1.ABCMeta):
         context: _ServicerContext,
     ) -> _typing.Union[_enclave_pb2.RestartResponse, _abc.Awaitable[_enclave_pb2.RestartResponse]]:
         """Ends the process of this partition, which must be drained; its node agent starts it again."""
+
+    @_abc_1.abstractmethod
+    def Heal(
+        self,
+        request: _enclave_pb2.HealRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_enclave_pb2.HealResponse, _abc.Awaitable[_enclave_pb2.HealResponse]]:
+        """Admits a new incarnation, on an empty data directory, in place of another, dead partition."""
 
 def add_EnclaveServiceServicer_to_server(servicer: EnclaveServiceServicer, server: _typing.Union[_grpc.Server, _aio.Server]) -> None: ...

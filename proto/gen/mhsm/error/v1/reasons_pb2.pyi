@@ -94,6 +94,8 @@ class _ReasonEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_Reason.ValueTy
     """The command's counter is not above the last one, or its time is over."""
     REASON_NOT_DRAINED: _Reason.ValueType  # 41
     """The partition is not drained."""
+    REASON_PARTITION_SERVES: _Reason.ValueType  # 42
+    """The partition to be replaced serves."""
 
 class Reason(_Reason, metaclass=_ReasonEnumTypeWrapper):
     """Why a call was refused. The name without the prefix is ErrorInfo.reason."""
@@ -168,4 +170,6 @@ REASON_COMMAND_STALE: Reason.ValueType  # 40
 """The command's counter is not above the last one, or its time is over."""
 REASON_NOT_DRAINED: Reason.ValueType  # 41
 """The partition is not drained."""
+REASON_PARTITION_SERVES: Reason.ValueType  # 42
+"""The partition to be replaced serves."""
 Global___Reason: _TypeAlias = Reason  # noqa: Y015

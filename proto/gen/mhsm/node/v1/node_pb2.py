@@ -24,7 +24,7 @@ _sym_db = _symbol_database.Default()
 
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x17mhsm/node/v1/node.proto\x12\x0cmhsm.node.v1\"(\n\x11NotifyExitRequest\x12\x13\n\x0bincarnation\x18\x01 \x01(\x04\"\x14\n\x12NotifyExitResponse2^\n\x0bNodeService\x12O\n\nNotifyExit\x12\x1f.mhsm.node.v1.NotifyExitRequest\x1a .mhsm.node.v1.NotifyExitResponseb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x17mhsm/node/v1/node.proto\x12\x0cmhsm.node.v1\"(\n\x11NotifyExitRequest\x12\x13\n\x0bincarnation\x18\x01 \x01(\x04\"\x14\n\x12NotifyExitResponse\"\x15\n\x13GetAdmissionRequest\";\n\x14GetAdmissionResponse\x12\x0e\n\x06number\x18\x01 \x01(\x04\x12\x13\n\x0bincarnation\x18\x02 \x01(\x04\x32\xb5\x01\n\x0bNodeService\x12O\n\nNotifyExit\x12\x1f.mhsm.node.v1.NotifyExitRequest\x1a .mhsm.node.v1.NotifyExitResponse\x12U\n\x0cGetAdmission\x12!.mhsm.node.v1.GetAdmissionRequest\x1a\".mhsm.node.v1.GetAdmissionResponseb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -35,6 +35,10 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_NOTIFYEXITREQUEST']._serialized_end=81
   _globals['_NOTIFYEXITRESPONSE']._serialized_start=83
   _globals['_NOTIFYEXITRESPONSE']._serialized_end=103
-  _globals['_NODESERVICE']._serialized_start=105
-  _globals['_NODESERVICE']._serialized_end=199
+  _globals['_GETADMISSIONREQUEST']._serialized_start=105
+  _globals['_GETADMISSIONREQUEST']._serialized_end=126
+  _globals['_GETADMISSIONRESPONSE']._serialized_start=128
+  _globals['_GETADMISSIONRESPONSE']._serialized_end=187
+  _globals['_NODESERVICE']._serialized_start=190
+  _globals['_NODESERVICE']._serialized_end=371
 # @@protoc_insertion_point(module_scope)

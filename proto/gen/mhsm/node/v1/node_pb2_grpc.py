@@ -40,6 +40,11 @@ class NodeServiceStub:
                 request_serializer=mhsm_dot_node_dot_v1_dot_node__pb2.NotifyExitRequest.SerializeToString,
                 response_deserializer=mhsm_dot_node_dot_v1_dot_node__pb2.NotifyExitResponse.FromString,
                 _registered_method=True)
+        self.GetAdmission = channel.unary_unary(
+                '/mhsm.node.v1.NodeService/GetAdmission',
+                request_serializer=mhsm_dot_node_dot_v1_dot_node__pb2.GetAdmissionRequest.SerializeToString,
+                response_deserializer=mhsm_dot_node_dot_v1_dot_node__pb2.GetAdmissionResponse.FromString,
+                _registered_method=True)
 
 
 class NodeServiceServicer:
@@ -54,6 +59,14 @@ class NodeServiceServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def GetAdmission(self, request, context):
+        """Says whether a new incarnation of the agent's partition was admitted, so that the
+        agent puts the old data directories aside and starts it empty.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
 
 def add_NodeServiceServicer_to_server(servicer, server):
     rpc_method_handlers = {
@@ -61,6 +74,11 @@ def add_NodeServiceServicer_to_server(servicer, server):
                     servicer.NotifyExit,
                     request_deserializer=mhsm_dot_node_dot_v1_dot_node__pb2.NotifyExitRequest.FromString,
                     response_serializer=mhsm_dot_node_dot_v1_dot_node__pb2.NotifyExitResponse.SerializeToString,
+            ),
+            'GetAdmission': grpc.unary_unary_rpc_method_handler(
+                    servicer.GetAdmission,
+                    request_deserializer=mhsm_dot_node_dot_v1_dot_node__pb2.GetAdmissionRequest.FromString,
+                    response_serializer=mhsm_dot_node_dot_v1_dot_node__pb2.GetAdmissionResponse.SerializeToString,
             ),
     }
     generic_handler = grpc.method_handlers_generic_handler(
@@ -91,6 +109,33 @@ class NodeService:
             '/mhsm.node.v1.NodeService/NotifyExit',
             mhsm_dot_node_dot_v1_dot_node__pb2.NotifyExitRequest.SerializeToString,
             mhsm_dot_node_dot_v1_dot_node__pb2.NotifyExitResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def GetAdmission(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/mhsm.node.v1.NodeService/GetAdmission',
+            mhsm_dot_node_dot_v1_dot_node__pb2.GetAdmissionRequest.SerializeToString,
+            mhsm_dot_node_dot_v1_dot_node__pb2.GetAdmissionResponse.FromString,
             options,
             channel_credentials,
             insecure,

@@ -37,6 +37,10 @@ class NodeServiceStub:
     """Says that an incarnation of the agent's own partition has exited, so that
     nobody waits for its freshness lease to run out.
     """
+    GetAdmission: _grpc.UnaryUnaryMultiCallable[_node_pb2.GetAdmissionRequest, _node_pb2.GetAdmissionResponse]
+    """Says whether a new incarnation of the agent's partition was admitted, so that the
+    agent puts the old data directories aside and starts it empty.
+    """
 
 @_typing.type_check_only
 class NodeServiceAsyncStub(NodeServiceStub):
@@ -46,6 +50,10 @@ class NodeServiceAsyncStub(NodeServiceStub):
     NotifyExit: _aio.UnaryUnaryMultiCallable[_node_pb2.NotifyExitRequest, _node_pb2.NotifyExitResponse]  # type: ignore[assignment]
     """Says that an incarnation of the agent's own partition has exited, so that
     nobody waits for its freshness lease to run out.
+    """
+    GetAdmission: _aio.UnaryUnaryMultiCallable[_node_pb2.GetAdmissionRequest, _node_pb2.GetAdmissionResponse]  # type: ignore[assignment]
+    """Says whether a new incarnation of the agent's partition was admitted, so that the
+    agent puts the old data directories aside and starts it empty.
     """
 
 class NodeServiceServicer(metaclass=_abc_1.ABCMeta):
@@ -59,6 +67,16 @@ class NodeServiceServicer(metaclass=_abc_1.ABCMeta):
     ) -> _typing.Union[_node_pb2.NotifyExitResponse, _abc.Awaitable[_node_pb2.NotifyExitResponse]]:
         """Says that an incarnation of the agent's own partition has exited, so that
         nobody waits for its freshness lease to run out.
+        """
+
+    @_abc_1.abstractmethod
+    def GetAdmission(
+        self,
+        request: _node_pb2.GetAdmissionRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_node_pb2.GetAdmissionResponse, _abc.Awaitable[_node_pb2.GetAdmissionResponse]]:
+        """Says whether a new incarnation of the agent's partition was admitted, so that the
+        agent puts the old data directories aside and starts it empty.
         """
 
 def add_NodeServiceServicer_to_server(servicer: NodeServiceServicer, server: _typing.Union[_grpc.Server, _aio.Server]) -> None: ...

@@ -639,6 +639,7 @@ class PoolRecord(_message.Message):
     NEXT_EPOCH_FIELD_NUMBER: _builtins.int
     HOLDERS_FIELD_NUMBER: _builtins.int
     HOUSEKEEPER_FIELD_NUMBER: _builtins.int
+    ADMISSIONS_FIELD_NUMBER: _builtins.int
     recoverable_days: _builtins.int
     """Days a deleted key can be recovered."""
     header_digest: _builtins.bytes
@@ -657,6 +658,10 @@ class PoolRecord(_message.Message):
     def holders(self) -> _containers.RepeatedScalarFieldContainer[_builtins.int]:
         """Indices of the partitions that hold its key."""
 
+    @_builtins.property
+    def admissions(self) -> _containers.RepeatedCompositeFieldContainer[Global___Admission]:
+        """New partitions in place of dead ones, the newest of each index."""
+
     def __init__(
         self,
         *,
@@ -667,14 +672,53 @@ class PoolRecord(_message.Message):
         next_epoch: _builtins.int = ...,
         holders: _abc.Iterable[_builtins.int] | None = ...,
         housekeeper: _builtins.int = ...,
+        admissions: _abc.Iterable[Global___Admission] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["drained", b"drained", "epoch", b"epoch", "header_digest", b"header_digest", "holders", b"holders", "housekeeper", b"housekeeper", "next_epoch", b"next_epoch", "recoverable_days", b"recoverable_days"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["admissions", b"admissions", "drained", b"drained", "epoch", b"epoch", "header_digest", b"header_digest", "holders", b"holders", "housekeeper", b"housekeeper", "next_epoch", b"next_epoch", "recoverable_days", b"recoverable_days"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___PoolRecord: _TypeAlias = PoolRecord  # noqa: Y015
+
+@_typing.final
+class Admission(_message.Message):
+    """A new partition in place of a dead one."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    INDEX_FIELD_NUMBER: _builtins.int
+    NUMBER_FIELD_NUMBER: _builtins.int
+    INCARNATION_FIELD_NUMBER: _builtins.int
+    MEMBER_ID_FIELD_NUMBER: _builtins.int
+    READY_FIELD_NUMBER: _builtins.int
+    index: _builtins.int
+    """Index of the partition."""
+    number: _builtins.int
+    """Counts the admissions of this index, from 1."""
+    incarnation: _builtins.int
+    """Lowest incarnation that may come without a state file."""
+    member_id: _builtins.int
+    """Member of the store that goes; 0 for none."""
+    ready: _builtins.bool
+    """Whether the members of the store were changed, so that the new partition may start."""
+    def __init__(
+        self,
+        *,
+        index: _builtins.int = ...,
+        number: _builtins.int = ...,
+        incarnation: _builtins.int = ...,
+        member_id: _builtins.int = ...,
+        ready: _builtins.bool = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["incarnation", b"incarnation", "index", b"index", "member_id", b"member_id", "number", b"number", "ready", b"ready"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___Admission: _TypeAlias = Admission  # noqa: Y015
 
 @_typing.final
 class RestoreRecord(_message.Message):

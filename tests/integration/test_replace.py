@@ -1,0 +1,107 @@
+"""G5, G6: a dead partition is replaced by a new one on an empty data directory, which heals by evidence."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import signal
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from hsm_pool.client.pool import Pool
+from mhsm.keys.v1 import keys_pb2
+from tests.fabric_access import Fabric, history, mhsm_fabric
+from tests.running_pool import RunningPool, until
+
+pytestmark = [pytest.mark.pool, pytest.mark.slow]
+
+DEAD = 2
+
+
+@pytest.fixture
+def fabric(pool: RunningPool) -> Iterator[Fabric]:
+    pool.await_states(["SERVING"] * 3)
+    made = Fabric(pool)
+    yield made
+    made.close()
+
+
+def lose_the_disk(pool: RunningPool, index: int) -> None:
+    """Take away what partition and store member of a node have on disk, and kill both."""
+    node = Path(pool.connection.partitions[index].data_directory)
+    (node / "partition" / "head").unlink()
+    shutil.rmtree(node / "store" / "member")
+    pool.signal(index, "store_member", signal.SIGKILL)
+    pool.signal(index, "partition", signal.SIGKILL)
+
+
+def signs_everywhere(pool: RunningPool, name: str) -> None:
+    for index in range(3):
+        with pool.client(partition=index) as client:
+            client.sign(name, "ES256", bytes(32))
+
+
+def writes(client: Pool, name: str) -> None:
+    client.create_key(name, key_type=keys_pb2.KEY_TYPE_EC, curve=keys_pb2.CURVE_P256)
+
+
+def test_a_partition_that_lost_its_disk_is_replaced(pool: RunningPool, fabric: Fabric) -> None:
+    """It refuses to serve by itself; admitted anew it heals, also when the controller is killed meanwhile."""
+    with pool.client() as client:
+        writes(client, "before")
+    refused = mhsm_fabric(pool, "replace", str(DEAD))
+    assert refused.returncode == 1, "a partition that serves is not replaced"
+    assert fabric.send("Heal", 0, **fabric.stamp(), index=DEAD) == "FAILED_PRECONDITION"
+    assert fabric.send("Heal", 0, **fabric.stamp(), index=0) == "INVALID_ARGUMENT"
+    incarnation = pool.status(DEAD).incarnation
+
+    lose_the_disk(pool, DEAD)
+    pool.await_states(["SERVING", "SERVING", "QUARANTINED"])
+    assert "state file of this partition is gone" in pool.status(DEAD).state_reason
+    with pool.client() as client:
+        writes(client, "meanwhile")
+    assert mhsm_fabric(pool, "replace", str(DEAD), "--dry-run").returncode == 0
+    begun = mhsm_fabric(pool, "replace", str(DEAD), "--no-wait")
+    assert begun.returncode == 0, begun.stderr
+    os.kill(pool.connection.fabric_controller["process_id"], signal.SIGKILL)
+    pool.await_states(["SERVING"] * 3, seconds=120)
+    until(lambda: mhsm_fabric_state(pool) == "idle", 60, "the controller is done")
+
+    assert pool.status(DEAD).incarnation > incarnation
+    assert pool.status(DEAD).recovery_path == "peer", "healed by evidence"
+    signs_everywhere(pool, "keys/before")
+    signs_everywhere(pool, "keys/meanwhile")
+    node = Path(pool.connection.partitions[DEAD].data_directory)
+    assert (node / "partition.replaced-1" / "incarnation").exists(), "put aside, not destroyed"
+    assert (node / "store.replaced-1").is_dir()
+    assert [entry for entry in history(pool) if entry.get("verb") == "HEAL"]
+    # The new store member counts: with another one gone, writes go on.
+    pool.signal(0, "store_member", signal.SIGSTOP)
+    try:
+        with pool.client(partition=1) as client:
+            writes(client, "afterwards")
+    finally:
+        pool.signal(0, "store_member", signal.SIGCONT)
+    pool.await_states(["SERVING"] * 3)
+
+
+def test_a_new_partition_is_an_ordinary_one(pool: RunningPool, fabric: Fabric) -> None:
+    """It restarts, is drained, and without a state file it is refused again, and replaced again."""
+    pool.signal(DEAD, "node_agent", signal.SIGKILL)
+    pool.await_states(["SERVING"] * 3)
+    assert fabric.drain(DEAD) == "drained"
+    fabric.resume(DEAD)
+    pool.await_states(["SERVING"] * 3)
+    lose_the_disk(pool, DEAD)
+    pool.await_states(["SERVING", "SERVING", "QUARANTINED"])
+    replaced = mhsm_fabric(pool, "replace", str(DEAD))
+    assert replaced.returncode == 0, replaced.stderr
+    pool.await_states(["SERVING"] * 3)
+    signs_everywhere(pool, "keys/before")
+
+
+def mhsm_fabric_state(pool: RunningPool) -> str:
+    return str(json.loads(mhsm_fabric(pool, "status", "--json").stdout)["work"]["state"])

@@ -1,0 +1,109 @@
+"""G6: an admission is carried out once, whole, also when the agent is killed at any step of it."""
+
+from __future__ import annotations
+
+import stat
+from pathlib import Path
+
+import pytest
+
+from hsm_pool.node_agent import admission, store_member
+from hsm_pool.node_agent.admission import Admission
+from hsm_pool.settings import Identity, NodeSettings, StoreMemberSettings
+
+IDENTITY = Identity("c", "k", "ca")
+NEW = Admission(1, 4, done=False)
+
+
+class Killed(BaseException):
+    """Stands for kill -9."""
+
+
+def node(directory: Path, incarnation: int) -> NodeSettings:
+    """Return the settings of a node whose partition and member have left something behind."""
+    for name in ("partition", "store"):
+        (directory / name).mkdir(mode=0o700)
+        (directory / name / "left-behind").write_text(name)
+    (directory / "partition" / "incarnation").write_text(str(incarnation))
+    return NodeSettings(
+        pool_id="p",
+        index=0,
+        data_directory=str(directory),
+        partition_settings_file="x",
+        partition_lock_file=str(directory / "partition" / "lock"),
+        incarnation_file=str(directory / "partition" / "incarnation"),
+        log_directory=str(directory / "logs"),
+        identity=IDENTITY,
+        peer_node_endpoints=(),
+        store_member=StoreMemberSettings(
+            "etcd", "m", str(directory / "store"), "c", "p", "i", "t", IDENTITY, IDENTITY
+        ),
+    )
+
+
+def check(directory: Path, incarnation: int) -> None:
+    """The old is put aside, the new is empty but for the incarnation."""
+    assert [path.name for path in (directory / "partition").iterdir()] == ["incarnation"]
+    assert (directory / "partition" / "incarnation").read_text() == str(incarnation)
+    assert list((directory / "store").iterdir()) == []
+    for name in ("partition", "store"):
+        assert stat.S_IMODE((directory / name).stat().st_mode) == 0o700
+        assert (directory / f"{name}.replaced-1" / "left-behind").read_text() == name
+
+
+@pytest.mark.parametrize(("last", "next_"), [(2, 3), (17, 17)])
+def test_the_old_is_put_aside_and_the_incarnation_goes_on(tmp_path: Path, last: int, next_: int) -> None:
+    """Above the highest that this node knows, and above the highest that the others have seen."""
+    settings = node(tmp_path, last)
+    assert admission.read(settings) == Admission(0, 0, done=True)
+    admission.carry_out(settings, NEW)
+    check(tmp_path, next_)
+    assert admission.read(settings) == Admission(1, 4, done=True)
+
+
+@pytest.mark.parametrize("step", range(8))
+def test_killed_at_any_step_it_goes_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, step: int) -> None:
+    settings = node(tmp_path, 17)
+    steps = 0
+
+    def counted(original: object) -> object:
+        def call(*arguments: object, **options: object) -> object:
+            nonlocal steps
+            if steps == step:
+                raise Killed
+            steps += 1
+            return original(*arguments, **options)  # type: ignore[operator]
+
+        return call
+
+    with monkeypatch.context() as patched:
+        patched.setattr(Path, "rename", counted(Path.rename))
+        patched.setattr(Path, "mkdir", counted(Path.mkdir))
+        patched.setattr(admission, "write_atomically", counted(admission.write_atomically))
+        try:
+            admission.carry_out(settings, NEW)
+        except Killed:
+            pass
+        else:
+            assert step == 7, "there are seven steps"
+    found = admission.read(settings)
+    if found.number == 0:
+        assert step == 0
+        check_untouched(tmp_path)
+        found = NEW
+    if not found.done:
+        # What the agent does before it starts anything.
+        admission.carry_out(settings, found)
+    check(tmp_path, 17)
+
+
+def check_untouched(directory: Path) -> None:
+    """Nothing was moved before it was written down what is to be done."""
+    assert sorted(path.name for path in directory.iterdir()) == ["partition", "store"]
+
+
+def test_a_member_joins_only_in_place_of_a_dead_one(tmp_path: Path) -> None:
+    settings = node(tmp_path, 1).store_member
+    assert settings is not None
+    assert "--initial-cluster-state=new" in store_member.command(settings, joining=False)
+    assert "--initial-cluster-state=existing" in store_member.command(settings, joining=True)
