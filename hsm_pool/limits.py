@@ -70,6 +70,30 @@ CALLS_IN_FLIGHT_MAX: Final = 64
 STREAMS_MAX: Final = 8
 """Open streams of one partition; each keeps a thread of its server."""
 
+ROLE_DEFINITIONS_MAX: Final = 50
+"""Custom role definitions of a pool (Azure Managed HSM service limits)."""
+
+ROLE_ASSIGNMENTS_AT_POOL_MAX: Final = 50
+"""Role assignments that hold for the whole pool (Azure Managed HSM service limits)."""
+
+ROLE_ASSIGNMENTS_AT_KEY_MAX: Final = 10
+"""Role assignments at one key's scope (Azure Managed HSM service limits)."""
+
+ROLE_ASSIGNMENTS_MAX: Final = 5_000
+"""Role assignments of a pool: each new one is compared with all of them, about 5 ms."""
+
+ROLE_ASSIGNMENTS_OF_PRINCIPAL_MAX: Final = 200
+"""Role assignments of one principal: every check of his reads them all."""
+
+ROLE_NAME_LENGTH_MAX: Final = 256
+"""Characters of a custom role's name."""
+
+ROLE_DESCRIPTION_LENGTH_MAX: Final = 1024
+"""Characters of a custom role's description."""
+
+PRINCIPAL_ID_LENGTH_MAX: Final = 256
+"""Characters of a principal: client/NAME of a certificate, or the GUID of a user, application or group."""
+
 COMMANDS_PER_TRANSACTION_MAX: Final = 40
 """Mutations committed together (group commit)."""
 

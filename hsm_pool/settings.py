@@ -69,6 +69,14 @@ class OwnerSettings:
 
 
 @dataclass(frozen=True, slots=True)
+class InitialAssignment:
+    """A role assignment that a pool begins with: the GUID of a built-in role, at the whole pool."""
+
+    principal_id: str
+    role_definition_id: str
+
+
+@dataclass(frozen=True, slots=True)
 class PartitionSettings:
     """Everything a partition process needs; endpoints are host:port."""
 
@@ -92,8 +100,13 @@ class PartitionSettings:
     """What evidence must say, in the grammar of release policies; absent: the same distribution."""
     sealing: Literal["platform", "none"]
     recoverable_days: int
+    initial_administrators: tuple[str, ...]
+    """Principals: they hold ceremonies while no role can be read, and begin as Administrators."""
+    initial_assignments: tuple[InitialAssignment, ...]
 
     def __post_init__(self) -> None:
+        if not self.initial_administrators:
+            raise ValueError("initial_administrators: at least one is needed")
         _check_range("partition_count", self.partition_count, 1, _PARTITIONS_MAX)
         _check_range("index", self.index, 0, self.partition_count - 1)
         _check_range(

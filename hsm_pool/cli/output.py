@@ -17,7 +17,7 @@ from typing import Any, NoReturn, TypeVar
 
 import click
 
-from hsm_pool.client.connection import NoConnection, default_data_directory
+from hsm_pool.client.connection import NoClient, NoConnection, default_data_directory
 from hsm_pool.client.errors import PoolUnreachable, SignatureInvalid
 from hsm_pool.client.pool import Pool
 from hsm_pool.errors import (
@@ -108,7 +108,7 @@ def typed_errors(function: F) -> F:
             return function(*arguments, **options)
         except BrokenPipeError:
             raise  # click ends quietly when nobody reads
-        except (MHSMError, SecurityDomainError, NoConnection, OSError) as error:
+        except (MHSMError, SecurityDomainError, NoConnection, NoClient, OSError) as error:
             raise failure_of(error, options.get("request_id")) from None
 
     return guarded  # type: ignore[return-value]
@@ -139,6 +139,8 @@ def failure_of(error: Exception, request_id: str | None = None) -> Failure:
     match error:
         case NoConnection():
             return Failure(text, "mhsm up", UNREACHABLE)
+        case NoClient():
+            return Failure(text, "mhsm client create --help")
         case NotActivated():
             return Failure(text, "mhsm security-domain download --help", LOCKED)
         case PoolLocked():

@@ -7,7 +7,7 @@ from pathlib import Path
 import grpc
 
 from hsm_pool import limits
-from hsm_pool.client.connection import Connection
+from hsm_pool.client.connection import ClientIdentity, Connection, NoClient
 
 OPTIONS = (
     ("grpc.enable_retries", 0),
@@ -26,8 +26,17 @@ OPTIONS = (
 
 
 def credentials(connection: Connection, client: str) -> grpc.ChannelCredentials:
-    """Return the credentials of one of the connection file's clients."""
-    identity = connection.clients[client]
+    """Return the credentials of one of the connection file's clients, or of one made later.
+
+    Raises:
+        NoClient: No client has that name.
+    """
+    identity = connection.clients.get(client)
+    if identity is None:
+        base = Path(connection.data_directory) / "clients" / client
+        identity = ClientIdentity(f"{base}.crt", f"{base}.key")
+        if not Path(identity.certificate_file).is_file():
+            raise NoClient(f"the pool has no client {client}")
     return grpc.ssl_channel_credentials(
         root_certificates=Path(connection.client_ca_file).read_bytes(),
         private_key=Path(identity.key_file).read_bytes(),

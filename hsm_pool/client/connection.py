@@ -15,6 +15,10 @@ class NoConnection(Exception):
     """The connection file is missing or not readable: the pool does not run."""
 
 
+class NoClient(Exception):
+    """The pool has no client of that name."""
+
+
 @dataclass(frozen=True, slots=True)
 class ClientIdentity:
     """Files of a client certificate, PEM."""

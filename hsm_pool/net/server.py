@@ -23,6 +23,8 @@ from hsm_pool.net.plane_services import (
     PeerService,
     PoolService,
 )
+from hsm_pool.net.role_gate import RoleGate
+from hsm_pool.net.role_service import RoleService
 from hsm_pool.net.security_domain_service import SecurityDomainService
 from hsm_pool.partition.backups import Backups
 from hsm_pool.partition.ceremonies import Ceremonies
@@ -36,6 +38,7 @@ from mhsm.keys.v1 import keys_pb2_grpc
 from mhsm.node.v1 import node_pb2_grpc
 from mhsm.peer.v1 import peer_pb2_grpc
 from mhsm.pool.v1 import pool_pb2_grpc
+from mhsm.roles.v1 import roles_pb2_grpc
 from mhsm.security_domain.v1 import security_domain_pb2_grpc
 
 _OPTIONS = (
@@ -64,7 +67,8 @@ class PlaneServers:
     def __init__(self, partition: Partition, ceremonies: Ceremonies) -> None:
         settings = partition.settings
         translate = Translator(partition)
-        gate = Gate(settings.pool_id, translate)
+        roles = RoleGate(partition)
+        gate = Gate(settings.pool_id, translate, roles)
 
         def client_plane(server: grpc.Server) -> None:
             backups = Backups(partition)
@@ -73,6 +77,7 @@ class PlaneServers:
             backup_pb2_grpc.add_BackupServiceServicer_to_server(backup, server)
             crypto = CryptoService(partition, translate)
             crypto_pb2_grpc.add_CryptoServiceServicer_to_server(crypto, server)
+            roles_pb2_grpc.add_RoleServiceServicer_to_server(RoleService(partition), server)
             pool_pb2_grpc.add_PoolServiceServicer_to_server(PoolService(partition, ceremonies), server)
             ceremony = SecurityDomainService(partition, ceremonies)
             security_domain_pb2_grpc.add_SecurityDomainServiceServicer_to_server(ceremony, server)
@@ -89,7 +94,7 @@ class PlaneServers:
         def node_plane(server: grpc.Server) -> None:
             node_pb2_grpc.add_NodeServiceServicer_to_server(NodeService(partition), server)
 
-        bare = Gate(settings.pool_id, translate, bare_errors=True)
+        bare = Gate(settings.pool_id, translate, roles, bare_errors=True)
         self._servers = [
             _server(settings.client_endpoint, settings.client_plane, gate, client_plane, threads=32),
             _server(settings.peer_endpoint, settings.peer_plane, gate, peer_plane, threads=2),

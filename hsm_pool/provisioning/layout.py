@@ -21,10 +21,12 @@ from typing import Any
 
 from hsm_pool import limits
 from hsm_pool import settings as settings_module
+from hsm_pool.core.roles import CRYPTO_OFFICER, CRYPTO_USER
 from hsm_pool.provisioning.pki import Authority
 from hsm_pool.provisioning.ports import free_ports
 from hsm_pool.settings import (
     Identity,
+    InitialAssignment,
     NodeSettings,
     OwnerSettings,
     PartitionSettings,
@@ -242,6 +244,11 @@ class _Builder:
             admission_policy_file=str(self._final / ADMISSION_POLICY),
             sealing="none" if self._new.attended else "platform",
             recoverable_days=self._new.recoverable_days,
+            initial_administrators=("client/administrator",),
+            initial_assignments=tuple(
+                InitialAssignment("client/application", role.role_definition_id)
+                for role in (CRYPTO_USER, CRYPTO_OFFICER)
+            ),
         )
         settings_file = self._write(f"{base}/partition.json", settings_module.dump(partition).encode())
         node = NodeSettings(

@@ -14,6 +14,7 @@ import pytest
 from hsm_pool import settings
 from hsm_pool.settings import (
     Identity,
+    InitialAssignment,
     NodeSettings,
     OwnerSettings,
     PartitionSettings,
@@ -45,6 +46,8 @@ PARTITION = PartitionSettings(
     admission_policy_file="/policy.json",
     sealing="none",
     recoverable_days=90,
+    initial_administrators=("client/administrator",),
+    initial_assignments=(InitialAssignment("client/application", "0" * 36),),
 )
 NODE = NodeSettings(
     pool_id="0" * 32,
