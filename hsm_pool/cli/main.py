@@ -16,6 +16,7 @@ _COMMANDS = {
     "attest": "hsm_pool.cli.attest_command:attest",
     "key": "hsm_pool.cli.key_commands:key",
     "crypto": "hsm_pool.cli.crypto_commands:crypto",
+    "token": "hsm_pool.cli.token_commands:token",
     "client": "hsm_pool.cli.client_commands:client_group",
     "role": "hsm_pool.cli.role_commands:role_group",
     "officers": "hsm_pool.cli.officers_commands:officers_group",

@@ -37,17 +37,14 @@ class AsyncPool:
         connection: Connection,
         client: str = "application",
         *,
+        token: str | None = None,
         partition: int | None = None,
         timeout_seconds: float | None = None,
     ) -> None:
-        credentials = channels.credentials(connection, client)
         self.connection = connection
         self._pinned = partition
         self._timeout_seconds = timeout_seconds
-        self._channels = [
-            grpc.aio.secure_channel(entry.endpoint, credentials, options=channels.OPTIONS)
-            for entry in connection.partitions
-        ]
+        self._channels = channels.open_channels(connection, client, token, grpc.aio.secure_channel)
         self._rotation = Rotation(len(self._channels))
 
     @staticmethod

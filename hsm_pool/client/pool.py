@@ -38,6 +38,7 @@ class Pool:
     Args:
         connection: The connection file's content.
         client: Which of its client identities to use.
+        token: A bearer token to use in place of a client certificate.
         partition: Only ever use this partition, with a single try (for tests and operators).
         timeout_seconds: Bound of each call with all its tries; None for the default of its kind.
     """
@@ -47,17 +48,14 @@ class Pool:
         connection: Connection,
         client: str = "application",
         *,
+        token: str | None = None,
         partition: int | None = None,
         timeout_seconds: float | None = None,
     ) -> None:
-        credentials = channels.credentials(connection, client)
         self.connection = connection
         self._pinned = partition
         self._timeout_seconds = timeout_seconds
-        self._channels = [
-            grpc.secure_channel(entry.endpoint, credentials, options=channels.OPTIONS)
-            for entry in connection.partitions
-        ]
+        self._channels = channels.open_channels(connection, client, token, grpc.secure_channel)
         self._stubs: dict[tuple[Any, int], Any] = {}
         self._rotation = Rotation(len(self._channels))
         self._lock = threading.Lock()

@@ -35,6 +35,8 @@ class Caller:
     """Index of the partition or node, for those kinds."""
     principals: tuple[str, ...] = ()
     """Under which names a client can have roles: his own, and those of his groups."""
+    expires_at: float | None = None
+    """Unix seconds, for callers with a token."""
 
 
 @dataclass(frozen=True, slots=True)

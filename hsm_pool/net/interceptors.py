@@ -7,6 +7,7 @@ the log, under a correlation id (G3, G8). On the fabric plane an error is its co
 from __future__ import annotations
 
 import threading
+import time
 import uuid
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -19,8 +20,16 @@ from grpc_status import rpc_status
 
 from hsm_pool import limits
 from hsm_pool.core.roles import WHOLE_POOL, Access
-from hsm_pool.errors import DOMAIN, AccessError, InternalError, InvalidField, MHSMError, Overloaded
-from hsm_pool.net.authorization import Caller, Rule, authorize, identify
+from hsm_pool.errors import (
+    DOMAIN,
+    AccessError,
+    InternalError,
+    InvalidField,
+    MHSMError,
+    Overloaded,
+    Unauthenticated,
+)
+from hsm_pool.net.authorization import Caller, Rule, authorize
 from hsm_pool.net.calls import deadline
 from hsm_pool.net.role_gate import RoleGate
 
@@ -29,8 +38,14 @@ _call = threading.local()
 
 
 def current_caller() -> Caller:
-    """Return the caller of the call that this thread serves."""
+    """Return the caller of the call that this thread serves.
+
+    Raises:
+        Unauthenticated: His token has expired meanwhile, as within a long stream.
+    """
     caller: Caller = _call.caller
+    if caller.expires_at is not None and caller.expires_at <= time.time():
+        raise Unauthenticated("the token has expired")
     return caller
 
 
@@ -81,13 +96,13 @@ class Gate(grpc.ServerInterceptor):
 
     def __init__(
         self,
-        pool_id: str,
+        identify: Callable[[grpc.ServicerContext], Caller],
         translate: Callable[[Exception], Exception],
         roles: RoleGate,
         *,
         bare_errors: bool = False,
     ) -> None:
-        self._pool_id = pool_id
+        self._identify = identify
         self._roles = roles
         self._bare_errors = bare_errors
         self._translate = translate
@@ -110,9 +125,7 @@ class Gate(grpc.ServerInterceptor):
         return grpc.unary_unary_rpc_method_handler(unary, None, serialize)
 
     def _enter(self, context: grpc.ServicerContext, method: str) -> None:
-        auth = context.auth_context()
-        uris = [bytes(uri).decode() for uri in auth.get("peer_uri", ())]
-        caller = identify(uris, self._pool_id)
+        caller = self._identify(context)
         rule = authorize(caller, method)
         if rule is not None:
             self._roles.admit(caller, rule, method, deadline(context))
@@ -121,7 +134,9 @@ class Gate(grpc.ServerInterceptor):
     def _abort(self, context: grpc.ServicerContext, error: Exception, method: str) -> None:
         shown = typed(self._translate(error), method)
         if isinstance(shown, AccessError):
-            _log.warning("access refused", method=method, reason=shown.reason, message=shown.message)
+            # The data action and not the text: that would write the names of keys into the log.
+            cause = shown.metadata.get("action", shown.message)
+            _log.warning("access refused", method=method, reason=shown.reason, cause=cause)
         if self._bare_errors:
             context.abort(getattr(grpc.StatusCode, shown.code), "")
         context.abort_with_status(rpc_status.to_status(error_status(shown)))
