@@ -126,6 +126,27 @@ class KeyExists(StateError):
     reason = "KEY_EXISTS"
 
 
+class RoleDefinitionNotFound(StateError):
+    """No such role definition exists."""
+
+    code = "NOT_FOUND"
+    reason = "ROLE_DEFINITION_NOT_FOUND"
+
+
+class RoleAssignmentNotFound(StateError):
+    """No such role assignment exists at that scope."""
+
+    code = "NOT_FOUND"
+    reason = "ROLE_ASSIGNMENT_NOT_FOUND"
+
+
+class RoleAssignmentExists(StateError):
+    """A role assignment of that name, or of that role, principal and scope, exists."""
+
+    code = "ALREADY_EXISTS"
+    reason = "ROLE_ASSIGNMENT_EXISTS"
+
+
 class KeyNotUsable(StateError):
     """The key version is disabled, not yet valid or expired."""
 
@@ -263,7 +284,7 @@ class Unauthenticated(AccessError):
 
 
 class PermissionDenied(AccessError):
-    """The caller's identity may not call this method."""
+    """The caller's identity or his roles do not allow it; metadata names the data action, if it is one."""
 
     reason = "PERMISSION_DENIED"
 

@@ -70,6 +70,60 @@ CALLS_IN_FLIGHT_MAX: Final = 64
 STREAMS_MAX: Final = 8
 """Open streams of one partition; each keeps a thread of its server."""
 
+ROLE_DEFINITIONS_MAX: Final = 50
+"""Custom role definitions of a pool (Azure Managed HSM service limits)."""
+
+ROLE_ASSIGNMENTS_AT_POOL_MAX: Final = 50
+"""Role assignments that hold for the whole pool (Azure Managed HSM service limits)."""
+
+ROLE_ASSIGNMENTS_AT_KEY_MAX: Final = 10
+"""Role assignments at one key's scope (Azure Managed HSM service limits)."""
+
+ROLE_ASSIGNMENTS_MAX: Final = 5_000
+"""Role assignments of a pool: each new one is compared with all of them, about 5 ms."""
+
+ROLE_ASSIGNMENTS_OF_PRINCIPAL_MAX: Final = 200
+"""Role assignments of one principal: every check of his reads them all."""
+
+ROLE_NAME_LENGTH_MAX: Final = 256
+"""Characters of a custom role's name."""
+
+ROLE_DESCRIPTION_LENGTH_MAX: Final = 1024
+"""Characters of a custom role's description."""
+
+PRINCIPAL_ID_LENGTH_MAX: Final = 256
+"""Characters of a principal: client/NAME of a certificate, or the GUID of a user, application or group."""
+
+TOKEN_BYTES_MAX: Final = 12 * 1024
+"""Characters of a bearer token; one with 200 groups has about 11,000. gRPC metadata has 16 KiB."""
+
+TOKEN_GROUPS_MAX: Final = 200
+"""Groups of a bearer token (Microsoft Entra ID puts no more into one)."""
+
+DEVELOPMENT_TOKEN_SECONDS: Final = 3600
+"""Life of a token of the development profile's issuer."""
+
+TOKEN_SKEW_SECONDS: Final = 60
+"""How far the clock of the issuer may be off."""
+
+TOKEN_KEYS_BYTES_MAX: Final = 64 * 1024
+"""Key set of a token issuer."""
+
+TOKEN_KEYS_MAX: Final = 32
+"""Keys of a token issuer."""
+
+TOKEN_KEYS_PAUSE_SECONDS: Final = 5.0
+"""An issuer's keys are fetched at most this often, whatever callers send."""
+
+TOKEN_KEYS_RENEWAL_SECONDS: Final = 300.0
+"""They are fetched again at their first use after this time."""
+
+TOKEN_KEYS_SECONDS_MAX: Final = 3600.0
+"""So long they are trusted while the issuer does not answer."""
+
+TOKEN_KEYS_FETCH_SECONDS: Final = 2.0
+"""How long fetching them may take."""
+
 COMMANDS_PER_TRANSACTION_MAX: Final = 40
 """Mutations committed together (group commit)."""
 

@@ -10,6 +10,7 @@ import dataclasses
 import json
 import types
 import typing
+import urllib.parse
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, TypeVar
@@ -71,6 +72,49 @@ class OwnerSettings:
 
 
 @dataclass(frozen=True, slots=True)
+class TokenSettings:
+    """Where callers with bearer tokens are served (host:port), and whose tokens are accepted."""
+
+    endpoint: str
+    issuer: str
+    audience: str
+    keys: str
+    """The issuer's key set (JWKS): path of a file, or an https URL on loopback."""
+    keys_ca_file: str
+    """Authority of that URL, PEM; "" for a file."""
+
+    def __post_init__(self) -> None:
+        if not all(isinstance(value, str) for value in dataclasses.astuple(self)):
+            raise ValueError("tokens: texts are needed")
+        if not self.issuer or not self.audience or not self.keys:
+            raise ValueError("tokens: issuer, audience and keys are needed")
+        if "://" not in self.keys:
+            return
+        url = urllib.parse.urlsplit(self.keys)
+        if url.scheme != "https" or url.hostname not in {"127.0.0.1", "localhost", "::1"}:
+            raise ValueError("keys: a file, or an https URL on loopback is needed")
+
+
+@dataclass(frozen=True, slots=True)
+class TokenIssuerSettings:
+    """The issuer of the development profile: host:port, and what stands in its tokens."""
+
+    pool_id: str
+    endpoint: str
+    issuer: str
+    audience: str
+    identity: Identity
+
+
+@dataclass(frozen=True, slots=True)
+class InitialAssignment:
+    """A role assignment that a pool begins with: the GUID of a built-in role, at the whole pool."""
+
+    principal_id: str
+    role_definition_id: str
+
+
+@dataclass(frozen=True, slots=True)
 class PartitionSettings:
     """Everything a partition process needs; endpoints are host:port."""
 
@@ -94,8 +138,14 @@ class PartitionSettings:
     """What evidence must say, in the grammar of release policies; absent: the same distribution."""
     sealing: Literal["platform", "none"]
     recoverable_days: int
+    initial_administrators: tuple[str, ...]
+    """Principals: they hold ceremonies while no role can be read, and begin as Administrators."""
+    initial_assignments: tuple[InitialAssignment, ...]
+    tokens: TokenSettings | None
 
     def __post_init__(self) -> None:
+        if not self.initial_administrators:
+            raise ValueError("initial_administrators: at least one is needed")
         _check_range("partition_count", self.partition_count, 1, _PARTITIONS_MAX)
         _check_range("index", self.index, 0, self.partition_count - 1)
         _check_range(

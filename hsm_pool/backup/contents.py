@@ -1,11 +1,19 @@
-"""Keys in a backup: records with their material, opened by one pool and sealed again by another."""
+"""Keys and roles in a backup: records, their material opened by one pool and sealed again by another."""
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 
-from hsm_pool.core.model import KeyRecord, KeyVersionRecord, SealedMaterial, bytes_about
+from hsm_pool.core.model import (
+    KeyRecord,
+    KeyVersionRecord,
+    PrincipalRecord,
+    Restorable,
+    RoleRecord,
+    SealedMaterial,
+    bytes_about,
+)
 from hsm_pool.core.restore import BATCH_BYTES, BATCH_RECORDS
 from hsm_pool.crypto.secret import SecretBytes
 from hsm_pool.errors import BackupRefused
@@ -35,26 +43,46 @@ class StoredKey:
         return sum(map(bytes_about, self.records))
 
 
-def into_parts(keys: Iterable[StoredKey]) -> list[tuple[StoredKey, ...]]:
-    """Group keys into parts; at least one part, even of no keys."""
-    parts: list[tuple[StoredKey, ...]] = []
-    part: list[StoredKey] = []
+@dataclass(frozen=True, slots=True)
+class StoredRole:
+    """A principal with his role assignments, or a custom role."""
+
+    record: RoleRecord
+
+    @property
+    def records(self) -> tuple[RoleRecord]:
+        """All records."""
+        return (self.record,)
+
+    @property
+    def size_about(self) -> int:
+        """Roughly how long it is, in bytes."""
+        return bytes_about(self.record)
+
+
+Stored = StoredKey | StoredRole
+
+
+def into_parts(everything: Iterable[Stored]) -> list[tuple[Stored, ...]]:
+    """Group keys and roles into parts; at least one part, even of nothing."""
+    parts: list[tuple[Stored, ...]] = []
+    part: list[Stored] = []
     size = 0
-    for key in keys:
-        if part and size + key.size_about > PART_BYTES:
+    for stored in everything:
+        if part and size + stored.size_about > PART_BYTES:
             parts.append(tuple(part))
             part, size = [], 0
-        part.append(key)
-        size += key.size_about
+        part.append(stored)
+        size += stored.size_about
     return [*parts, tuple(part)]
 
 
-def into_batches(keys: Iterable[StoredKey]) -> list[tuple[KeyRecord | KeyVersionRecord, ...]]:
+def into_batches(everything: Iterable[Stored]) -> list[tuple[Restorable, ...]]:
     """Group records into what one transaction stages."""
-    batches: list[tuple[KeyRecord | KeyVersionRecord, ...]] = []
-    batch: list[KeyRecord | KeyVersionRecord] = []
+    batches: list[tuple[Restorable, ...]] = []
+    batch: list[Restorable] = []
     size = 0
-    for record in (record for key in keys for record in key.records):
+    for record in (record for stored in everything for record in stored.records):
         if batch and (len(batch) == BATCH_RECORDS or size + bytes_about(record) > BATCH_BYTES):
             batches.append(tuple(batch))
             batch, size = [], 0
@@ -63,7 +91,7 @@ def into_batches(keys: Iterable[StoredKey]) -> list[tuple[KeyRecord | KeyVersion
     return [*batches, tuple(batch)]
 
 
-def take(keys: PoolKeys, part: Sequence[StoredKey]) -> SecretBytes:
+def take(keys: PoolKeys, part: Sequence[Stored]) -> SecretBytes:
     """Return the plaintext of a part, to be sealed at once.
 
     Raises:
@@ -71,6 +99,12 @@ def take(keys: PoolKeys, part: Sequence[StoredKey]) -> SecretBytes:
     """
     message = record_pb2.BackupPart()
     for stored in part:
+        if isinstance(stored, StoredRole):
+            if isinstance(stored.record, PrincipalRecord):
+                message.principals.append(codec.encode_principal(stored.record))
+            else:
+                message.role_definitions.append(codec.encode_role_definition(stored.record))
+            continue
         entry = message.keys.add(key=codec.encode_key(stored.key))
         for version in stored.versions:
             encoded = codec.encode_version(version)
@@ -89,15 +123,19 @@ def take(keys: PoolKeys, part: Sequence[StoredKey]) -> SecretBytes:
     return SecretBytes(message.SerializeToString(deterministic=True))
 
 
-def put_back(keys: PoolKeys, plaintext: SecretBytes) -> list[StoredKey]:
-    """Return the keys of a part, their material sealed by this pool.
+def put_back(keys: PoolKeys, plaintext: SecretBytes) -> list[Stored]:
+    """Return the keys of a part, their material sealed by this pool, and its roles.
 
     Raises:
         BackupRefused: It is not what :func:`take` makes.
     """
     try:
         message = record_pb2.BackupPart.FromString(plaintext.reveal())
-        return [_put_back(keys, entry) for entry in message.keys]
+        return [
+            *(_put_back(keys, entry) for entry in message.keys),
+            *(StoredRole(codec.decode_principal(entry)) for entry in message.principals),
+            *(StoredRole(codec.decode_role_definition(entry)) for entry in message.role_definitions),
+        ]
     except BackupRefused:
         raise
     except Exception:  # noqa: BLE001 - protobuf's own error, or a number without meaning

@@ -17,7 +17,7 @@ from typing import Any, NoReturn, TypeVar
 
 import click
 
-from hsm_pool.client.connection import NoConnection, default_data_directory
+from hsm_pool.client.connection import NoClient, NoConnection, default_data_directory
 from hsm_pool.client.errors import PoolUnreachable, SignatureInvalid
 from hsm_pool.client.pool import Pool
 from hsm_pool.errors import (
@@ -28,6 +28,7 @@ from hsm_pool.errors import (
     PoolLocked,
     ShareRefused,
 )
+from hsm_pool.limits import TOKEN_BYTES_MAX
 from security_domain.errors import QuorumMissing, SecurityDomainError
 
 F = TypeVar("F", bound=Callable[..., Any])
@@ -108,7 +109,7 @@ def typed_errors(function: F) -> F:
             return function(*arguments, **options)
         except BrokenPipeError:
             raise  # click ends quietly when nobody reads
-        except (MHSMError, SecurityDomainError, NoConnection, OSError) as error:
+        except (MHSMError, SecurityDomainError, NoConnection, NoClient, OSError) as error:
             raise failure_of(error, options.get("request_id")) from None
 
     return guarded  # type: ignore[return-value]
@@ -119,12 +120,20 @@ def common_options(function: F) -> F:
     with_timeout = click.option(
         "--timeout", type=click.FloatRange(0.1, 600), default=None, help="Seconds a call may take."
     )(typed_errors(function))
-    return json_option(data_directory_option(with_timeout))
+    with_token = click.option(
+        "--token-file",
+        type=click.Path(exists=True, dir_okay=False, path_type=Path),
+        default=None,
+        help="Bearer token to use in place of a client certificate.",
+    )(with_timeout)
+    return json_option(data_directory_option(with_token))
 
 
 def connect(common: dict[str, Any], client: str = "application") -> Pool:
-    """Connect to the pool of the common options."""
-    return Pool.connect(common["data_dir"], client, timeout_seconds=common["timeout"])
+    """Connect to the pool of the common options, as a client or with the token they name."""
+    file = common["token_file"]
+    token = read_bounded(file, TOKEN_BYTES_MAX).decode(errors="replace").strip() if file else None
+    return Pool.connect(common["data_dir"], client, token=token, timeout_seconds=common["timeout"])
 
 
 def failure_of(error: Exception, request_id: str | None = None) -> Failure:
@@ -139,6 +148,8 @@ def failure_of(error: Exception, request_id: str | None = None) -> Failure:
     match error:
         case NoConnection():
             return Failure(text, "mhsm up", UNREACHABLE)
+        case NoClient():
+            return Failure(text, "mhsm client create --help")
         case NotActivated():
             return Failure(text, "mhsm security-domain download --help", LOCKED)
         case PoolLocked():

@@ -10,7 +10,7 @@ import subprocess
 import sys
 import time
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import click
 from rich.console import Console
@@ -44,6 +44,13 @@ _READY = {
     default=None,
     help="JSON with endpoints, ca_file, certificate_file, key_file of an etcd cluster.",
 )
+@click.option(
+    "--token-issuer",
+    default="development",
+    show_default=True,
+    help="Whose bearer tokens are accepted: development (a small issuer of the pool's own), none, or a JSON "
+    "file with issuer, audience, keys (file, or https URL on loopback) and keys_ca_file.",
+)
 @data_directory_option
 @json_option
 def up(
@@ -51,6 +58,7 @@ def up(
     recoverable_days: int,
     etcd_path: str | None,
     external_store: Path | None,
+    token_issuer: str,
     data_dir: Path,
     as_json: bool,
 ) -> None:
@@ -62,7 +70,8 @@ def up(
         binary = ""
         if external_store is None:
             binary = _usable_etcd(etcd_path, console)
-        new = layout.NewPool(attended, recoverable_days, binary, _external(external_store))
+        tokens = _token_issuer(token_issuer)
+        new = layout.NewPool(attended, recoverable_days, binary, _external(external_store), tokens)
         try:
             pool_id = layout.provision(directory, new)
         except layout.DirectoryRefused as error:
@@ -195,6 +204,20 @@ def _external(path: Path | None) -> layout.ExternalStore | None:
         )
     except (ValueError, KeyError, TypeError):
         fail(f"{path} does not describe an etcd cluster", "see mhsm up --help")
+
+
+def _token_issuer(value: str) -> layout.OwnIssuer | Literal["development"] | None:
+    if value == "development":
+        return "development"
+    if value == "none":
+        return None
+    path = Path(value)
+    try:
+        own = layout.OwnIssuer(**json.loads(path.read_text()))
+        own.settings("127.0.0.1:1")  # checks them
+    except (OSError, ValueError, TypeError, AttributeError):
+        fail(f"{path} does not describe a token issuer", "see mhsm up --help")
+    return own
 
 
 def _supervisor_process_id(directory: Path) -> int | None:

@@ -12,7 +12,7 @@ from typing import Any, Self, TypeVar
 import grpc
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 
-from hsm_pool.client import backup_calls, calls, channels
+from hsm_pool.client import backup_calls, calls, channels, role_calls
 from hsm_pool.client.calls import ATTEMPT_SECONDS, CALL_SECONDS, Call
 from hsm_pool.client.connection import Connection, load_connection
 from hsm_pool.client.errors import PoolUnreachable, from_rpc
@@ -22,6 +22,7 @@ from mhsm.crypto.v1 import crypto_pb2, crypto_pb2_grpc
 from mhsm.evidence.v1 import evidence_pb2
 from mhsm.keys.v1 import keys_pb2
 from mhsm.pool.v1 import pool_pb2
+from mhsm.roles.v1 import roles_pb2
 from mhsm.security_domain.v1 import security_domain_pb2
 
 T = TypeVar("T")
@@ -36,17 +37,14 @@ class AsyncPool:
         connection: Connection,
         client: str = "application",
         *,
+        token: str | None = None,
         partition: int | None = None,
         timeout_seconds: float | None = None,
     ) -> None:
-        credentials = channels.credentials(connection, client)
         self.connection = connection
         self._pinned = partition
         self._timeout_seconds = timeout_seconds
-        self._channels = [
-            grpc.aio.secure_channel(entry.endpoint, credentials, options=channels.OPTIONS)
-            for entry in connection.partitions
-        ]
+        self._channels = channels.open_channels(connection, client, token, grpc.aio.secure_channel)
         self._rotation = Rotation(len(self._channels))
 
     @staticmethod
@@ -210,6 +208,64 @@ class AsyncPool:
             raise from_rpc(error) from None
         finally:
             stream.cancel()
+
+    async def create_role_definition(
+        self, role_name: str, data_actions: Sequence[str], **fields: Any
+    ) -> roles_pb2.RoleDefinition:
+        """Make a custom role; fields as in :func:`hsm_pool.client.role_calls.create_role_definition`."""
+        return await self._run(role_calls.create_role_definition(role_name, data_actions, **fields))
+
+    async def get_role_definition(self, role_definition_id: str) -> roles_pb2.RoleDefinition:
+        """Read a role."""
+        return await self._run(role_calls.get_role_definition(role_definition_id))
+
+    async def list_role_definitions(self, page_size: int = 0) -> AsyncIterator[roles_pb2.RoleDefinition]:
+        """Yield all roles, the built-in ones first."""
+        token = ""
+        while True:
+            page = await self._run(role_calls.list_role_definitions(page_size, token))
+            for definition in page.role_definitions:
+                yield definition
+            token = page.next_page_token
+            if not token:
+                return
+
+    async def delete_role_definition(
+        self, role_definition_id: str, request_id: str | None = None
+    ) -> roles_pb2.RoleDefinition:
+        """Delete a custom role; its assignments stay and allow nothing."""
+        return await self._run(role_calls.delete_role_definition(role_definition_id, request_id))
+
+    async def create_role_assignment(
+        self, principal_id: str, role_definition_id: str, scope: str = "/", **fields: Any
+    ) -> roles_pb2.RoleAssignment:
+        """Give a role to a principal."""
+        return await self._run(
+            role_calls.create_role_assignment(principal_id, role_definition_id, scope, **fields)
+        )
+
+    async def get_role_assignment(self, name: str, scope: str = "/") -> roles_pb2.RoleAssignment:
+        """Read a role assignment."""
+        return await self._run(role_calls.get_role_assignment(name, scope))
+
+    async def list_role_assignments(
+        self, scope: str = "/", principal_id: str = "", page_size: int = 0
+    ) -> AsyncIterator[roles_pb2.RoleAssignment]:
+        """Yield the role assignments at a scope, of one principal or of all."""
+        token = ""
+        while True:
+            page = await self._run(role_calls.list_role_assignments(scope, principal_id, page_size, token))
+            for assignment in page.role_assignments:
+                yield assignment
+            token = page.next_page_token
+            if not token:
+                return
+
+    async def delete_role_assignment(
+        self, name: str, scope: str = "/", request_id: str | None = None
+    ) -> roles_pb2.RoleAssignment:
+        """Take a role from a principal; no partition uses it afterwards."""
+        return await self._run(role_calls.delete_role_assignment(name, scope, request_id))
 
     async def backup_key(self, name: str) -> bytes:
         """Return a key with all its versions, encrypted to the security domain."""

@@ -15,6 +15,10 @@ class NoConnection(Exception):
     """The connection file is missing or not readable: the pool does not run."""
 
 
+class NoClient(Exception):
+    """The pool has no client of that name."""
+
+
 @dataclass(frozen=True, slots=True)
 class ClientIdentity:
     """Files of a client certificate, PEM."""
@@ -36,6 +40,8 @@ class PartitionConnection:
     data_directory: str
     log_directory: str
     process_ids: dict[str, int | None]
+    token_endpoint: str | None = None
+    """Where callers with bearer tokens are served; None when none are accepted."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,6 +57,8 @@ class Connection:
     store: dict[str, str]
     fabric_controller: dict[str, Any]
     supervisor_process_id: int
+    token_issuer: dict[str, Any] | None = None
+    """The development profile's issuer: issuer, audience and process id."""
 
 
 def default_data_directory() -> Path:
@@ -80,6 +88,7 @@ def load_connection(path: Path) -> Connection:
             store=value["store"],
             fabric_controller=value["fabric_controller"],
             supervisor_process_id=value["supervisor"]["process_id"],
+            token_issuer=value.get("token_issuer"),
         )
     except OSError:
         raise NoConnection(f"{file} is not there: the pool does not run") from None

@@ -12,7 +12,7 @@ from typing import Any, Self, TypeVar
 import grpc
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 
-from hsm_pool.client import backup_calls, calls, channels
+from hsm_pool.client import backup_calls, calls, channels, role_calls
 from hsm_pool.client.calls import ATTEMPT_SECONDS, CALL_SECONDS, Call
 from hsm_pool.client.connection import Connection, load_connection
 from hsm_pool.client.errors import PoolUnreachable, from_rpc
@@ -22,6 +22,7 @@ from mhsm.crypto.v1 import crypto_pb2, crypto_pb2_grpc
 from mhsm.evidence.v1 import evidence_pb2
 from mhsm.keys.v1 import keys_pb2
 from mhsm.pool.v1 import pool_pb2
+from mhsm.roles.v1 import roles_pb2
 from mhsm.security_domain.v1 import security_domain_pb2
 
 T = TypeVar("T")
@@ -37,6 +38,7 @@ class Pool:
     Args:
         connection: The connection file's content.
         client: Which of its client identities to use.
+        token: A bearer token to use in place of a client certificate.
         partition: Only ever use this partition, with a single try (for tests and operators).
         timeout_seconds: Bound of each call with all its tries; None for the default of its kind.
     """
@@ -46,17 +48,14 @@ class Pool:
         connection: Connection,
         client: str = "application",
         *,
+        token: str | None = None,
         partition: int | None = None,
         timeout_seconds: float | None = None,
     ) -> None:
-        credentials = channels.credentials(connection, client)
         self.connection = connection
         self._pinned = partition
         self._timeout_seconds = timeout_seconds
-        self._channels = [
-            grpc.secure_channel(entry.endpoint, credentials, options=channels.OPTIONS)
-            for entry in connection.partitions
-        ]
+        self._channels = channels.open_channels(connection, client, token, grpc.secure_channel)
         self._stubs: dict[tuple[Any, int], Any] = {}
         self._rotation = Rotation(len(self._channels))
         self._lock = threading.Lock()
@@ -222,6 +221,62 @@ class Pool:
         finally:
             # A caller who leaves early frees the partition's thread at once.
             stream.cancel()
+
+    # -- roles ---------------------------------------------------------------------------
+
+    def create_role_definition(
+        self, role_name: str, data_actions: Sequence[str], **fields: Any
+    ) -> roles_pb2.RoleDefinition:
+        """Make a custom role; fields as in :func:`hsm_pool.client.role_calls.create_role_definition`."""
+        return self._run(role_calls.create_role_definition(role_name, data_actions, **fields))
+
+    def get_role_definition(self, role_definition_id: str) -> roles_pb2.RoleDefinition:
+        """Read a role."""
+        return self._run(role_calls.get_role_definition(role_definition_id))
+
+    def list_role_definitions(self, page_size: int = 0) -> Iterator[roles_pb2.RoleDefinition]:
+        """Yield all roles, the built-in ones first."""
+        token = ""
+        while True:
+            page = self._run(role_calls.list_role_definitions(page_size, token))
+            yield from page.role_definitions
+            token = page.next_page_token
+            if not token:
+                return
+
+    def delete_role_definition(
+        self, role_definition_id: str, request_id: str | None = None
+    ) -> roles_pb2.RoleDefinition:
+        """Delete a custom role; its assignments stay and allow nothing."""
+        return self._run(role_calls.delete_role_definition(role_definition_id, request_id))
+
+    def create_role_assignment(
+        self, principal_id: str, role_definition_id: str, scope: str = "/", **fields: Any
+    ) -> roles_pb2.RoleAssignment:
+        """Give a role to a principal."""
+        return self._run(role_calls.create_role_assignment(principal_id, role_definition_id, scope, **fields))
+
+    def get_role_assignment(self, name: str, scope: str = "/") -> roles_pb2.RoleAssignment:
+        """Read a role assignment."""
+        return self._run(role_calls.get_role_assignment(name, scope))
+
+    def list_role_assignments(
+        self, scope: str = "/", principal_id: str = "", page_size: int = 0
+    ) -> Iterator[roles_pb2.RoleAssignment]:
+        """Yield the role assignments at a scope, of one principal or of all."""
+        token = ""
+        while True:
+            page = self._run(role_calls.list_role_assignments(scope, principal_id, page_size, token))
+            yield from page.role_assignments
+            token = page.next_page_token
+            if not token:
+                return
+
+    def delete_role_assignment(
+        self, name: str, scope: str = "/", request_id: str | None = None
+    ) -> roles_pb2.RoleAssignment:
+        """Take a role from a principal; no partition uses it afterwards."""
+        return self._run(role_calls.delete_role_assignment(name, scope, request_id))
 
     # -- operators -----------------------------------------------------------------------
 

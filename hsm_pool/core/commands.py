@@ -5,7 +5,17 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from hsm_pool.core.model import Curve, KeyOperation, KeyRecord, KeyType, KeyVersionRecord, SealedMaterial
+from hsm_pool.core.model import (
+    Curve,
+    KeyOperation,
+    KeyRecord,
+    KeyType,
+    KeyVersionRecord,
+    Restorable,
+    RoleAssignment,
+    RoleDefinitionRecord,
+    SealedMaterial,
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -157,6 +167,8 @@ class StartRestore:
     restore_id: str
     manifest: bytes
     parts: int
+    principals: tuple[str, ...] = ()
+    """Who restores: he keeps his role assignments."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -165,13 +177,13 @@ class StageRecords:
 
     restore_id: str
     part: int
-    records: tuple[KeyRecord | KeyVersionRecord, ...]
+    records: tuple[Restorable, ...]
     last: bool
 
 
 @dataclass(frozen=True, slots=True)
 class CommitRestore:
-    """Decides that the staged keys replace all others."""
+    """Decides that what was staged replaces all keys and roles."""
 
     restore_id: str
 
@@ -198,6 +210,35 @@ class RestoreKey:
     versions: tuple[KeyVersionRecord, ...]
 
 
+@dataclass(frozen=True, slots=True)
+class CreateRoleDefinition:
+    """Makes a custom role, or replaces the one of that id."""
+
+    definition: RoleDefinitionRecord
+
+
+@dataclass(frozen=True, slots=True)
+class DeleteRoleDefinition:
+    """Deletes a custom role."""
+
+    role_definition_id: str
+
+
+@dataclass(frozen=True, slots=True)
+class CreateRoleAssignment:
+    """Gives a role to a principal."""
+
+    assignment: RoleAssignment
+
+
+@dataclass(frozen=True, slots=True)
+class DeleteRoleAssignment:
+    """Takes a role from a principal."""
+
+    scope: str
+    name: str
+
+
 Command = (
     CreateKeyVersion
     | UpdateKeyVersion
@@ -220,6 +261,10 @@ Command = (
     | CancelRestore
     | AdvanceRestore
     | RestoreKey
+    | CreateRoleDefinition
+    | DeleteRoleDefinition
+    | CreateRoleAssignment
+    | DeleteRoleAssignment
 )
 
 
@@ -245,4 +290,18 @@ class EmptyReply:
     """Nothing to say but that it is done."""
 
 
-Reply = VersionReply | DeletedKeyReply | EmptyReply
+@dataclass(frozen=True, slots=True)
+class RoleDefinitionReply:
+    """A role definition after the command; after its deletion, as it was."""
+
+    definition: RoleDefinitionRecord
+
+
+@dataclass(frozen=True, slots=True)
+class RoleAssignmentReply:
+    """A role assignment after the command; after its deletion, as it was."""
+
+    assignment: RoleAssignment
+
+
+Reply = VersionReply | DeletedKeyReply | EmptyReply | RoleDefinitionReply | RoleAssignmentReply

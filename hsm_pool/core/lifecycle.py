@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 from hsm_pool import limits
-from hsm_pool.core import epochs, membership, restore
+from hsm_pool.core import epochs, membership, restore, role_management
 from hsm_pool.core.commands import (
     ActivateEpoch,
     AdmitPartition,
@@ -20,8 +20,12 @@ from hsm_pool.core.commands import (
     CommitRestore,
     CompleteAdmission,
     CreateKeyVersion,
+    CreateRoleAssignment,
+    CreateRoleDefinition,
     DeletedKeyReply,
     DeleteKey,
+    DeleteRoleAssignment,
+    DeleteRoleDefinition,
     DrainPartition,
     EmptyReply,
     HoldEpoch,
@@ -112,6 +116,10 @@ def apply(command: Command, view: View) -> Outcome:
         case RestoreKey():
             changes = restore.restore_key(command, view)
             return Outcome(VersionReply(command.versions[-1], pool_record(view).recoverable_days), changes)
+        case (
+            CreateRoleDefinition() | DeleteRoleDefinition() | CreateRoleAssignment() | DeleteRoleAssignment()
+        ):
+            return Outcome(*role_management.apply(command, view))
 
 
 def pool_record(view: View) -> PoolRecord:

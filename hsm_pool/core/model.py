@@ -153,23 +153,68 @@ class RestoreRecord:
     manifest: bytes
     parts: int
     staged_parts: frozenset[int] = field(default_factory=frozenset)
+    principals: tuple[str, ...] = ()
+    """Who restores: he keeps his role assignments."""
+
+
+@dataclass(frozen=True, slots=True)
+class RoleAssignment:
+    """A role given to a principal at a scope; ``name`` is a GUID, unique at its scope."""
+
+    name: str
+    principal_id: str
+    role_definition_id: str
+    scope: str
+
+
+@dataclass(frozen=True, slots=True)
+class PrincipalRecord:
+    """All role assignments of one principal: what a check reads."""
+
+    principal_id: str
+    assignments: tuple[RoleAssignment, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class RoleDefinitionRecord:
+    """A role: what it allows are its data actions (Azure's names without their prefix) less the others."""
+
+    role_definition_id: str
+    role_name: str
+    description: str
+    data_actions: tuple[str, ...]
+    not_data_actions: tuple[str, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class RolesRecord:
+    """Counts the changes of roles: lists and refusals of roles rest on it."""
+
+    changes: int
 
 
 @dataclass(frozen=True, slots=True)
 class StagedRecord:
     """A record of a restore that is not in its place yet."""
 
-    record: KeyRecord | KeyVersionRecord
+    record: Restorable
 
 
-Record = KeyRecord | KeyVersionRecord | RequestRecord | PoolRecord | RestoreRecord | StagedRecord
+RoleRecord = PrincipalRecord | RoleDefinitionRecord
+"""What a backup holds of the roles."""
+
+Restorable = KeyRecord | KeyVersionRecord | RoleRecord
+"""What a restore brings back."""
+
+Record = Restorable | RequestRecord | PoolRecord | RestoreRecord | StagedRecord | RolesRecord
 
 RecordName = tuple[str, ...]
 """Name of a record: ("key", id), ("version", id, version), ("request", hex), ("pool",),
-("restore",), ("staged", ...name in its place)."""
+("restore",), ("staged", ...name in its place), ("principal", id), ("role-definition", id), ("roles",)."""
 
 POOL: RecordName = ("pool",)
 RESTORE: RecordName = ("restore",)
+ROLES: RecordName = ("roles",)
 
 
 def key_name(key_id: str) -> RecordName:
@@ -187,6 +232,16 @@ def request_name(request_key: bytes) -> RecordName:
     return ("request", request_key.hex())
 
 
+def principal_name(principal_id: str) -> RecordName:
+    """Return the record name of a principal's role assignments."""
+    return ("principal", principal_id)
+
+
+def role_definition_name(role_definition_id: str) -> RecordName:
+    """Return the record name of a custom role definition."""
+    return ("role-definition", role_definition_id)
+
+
 def name_of(record: Record) -> RecordName:
     """Return the name under which a record is kept."""
     if isinstance(record, KeyRecord):
@@ -199,6 +254,12 @@ def name_of(record: Record) -> RecordName:
         return RESTORE
     if isinstance(record, StagedRecord):
         return ("staged", *name_of(record.record))
+    if isinstance(record, PrincipalRecord):
+        return principal_name(record.principal_id)
+    if isinstance(record, RoleDefinitionRecord):
+        return role_definition_name(record.role_definition_id)
+    if isinstance(record, RolesRecord):
+        return ROLES
     return POOL
 
 
@@ -213,11 +274,25 @@ def bytes_about(record: Record) -> int:
         case RequestRecord():
             return 300 + len(record.reply)
         case RestoreRecord():
-            return 300 + len(record.manifest) + 4 * len(record.staged_parts)
+            return 300 + len(record.manifest) + 4 * len(record.staged_parts) + _text_bytes(record.principals)
+        case PrincipalRecord():
+            return 300 + sum(
+                120 + 2 * len(record.principal_id.encode()) + len(assignment.scope)
+                for assignment in record.assignments
+            )
+        case RoleDefinitionRecord():
+            texts = (record.role_name, record.description, *record.data_actions, *record.not_data_actions)
+            return 300 + _text_bytes(texts)
+        case RolesRecord():
+            return 300
         case StagedRecord():
             return 50 + bytes_about(record.record)
         case PoolRecord():
             return 500
+
+
+def _text_bytes(texts: tuple[str, ...]) -> int:
+    return sum(len(text.encode()) + 4 for text in texts)
 
 
 def stored_bytes(record: Record) -> int:

@@ -1,4 +1,4 @@
-"""Restores, decided purely: staged records replace all keys, or are dropped; never half of either.
+"""Restores, decided purely: staged records replace all keys and roles, or are dropped; never half of either.
 
 ::
 
@@ -7,11 +7,14 @@
 
 A transaction of the store holds about a hundred records, a pool thousands. So the
 decision is one transaction, and what follows from it is done in batches that any
-partition can go on with: until the phase is over, no key is served.
+partition can go on with: until the phase is over, no key is served. Whoever restores keeps
+his own role assignments beside those of the backup, so that a pool is never without him.
 """
 
 from __future__ import annotations
 
+import itertools
+from collections.abc import Iterator
 from dataclasses import replace
 
 from hsm_pool import limits
@@ -26,8 +29,10 @@ from hsm_pool.core.commands import (
 from hsm_pool.core.model import (
     RESTORE,
     KeyRecord,
+    PrincipalRecord,
     Record,
     RecordName,
+    Restorable,
     RestorePhase,
     RestoreRecord,
     StagedRecord,
@@ -89,7 +94,15 @@ def apply(
 def _start(command: StartRestore, view: View) -> Changes:
     """Begin to stage."""
     refuse_while_restoring(view)
-    return {RESTORE: RestoreRecord(command.restore_id, RestorePhase.STAGING, command.manifest, command.parts)}
+    return {
+        RESTORE: RestoreRecord(
+            command.restore_id,
+            RestorePhase.STAGING,
+            command.manifest,
+            command.parts,
+            principals=command.principals,
+        )
+    }
 
 
 def _stage(command: StageRecords, view: View) -> Changes:
@@ -134,7 +147,7 @@ def _advance(command: AdvanceRestore, view: View) -> Changes:
         return {}
     match restore.phase:
         case RestorePhase.REMOVING:
-            changes = _remove_keys(view)
+            changes = _remove_keys(view) or _remove_roles(view, restore)
             return changes or {RESTORE: replace(restore, phase=RestorePhase.PLACING)}
         case RestorePhase.PLACING | RestorePhase.CANCELLING:
             changes = {}
@@ -145,7 +158,7 @@ def _advance(command: AdvanceRestore, view: View) -> Changes:
                     break
                 changes[name_of(staged)] = None
                 if restore.phase is RestorePhase.PLACING:
-                    changes[name_of(staged.record)] = staged.record
+                    changes[name_of(staged.record)] = _placed(view, restore, staged)
             placing = restore.phase is RestorePhase.PLACING
             over = RestorePhase.DONE if placing else RestorePhase.CANCELLED
             return changes or {RESTORE: replace(restore, phase=over, manifest=b"")}
@@ -179,6 +192,29 @@ def _remove_keys(view: View) -> dict[RecordName, Record | None]:
         for version_id in versions:
             changes[version_name(key_id, version_id)] = None
     return changes
+
+
+def _remove_roles(view: View, restore: RestoreRecord) -> dict[RecordName, Record | None]:
+    """Remove roles, but not those of whoever restores."""
+
+    def others() -> Iterator[RecordName]:
+        for record in view.role_records():
+            if not isinstance(record, PrincipalRecord) or record.principal_id not in restore.principals:
+                yield name_of(record)
+
+    return dict.fromkeys(itertools.islice(others(), BATCH_RECORDS))
+
+
+def _placed(view: View, restore: RestoreRecord, staged: StagedRecord) -> Restorable:
+    """Return what goes to its place: whoever restores has his roles and those of the backup."""
+    record = staged.record
+    if not isinstance(record, PrincipalRecord) or record.principal_id not in restore.principals:
+        return record
+    kept = view.get(name_of(record))
+    before = kept.assignments if isinstance(kept, PrincipalRecord) else ()
+    brought = {(entry.role_definition_id, entry.scope) for entry in record.assignments}
+    others = tuple(entry for entry in before if (entry.role_definition_id, entry.scope) not in brought)
+    return PrincipalRecord(record.principal_id, (*record.assignments, *others))
 
 
 def _in_phase(view: View, restore_id: str, phase: RestorePhase) -> RestoreRecord:

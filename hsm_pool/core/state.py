@@ -16,9 +16,12 @@ from hsm_pool.core.model import (
     POOL,
     KeyRecord,
     PoolRecord,
+    PrincipalRecord,
     Record,
     RecordName,
     RequestRecord,
+    RoleDefinitionRecord,
+    RoleRecord,
     StagedRecord,
     name_of,
 )
@@ -48,6 +51,9 @@ class View(Protocol):
     def staged(self, count: int) -> list[StagedRecord]:
         """Return up to count staged records, the oldest first."""
 
+    def role_records(self) -> list[RoleRecord]:
+        """Return all principals that have role assignments and all custom role definitions."""
+
 
 class State:
     """All records of a pool, by name. Not thread-safe: one writer, guarded by its owner."""
@@ -57,6 +63,7 @@ class State:
         self._key_ids: list[str] = []
         self._requests: dict[RecordName, RequestRecord] = {}
         self._staged: dict[RecordName, StagedRecord] = {}
+        self._role_records: dict[RecordName, RoleRecord] = {}
         for name, record in records:
             self._put(name, record)
 
@@ -99,6 +106,10 @@ class State:
         """Return up to count staged records, the oldest first."""
         return list(itertools.islice(self._staged.values(), count))
 
+    def role_records(self) -> list[RoleRecord]:
+        """Return all principals that have role assignments and all custom role definitions."""
+        return list(self._role_records.values())
+
     def staged_count(self) -> int:
         """Return the number of staged records."""
         return len(self._staged)
@@ -122,6 +133,8 @@ class State:
             self._requests[name] = record
         if isinstance(record, StagedRecord):
             self._staged[name] = record
+        if isinstance(record, PrincipalRecord | RoleDefinitionRecord):
+            self._role_records[name] = record
         self._records[name] = record
 
     def _remove(self, name: RecordName) -> None:
@@ -131,6 +144,7 @@ class State:
             del self._key_ids[index]
         self._requests.pop(name, None)
         self._staged.pop(name, None)
+        self._role_records.pop(name, None)
 
 
 class Overlay:
@@ -180,6 +194,16 @@ class Overlay:
         """Return up to count staged records that no change touches, the oldest first."""
         known = self._base.staged(count + len(self.changes))
         return [record for record in known if name_of(record) not in self.changes][:count]
+
+    def role_records(self) -> list[RoleRecord]:
+        """Return all principals that have role assignments and all custom role definitions."""
+        found = {name_of(record): record for record in self._base.role_records()}
+        for name, record in self.changes.items():
+            if isinstance(record, PrincipalRecord | RoleDefinitionRecord):
+                found[name] = record
+            else:
+                found.pop(name, None)
+        return list(found.values())
 
     def put(self, changes: Changes) -> None:
         """Lay changes on top."""

@@ -6,10 +6,13 @@ import re
 
 import grpc
 
+from hsm_pool.core import roles
+from hsm_pool.core.roles import key_scope
 from hsm_pool.errors import InvalidField
 from hsm_pool.limits import BACKUP_MANIFEST_BYTES_MAX, BACKUP_PART_BYTES_MAX
 from hsm_pool.net import convert
 from hsm_pool.net.calls import deadline
+from hsm_pool.net.interceptors import current_access
 from hsm_pool.net.key_service import reply_encoder, request_digest, request_key
 from hsm_pool.partition.backups import Backups, RestoreStatus
 from hsm_pool.partition.partition import Partition
@@ -33,7 +36,9 @@ class BackupService(backup_pb2_grpc.BackupServiceServicer):
         request: backup_pb2.StartBackupRequest,
         context: grpc.ServicerContext,
     ) -> backup_pb2.StartBackupResponse:
-        started = self._backups.start(_id(request.backup_id, "backup_id"), deadline(context))
+        started = self._backups.start(
+            _id(request.backup_id, "backup_id"), current_access(), deadline(context)
+        )
         return backup_pb2.StartBackupResponse(
             backup_id=started.backup_id,
             parts=started.parts,
@@ -60,14 +65,15 @@ class BackupService(backup_pb2_grpc.BackupServiceServicer):
     def CheckRestore(  # noqa: N802, D102
         self, request: backup_pb2.CheckRestoreRequest, context: grpc.ServicerContext
     ) -> backup_pb2.CheckRestoreResponse:
-        keys, replaced = self._backups.check(_manifest(request.manifest), deadline(context))
+        keys, replaced = self._backups.check(_manifest(request.manifest), current_access(), deadline(context))
         return backup_pb2.CheckRestoreResponse(keys=keys, keys_replaced=replaced)
 
     def StartRestore(  # noqa: N802, D102
         self, request: backup_pb2.StartRestoreRequest, context: grpc.ServicerContext
     ) -> backup_pb2.StartRestoreResponse:
         manifest = _manifest(request.manifest)
-        status = self._backups.start_restore(manifest, request_key(request), deadline(context))
+        key, until = request_key(request), deadline(context)
+        status = self._backups.start_restore(manifest, current_access(), key, until)
         return backup_pb2.StartRestoreResponse(restore=_message(status))
 
     def StageRestorePart(  # noqa: N802, D102
@@ -75,19 +81,24 @@ class BackupService(backup_pb2_grpc.BackupServiceServicer):
     ) -> backup_pb2.StageRestorePartResponse:
         until = deadline(context, _STAGE_SECONDS_MAX)
         restore_id = _id(request.restore_id, "restore_id")
-        status = self._backups.stage(restore_id, request.index, _part(request.content), until)
+        content = _part(request.content)
+        status = self._backups.stage(restore_id, request.index, content, current_access(), until)
         return backup_pb2.StageRestorePartResponse(restore=_message(status))
 
     def CommitRestore(  # noqa: N802, D102
         self, request: backup_pb2.CommitRestoreRequest, context: grpc.ServicerContext
     ) -> backup_pb2.CommitRestoreResponse:
-        status = self._backups.commit(_id(request.restore_id, "restore_id"), deadline(context))
+        status = self._backups.commit(
+            _id(request.restore_id, "restore_id"), current_access(), deadline(context)
+        )
         return backup_pb2.CommitRestoreResponse(restore=_message(status))
 
     def CancelRestore(  # noqa: N802, D102
         self, request: backup_pb2.CancelRestoreRequest, context: grpc.ServicerContext
     ) -> backup_pb2.CancelRestoreResponse:
-        status = self._backups.cancel(_id(request.restore_id, "restore_id"), deadline(context))
+        status = self._backups.cancel(
+            _id(request.restore_id, "restore_id"), current_access(), deadline(context)
+        )
         return backup_pb2.CancelRestoreResponse(restore=_message(status))
 
     def GetRestore(  # noqa: N802, D102
@@ -95,7 +106,7 @@ class BackupService(backup_pb2_grpc.BackupServiceServicer):
         request: backup_pb2.GetRestoreRequest,  # noqa: ARG002
         context: grpc.ServicerContext,
     ) -> backup_pb2.GetRestoreResponse:
-        status = self._backups.status(deadline(context))
+        status = self._backups.status(current_access(), deadline(context))
         return backup_pb2.GetRestoreResponse(restore=_message(status) if status else None)
 
     def RestoreKeyFromPart(  # noqa: N802, D102
@@ -104,11 +115,13 @@ class BackupService(backup_pb2_grpc.BackupServiceServicer):
         until, serving = deadline(context), self._partition.serving()
         key_id, _ = convert.parse_name(request.name, version_allowed=False)
         manifest, key = _manifest(request.manifest), request_key(request)
+        access = current_access(key_scope(key_id))
+        serving.replica.consult(lambda view: roles.check(view, access), until)
         command = self._backups.find_key(manifest, request.index, _part(request.content), key_id)
         if command is None:
             return backup_pb2.RestoreKeyFromPartResponse()
         encode = reply_encoder(keys_pb2.RestoreKeyResponse)
-        mutation = Mutation(command, encode, key, request_digest(request), serving.now_ms())
+        mutation = Mutation(command, access, encode, key, request_digest(request), serving.now_ms())
         reply = keys_pb2.RestoreKeyResponse.FromString(serving.committer.submit(mutation, until))
         return backup_pb2.RestoreKeyFromPartResponse(key=reply.key)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import re
 from collections.abc import Iterable, Mapping
 from datetime import UTC, datetime
@@ -113,6 +114,21 @@ def page_size(value: int) -> int:
     if value > limits.PAGE_SIZE_MAX:
         raise InvalidField(f"a page has at most {limits.PAGE_SIZE_MAX} items", field="page_size")
     return value or limits.PAGE_SIZE_MAX
+
+
+def page_token(position: str) -> str:
+    """Return the token of the page that begins after a position."""
+    return base64.urlsafe_b64encode(position.encode()).decode()
+
+
+def page_position(token: str) -> str:
+    """Return the position of a page token."""
+    try:
+        if len(token) > 256:
+            raise ValueError
+        return base64.b64decode(token.encode(), b"-_", validate=True).decode("ascii")
+    except ValueError:
+        raise InvalidField("the page token is not valid", field="page_token") from None
 
 
 def timestamp(milliseconds: int) -> Timestamp:

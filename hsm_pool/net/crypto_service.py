@@ -11,8 +11,9 @@ import grpc
 from google.rpc import status_pb2
 
 from hsm_pool import limits
-from hsm_pool.core import lifecycle
+from hsm_pool.core import lifecycle, roles
 from hsm_pool.core.model import KeyOperation, KeyType, KeyVersionRecord
+from hsm_pool.core.roles import Access
 from hsm_pool.core.state import View
 from hsm_pool.crypto import algorithms, operations
 from hsm_pool.crypto.algorithms import Algorithm
@@ -20,7 +21,7 @@ from hsm_pool.crypto.loaded_keys import LoadedKey
 from hsm_pool.errors import InvalidField, NotFresh, PayloadTooLarge
 from hsm_pool.net import convert
 from hsm_pool.net.calls import deadline
-from hsm_pool.net.interceptors import error_status, typed
+from hsm_pool.net.interceptors import current_access, current_caller, error_status, typed
 from hsm_pool.partition.partition import Partition
 from hsm_pool.store.replica import boot_time
 from mhsm.crypto.v1 import crypto_pb2, crypto_pb2_grpc
@@ -83,12 +84,18 @@ class CryptoService(crypto_pb2_grpc.CryptoServiceServicer):
     def GetRandomBytes(  # noqa: N802, D102
         self,
         request: crypto_pb2.GetRandomBytesRequest,
-        context: grpc.ServicerContext,  # noqa: ARG002
+        context: grpc.ServicerContext,
     ) -> crypto_pb2.GetRandomBytesResponse:
-        self._partition.serving()
+        replica = self._partition.serving().replica
         if not 1 <= request.count <= limits.RANDOM_BYTES_MAX:
             raise InvalidField(f"count is 1-{limits.RANDOM_BYTES_MAX}", field="count")
-        return crypto_pb2.GetRandomBytesResponse(random_bytes=os.urandom(request.count))
+        access, until = current_access(), deadline(context, _CALL_SECONDS_MAX)
+        for _ in range(_TRIES):
+            consulted = replica.consult(lambda view: roles.check(view, access), until)
+            response = crypto_pb2.GetRandomBytesResponse(random_bytes=os.urandom(request.count))
+            if replica.unchanged(consulted):
+                return response
+        raise NotFresh("the caller's roles kept changing")
 
     def StreamOperations(  # noqa: N802, D102
         self,
@@ -185,14 +192,18 @@ class CryptoService(crypto_pb2_grpc.CryptoServiceServicer):
     def _run(
         self, batch: _Batch, items: Sequence[I], operate: Callable[[LoadedKey, Algorithm, I], O]
     ) -> tuple[str, list[O]]:
-        """Do a batch: read the key, compute, and release only if nothing changed since (G2)."""
+        """Do a batch: read roles and key, compute, and release only if nothing changed since (G2)."""
         serving = self._partition.serving()
         replica = serving.replica
         key_id, version_id = convert.parse_name(batch.name)
         if not items:
             raise InvalidField("the batch is empty", field="items")
 
+        action = roles.ACTION_OF_OPERATION[batch.operation]
+        access = Access(current_caller().principals, action, roles.key_scope(key_id))
+
         def decide(view: View) -> KeyVersionRecord:
+            roles.check(view, access)
             version = lifecycle.version_of(view, lifecycle.active_key(view, key_id), version_id)
             lifecycle.check_use(version, batch.operation, replica.pool_time_ms)
             return version
@@ -212,7 +223,7 @@ class CryptoService(crypto_pb2_grpc.CryptoServiceServicer):
                 results.append(operate(key, algorithm, item))
             if replica.unchanged(consulted):
                 return convert.version_path(version), results
-        raise NotFresh("the key kept changing while it was used")
+        raise NotFresh("the key or the caller's roles kept changing while it was used")
 
 
 def _check_batch(version: KeyVersionRecord, count: int) -> None:

@@ -125,7 +125,7 @@ class EnclaveService(enclave_pb2_grpc.EnclaveServiceServicer):
         return serving
 
     def _commit(self, serving: Serving, command: Command, context: grpc.ServicerContext) -> None:
-        serving.committer.submit(Mutation(command, lambda _: b"", None, b"", 0), deadline(context))
+        serving.committer.submit(Mutation(command, None, lambda _: b"", None, b"", 0), deadline(context))
 
     def _state(self) -> enclave_pb2.PartitionState.ValueType:
         return enclave_pb2.PartitionState.ValueType(self._partition.state.value)

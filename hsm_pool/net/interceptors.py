@@ -1,4 +1,4 @@
-"""The one interceptor: identity, permission, load and errors of every call.
+"""The one interceptor: identity, permission, roles, load and errors of every call.
 
 Nothing but a typed error ever reaches a caller; the text of any other exception stays in
 the log, under a correlation id (G3, G8). On the fabric plane an error is its code alone (G5).
@@ -7,6 +7,7 @@ the log, under a correlation id (G3, G8). On the fabric plane an error is its co
 from __future__ import annotations
 
 import threading
+import time
 import uuid
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -18,17 +19,41 @@ from google.rpc import code_pb2, error_details_pb2, status_pb2
 from grpc_status import rpc_status
 
 from hsm_pool import limits
-from hsm_pool.errors import DOMAIN, AccessError, InternalError, InvalidField, MHSMError, Overloaded
-from hsm_pool.net.authorization import Caller, authorize, identify
+from hsm_pool.core.roles import WHOLE_POOL, Access
+from hsm_pool.errors import (
+    DOMAIN,
+    AccessError,
+    InternalError,
+    InvalidField,
+    MHSMError,
+    Overloaded,
+    Unauthenticated,
+)
+from hsm_pool.net.authorization import Caller, Rule, authorize
+from hsm_pool.net.calls import deadline
+from hsm_pool.net.role_gate import RoleGate
 
 _log = structlog.get_logger()
-_caller = threading.local()
+_call = threading.local()
 
 
 def current_caller() -> Caller:
-    """Return the caller of the call that this thread serves."""
-    caller: Caller = _caller.value
+    """Return the caller of the call that this thread serves.
+
+    Raises:
+        Unauthenticated: His token has expired meanwhile, as within a long stream.
+    """
+    caller: Caller = _call.caller
+    if caller.expires_at is not None and caller.expires_at <= time.time():
+        raise Unauthenticated("the token has expired")
     return caller
+
+
+def current_access(scope: str = WHOLE_POOL) -> Access:
+    """Return what the call that this thread serves is about to do, to be decided with it."""
+    rule: Rule = _call.rule
+    (action,) = rule.actions
+    return Access(current_caller().principals, action, scope)
 
 
 def error_status(error: MHSMError) -> status_pb2.Status:
@@ -70,9 +95,15 @@ class Gate(grpc.ServerInterceptor):
     """Lets a call through to its service, or answers it with a typed error."""
 
     def __init__(
-        self, pool_id: str, translate: Callable[[Exception], Exception], *, bare_errors: bool = False
+        self,
+        identify: Callable[[grpc.ServicerContext], Caller],
+        translate: Callable[[Exception], Exception],
+        roles: RoleGate,
+        *,
+        bare_errors: bool = False,
     ) -> None:
-        self._pool_id = pool_id
+        self._identify = identify
+        self._roles = roles
         self._bare_errors = bare_errors
         self._translate = translate
         # A stream keeps a thread of the server for as long as its client likes.
@@ -94,16 +125,18 @@ class Gate(grpc.ServerInterceptor):
         return grpc.unary_unary_rpc_method_handler(unary, None, serialize)
 
     def _enter(self, context: grpc.ServicerContext, method: str) -> None:
-        auth = context.auth_context()
-        uris = [bytes(uri).decode() for uri in auth.get("peer_uri", ())]
-        caller = identify(uris, self._pool_id)
-        authorize(caller, method)
-        _caller.value = caller
+        caller = self._identify(context)
+        rule = authorize(caller, method)
+        if rule is not None:
+            self._roles.admit(caller, rule, method, deadline(context))
+        _call.caller, _call.rule = caller, rule
 
     def _abort(self, context: grpc.ServicerContext, error: Exception, method: str) -> None:
         shown = typed(self._translate(error), method)
         if isinstance(shown, AccessError):
-            _log.warning("access refused", method=method, reason=shown.reason, message=shown.message)
+            # The data action and not the text: that would write the names of keys into the log.
+            cause = shown.metadata.get("action", shown.message)
+            _log.warning("access refused", method=method, reason=shown.reason, cause=cause)
         if self._bare_errors:
             context.abort(getattr(grpc.StatusCode, shown.code), "")
         context.abort_with_status(rpc_status.to_status(error_status(shown)))

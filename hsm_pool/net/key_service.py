@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import base64
 import hashlib
 import os
 from collections.abc import Callable
@@ -12,7 +11,7 @@ from typing import TypeVar
 import grpc
 from google.protobuf.message import Message
 
-from hsm_pool.core import lifecycle, restore
+from hsm_pool.core import lifecycle, restore, roles
 from hsm_pool.core.commands import (
     Command,
     CreateKeyVersion,
@@ -24,7 +23,8 @@ from hsm_pool.core.commands import (
     UpdateKeyVersion,
     VersionReply,
 )
-from hsm_pool.core.model import KeyOperation, KeyRecord, KeyVersionRecord, key_name
+from hsm_pool.core.model import KeyOperation, KeyRecord, KeyVersionRecord, RequestRecord, key_name
+from hsm_pool.core.roles import Access, key_scope
 from hsm_pool.core.state import State, View
 from hsm_pool.crypto import algorithms
 from hsm_pool.crypto.key_generation import KeyMaterial, import_octets, import_pkcs8
@@ -33,7 +33,7 @@ from hsm_pool.errors import InvalidField, PayloadTooLarge
 from hsm_pool.limits import IMPORT_BYTES_MAX
 from hsm_pool.net import convert
 from hsm_pool.net.calls import deadline
-from hsm_pool.net.interceptors import current_caller
+from hsm_pool.net.interceptors import current_access, current_caller
 from hsm_pool.partition.backups import Backups
 from hsm_pool.partition.partition import Partition
 from hsm_pool.partition.serving import Serving
@@ -73,14 +73,15 @@ class KeyService(keys_pb2_grpc.KeyServiceServicer):
         algorithms.check_key_size(key_type, curve, request.size_bits)
         operations = new.key_operations or algorithms.default_key_operations(key_type)
         algorithms.check_key_operations(key_type, operations)
-        answered = self._answered(serving, request, keys_pb2.CreateKeyResponse, until)
+        access = current_access(key_scope(new.key_id))
+        answered = self._answered(serving, access, request, keys_pb2.CreateKeyResponse, until)
         if answered is not None:
             return answered
         remaining = max(0.1, until - boot_time())
         material = self._partition.key_generator.generate(
             key_type, curve, request.size_bits, timeout_seconds=remaining
         )
-        return self._create(serving, request, new, material, keys_pb2.CreateKeyResponse, until)
+        return self._create(serving, access, request, new, material, keys_pb2.CreateKeyResponse, until)
 
     def ImportKey(  # noqa: N802, D102
         self, request: keys_pb2.ImportKeyRequest, context: grpc.ServicerContext
@@ -88,7 +89,8 @@ class KeyService(keys_pb2_grpc.KeyServiceServicer):
         until = deadline(context)
         serving = self._partition.serving()
         new = self._new_version(request, must_not_exist=False)
-        answered = self._answered(serving, request, keys_pb2.ImportKeyResponse, until)
+        access = current_access(key_scope(new.key_id))
+        answered = self._answered(serving, access, request, keys_pb2.ImportKeyResponse, until)
         if answered is not None:
             return answered
         match request.material.WhichOneof("form"):
@@ -100,7 +102,7 @@ class KeyService(keys_pb2_grpc.KeyServiceServicer):
                 raise InvalidField("material is missing", field="material")
         operations = new.key_operations or algorithms.default_key_operations(material.key_type)
         algorithms.check_key_operations(material.key_type, operations)
-        return self._create(serving, request, new, material, keys_pb2.ImportKeyResponse, until)
+        return self._create(serving, access, request, new, material, keys_pb2.ImportKeyResponse, until)
 
     def GetKey(  # noqa: N802, D102
         self, request: keys_pb2.GetKeyRequest, context: grpc.ServicerContext
@@ -112,7 +114,8 @@ class KeyService(keys_pb2_grpc.KeyServiceServicer):
             version = lifecycle.version_of(view, key, version_id)
             return convert.key_message(version, lifecycle.pool_record(view).recoverable_days)
 
-        consulted = self._partition.serving().replica.consult(decide, deadline(context))
+        decision = roles.permitted(current_access(key_scope(key_id)), decide)
+        consulted = self._partition.serving().replica.consult(decision, deadline(context))
         return keys_pb2.GetKeyResponse(key=consulted.value)
 
     def ListKeys(  # noqa: N802, D102
@@ -135,7 +138,7 @@ class KeyService(keys_pb2_grpc.KeyServiceServicer):
         self, request: keys_pb2.ListKeyVersionsRequest, context: grpc.ServicerContext
     ) -> keys_pb2.ListKeyVersionsResponse:
         key_id, _ = convert.parse_name(request.name, version_allowed=False)
-        size, after = convert.page_size(request.page_size), _decode_token(request.page_token)
+        size, after = convert.page_size(request.page_size), _position(request.page_token)
 
         def decide(view: View) -> tuple[list[keys_pb2.Key], str]:
             key = lifecycle.active_key(view, key_id)
@@ -146,9 +149,10 @@ class KeyService(keys_pb2_grpc.KeyServiceServicer):
             days = lifecycle.pool_record(view).recoverable_days
             messages = [convert.key_message(lifecycle.version_of(view, key, v), days) for v in page]
             more = start + size < len(key.version_ids)
-            return messages, _encode_token(page[-1]) if more else ""
+            return messages, convert.page_token(page[-1]) if more else ""
 
-        keys, token = self._partition.serving().replica.consult(decide, deadline(context)).value
+        decision = roles.permitted(current_access(key_scope(key_id)), decide)
+        keys, token = self._partition.serving().replica.consult(decision, deadline(context)).value
         return keys_pb2.ListKeyVersionsResponse(keys=keys, next_page_token=token)
 
     def UpdateKey(  # noqa: N802, D102
@@ -159,13 +163,16 @@ class KeyService(keys_pb2_grpc.KeyServiceServicer):
         convert.refuse_output_only(attributes, exportable_allowed=False)
         operations = convert.key_operations(request.key_operations)
         until, serving = deadline(context), self._partition.serving()
-        answered = self._answered(serving, request, keys_pb2.UpdateKeyResponse, until)
+        access = current_access(key_scope(key_id))
+        answered = self._answered(serving, access, request, keys_pb2.UpdateKeyResponse, until)
         if answered is not None:
             return answered
         if operations:
-            version = serving.replica.consult(
-                lambda view: lifecycle.version_of(view, lifecycle.active_key(view, key_id), version_id), until
-            ).value
+
+            def find(view: View) -> KeyVersionRecord:
+                return lifecycle.version_of(view, lifecycle.active_key(view, key_id), version_id)
+
+            version = serving.replica.consult(roles.permitted(access, find), until).value
             algorithms.check_key_operations(version.key_type, operations)
         command = UpdateKeyVersion(
             time_ms=serving.now_ms(),
@@ -177,7 +184,7 @@ class KeyService(keys_pb2_grpc.KeyServiceServicer):
             key_operations=operations or None,
             tags=convert.tags(request.tags) if request.replace_tags else None,
         )
-        return self._commit(serving, command, request, keys_pb2.UpdateKeyResponse, until)
+        return self._commit(serving, access, command, request, keys_pb2.UpdateKeyResponse, until)
 
     def DeleteKey(  # noqa: N802, D102
         self, request: keys_pb2.DeleteKeyRequest, context: grpc.ServicerContext
@@ -185,7 +192,8 @@ class KeyService(keys_pb2_grpc.KeyServiceServicer):
         key_id, _ = convert.parse_name(request.name, version_allowed=False)
         serving = self._partition.serving()
         command = DeleteKey(serving.now_ms(), key_id)
-        return self._commit(serving, command, request, keys_pb2.DeleteKeyResponse, deadline(context))
+        access = current_access(key_scope(key_id))
+        return self._commit(serving, access, command, request, keys_pb2.DeleteKeyResponse, deadline(context))
 
     def GetDeletedKey(  # noqa: N802, D102
         self, request: keys_pb2.GetDeletedKeyRequest, context: grpc.ServicerContext
@@ -197,7 +205,8 @@ class KeyService(keys_pb2_grpc.KeyServiceServicer):
             days = lifecycle.pool_record(view).recoverable_days
             return convert.deleted_key_message(key, lifecycle.version_of(view, key), days)
 
-        consulted = self._partition.serving().replica.consult(decide, deadline(context))
+        decision = roles.permitted(current_access(key_scope(key_id)), decide)
+        consulted = self._partition.serving().replica.consult(decision, deadline(context))
         return keys_pb2.GetDeletedKeyResponse(deleted_key=consulted.value)
 
     def RecoverDeletedKey(  # noqa: N802, D102
@@ -206,7 +215,10 @@ class KeyService(keys_pb2_grpc.KeyServiceServicer):
         key_id, _ = convert.parse_name(request.name, version_allowed=False)
         serving = self._partition.serving()
         command = RecoverDeletedKey(serving.now_ms(), key_id)
-        return self._commit(serving, command, request, keys_pb2.RecoverDeletedKeyResponse, deadline(context))
+        access = current_access(key_scope(key_id))
+        return self._commit(
+            serving, access, command, request, keys_pb2.RecoverDeletedKeyResponse, deadline(context)
+        )
 
     def PurgeDeletedKey(  # noqa: N802, D102
         self, request: keys_pb2.PurgeDeletedKeyRequest, context: grpc.ServicerContext
@@ -214,23 +226,28 @@ class KeyService(keys_pb2_grpc.KeyServiceServicer):
         key_id, _ = convert.parse_name(request.name, version_allowed=False)
         serving = self._partition.serving()
         command = PurgeDeletedKey(serving.now_ms(), key_id)
-        return self._commit(serving, command, request, keys_pb2.PurgeDeletedKeyResponse, deadline(context))
+        access = current_access(key_scope(key_id))
+        return self._commit(
+            serving, access, command, request, keys_pb2.PurgeDeletedKeyResponse, deadline(context)
+        )
 
     def BackupKey(  # noqa: N802, D102
         self, request: keys_pb2.BackupKeyRequest, context: grpc.ServicerContext
     ) -> keys_pb2.BackupKeyResponse:
         key_id, _ = convert.parse_name(request.name, version_allowed=False)
-        return keys_pb2.BackupKeyResponse(backup=self._backups.backup_key(key_id, deadline(context)))
+        access = current_access(key_scope(key_id))
+        return keys_pb2.BackupKeyResponse(backup=self._backups.backup_key(key_id, access, deadline(context)))
 
     def RestoreKey(  # noqa: N802, D102
         self, request: keys_pb2.RestoreKeyRequest, context: grpc.ServicerContext
     ) -> keys_pb2.RestoreKeyResponse:
         until, serving = deadline(context), self._partition.serving()
-        answered = self._answered(serving, request, keys_pb2.RestoreKeyResponse, until)
+        access = current_access()
+        answered = self._answered(serving, access, request, keys_pb2.RestoreKeyResponse, until)
         if answered is not None:
             return answered
         command = self._backups.open_key_backup(request.backup)
-        return self._commit(serving, command, request, keys_pb2.RestoreKeyResponse, until)
+        return self._commit(serving, access, command, request, keys_pb2.RestoreKeyResponse, until)
 
     # -- shared --------------------------------------------------------------------------
 
@@ -250,6 +267,7 @@ class KeyService(keys_pb2_grpc.KeyServiceServicer):
     def _create(
         self,
         serving: Serving,
+        access: Access,
         request: keys_pb2.CreateKeyRequest | keys_pb2.ImportKeyRequest,
         new: _NewVersion,
         material: KeyMaterial,
@@ -283,28 +301,43 @@ class KeyService(keys_pb2_grpc.KeyServiceServicer):
             tags=new.tags,
             must_not_exist=new.must_not_exist,
         )
-        return self._commit(serving, command, request, response, until)
+        return self._commit(serving, access, command, request, response, until)
 
-    def _answered(self, serving: Serving, request: Message, response: type[R], until: float) -> R | None:
+    def _answered(
+        self, serving: Serving, access: Access, request: Message, response: type[R], until: float
+    ) -> R | None:
         """Return the first answer to this request id, before costly work is done again."""
         key, digest = request_key(request), request_digest(request)
-        record = serving.replica.consult(
-            lambda view: lifecycle.answered_before(view, key, digest), until
-        ).value
+
+        def decide(view: View) -> RequestRecord | None:
+            return lifecycle.answered_before(view, key, digest)
+
+        record = serving.replica.consult(roles.permitted(access, decide), until).value
         return response.FromString(record.reply) if record else None
 
     def _commit(
-        self, serving: Serving, command: Command, request: Message, response: type[R], until: float
+        self,
+        serving: Serving,
+        access: Access,
+        command: Command,
+        request: Message,
+        response: type[R],
+        until: float,
     ) -> R:
         mutation = Mutation(
-            command, reply_encoder(response), request_key(request), request_digest(request), serving.now_ms()
+            command,
+            access,
+            reply_encoder(response),
+            request_key(request),
+            request_digest(request),
+            serving.now_ms(),
         )
         return response.FromString(serving.committer.submit(mutation, until))
 
     def _page(
         self, requested_size: int, token: str, until: float, *, deleted: bool
     ) -> tuple[list[tuple[KeyRecord, KeyVersionRecord, int]], str]:
-        size, after = convert.page_size(requested_size), _decode_token(token)
+        size, after = convert.page_size(requested_size), _position(token)
 
         def decide(state: State) -> tuple[list[tuple[KeyRecord, KeyVersionRecord, int]], str]:
             restore.refuse_while_restoring(state)
@@ -316,11 +349,11 @@ class KeyService(keys_pb2_grpc.KeyServiceServicer):
                     if not isinstance(key, KeyRecord) or key.deleted != deleted:
                         continue
                     if len(page) == size:
-                        return page, _encode_token(page[-1][0].key_id)
+                        return page, convert.page_token(page[-1][0].key_id)
                     page.append((key, lifecycle.version_of(state, key), days))
             return page, ""
 
-        return self._partition.serving().replica.consult_all(decide, until)
+        return self._partition.serving().replica.consult_all(roles.permitted(current_access(), decide), until)
 
 
 def _bounded(octets: bytes) -> SecretBytes:
@@ -361,17 +394,11 @@ def request_digest(request: Message) -> bytes:
     return hashlib.sha256(kind + b"\x00" + content.SerializeToString(deterministic=True)).digest()
 
 
-def _encode_token(position: str) -> str:
-    return base64.urlsafe_b64encode(position.encode()).decode()
-
-
-def _decode_token(token: str) -> str:
+def _position(token: str) -> str:
+    """Return the key id or version id, which has the same form, that a page token stands for."""
     if not token:
         return ""
     try:
-        if len(token) > 256:
-            raise ValueError
-        position = base64.b64decode(token.encode(), b"-_", validate=True).decode("ascii")
-        return convert.key_id(position)  # a version id has the form of a key id, too
-    except (ValueError, InvalidField):
+        return convert.key_id(convert.page_position(token))
+    except InvalidField:
         raise InvalidField("the page token is not valid", field="page_token") from None

@@ -6,6 +6,7 @@ import grpc
 
 from hsm_pool.errors import InvalidField
 from hsm_pool.net import convert
+from hsm_pool.net.interceptors import current_access
 from hsm_pool.partition.ceremonies import Ceremonies, Ceremony
 from hsm_pool.partition.partition import Partition
 from mhsm.security_domain.v1 import security_domain_pb2, security_domain_pb2_grpc
@@ -72,7 +73,7 @@ class SecurityDomainService(security_domain_pb2_grpc.SecurityDomainServiceServic
         request: security_domain_pb2.RotateKeyEncryptionKeyRequest,  # noqa: ARG002
         context: grpc.ServicerContext,  # noqa: ARG002
     ) -> security_domain_pb2.RotateKeyEncryptionKeyResponse:
-        epoch = self._ceremonies.rotate_key_encryption_key()
+        epoch = self._ceremonies.rotate_key_encryption_key(current_access())
         return security_domain_pb2.RotateKeyEncryptionKeyResponse(epoch=epoch)
 
     def SubmitShare(  # noqa: N802, D102
@@ -82,7 +83,7 @@ class SecurityDomainService(security_domain_pb2_grpc.SecurityDomainServiceServic
     ) -> security_domain_pb2.SubmitShareResponse:
         if len(request.submission) > SUBMISSION_BYTES_MAX:
             raise InvalidField("the submission is too large", field="submission")
-        ceremony = self._ceremonies.submit_share(request.attempt_id, request.submission)
+        ceremony = self._ceremonies.submit_share(request.attempt_id, request.submission, current_access())
         return security_domain_pb2.SubmitShareResponse(ceremony=self._message(ceremony))
 
     def UploadRestoreBlob(  # noqa: N802, D102
@@ -92,7 +93,8 @@ class SecurityDomainService(security_domain_pb2_grpc.SecurityDomainServiceServic
     ) -> security_domain_pb2.UploadRestoreBlobResponse:
         if len(request.restore_blob) > DOCUMENT_BYTES_MAX:
             raise InvalidField("the restore blob is too large", field="restore_blob")
-        ceremony = self._ceremonies.upload_restore_blob(request.attempt_id, request.restore_blob)
+        blob = request.restore_blob
+        ceremony = self._ceremonies.upload_restore_blob(request.attempt_id, blob, current_access())
         return security_domain_pb2.UploadRestoreBlobResponse(ceremony=self._message(ceremony))
 
     def GetCeremony(  # noqa: N802, D102

@@ -1,4 +1,8 @@
-"""The four listeners of a partition, one a plane, each with its own certificate authority."""
+"""The listeners of a partition: one a plane, each with its own certificate authority.
+
+The client plane has a second one for callers with bearer tokens, if tokens are configured:
+gRPC cannot make client certificates optional, so it asks for none.
+"""
 
 from __future__ import annotations
 
@@ -15,6 +19,7 @@ from hsm_pool.net.calls import Translator
 from hsm_pool.net.crypto_service import CryptoService
 from hsm_pool.net.enclave_guard import EnclaveGuard
 from hsm_pool.net.enclave_service import EnclaveService
+from hsm_pool.net.identities import CertificateIdentities, TokenIdentities
 from hsm_pool.net.interceptors import Gate
 from hsm_pool.net.key_service import KeyService
 from hsm_pool.net.plane_services import (
@@ -23,12 +28,16 @@ from hsm_pool.net.plane_services import (
     PeerService,
     PoolService,
 )
+from hsm_pool.net.role_gate import RoleGate
+from hsm_pool.net.role_service import RoleService
 from hsm_pool.net.security_domain_service import SecurityDomainService
 from hsm_pool.partition.backups import Backups
 from hsm_pool.partition.ceremonies import Ceremonies
 from hsm_pool.partition.command_counter import CommandCounter
 from hsm_pool.partition.partition import Partition
 from hsm_pool.settings import Identity
+from hsm_pool.tokens.issuer_keys import IssuerKeys
+from hsm_pool.tokens.verification import TokenVerifier
 from mhsm.backup.v1 import backup_pb2_grpc
 from mhsm.crypto.v1 import crypto_pb2_grpc
 from mhsm.enclave.v1 import enclave_pb2_grpc
@@ -36,6 +45,7 @@ from mhsm.keys.v1 import keys_pb2_grpc
 from mhsm.node.v1 import node_pb2_grpc
 from mhsm.peer.v1 import peer_pb2_grpc
 from mhsm.pool.v1 import pool_pb2_grpc
+from mhsm.roles.v1 import roles_pb2_grpc
 from mhsm.security_domain.v1 import security_domain_pb2_grpc
 
 _OPTIONS = (
@@ -64,15 +74,19 @@ class PlaneServers:
     def __init__(self, partition: Partition, ceremonies: Ceremonies) -> None:
         settings = partition.settings
         translate = Translator(partition)
-        gate = Gate(settings.pool_id, translate)
+        roles = RoleGate(partition)
+        certificates = CertificateIdentities(settings.pool_id)
+        gate = Gate(certificates, translate, roles)
+
+        backups = Backups(partition)
 
         def client_plane(server: grpc.Server) -> None:
-            backups = Backups(partition)
             keys_pb2_grpc.add_KeyServiceServicer_to_server(KeyService(partition, backups), server)
             backup = BackupService(partition, backups)
             backup_pb2_grpc.add_BackupServiceServicer_to_server(backup, server)
             crypto = CryptoService(partition, translate)
             crypto_pb2_grpc.add_CryptoServiceServicer_to_server(crypto, server)
+            roles_pb2_grpc.add_RoleServiceServicer_to_server(RoleService(partition), server)
             pool_pb2_grpc.add_PoolServiceServicer_to_server(PoolService(partition, ceremonies), server)
             ceremony = SecurityDomainService(partition, ceremonies)
             security_domain_pb2_grpc.add_SecurityDomainServiceServicer_to_server(ceremony, server)
@@ -89,7 +103,7 @@ class PlaneServers:
         def node_plane(server: grpc.Server) -> None:
             node_pb2_grpc.add_NodeServiceServicer_to_server(NodeService(partition), server)
 
-        bare = Gate(settings.pool_id, translate, bare_errors=True)
+        bare = Gate(certificates, translate, roles, bare_errors=True)
         self._servers = [
             _server(settings.client_endpoint, settings.client_plane, gate, client_plane, threads=32),
             _server(settings.peer_endpoint, settings.peer_plane, gate, peer_plane, threads=2),
@@ -104,6 +118,20 @@ class PlaneServers:
             ),
             _server(settings.node_endpoint, settings.node_plane, gate, node_plane, threads=2),
         ]
+        tokens = settings.tokens
+        if tokens is not None:
+            verifier = TokenVerifier(tokens, IssuerKeys(tokens.keys, tokens.keys_ca_file))
+            gate = Gate(TokenIdentities(verifier), translate, roles)
+            self._servers.append(
+                _server(
+                    tokens.endpoint,
+                    settings.client_plane,
+                    gate,
+                    client_plane,
+                    threads=16,
+                    client_certificates=False,
+                )
+            )
 
     def start(self) -> None:
         """Begin to listen."""
@@ -126,11 +154,12 @@ def _server(
     threads: int,
     guards: tuple[grpc.ServerInterceptor, ...] = (),
     options: tuple[tuple[str, int], ...] = _OPTIONS,
+    client_certificates: bool = True,
 ) -> grpc.Server:
     credentials = grpc.ssl_server_credentials(
         [(Path(identity.key_file).read_bytes(), Path(identity.certificate_file).read_bytes())],
-        root_certificates=Path(identity.ca_file).read_bytes(),
-        require_client_auth=True,
+        root_certificates=Path(identity.ca_file).read_bytes() if client_certificates else None,
+        require_client_auth=client_certificates,
     )
     server = grpc.server(
         ThreadPoolExecutor(threads, thread_name_prefix="call"),

@@ -53,4 +53,4 @@ def admit(
 
 
 def _commit(serving: Serving, command: Command, deadline: float) -> None:
-    serving.committer.submit(Mutation(command, lambda _: b"", None, b"", 0), deadline)
+    serving.committer.submit(Mutation(command, None, lambda _: b"", None, b"", 0), deadline)

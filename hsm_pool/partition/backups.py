@@ -9,8 +9,8 @@ from dataclasses import dataclass, field
 from hsm_pool import limits
 from hsm_pool.backup import bundle, contents
 from hsm_pool.backup.bundle import Domain, Manifest, Sealer, Snapshot
-from hsm_pool.backup.contents import StoredKey
-from hsm_pool.core import lifecycle, restore
+from hsm_pool.backup.contents import Stored, StoredKey, StoredRole
+from hsm_pool.core import lifecycle, restore, roles
 from hsm_pool.core.commands import (
     CancelRestore,
     Command,
@@ -20,6 +20,7 @@ from hsm_pool.core.commands import (
     StartRestore,
 )
 from hsm_pool.core.model import KeyRecord, RestorePhase, RestoreRecord, key_name
+from hsm_pool.core.roles import Access
 from hsm_pool.core.state import State, View
 from hsm_pool.crypto.secret import SecretBytes
 from hsm_pool.errors import BackupRefused, InvalidField, LimitExceeded, RestoreState
@@ -37,7 +38,7 @@ _SNAPSHOT_SECONDS = 600.0
 class _Backup:
     sealer: Sealer
     snapshot: Snapshot
-    parts: list[tuple[StoredKey, ...]]
+    parts: list[tuple[Stored, ...]]
     digests: dict[int, bytes] = field(default_factory=dict)
     used_at: float = 0.0
     finished: bool = False
@@ -75,8 +76,8 @@ class Backups:
 
     # -- taking --------------------------------------------------------------------------
 
-    def start(self, backup_id: str, until: float) -> StartedBackup:
-        """Take a snapshot of all keys; a repeat returns the same one.
+    def start(self, backup_id: str, access: Access, until: float) -> StartedBackup:
+        """Take a snapshot of all keys and roles; a repeat returns the same one.
 
         Raises:
             RestoreState: Another snapshot is being read, or a restore is under way.
@@ -89,16 +90,19 @@ class Backups:
             if self._live():
                 raise RestoreState("another backup is being taken from this partition; finish it first")
 
-            def decide(state: State) -> list[StoredKey]:
+            def decide(state: State) -> tuple[list[StoredKey], list[StoredRole]]:
                 restore.refuse_while_restoring(state)
-                return [_stored(state, key_id) for key_id in state.key_ids(limits.KEYS_MAX)]
+                found = [_stored(state, key_id) for key_id in state.key_ids(limits.KEYS_MAX)]
+                return found, [StoredRole(record) for record in state.role_records()]
 
-            keys = serving.replica.consult_all(decide, until)
+            keys, assigned = serving.replica.consult_all(roles.permitted(access, decide), until)
             head = serving.replica.head
             snapshot = Snapshot(self._partition.settings.pool_id, head.sequence, head.digest, len(keys))
             domain = self._domain()
             sealer = Sealer(backup_id, domain, _backup_key(serving, domain))
-            self._backup = _Backup(sealer, snapshot, contents.into_parts(keys), used_at=boot_time())
+            self._backup = _Backup(
+                sealer, snapshot, contents.into_parts([*keys, *assigned]), used_at=boot_time()
+            )
             return self._backup.started
 
     def read_part(self, backup_id: str, index: int) -> bytes:
@@ -150,7 +154,7 @@ class Backups:
 
     # -- restoring -----------------------------------------------------------------------
 
-    def check(self, manifest: bytes, until: float) -> tuple[int, int]:
+    def check(self, manifest: bytes, access: Access, until: float) -> tuple[int, int]:
         """Return (keys in the backup, keys that a full restore would destroy).
 
         Raises:
@@ -161,25 +165,33 @@ class Backups:
         opened = self._open(serving, manifest)
         if opened.snapshot.keys > limits.KEYS_MAX:
             raise LimitExceeded(f"a pool has at most {limits.KEYS_MAX} keys")
-        return opened.snapshot.keys, serving.replica.consult_all(lambda state: state.key_count(), until)
 
-    def start_restore(self, manifest: bytes, request_key: bytes, until: float) -> RestoreStatus:
+        def decide(state: State) -> int:
+            return state.key_count()
+
+        return opened.snapshot.keys, serving.replica.consult_all(roles.permitted(access, decide), until)
+
+    def start_restore(
+        self, manifest: bytes, access: Access, request_key: bytes, until: float
+    ) -> RestoreStatus:
         """Put the pool in restore mode; a repeat returns the same restore.
 
         Raises:
             BackupRefused: It cannot be restored here.
             RestoreState: Another restore is under way.
         """
-        self.check(manifest, until)
+        self.check(manifest, access, until)
         serving = self._partition.serving()
         restore_id = hashlib.sha256(b"mhsm/restore/v1\x00" + request_key).hexdigest()[:32]
         parts = len(self._open(serving, manifest).part_digests)
-        command = StartRestore(restore_id, manifest, parts)
+        command = StartRestore(restore_id, manifest, parts, access.principals)
         digest = hashlib.sha256(manifest).digest()
-        self._commit(serving, command, until, request_key, digest)
-        return self._status_of(restore_id, until)
+        self._commit(serving, access, command, until, request_key, digest)
+        return self._status_of(restore_id, access, until)
 
-    def stage(self, restore_id: str, index: int, content: bytes, until: float) -> RestoreStatus:
+    def stage(
+        self, restore_id: str, index: int, content: bytes, access: Access, until: float
+    ) -> RestoreStatus:
         """Stage one part.
 
         Raises:
@@ -187,40 +199,40 @@ class Backups:
             BackupRefused: It is not that part of the backup.
         """
         serving = self._partition.serving()
-        status = self._status_of(restore_id, until)
+        status = self._status_of(restore_id, access, until)
         if status.record.phase is not RestorePhase.STAGING:
             raise RestoreState("the restore is not staging any more", phase=status.record.phase.name)
         if index in status.record.staged_parts:
             return status
         manifest = self._open(serving, status.record.manifest)
-        keys = contents.put_back(serving.keys, bundle.open_part(manifest, index, content))
-        batches = contents.into_batches(keys)
+        stored = contents.put_back(serving.keys, bundle.open_part(manifest, index, content))
+        batches = contents.into_batches(stored)
         for number, batch in enumerate(batches, start=1):
             command = StageRecords(restore_id, index, batch, last=number == len(batches))
-            self._commit(serving, command, until)
-        return self._status_of(restore_id, until)
+            self._commit(serving, access, command, until)
+        return self._status_of(restore_id, access, until)
 
-    def commit(self, restore_id: str, until: float) -> RestoreStatus:
+    def commit(self, restore_id: str, access: Access, until: float) -> RestoreStatus:
         """Decide for the staged keys; the partitions do the rest by themselves.
 
         Raises:
             RestoreState: Parts are missing, or no such restore is under way.
         """
         serving = self._partition.serving()
-        self._commit(serving, CommitRestore(restore_id), until)
-        return self._status_of(restore_id, until)
+        self._commit(serving, access, CommitRestore(restore_id), until)
+        return self._status_of(restore_id, access, until)
 
-    def cancel(self, restore_id: str, until: float) -> RestoreStatus:
+    def cancel(self, restore_id: str, access: Access, until: float) -> RestoreStatus:
         """Decide for the keys of before.
 
         Raises:
             RestoreState: The restore was committed already, or none such is under way.
         """
         serving = self._partition.serving()
-        self._commit(serving, CancelRestore(restore_id), until)
-        return self._status_of(restore_id, until)
+        self._commit(serving, access, CancelRestore(restore_id), until)
+        return self._status_of(restore_id, access, until)
 
-    def status(self, until: float) -> RestoreStatus | None:
+    def status(self, access: Access, until: float) -> RestoreStatus | None:
         """Return the restore under way, or the last one."""
         serving = self._partition.serving()
 
@@ -235,11 +247,11 @@ class Backups:
             backup_id = self._open(serving, record.manifest).backup_id if record.manifest else ""
             return RestoreStatus(record, left, backup_id)
 
-        return serving.replica.consult_all(decide, until)
+        return serving.replica.consult_all(roles.permitted(access, decide), until)
 
     # -- single keys ---------------------------------------------------------------------
 
-    def backup_key(self, key_id: str, until: float) -> bytes:
+    def backup_key(self, key_id: str, access: Access, until: float) -> bytes:
         """Return a key with all its versions, encrypted to the security domain.
 
         Raises:
@@ -252,7 +264,7 @@ class Backups:
             lifecycle.active_key(view, key_id)
             return _stored(view, key_id)
 
-        consulted = serving.replica.consult(decide, until)
+        consulted = serving.replica.consult(roles.permitted(access, decide), until)
         head = serving.replica.head
         snapshot = Snapshot(self._partition.settings.pool_id, head.sequence, head.digest, 1)
         plaintext, domain = contents.take(serving.keys, [consulted.value]), self._domain()
@@ -267,6 +279,8 @@ class Backups:
         serving = self._partition.serving()
         plaintext = bundle.open_key_backup(backup, self._domain().pool_id, serving.keys.backup_private_key)
         (stored,) = contents.put_back(serving.keys, plaintext)
+        if not isinstance(stored, StoredKey):
+            raise BackupRefused("this is not the backup of a key")
         return RestoreKey(stored.key, stored.versions)
 
     def find_key(self, manifest: bytes, index: int, content: bytes, key_id: str) -> RestoreKey | None:
@@ -277,9 +291,10 @@ class Backups:
         """
         serving = self._partition.serving()
         opened = self._open(serving, manifest)
-        keys = contents.put_back(serving.keys, bundle.open_part(opened, index, content))
-        found = next((stored for stored in keys if stored.key.key_id == key_id), None)
-        return RestoreKey(found.key, found.versions) if found else None
+        for stored in contents.put_back(serving.keys, bundle.open_part(opened, index, content)):
+            if isinstance(stored, StoredKey) and stored.key.key_id == key_id:
+                return RestoreKey(stored.key, stored.versions)
+        return None
 
     # -- shared --------------------------------------------------------------------------
 
@@ -292,8 +307,8 @@ class Backups:
     def _open(self, serving: Serving, manifest: bytes) -> Manifest:
         return bundle.open_manifest(manifest, self._domain().pool_id, serving.keys.backup_private_key)
 
-    def _status_of(self, restore_id: str, until: float) -> RestoreStatus:
-        status = self.status(until)
+    def _status_of(self, restore_id: str, access: Access, until: float) -> RestoreStatus:
+        status = self.status(access, until)
         if status is None or status.record.restore_id != restore_id:
             raise RestoreState("no such restore is under way")
         return status
@@ -301,13 +316,15 @@ class Backups:
     @staticmethod
     def _commit(
         serving: Serving,
+        access: Access,
         command: Command,
         until: float,
         request_key: bytes | None = None,
         digest: bytes = b"",
     ) -> None:
         now = serving.now_ms()
-        serving.committer.submit(Mutation(command, lambda _: b"", request_key, digest, now), until)
+        mutation = Mutation(command, access, lambda _: b"", request_key, digest, now)
+        serving.committer.submit(mutation, until)
 
 
 def _stored(view: View, key_id: str) -> StoredKey:

@@ -25,6 +25,7 @@ from enum import IntEnum
 from hsm_pool import limits
 from hsm_pool.ceremony.parent import CeremonyChild
 from hsm_pool.core.commands import ReplaceSecurityDomain
+from hsm_pool.core.roles import Access
 from hsm_pool.crypto.secret import SecretBytes
 from hsm_pool.enclave.evidence import exchange_key_report_data
 from hsm_pool.errors import AlreadyActivated, CeremonyState, InvalidField
@@ -269,7 +270,7 @@ class Ceremonies:
             attempt.old_header_digest = chain.value_digest(epochs.header_value(header))
             return attempt.seen()
 
-    def rotate_key_encryption_key(self) -> int:
+    def rotate_key_encryption_key(self, access: Access) -> int:
         """Replace the key-encryption key; no officer is needed. Returns the new epoch.
 
         Raises:
@@ -277,10 +278,15 @@ class Ceremonies:
         """
         with self._lock:
             self._header_in_force()
-        return epochs.rotate(self._partition)
+        return epochs.rotate(self._partition, access)
 
-    def submit_share(self, attempt_id: bytes, submission: bytes) -> Ceremony:
+    def submit_share(self, attempt_id: bytes, submission: bytes, access: Access) -> Ceremony:
         """Hand an officer's submission to the child; do what the ceremony is for when it has enough.
+
+        Args:
+            attempt_id: Of the ceremony.
+            submission: The officer's.
+            access: What the roles of whoever sends it must allow when the pool changes.
 
         Raises:
             CeremonyState: No such attempt is under way (or its child died).
@@ -303,9 +309,9 @@ class Ceremonies:
                 result.next_security_domain_file or result.uploaded_security_domain_file or attempt.file
             )
             attempt.azure_file = result.next_azure_security_domain_file or attempt.azure_file
-            return self._finished(attempt, result)
+            return self._finished(attempt, result, access)
 
-    def upload_restore_blob(self, attempt_id: bytes, restore_blob: bytes) -> Ceremony:
+    def upload_restore_blob(self, attempt_id: bytes, restore_blob: bytes, access: Access) -> Ceremony:
         """Hand a restore blob of Azure's format to the child, in place of shares.
 
         Raises:
@@ -327,14 +333,14 @@ class Ceremonies:
                 raise InvalidField(error.message, field="restore_blob") from None
             attempt.required = result.required
             attempt.file = result.uploaded_security_domain_file or attempt.file
-            return self._finished(attempt, result)
+            return self._finished(attempt, result, access)
 
-    def _finished(self, attempt: _Attempt, result: ceremony_pb2.SubmitResult) -> Ceremony:
+    def _finished(self, attempt: _Attempt, result: ceremony_pb2.SubmitResult, access: Access) -> Ceremony:
         """Do what a ceremony is for, if it has enough."""
         if result.complete:
             attempt.complete = True
             try:
-                self._complete(attempt, result)
+                self._complete(attempt, result, access)
             finally:
                 self._end()
         return attempt.seen()
@@ -423,7 +429,7 @@ class Ceremonies:
 
     # -- completing ----------------------------------------------------------------------
 
-    def _complete(self, attempt: _Attempt, result: ceremony_pb2.SubmitResult) -> None:
+    def _complete(self, attempt: _Attempt, result: ceremony_pb2.SubmitResult, access: Access) -> None:
         match attempt.purpose:
             case Purpose.RECOVERY if result.pool_keys_secret:
                 keys = PoolKeys(self._partition.settings.pool_id, SecretBytes(result.pool_keys_secret))
@@ -431,12 +437,12 @@ class Ceremonies:
             case Purpose.ACTIVATION | Purpose.RECOVERY:
                 self._activate(attempt, SecretBytes(result.backup_private_key))
             case Purpose.SHARE_ROTATION:
-                self._replace(attempt)
+                self._replace(attempt, access)
             case Purpose.NEW_GENERATION:
                 domain = container.parse(attempt.file)
                 backup_key = SecretBytes(result.backup_private_key)
                 new = epochs.NewDomain(attempt.file, attempt.azure_file, domain, backup_key)
-                epochs.rotate(self._partition, attempt.old_header_digest, new)
+                epochs.rotate(self._partition, access, attempt.old_header_digest, new)
             case Purpose.VERIFICATION:
                 pass  # the child has opened the domain and the pool's keys
 
@@ -456,7 +462,7 @@ class Ceremonies:
         )
         self._partition.activate(header, keys)
 
-    def _replace(self, attempt: _Attempt) -> None:
+    def _replace(self, attempt: _Attempt, access: Access) -> None:
         """Put the new file in force, unless another ceremony has changed the header meanwhile."""
         serving = self._partition.holding_keys()
         if serving is None:
@@ -467,7 +473,7 @@ class Ceremonies:
         header.azure_security_domain_file = attempt.azure_file
         value = epochs.header_value(header)
         command = ReplaceSecurityDomain(attempt.old_header_digest, chain.value_digest(value))
-        mutation = Mutation(command, lambda _: b"", None, b"", 0, header=value)
+        mutation = Mutation(command, access, lambda _: b"", None, b"", 0, header=value)
         serving.committer.submit(mutation, boot_time() + limits.MUTATION_SECONDS_MAX)
 
     # -- attempts ------------------------------------------------------------------------

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from hsm_pool import limits
 from hsm_pool.core.commands import ActivateEpoch, Command, ProposeEpoch
 from hsm_pool.core.epochs import HOLDERS_MIN
+from hsm_pool.core.roles import Access
 from hsm_pool.crypto.secret import SecretBytes
 from hsm_pool.errors import CeremonyState
 from hsm_pool.partition.partition import Partition
@@ -38,11 +39,14 @@ class NewDomain:
     backup_key: SecretBytes
 
 
-def rotate(partition: Partition, old_header_digest: bytes = b"", new: NewDomain | None = None) -> int:
+def rotate(
+    partition: Partition, access: Access, old_header_digest: bytes = b"", new: NewDomain | None = None
+) -> int:
     """Put a new key-encryption key in force; returns its epoch.
 
     Args:
         partition: A serving one.
+        access: What the caller's roles must allow.
         old_header_digest: The header that a ceremony began with; b"" for the one in force now.
         new: The new security domain, if the generation changes.
 
@@ -58,7 +62,7 @@ def rotate(partition: Partition, old_header_digest: bytes = b"", new: NewDomain 
     generation = new.domain.generation if new else 0
     keys = serving.keys.with_epoch(epoch, generation, new.backup_key if new else None)
     # Kept only when the number is this key's: two partitions may have proposed the same one.
-    _commit(serving, ProposeEpoch(epoch, partition.settings.index))
+    _commit(serving, access, ProposeEpoch(epoch, partition.settings.index))
     partition.keep(keys)
     _await_holders(serving, epoch)
     header = record_pb2.PoolHeader()
@@ -72,7 +76,7 @@ def rotate(partition: Partition, old_header_digest: bytes = b"", new: NewDomain 
     header.sealed_epoch.CopyFrom(sealed(domain, keys, epoch))
     value = header_value(header)
     command = ActivateEpoch(epoch, serving.replica.serving(), old_header_digest, chain.value_digest(value))
-    _commit(serving, command, value)
+    _commit(serving, access, command, value)
     return epoch
 
 
@@ -109,6 +113,6 @@ def _await_holders(serving: Serving, epoch: int) -> None:
             raise CeremonyState("not every serving partition took the new key-encryption key in time")
 
 
-def _commit(serving: Serving, command: Command, header: bytes = b"") -> None:
-    mutation = Mutation(command, lambda _: b"", None, b"", 0, header=header)
+def _commit(serving: Serving, access: Access, command: Command, header: bytes = b"") -> None:
+    mutation = Mutation(command, access, lambda _: b"", None, b"", 0, header=header)
     serving.committer.submit(mutation, boot_time() + limits.MUTATION_SECONDS_MAX)

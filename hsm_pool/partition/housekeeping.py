@@ -55,7 +55,7 @@ class Housekeeper:
         pool = self._replica.state.pool()
         epoch, index = pool.next_epoch, self._replica.index
         if epoch and index not in pool.holders and self._hold_epoch(epoch):
-            mutation = Mutation(HoldEpoch(epoch, index), lambda _: b"", None, b"", 0)
+            mutation = Mutation(HoldEpoch(epoch, index), None, lambda _: b"", None, b"", 0)
             self._committer.submit(mutation, boot_time() + limits.MUTATION_SECONDS_MAX)
 
     def _advance(self) -> bool:
@@ -65,6 +65,6 @@ class Housekeeper:
             return False
         if not self._replica.is_housekeeper():
             return False
-        mutation = Mutation(AdvanceRestore(record.restore_id), lambda _: b"", None, b"", 0)
+        mutation = Mutation(AdvanceRestore(record.restore_id), None, lambda _: b"", None, b"", 0)
         self._committer.submit(mutation, boot_time() + limits.MUTATION_SECONDS_MAX)
         return True

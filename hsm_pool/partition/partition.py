@@ -13,13 +13,15 @@ peer; LOCKED says that no peer holds them either, so that a quorum must unlock t
 from __future__ import annotations
 
 import threading
+import uuid
 from enum import Enum
 from pathlib import Path
 from typing import Protocol
 
 import structlog
 
-from hsm_pool.core.model import POOL, PoolRecord
+from hsm_pool.core import role_management, roles
+from hsm_pool.core.model import POOL, PoolRecord, Record, RecordName, RoleAssignment
 from hsm_pool.crypto.key_generation import KeyGenerator
 from hsm_pool.crypto.secret import SecretBytes
 from hsm_pool.enclave import admission
@@ -305,6 +307,15 @@ class Partition:
             raise AlreadyActivated("the pool is active already")
         return header
 
+    def _initial_assignments(self) -> list[RoleAssignment]:
+        settings = self.settings
+        given = [(name, roles.ADMINISTRATOR.role_definition_id) for name in settings.initial_administrators]
+        given += [(entry.principal_id, entry.role_definition_id) for entry in settings.initial_assignments]
+        return [
+            RoleAssignment(str(uuid.uuid4()), principal_id, role_definition_id, roles.WHOLE_POOL)
+            for principal_id, role_definition_id in given
+        ]
+
     def _read_header(self) -> bytes | None:
         for _ in range(_ACTIVATION_TRIES):
             try:
@@ -328,8 +339,12 @@ class Partition:
         value = header.SerializeToString(deterministic=True)
         pool = PoolRecord(self.settings.recoverable_days, frozenset(), chain.value_digest(value))
         genesis = chain.Head(0, chain.genesis_digest(self.settings.pool_id), b"")
+        changes: dict[RecordName, Record | None] = {
+            POOL: pool,
+            **role_management.initial(self._initial_assignments()),
+        }
         transaction = chain.build_transaction(
-            keys, self.settings.index, genesis, chain.TableDigest(), {POOL: pool}
+            keys, self.settings.index, genesis, chain.TableDigest(), changes
         )
         puts = {**transaction.puts, chain.HEADER_KEY: value}
         # The comparison makes a repeat harmless: at most one header is ever committed.

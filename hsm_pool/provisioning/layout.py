@@ -7,6 +7,7 @@
       clients/           administrator.* application.*
       nodes/<i>/         node.json partition.json pki/ platform/ owner/ partition/ store/ logs/
       fabric/            fabric.json controller.* ca.crt
+      token-issuer/      token-issuer.json issuer.*  (development profile)
 """
 
 from __future__ import annotations
@@ -17,14 +18,16 @@ import secrets
 import shutil
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from hsm_pool import limits
 from hsm_pool import settings as settings_module
+from hsm_pool.core.roles import CRYPTO_OFFICER, CRYPTO_USER
 from hsm_pool.provisioning.pki import Authority
 from hsm_pool.provisioning.ports import free_ports
 from hsm_pool.settings import (
     Identity,
+    InitialAssignment,
     NodeSettings,
     OwnerSettings,
     PartitionSettings,
@@ -32,7 +35,10 @@ from hsm_pool.settings import (
     PlatformSettings,
     StoreMemberSettings,
     StoreSettings,
+    TokenIssuerSettings,
+    TokenSettings,
 )
+from hsm_pool.tokens.issuer import KEYS_PATH
 
 PARTITIONS = 3
 POOL_FORMAT = 2
@@ -42,7 +48,9 @@ PLATFORM_ROOT = "pki/platform-root.crt"
 OWNER_ROOT = "pki/owner-root.crt"
 ADMISSION_POLICY = "pki/admission-policy.json"
 STORE_PREFIX = "/mhsm/"
-_PORTS_PER_NODE = 6
+_PORTS_PER_NODE = 7
+AUDIENCE = "https://managedhsm.azure.net"
+"""Audience of the tokens of a Managed HSM (Azure public cloud)."""
 
 
 class DirectoryRefused(Exception):
@@ -60,6 +68,24 @@ class ExternalStore:
 
 
 @dataclass(frozen=True, slots=True)
+class OwnIssuer:
+    """An issuer of bearer tokens that is run by somebody else; fields as in TokenSettings."""
+
+    issuer: str
+    audience: str
+    keys: str
+    keys_ca_file: str = ""
+
+    def settings(self, endpoint: str) -> TokenSettings:
+        """Return the settings of a partition that serves its tokens at an endpoint.
+
+        Raises:
+            ValueError: One of them is out of range.
+        """
+        return TokenSettings(endpoint, self.issuer, self.audience, self.keys, self.keys_ca_file)
+
+
+@dataclass(frozen=True, slots=True)
 class NewPool:
     """What the customer chooses when a pool is made."""
 
@@ -67,6 +93,8 @@ class NewPool:
     recoverable_days: int
     etcd_binary: str
     external_store: ExternalStore | None = None
+    tokens: OwnIssuer | Literal["development"] | None = "development"
+    """Whose bearer tokens are accepted: a small issuer of the pool's own, the customer's, or nobody's."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,6 +105,7 @@ class _Ports:
     node: int
     store_client: int
     store_peer: int
+    tokens: int
 
 
 class _Planes:
@@ -142,7 +171,7 @@ class _Builder:
         self._new = new
         self._pool_id = secrets.token_hex(16)
         self._planes = _Planes(self._pool_id)
-        ports = free_ports(_PORTS_PER_NODE * PARTITIONS)
+        *ports, self._issuer_port = free_ports(_PORTS_PER_NODE * PARTITIONS + 1)
         self._ports = [
             _Ports(*ports[i * _PORTS_PER_NODE : (i + 1) * _PORTS_PER_NODE]) for i in range(PARTITIONS)
         ]
@@ -159,6 +188,8 @@ class _Builder:
         for index in range(PARTITIONS):
             self._node(index)
         self._fabric()
+        if self._new.tokens == "development":
+            self._token_issuer()
         pool = {
             "format": POOL_FORMAT,
             "pool_id": self._pool_id,
@@ -242,6 +273,12 @@ class _Builder:
             admission_policy_file=str(self._final / ADMISSION_POLICY),
             sealing="none" if self._new.attended else "platform",
             recoverable_days=self._new.recoverable_days,
+            initial_administrators=("client/administrator",),
+            initial_assignments=tuple(
+                InitialAssignment("client/application", role.role_definition_id)
+                for role in (CRYPTO_USER, CRYPTO_OFFICER)
+            ),
+            tokens=self._tokens(ports.tokens),
         )
         settings_file = self._write(f"{base}/partition.json", settings_module.dump(partition).encode())
         node = NodeSettings(
@@ -297,6 +334,28 @@ class _Builder:
                 f"{base}/pki/store-peer", planes.store_peer, me, planes.store_peer, server=True
             ),
         )
+
+    def _tokens(self, port: int) -> TokenSettings | None:
+        match self._new.tokens:
+            case "development":
+                url = f"https://{_local(self._issuer_port)}"
+                ca_file = str(self._final / "pki/client-ca.crt")
+                return TokenSettings(_local(port), url, AUDIENCE, url + KEYS_PATH, ca_file)
+            case OwnIssuer() as own:
+                return own.settings(_local(port))
+            case _:
+                return None
+
+    def _token_issuer(self) -> None:
+        client = self._planes.client
+        issuer = TokenIssuerSettings(
+            pool_id=self._pool_id,
+            endpoint=_local(self._issuer_port),
+            issuer=f"https://{_local(self._issuer_port)}",
+            audience=AUDIENCE,
+            identity=self._identity("token-issuer/issuer", client, "token-issuer", client, server=True),
+        )
+        self._write("token-issuer/token-issuer.json", settings_module.dump(issuer).encode())
 
     def _fabric(self) -> None:
         identity = self._identity("fabric/controller", self._planes.fabric, "fabric", self._planes.fabric)

@@ -39,6 +39,22 @@ class Authority:
             .sign(self._key, hashes.SHA256())
         )
 
+    @classmethod
+    def load(cls, certificate_pem: bytes, key_pem: bytes) -> Authority:
+        """Return the authority that was kept.
+
+        Raises:
+            ValueError: These are not its certificate and key.
+        """
+        authority = cls.__new__(cls)
+        key = serialization.load_pem_private_key(key_pem, None)
+        if not isinstance(key, ec.EllipticCurvePrivateKey):
+            raise ValueError("an authority has an EC key")
+        authority._key, authority._certificate = key, x509.load_pem_x509_certificate(certificate_pem)
+        if authority._certificate.public_key() != key.public_key():
+            raise ValueError("certificate and key do not fit")
+        return authority
+
     @property
     def certificate_pem(self) -> bytes:
         """The authority's own certificate."""

@@ -21,7 +21,7 @@ import structlog
 from hsm_pool import settings as settings_module
 from hsm_pool.node_agent.processes import Child, SignalPipe, next_wait_seconds
 from hsm_pool.provisioning.layout import PARTITIONS, pool_settings
-from hsm_pool.settings import PartitionSettings
+from hsm_pool.settings import PartitionSettings, TokenSettings
 from hsm_pool.store.state_file import write_atomically
 
 CONNECTION_FORMAT = 1
@@ -68,6 +68,11 @@ class Supervisor:
             directory / "fabric",
             _BACKOFF_SECONDS,
         )
+        self._issuer: list[Child] = []
+        issuer_settings = directory / "token-issuer" / "token-issuer.json"
+        if issuer_settings.is_file():
+            command = [sys.executable, "-m", "hsm_pool.tokens.issuer", "--settings", str(issuer_settings)]
+            self._issuer = [Child("token-issuer", command, directory / "token-issuer", _BACKOFF_SECONDS)]
         self._process_ids: list[dict[str, int | None]] = [{} for _ in range(PARTITIONS)]
         self._buffers: dict[int, bytes] = {}
         self._signals = SignalPipe()
@@ -79,7 +84,7 @@ class Supervisor:
     def run(self) -> None:
         """Run until SIGTERM, then end everything."""
         self._selector.register(self._signals.reader, selectors.EVENT_READ)
-        children = [*self._agents, self._controller]
+        children = [*self._agents, self._controller, *self._issuer]
         while not self._signals.stopping:
             changed = False
             for child in children:
@@ -139,6 +144,15 @@ class Supervisor:
                 self._process_ids[index] = event["process_ids"]
         return bool(lines)
 
+    def _token_issuer(self, tokens: TokenSettings | None) -> dict[str, Any] | None:
+        if tokens is None or not self._issuer:
+            return None
+        return {
+            "issuer": tokens.issuer,
+            "audience": tokens.audience,
+            "process_id": self._issuer[0].process_id,
+        }
+
     def _write_connection(self) -> None:
         content = json.dumps(self._connection(), indent=2) + "\n"
         write_atomically(self._directory / "connection.json", content.encode())
@@ -171,6 +185,7 @@ class Supervisor:
                     "enclave_endpoint": settings.enclave_endpoint,
                     "node_endpoint": settings.node_endpoint,
                     "store_endpoint": settings.store.endpoints[0],
+                    "token_endpoint": settings.tokens.endpoint if settings.tokens else None,
                     "data_directory": str(self._node(index)),
                     "log_directory": str(self._node(index) / "logs"),
                     "process_ids": {
@@ -181,6 +196,7 @@ class Supervisor:
                 }
                 for index, settings in enumerate(partitions)
             ],
+            "token_issuer": self._token_issuer(partitions[0].tokens),
             "store": {
                 "ca_file": store.identity.ca_file,
                 "certificate_file": store.identity.certificate_file,

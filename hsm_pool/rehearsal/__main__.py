@@ -21,7 +21,7 @@ from hsm_pool.client.connection import load_connection
 from hsm_pool.client.pool import Pool
 from hsm_pool.errors import MHSMError
 from hsm_pool.limits import KEYS_MAX
-from hsm_pool.rehearsal import keys
+from hsm_pool.rehearsal import keys, roles
 from mhsm.enclave.v1 import enclave_pb2
 
 _STATE_SECONDS = 60.0
@@ -89,6 +89,10 @@ class Rehearsal:
                     keys.make(pool, self._count, self._seed, self.counting("made"))
                 with self.step("record", "wrote down every version; signed and encrypted with every key"):
                     before = keys.record(pool, self.counting("recorded"), use=True)
+            what = "made custom roles and role assignments, at the pool and at keys"
+            with self.step("roles", what), Pool.connect(lost, "administrator") as administrator:
+                roles.make(administrator)
+                roles_before = roles.record(administrator)
             self._lock_and_unlock(lost, officers, domain_file)
             with self.step("backup", "took a backup that its taker cannot read"):
                 self.mhsm("backup", "create", "--output", place, "--data-dir", str(lost))
@@ -100,19 +104,22 @@ class Rehearsal:
             self._recover(found, officers, domain_file)
             with self.step("restore", "restored the backup in pool B"):
                 self.mhsm("backup", "restore", "--yes", "--from", place, "--data-dir", str(found))
-            what = "compared every key, version, attribute, signature and ciphertext"
+            what = "compared every key, version, attribute, signature, ciphertext and role"
             with self.step("compare", what), Pool.connect(found) as pool:
                 wrong = keys.mismatches(before, pool, self.counting("compared"))
+                with Pool.connect(found, "administrator") as administrator:
+                    wrong += roles.mismatches(roles_before, administrator)
         finally:
             self._end(found)
         for text in wrong[:20]:
             self.say(f"MISMATCH: {text}")
         parts = ("new_pool", "recover_domain", "restore")
         self.seconds["recovery_total"] = round(sum(self.seconds[part] for part in parts), 3)
-        self.say(f"{len(before.keys)} keys compared, {len(wrong)} mismatches")
+        self.say(f"{len(before.keys)} keys compared, {len(wrong)} mismatches; {len(roles_before)} roles")
         return {
             "ok": not wrong and len(before.keys) == self._count,
             "keys": len(before.keys),
+            "roles": len(roles_before),
             "mismatches": len(wrong),
             "seconds": self.seconds,
         }

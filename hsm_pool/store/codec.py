@@ -10,10 +10,14 @@ from hsm_pool.core.model import (
     KeyType,
     KeyVersionRecord,
     PoolRecord,
+    PrincipalRecord,
     Record,
     RequestRecord,
     RestorePhase,
     RestoreRecord,
+    RoleAssignment,
+    RoleDefinitionRecord,
+    RolesRecord,
     SealedMaterial,
     StagedRecord,
 )
@@ -25,6 +29,9 @@ REQUEST = record_pb2.RECORD_TYPE_REQUEST
 POOL = record_pb2.RECORD_TYPE_POOL
 RESTORE = record_pb2.RECORD_TYPE_RESTORE
 STAGED = record_pb2.RECORD_TYPE_STAGED
+PRINCIPAL = record_pb2.RECORD_TYPE_PRINCIPAL
+ROLE_DEFINITION = record_pb2.RECORD_TYPE_ROLE_DEFINITION
+ROLES = record_pb2.RECORD_TYPE_ROLES
 
 
 def encode(record: Record) -> tuple[int, bytes]:
@@ -78,15 +85,22 @@ def encode(record: Record) -> tuple[int, bytes]:
                     manifest=record.manifest,
                     parts=record.parts,
                     staged_parts=sorted(record.staged_parts),
+                    principals=record.principals,
                 )
             )
             kind = RESTORE
         case StagedRecord():
-            if isinstance(record.record, KeyRecord):
-                message.staged.key.CopyFrom(encode_key(record.record))
-            else:
-                message.staged.key_version.CopyFrom(encode_version(record.record))
+            message.staged.CopyFrom(_encode_staged(record))
             kind = STAGED
+        case PrincipalRecord():
+            message.principal.CopyFrom(encode_principal(record))
+            kind = PRINCIPAL
+        case RoleDefinitionRecord():
+            message.role_definition.CopyFrom(encode_role_definition(record))
+            kind = ROLE_DEFINITION
+        case RolesRecord():
+            message.roles.CopyFrom(record_pb2.RolesRecord(changes=record.changes))
+            kind = ROLES
     return kind, message.SerializeToString(deterministic=True)
 
 
@@ -128,12 +142,87 @@ def decode(record_type: int, body: bytes) -> Record:
             restore.manifest,
             restore.parts,
             frozenset(restore.staged_parts),
+            tuple(restore.principals),
         )
     if which == "staged" and record_type == STAGED:
-        if message.staged.WhichOneof("record") == "key":
-            return StagedRecord(decode_key(message.staged.key))
-        return StagedRecord(decode_version(message.staged.key_version))
+        return _decode_staged(message.staged)
+    if which == "principal" and record_type == PRINCIPAL:
+        return decode_principal(message.principal)
+    if which == "role_definition" and record_type == ROLE_DEFINITION:
+        return decode_role_definition(message.role_definition)
+    if which == "roles" and record_type == ROLES:
+        return RolesRecord(message.roles.changes)
     raise ValueError("a record's body does not fit its type")
+
+
+def _encode_staged(record: StagedRecord) -> record_pb2.StagedRecord:
+    match record.record:
+        case KeyRecord():
+            return record_pb2.StagedRecord(key=encode_key(record.record))
+        case KeyVersionRecord():
+            return record_pb2.StagedRecord(key_version=encode_version(record.record))
+        case PrincipalRecord():
+            return record_pb2.StagedRecord(principal=encode_principal(record.record))
+        case RoleDefinitionRecord():
+            return record_pb2.StagedRecord(role_definition=encode_role_definition(record.record))
+
+
+def _decode_staged(message: record_pb2.StagedRecord) -> StagedRecord:
+    match message.WhichOneof("record"):
+        case "key":
+            return StagedRecord(decode_key(message.key))
+        case "key_version":
+            return StagedRecord(decode_version(message.key_version))
+        case "principal":
+            return StagedRecord(decode_principal(message.principal))
+        case "role_definition":
+            return StagedRecord(decode_role_definition(message.role_definition))
+    raise ValueError("a record's body does not fit its type")
+
+
+def encode_principal(record: PrincipalRecord) -> record_pb2.PrincipalRecord:
+    """Return the message of a principal's role assignments."""
+    message = record_pb2.PrincipalRecord(principal_id=record.principal_id)
+    for assignment in record.assignments:
+        message.assignments.add(
+            name=assignment.name,
+            role_definition_id=assignment.role_definition_id,
+            scope=assignment.scope,
+        )
+    return message
+
+
+def decode_principal(message: record_pb2.PrincipalRecord) -> PrincipalRecord:
+    """Return a principal's role assignments of a message."""
+    return PrincipalRecord(
+        message.principal_id,
+        tuple(
+            RoleAssignment(entry.name, message.principal_id, entry.role_definition_id, entry.scope)
+            for entry in message.assignments
+        ),
+    )
+
+
+def encode_role_definition(record: RoleDefinitionRecord) -> record_pb2.RoleDefinitionRecord:
+    """Return the message of a custom role."""
+    return record_pb2.RoleDefinitionRecord(
+        role_definition_id=record.role_definition_id,
+        role_name=record.role_name,
+        description=record.description,
+        data_actions=record.data_actions,
+        not_data_actions=record.not_data_actions,
+    )
+
+
+def decode_role_definition(message: record_pb2.RoleDefinitionRecord) -> RoleDefinitionRecord:
+    """Return the custom role of a message."""
+    return RoleDefinitionRecord(
+        message.role_definition_id,
+        message.role_name,
+        message.description,
+        tuple(message.data_actions),
+        tuple(message.not_data_actions),
+    )
 
 
 def encode_key(record: KeyRecord) -> record_pb2.KeyRecord:

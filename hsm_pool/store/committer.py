@@ -16,9 +16,10 @@ from dataclasses import dataclass, field
 import structlog
 
 from hsm_pool import limits
-from hsm_pool.core import lifecycle
+from hsm_pool.core import lifecycle, roles
 from hsm_pool.core.commands import Command, Reply
 from hsm_pool.core.model import Record, RecordName, RequestRecord, stored_bytes
+from hsm_pool.core.roles import Access
 from hsm_pool.core.state import Overlay
 from hsm_pool.errors import CommitUnknown, MHSMError, NotFresh, Overloaded, PayloadTooLarge, StoreUnavailable
 from hsm_pool.store import chain
@@ -35,11 +36,13 @@ _DECISION_SECONDS = 1.0
 class Mutation:
     """A command with its request id and how its answer is kept.
 
+    ``access`` is what the caller's roles must allow, None for what no customer asked for.
     ``request_key`` is None for commands without a request id (those of the controller).
     ``header`` is the pool header that the command puts in force, b"" for none.
     """
 
     command: Command
+    access: Access | None
     encode_reply: Callable[[Reply], bytes]
     request_key: bytes | None
     request_digest: bytes
@@ -196,6 +199,9 @@ class Committer:
             scratch = Overlay(overlay)
             mutation = submission.mutation
             try:
+                if mutation.access:
+                    # Also before a repeat is answered: who has lost a role learns nothing by it.
+                    roles.check(scratch, mutation.access)
                 before = mutation.request_key and lifecycle.answered_before(
                     scratch, mutation.request_key, mutation.request_digest
                 )

@@ -1,23 +1,23 @@
-"""Default-deny: every identity on every method of every listener equals the table."""
+"""Default-deny: every identity on every method of every listener equals the tables.
+
+What each role allows on each method is shown in test_roles.py; here it is who has any role at all.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 import grpc
 import pytest
 from cryptography import x509
-from cryptography.hazmat.primitives import hashes, serialization
-from cryptography.hazmat.primitives.asymmetric import ec
-from cryptography.x509.oid import NameOID
 from google.rpc import error_details_pb2
 from grpc_health.v1 import health_pb2
 from grpc_status import rpc_status
 
-from hsm_pool.net.authorization import PERMISSIONS, Role
+from hsm_pool.core import roles
+from hsm_pool.net.authorization import DATA_ACTIONS, FREE_OF_DATA, PERMISSIONS, Kind
 from hsm_pool.provisioning.pki import Authority
 from mhsm.backup.v1 import backup_pb2
 from mhsm.crypto.v1 import crypto_pb2
@@ -26,24 +26,32 @@ from mhsm.keys.v1 import keys_pb2
 from mhsm.node.v1 import node_pb2
 from mhsm.peer.v1 import peer_pb2
 from mhsm.pool.v1 import pool_pb2
+from mhsm.roles.v1 import roles_pb2
 from mhsm.security_domain.v1 import security_domain_pb2
+from tests.identities import issue
 from tests.running_pool import RunningPool
 
 pytestmark = pytest.mark.pool
 
-CUSTOMERS = {Role.ADMINISTRATOR, Role.APPLICATION}
-SERVICES: dict[str, tuple[set[str], set[Role]]] = {
-    "mhsm.keys.v1.KeyService": ({"client"}, {Role.APPLICATION}),
-    "mhsm.crypto.v1.CryptoService": ({"client"}, {Role.APPLICATION}),
-    "mhsm.backup.v1.BackupService": ({"client"}, {Role.ADMINISTRATOR}),
-    "mhsm.security_domain.v1.SecurityDomainService": ({"client"}, {Role.ADMINISTRATOR}),
-    "mhsm.pool.v1.PoolService": ({"client"}, CUSTOMERS),
-    "grpc.health.v1.Health": ({"client", "enclave"}, CUSTOMERS | {Role.FABRIC}),
-    "mhsm.peer.v1.PeerService": ({"peer"}, {Role.PARTITION}),
-    "mhsm.enclave.v1.EnclaveService": ({"enclave"}, {Role.FABRIC}),
-    "mhsm.node.v1.NodeService": ({"node"}, {Role.NODE_AGENT}),
+SERVICES: dict[str, tuple[set[str], set[Kind]]] = {
+    "mhsm.keys.v1.KeyService": ({"client"}, {Kind.CLIENT}),
+    "mhsm.crypto.v1.CryptoService": ({"client"}, {Kind.CLIENT}),
+    "mhsm.roles.v1.RoleService": ({"client"}, {Kind.CLIENT}),
+    "mhsm.backup.v1.BackupService": ({"client"}, {Kind.CLIENT}),
+    "mhsm.security_domain.v1.SecurityDomainService": ({"client"}, {Kind.CLIENT}),
+    "mhsm.pool.v1.PoolService": ({"client"}, {Kind.CLIENT}),
+    "grpc.health.v1.Health": ({"client", "enclave"}, {Kind.CLIENT, Kind.FABRIC}),
+    "mhsm.peer.v1.PeerService": ({"peer"}, {Kind.PARTITION}),
+    "mhsm.enclave.v1.EnclaveService": ({"enclave"}, {Kind.FABRIC}),
+    "mhsm.node.v1.NodeService": ({"node"}, {Kind.NODE_AGENT}),
 }
-"""Where each service is served and who may call it, written down a second time."""
+"""Where each service is served and which kinds of identity may call it, written down a second time."""
+
+ROLES_OF = {
+    "administrator": [roles.ADMINISTRATOR],
+    "application": [roles.CRYPTO_USER, roles.CRYPTO_OFFICER],
+}
+"""The roles that a pool begins with; every other name that the customer puts into a certificate has none."""
 
 PLANES = ("client", "peer", "enclave", "node")
 FILES = (
@@ -55,6 +63,7 @@ FILES = (
     node_pb2,
     peer_pb2,
     pool_pb2,
+    roles_pb2,
     security_domain_pb2,
 )
 NOT_OFFERED = {"/grpc.health.v1.Health/Watch", "/grpc.health.v1.Health/List"}
@@ -93,55 +102,30 @@ class Identity:
     key: bytes | None
     plane: str | None
     """None: no listener's authority issued it (or it is out of date)."""
-    role: Role | str
+    kind: Kind | str
+    name: str
 
 
-def issue(directory: Path, uris: list[str], *, expired: bool = False) -> tuple[bytes, bytes]:
-    """Return a certificate of the customer's own authority with any names, also those it should not make."""
-    issuer = x509.load_pem_x509_certificate((directory / "pki/client-ca.crt").read_bytes())
-    issuer_key = serialization.load_pem_private_key((directory / "pki/client-ca.key").read_bytes(), None)
-    assert isinstance(issuer_key, ec.EllipticCurvePrivateKey)
-    key = ec.generate_private_key(ec.SECP256R1())
-    now = datetime.now(UTC)
-    builder = (
-        x509.CertificateBuilder()
-        # The common name of an administrator gives nobody his role.
-        .subject_name(x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, "client/administrator")]))
-        .issuer_name(issuer.subject)
-        .public_key(key.public_key())
-        .serial_number(x509.random_serial_number())
-        .not_valid_before(now - timedelta(days=2))
-        .not_valid_after(now + timedelta(days=-1 if expired else 1))
-    )
-    if uris:
-        names = [x509.UniformResourceIdentifier(uri) for uri in uris]
-        builder = builder.add_extension(x509.SubjectAlternativeName(names), critical=False)
-    certificate = builder.sign(issuer_key, hashes.SHA256())
-    return certificate.public_bytes(serialization.Encoding.PEM), key.private_bytes(
-        serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, serialization.NoEncryption()
-    )
-
-
-FILES_OF_POOL: dict[str, tuple[str, str | None, Role]] = {
-    "administrator": ("clients/administrator", "client", Role.ADMINISTRATOR),
-    "application": ("clients/application", "client", Role.APPLICATION),
-    "partition at the client plane": ("nodes/1/pki/client", "client", Role.PARTITION),
-    "partition at the peer plane": ("nodes/1/pki/peer", "peer", Role.PARTITION),
-    "partition at the fabric plane": ("nodes/1/pki/fabric", "enclave", Role.PARTITION),
-    "partition at the node plane": ("nodes/1/pki/node", "node", Role.PARTITION),
-    "fabric controller": ("fabric/controller", "enclave", Role.FABRIC),
-    "node agent": ("nodes/1/pki/agent", "node", Role.NODE_AGENT),
-    "store client": ("nodes/1/pki/store-client", None, Role.PARTITION),
-    "store member": ("nodes/1/pki/store-peer", None, Role.PARTITION),
+FILES_OF_POOL: dict[str, tuple[str, str | None, Kind]] = {
+    "administrator": ("clients/administrator", "client", Kind.CLIENT),
+    "application": ("clients/application", "client", Kind.CLIENT),
+    "partition at the client plane": ("nodes/1/pki/client", "client", Kind.PARTITION),
+    "partition at the peer plane": ("nodes/1/pki/peer", "peer", Kind.PARTITION),
+    "partition at the fabric plane": ("nodes/1/pki/fabric", "enclave", Kind.PARTITION),
+    "partition at the node plane": ("nodes/1/pki/node", "node", Kind.PARTITION),
+    "fabric controller": ("fabric/controller", "enclave", Kind.FABRIC),
+    "node agent": ("nodes/1/pki/agent", "node", Kind.NODE_AGENT),
+    "store client": ("nodes/1/pki/store-client", None, Kind.PARTITION),
+    "store member": ("nodes/1/pki/store-peer", None, Kind.PARTITION),
 }
-"""The identities that provisioning made: file, plane of their authority, role."""
+"""The identities that provisioning made: file, plane of their authority, kind."""
 
-MADE: dict[str, tuple[list[str], Role | str]] = {
-    "another application": (["client/reports"], Role.APPLICATION),
-    "administrator in capitals": (["client/Administrator"], Role.APPLICATION),
-    "partition by the client authority": (["partition/0"], Role.PARTITION),
-    "node by the client authority": (["node/0"], Role.NODE_AGENT),
-    "fabric by the client authority": (["fabric"], Role.FABRIC),
+MADE: dict[str, tuple[list[str], Kind | str]] = {
+    "another application": (["client/reports"], Kind.CLIENT),
+    "administrator in capitals": (["client/Administrator"], Kind.CLIENT),
+    "partition by the client authority": (["partition/0"], Kind.PARTITION),
+    "node by the client authority": (["node/0"], Kind.NODE_AGENT),
+    "fabric by the client authority": (["fabric"], Kind.FABRIC),
     "two names": (["client/application", "client/administrator"], NOBODY),
     "the same name twice": (["client/application", "client/application"], NOBODY),
     "no name": ([], NOBODY),
@@ -160,22 +144,24 @@ def identities(pool: RunningPool) -> dict[str, Identity]:
     prefix = f"spiffe://{pool_id}/"
     application = f"{prefix}client/application"
     found: dict[str, Identity] = {}
-    for name, (path, plane, role) in FILES_OF_POOL.items():
+    for name, (path, plane, kind) in FILES_OF_POOL.items():
         base = pool.directory / path
         certificate, key = (base.with_suffix(suffix).read_bytes() for suffix in (".crt", ".key"))
-        found[name] = Identity(certificate, key, plane, role)
-    for name, (paths, role_or_none) in MADE.items():
+        found[name] = Identity(certificate, key, plane, kind, name)
+    for name, (paths, kind_or_none) in MADE.items():
         uris = [prefix + path for path in paths]
-        found[name] = Identity(*issue(pool.directory, uris), "client", role_or_none)
+        found[name] = Identity(*issue(pool.directory, uris), "client", kind_or_none, name)
     for name, uri in {
         "another pool": f"spiffe://{'0' * 32}/client/application",
         "pool id as a prefix": f"spiffe://{pool_id}0/client/application",
         "another scheme": f"https://{pool_id}/client/application",
     }.items():
-        found[name] = Identity(*issue(pool.directory, [uri]), "client", NOBODY)
-    found["expired"] = Identity(*issue(pool.directory, [application], expired=True), None, NOBODY)
-    found["foreign authority"] = Identity(*Authority("foreign").issue(application), None, NOBODY)
-    found["no certificate"] = Identity(None, None, None, NOBODY)
+        found[name] = Identity(*issue(pool.directory, [uri]), "client", NOBODY, name)
+    found["expired"] = Identity(*issue(pool.directory, [application], expired=True), None, NOBODY, "expired")
+    found["foreign authority"] = Identity(
+        *Authority("foreign").issue(application), None, NOBODY, "foreign authority"
+    )
+    found["no certificate"] = Identity(None, None, None, NOBODY, "no certificate")
     return found
 
 
@@ -228,9 +214,14 @@ def expected(identity: Identity, plane: str, method: str) -> str:
     service = method.split("/")[1]
     if method in FOREIGN_METHODS or plane not in SERVICES[service][0]:
         return "UNIMPLEMENTED"
-    if identity.role == NOBODY:
+    if identity.kind == NOBODY:
         return "UNAUTHENTICATED"
-    return "permitted" if identity.role in PERMISSIONS.get(method, frozenset()) else "PERMISSION_DENIED"
+    if identity.kind not in PERMISSIONS.get(method, frozenset()):
+        return "PERMISSION_DENIED"
+    if identity.kind is not Kind.CLIENT or method in FREE_OF_DATA:
+        return "permitted"
+    allowed = {action for role in ROLES_OF.get(identity.name, []) for action in role.data_actions}
+    return "permitted" if allowed & set(DATA_ACTIONS[method].actions) else "PERMISSION_DENIED"
 
 
 @pytest.mark.parametrize("plane", PLANES)
@@ -268,13 +259,20 @@ def test_the_table_names_every_method_and_no_other() -> None:
 
 def test_the_table_says_what_each_service_is_for() -> None:
     """The table against its second copy: a row that is changed alone shows."""
-    for method, roles in PERMISSIONS.items():
-        assert roles == SERVICES[method.split("/")[1]][1], method
+    for method, kinds in PERMISSIONS.items():
+        assert kinds == SERVICES[method.split("/")[1]][1], method
+
+
+def test_every_method_of_the_client_plane_has_its_data_action_or_none() -> None:
+    """A method that is missing in both tables of data actions could be called by nobody."""
+    of_clients = {method for method in PERMISSIONS if "client" in SERVICES[method.split("/")[1]][0]}
+    assert set(DATA_ACTIONS) | FREE_OF_DATA == of_clients
+    assert not set(DATA_ACTIONS) & FREE_OF_DATA
 
 
 def test_no_identity_is_left_out(identities: dict[str, Identity]) -> None:
     assert sorted(identities) == sorted(NAMES)
-    assert {identity.role for identity in identities.values()} >= set(Role)
+    assert {identity.kind for identity in identities.values()} >= set(Kind)
 
 
 def authority_keys(directory: Path) -> Iterator[str]:

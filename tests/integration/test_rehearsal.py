@@ -8,7 +8,7 @@ import sys
 
 import pytest
 
-from hsm_pool.rehearsal import keys
+from hsm_pool.rehearsal import keys, roles
 
 pytestmark = [pytest.mark.pool, pytest.mark.slow, pytest.mark.timeout(900)]
 
@@ -31,7 +31,10 @@ def test_a_lost_pool_is_recovered_whole(full: bool, seed: int) -> None:
     *progress, last = completed.stdout.splitlines()
     summary = json.loads(last)
     assert (summary["ok"], summary["keys"], summary["mismatches"]) == (True, count, 0)
-    assert {"fill", "unlock", "backup", "recover_domain", "restore", "compare"} <= set(summary["seconds"])
+    assert summary["roles"] >= 9 + 2 + 3 + 15  # built-in, custom, of the pool itself, given
+    assert {"fill", "roles", "unlock", "backup", "recover_domain", "restore", "compare"} <= set(
+        summary["seconds"]
+    )
     assert f"{count} keys compared, 0 mismatches" in progress[-1]
 
 
@@ -50,5 +53,12 @@ def test_the_comparison_can_fail() -> None:
         def list_deleted_keys(self) -> list[object]:
             return []
 
+        def list_role_definitions(self) -> list[object]:
+            return []
+
+        def list_role_assignments(self, scope: str) -> list[object]:  # noqa: ARG002
+            return []
+
     before = keys.Record([keys.Recorded("lost", False, [b"version"], [b""])])
     assert keys.mismatches(before, Empty(), lambda _: None) == ["lost is in one of the pools only"]  # type: ignore[arg-type]
+    assert len(roles.mismatches({b"lost"}, Empty())) == 1  # type: ignore[arg-type]

@@ -8,12 +8,15 @@ from typing import Any
 import pytest
 
 from hsm_pool import limits
+from hsm_pool.core.roles import Access, DataAction
 from hsm_pool.errors import CeremonyState
 from hsm_pool.partition import ceremonies
 from hsm_pool.partition.partition import PartitionState
 from mhsm.evidence.v1 import evidence_pb2
 from security_domain.submission import ACTIVATION, make_submission
 from tests.running_pool import make_officers
+
+ACCESS = Access(("client/administrator",), DataAction.SECURITY_DOMAIN_UPLOAD)
 
 
 def test_an_expired_exchange_key_is_gone(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -35,14 +38,14 @@ def test_an_expired_exchange_key_is_gone(monkeypatch: pytest.MonkeyPatch) -> Non
             make_submission(begun.file, officer.key, begun.attempt_id, begun.exchange_public_key, ACTIVATION)
             for officer in officers
         ]
-        assert held.submit_share(begun.attempt_id, submissions[0]).accepted == 1
+        assert held.submit_share(begun.attempt_id, submissions[0], ACCESS).accepted == 1
         now[0] += limits.CEREMONY_SECONDS - 1
-        assert held.submit_share(begun.attempt_id, submissions[1]).accepted == 2
+        assert held.submit_share(begun.attempt_id, submissions[1], ACCESS).accepted == 2
         assert (current := held.current())
         assert current.accepted == 2
         now[0] += 2
         with pytest.raises(CeremonyState):
-            held.submit_share(begun.attempt_id, submissions[2])
+            held.submit_share(begun.attempt_id, submissions[2], ACCESS)
         assert held.current() is None
         again = held.download([officer.certificate_der for officer in officers], 2, "r" * 36)
         assert again.exchange_public_key != begun.exchange_public_key

@@ -19,6 +19,7 @@ from hsm_pool.provisioning.layout import (
     DirectoryRefused,
     ExternalStore,
     NewPool,
+    OwnIssuer,
     is_pool,
     pool_settings,
     provision,
@@ -167,7 +168,7 @@ def test_only_the_owner_enters_the_directory_or_reads_a_file_whatever_the_umask(
 
 def test_directories_with_keys_are_their_owners_only(made: Path) -> None:
     holders = {path.parent for path in made.rglob("*.key")} | set(made.glob("nodes/*/partition"))
-    assert len(holders) == 3 + 3 * 4
+    assert len(holders) == 4 + 3 * 4
     assert {path.stat().st_mode & 0o7777 for path in holders} == {0o700}
 
 
@@ -376,3 +377,14 @@ def test_a_kill_on_the_way_leaves_no_pool_and_does_not_hinder_the_next_try(
     assert not directory.exists()
     provision(directory, NEW)
     assert snapshot(directory).keys() == snapshot(tmp_path / "counted").keys()
+
+
+@pytest.mark.parametrize(
+    "own", [None, OwnIssuer("https://issuer", "audience", "/keys.json")], ids=["none", "own"]
+)
+def test_only_the_development_profile_has_an_issuer(tmp_path: Path, own: OwnIssuer | None) -> None:
+    provision(tmp_path / "data", NewPool(False, 7, "/etcd", tokens=own))
+    assert not (tmp_path / "data/token-issuer").exists()
+    for index in range(3):
+        found = partition(tmp_path / "data", index).tokens
+        assert (found is None) if own is None else (found and found.issuer == "https://issuer")

@@ -14,6 +14,7 @@ import pytest
 from hsm_pool import settings
 from hsm_pool.settings import (
     Identity,
+    InitialAssignment,
     NodeSettings,
     OwnerSettings,
     PartitionSettings,
@@ -21,6 +22,7 @@ from hsm_pool.settings import (
     PlatformSettings,
     StoreMemberSettings,
     StoreSettings,
+    TokenSettings,
 )
 
 Place = tuple[str | int, ...]
@@ -45,6 +47,9 @@ PARTITION = PartitionSettings(
     admission_policy_file="/policy.json",
     sealing="none",
     recoverable_days=90,
+    initial_administrators=("client/administrator",),
+    initial_assignments=(InitialAssignment("client/application", "0" * 36),),
+    tokens=TokenSettings("127.0.0.1:11", "https://issuer", "audience", "https://127.0.0.1:12/keys", "/ca"),
 )
 NODE = NodeSettings(
     pool_id="0" * 32,
@@ -175,7 +180,7 @@ def test_a_field_of_another_type_is_refused(
 ) -> None:
     original = _document(file)
     value = _holder(original, place)[place[-1]]
-    may_be_null = place == ("store_member",)
+    may_be_null = place in {("store_member",), ("tokens",)}
     alien: list[Any] = [True, 1.5, *([] if may_be_null else [None])]
     alien += [other for other in ("7", 7, list[Any](), dict[str, Any]()) if type(other) is not type(value)]
     for other in alien:

@@ -73,7 +73,9 @@ class _ReasonEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_Reason.ValueTy
     REASON_UNAUTHENTICATED: _Reason.ValueType  # 23
     """The caller presented no usable identity."""
     REASON_PERMISSION_DENIED: _Reason.ValueType  # 24
-    """The caller's identity may not call this method."""
+    """The caller's identity may not call this method, or his roles lack its data
+    action, which the metadata names.
+    """
     REASON_FLOOR_OF_TWO: _Reason.ValueType  # 25
     """Fewer than two partitions would go on serving."""
     REASON_CEREMONY_STATE: _Reason.ValueType  # 26
@@ -90,6 +92,12 @@ class _ReasonEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_Reason.ValueTy
     """A restore is under way, or is not where the call needs it."""
     REASON_BACKUP_REFUSED: _Reason.ValueType  # 32
     """The backup was changed, or belongs to another security domain."""
+    REASON_ROLE_DEFINITION_NOT_FOUND: _Reason.ValueType  # 33
+    """No such role definition."""
+    REASON_ROLE_ASSIGNMENT_NOT_FOUND: _Reason.ValueType  # 34
+    """No such role assignment at that scope."""
+    REASON_ROLE_ASSIGNMENT_EXISTS: _Reason.ValueType  # 35
+    """A role assignment of that name, or of that role, principal and scope, exists."""
     REASON_COMMAND_STALE: _Reason.ValueType  # 40
     """The command's counter is not above the last one, or its time is over."""
     REASON_NOT_DRAINED: _Reason.ValueType  # 41
@@ -149,7 +157,9 @@ REASON_OVERLOADED: Reason.ValueType  # 22
 REASON_UNAUTHENTICATED: Reason.ValueType  # 23
 """The caller presented no usable identity."""
 REASON_PERMISSION_DENIED: Reason.ValueType  # 24
-"""The caller's identity may not call this method."""
+"""The caller's identity may not call this method, or his roles lack its data
+action, which the metadata names.
+"""
 REASON_FLOOR_OF_TWO: Reason.ValueType  # 25
 """Fewer than two partitions would go on serving."""
 REASON_CEREMONY_STATE: Reason.ValueType  # 26
@@ -166,6 +176,12 @@ REASON_RESTORE_STATE: Reason.ValueType  # 31
 """A restore is under way, or is not where the call needs it."""
 REASON_BACKUP_REFUSED: Reason.ValueType  # 32
 """The backup was changed, or belongs to another security domain."""
+REASON_ROLE_DEFINITION_NOT_FOUND: Reason.ValueType  # 33
+"""No such role definition."""
+REASON_ROLE_ASSIGNMENT_NOT_FOUND: Reason.ValueType  # 34
+"""No such role assignment at that scope."""
+REASON_ROLE_ASSIGNMENT_EXISTS: Reason.ValueType  # 35
+"""A role assignment of that name, or of that role, principal and scope, exists."""
 REASON_COMMAND_STALE: Reason.ValueType  # 40
 """The command's counter is not above the last one, or its time is over."""
 REASON_NOT_DRAINED: Reason.ValueType  # 41

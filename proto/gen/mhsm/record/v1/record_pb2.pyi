@@ -40,6 +40,12 @@ class _RecordTypeEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_RecordType
     """RestoreRecord."""
     RECORD_TYPE_STAGED: _RecordType.ValueType  # 6
     """StagedRecord."""
+    RECORD_TYPE_PRINCIPAL: _RecordType.ValueType  # 7
+    """PrincipalRecord."""
+    RECORD_TYPE_ROLE_DEFINITION: _RecordType.ValueType  # 8
+    """RoleDefinitionRecord."""
+    RECORD_TYPE_ROLES: _RecordType.ValueType  # 9
+    """RolesRecord."""
 
 class RecordType(_RecordType, metaclass=_RecordTypeEnumTypeWrapper):
     """Kinds of records."""
@@ -58,6 +64,12 @@ RECORD_TYPE_RESTORE: RecordType.ValueType  # 5
 """RestoreRecord."""
 RECORD_TYPE_STAGED: RecordType.ValueType  # 6
 """StagedRecord."""
+RECORD_TYPE_PRINCIPAL: RecordType.ValueType  # 7
+"""PrincipalRecord."""
+RECORD_TYPE_ROLE_DEFINITION: RecordType.ValueType  # 8
+"""RoleDefinitionRecord."""
+RECORD_TYPE_ROLES: RecordType.ValueType  # 9
+"""RolesRecord."""
 Global___RecordType: _TypeAlias = RecordType  # noqa: Y015
 
 @_typing.final
@@ -378,6 +390,9 @@ class Record(_message.Message):
     POOL_FIELD_NUMBER: _builtins.int
     RESTORE_FIELD_NUMBER: _builtins.int
     STAGED_FIELD_NUMBER: _builtins.int
+    PRINCIPAL_FIELD_NUMBER: _builtins.int
+    ROLE_DEFINITION_FIELD_NUMBER: _builtins.int
+    ROLES_FIELD_NUMBER: _builtins.int
     @_builtins.property
     def key(self) -> Global___KeyRecord:
         """A key."""
@@ -402,6 +417,18 @@ class Record(_message.Message):
     def staged(self) -> Global___StagedRecord:
         """A record of a restore that is not in its place yet."""
 
+    @_builtins.property
+    def principal(self) -> Global___PrincipalRecord:
+        """A principal's role assignments."""
+
+    @_builtins.property
+    def role_definition(self) -> Global___RoleDefinitionRecord:
+        """A custom role."""
+
+    @_builtins.property
+    def roles(self) -> Global___RolesRecord:
+        """The changes of roles."""
+
     def __init__(
         self,
         *,
@@ -411,12 +438,15 @@ class Record(_message.Message):
         pool: Global___PoolRecord | None = ...,
         restore: Global___RestoreRecord | None = ...,
         staged: Global___StagedRecord | None = ...,
+        principal: Global___PrincipalRecord | None = ...,
+        role_definition: Global___RoleDefinitionRecord | None = ...,
+        roles: Global___RolesRecord | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["key", b"key", "key_version", b"key_version", "pool", b"pool", "record", b"record", "request", b"request", "restore", b"restore", "staged", b"staged"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["key", b"key", "key_version", b"key_version", "pool", b"pool", "principal", b"principal", "record", b"record", "request", b"request", "restore", b"restore", "role_definition", b"role_definition", "roles", b"roles", "staged", b"staged"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["key", b"key", "key_version", b"key_version", "pool", b"pool", "record", b"record", "request", b"request", "restore", b"restore", "staged", b"staged"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["key", b"key", "key_version", b"key_version", "pool", b"pool", "principal", b"principal", "record", b"record", "request", b"request", "restore", b"restore", "role_definition", b"role_definition", "roles", b"roles", "staged", b"staged"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-    _WhichOneofReturnType_record: _TypeAlias = _typing.Literal["key", "key_version", "request", "pool", "restore", "staged"]  # noqa: Y015
+    _WhichOneofReturnType_record: _TypeAlias = _typing.Literal["key", "key_version", "request", "pool", "restore", "staged", "principal", "role_definition", "roles"]  # noqa: Y015
     _WhichOneofArgType_record: _TypeAlias = _typing.Literal["record", b"record"]  # noqa: Y015
     def WhichOneof(self, oneof_group: _WhichOneofArgType_record) -> _WhichOneofReturnType_record | None: ...
 
@@ -731,6 +761,7 @@ class RestoreRecord(_message.Message):
     MANIFEST_FIELD_NUMBER: _builtins.int
     PARTS_FIELD_NUMBER: _builtins.int
     STAGED_PARTS_FIELD_NUMBER: _builtins.int
+    PRINCIPALS_FIELD_NUMBER: _builtins.int
     restore_id: _builtins.str
     """32 hexadecimal digits."""
     phase: _builtins.int
@@ -743,6 +774,10 @@ class RestoreRecord(_message.Message):
     def staged_parts(self) -> _containers.RepeatedScalarFieldContainer[_builtins.int]:
         """Indices of the staged parts."""
 
+    @_builtins.property
+    def principals(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """Who restores, and keeps his role assignments."""
+
     def __init__(
         self,
         *,
@@ -751,14 +786,137 @@ class RestoreRecord(_message.Message):
         manifest: _builtins.bytes = ...,
         parts: _builtins.int = ...,
         staged_parts: _abc.Iterable[_builtins.int] | None = ...,
+        principals: _abc.Iterable[_builtins.str] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["manifest", b"manifest", "parts", b"parts", "phase", b"phase", "restore_id", b"restore_id", "staged_parts", b"staged_parts"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["manifest", b"manifest", "parts", b"parts", "phase", b"phase", "principals", b"principals", "restore_id", b"restore_id", "staged_parts", b"staged_parts"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___RestoreRecord: _TypeAlias = RestoreRecord  # noqa: Y015
+
+@_typing.final
+class RoleAssignment(_message.Message):
+    """A role given to a principal at a scope."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    NAME_FIELD_NUMBER: _builtins.int
+    ROLE_DEFINITION_ID_FIELD_NUMBER: _builtins.int
+    SCOPE_FIELD_NUMBER: _builtins.int
+    name: _builtins.str
+    """GUID, unique at its scope."""
+    role_definition_id: _builtins.str
+    """GUID of the role."""
+    scope: _builtins.str
+    """Scope: "/", "/keys" or "/keys/{key}"."""
+    def __init__(
+        self,
+        *,
+        name: _builtins.str = ...,
+        role_definition_id: _builtins.str = ...,
+        scope: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["name", b"name", "role_definition_id", b"role_definition_id", "scope", b"scope"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___RoleAssignment: _TypeAlias = RoleAssignment  # noqa: Y015
+
+@_typing.final
+class PrincipalRecord(_message.Message):
+    """All role assignments of one principal."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    PRINCIPAL_ID_FIELD_NUMBER: _builtins.int
+    ASSIGNMENTS_FIELD_NUMBER: _builtins.int
+    principal_id: _builtins.str
+    """Principal: "client/{name}", or a GUID."""
+    @_builtins.property
+    def assignments(self) -> _containers.RepeatedCompositeFieldContainer[Global___RoleAssignment]:
+        """His role assignments."""
+
+    def __init__(
+        self,
+        *,
+        principal_id: _builtins.str = ...,
+        assignments: _abc.Iterable[Global___RoleAssignment] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["assignments", b"assignments", "principal_id", b"principal_id"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___PrincipalRecord: _TypeAlias = PrincipalRecord  # noqa: Y015
+
+@_typing.final
+class RoleDefinitionRecord(_message.Message):
+    """A custom role."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    ROLE_DEFINITION_ID_FIELD_NUMBER: _builtins.int
+    ROLE_NAME_FIELD_NUMBER: _builtins.int
+    DESCRIPTION_FIELD_NUMBER: _builtins.int
+    DATA_ACTIONS_FIELD_NUMBER: _builtins.int
+    NOT_DATA_ACTIONS_FIELD_NUMBER: _builtins.int
+    role_definition_id: _builtins.str
+    """GUID."""
+    role_name: _builtins.str
+    """Name for people."""
+    description: _builtins.str
+    """Description for people."""
+    @_builtins.property
+    def data_actions(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """Data actions, without Azure's prefix."""
+
+    @_builtins.property
+    def not_data_actions(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """Data actions that are taken off again."""
+
+    def __init__(
+        self,
+        *,
+        role_definition_id: _builtins.str = ...,
+        role_name: _builtins.str = ...,
+        description: _builtins.str = ...,
+        data_actions: _abc.Iterable[_builtins.str] | None = ...,
+        not_data_actions: _abc.Iterable[_builtins.str] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["data_actions", b"data_actions", "description", b"description", "not_data_actions", b"not_data_actions", "role_definition_id", b"role_definition_id", "role_name", b"role_name"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___RoleDefinitionRecord: _TypeAlias = RoleDefinitionRecord  # noqa: Y015
+
+@_typing.final
+class RolesRecord(_message.Message):
+    """What lists and refusals of roles rest on."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    CHANGES_FIELD_NUMBER: _builtins.int
+    changes: _builtins.int
+    """Number of changes of roles."""
+    def __init__(
+        self,
+        *,
+        changes: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["changes", b"changes"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___RolesRecord: _TypeAlias = RolesRecord  # noqa: Y015
 
 @_typing.final
 class StagedRecord(_message.Message):
@@ -768,6 +926,8 @@ class StagedRecord(_message.Message):
 
     KEY_FIELD_NUMBER: _builtins.int
     KEY_VERSION_FIELD_NUMBER: _builtins.int
+    PRINCIPAL_FIELD_NUMBER: _builtins.int
+    ROLE_DEFINITION_FIELD_NUMBER: _builtins.int
     @_builtins.property
     def key(self) -> Global___KeyRecord:
         """A key."""
@@ -776,17 +936,27 @@ class StagedRecord(_message.Message):
     def key_version(self) -> Global___KeyVersionRecord:
         """A key version, its material sealed by this pool."""
 
+    @_builtins.property
+    def principal(self) -> Global___PrincipalRecord:
+        """A principal's role assignments."""
+
+    @_builtins.property
+    def role_definition(self) -> Global___RoleDefinitionRecord:
+        """A custom role."""
+
     def __init__(
         self,
         *,
         key: Global___KeyRecord | None = ...,
         key_version: Global___KeyVersionRecord | None = ...,
+        principal: Global___PrincipalRecord | None = ...,
+        role_definition: Global___RoleDefinitionRecord | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["key", b"key", "key_version", b"key_version", "record", b"record"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["key", b"key", "key_version", b"key_version", "principal", b"principal", "record", b"record", "role_definition", b"role_definition"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["key", b"key", "key_version", b"key_version", "record", b"record"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["key", b"key", "key_version", b"key_version", "principal", b"principal", "record", b"record", "role_definition", b"role_definition"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-    _WhichOneofReturnType_record: _TypeAlias = _typing.Literal["key", "key_version"]  # noqa: Y015
+    _WhichOneofReturnType_record: _TypeAlias = _typing.Literal["key", "key_version", "principal", "role_definition"]  # noqa: Y015
     _WhichOneofArgType_record: _TypeAlias = _typing.Literal["record", b"record"]  # noqa: Y015
     def WhichOneof(self, oneof_group: _WhichOneofArgType_record) -> _WhichOneofReturnType_record | None: ...
 
@@ -799,18 +969,30 @@ class BackupPart(_message.Message):
     DESCRIPTOR: _descriptor.Descriptor
 
     KEYS_FIELD_NUMBER: _builtins.int
+    PRINCIPALS_FIELD_NUMBER: _builtins.int
+    ROLE_DEFINITIONS_FIELD_NUMBER: _builtins.int
     @_builtins.property
     def keys(self) -> _containers.RepeatedCompositeFieldContainer[Global___BackupKey]:
         """Keys with their versions."""
+
+    @_builtins.property
+    def principals(self) -> _containers.RepeatedCompositeFieldContainer[Global___PrincipalRecord]:
+        """Principals with their role assignments; in full backups only."""
+
+    @_builtins.property
+    def role_definitions(self) -> _containers.RepeatedCompositeFieldContainer[Global___RoleDefinitionRecord]:
+        """Custom roles; in full backups only."""
 
     def __init__(
         self,
         *,
         keys: _abc.Iterable[Global___BackupKey] | None = ...,
+        principals: _abc.Iterable[Global___PrincipalRecord] | None = ...,
+        role_definitions: _abc.Iterable[Global___RoleDefinitionRecord] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["keys", b"keys"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["keys", b"keys", "principals", b"principals", "role_definitions", b"role_definitions"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -1,0 +1,198 @@
+"""mhsm role: role definitions and role assignments (local RBAC)."""
+
+from __future__ import annotations
+
+import re
+from typing import Any
+
+import click
+from google.protobuf.json_format import MessageToDict
+
+from hsm_pool.cli.output import common_options, connect, fail, report, request_id_option
+from hsm_pool.client.pool import Pool
+from mhsm.roles.v1 import roles_pb2
+
+_GUID = re.compile(r"[0-9a-fA-F]{8}(-[0-9a-fA-F]{4}){3}-[0-9a-fA-F]{12}")
+_PREFIX = "Managed HSM "
+_scope = click.option(
+    "--scope", default="/", show_default=True, help="/ or /keys for the whole pool, /keys/NAME for one key."
+)
+_client = click.option(
+    "--as", "client", default="administrator", show_default=True, help="Client certificate to use."
+)
+
+
+@click.group("role")
+def role_group() -> None:
+    """Who may do what: role definitions, and role assignments at a scope."""
+
+
+@role_group.group("definition")
+def definition_group() -> None:
+    """Built-in roles, and custom roles of data actions."""
+
+
+@role_group.group("assignment")
+def assignment_group() -> None:
+    """Roles given to principals."""
+
+
+@definition_group.command("list")
+@_client
+@common_options
+def list_definitions(client: str, **common: Any) -> None:
+    """List all roles."""
+    with connect(common, client) as pool:
+        found = list(pool.list_role_definitions())
+    report(
+        {"role_definitions": [MessageToDict(entry) for entry in found]},
+        as_json=common["as_json"],
+        text="\n".join(f"{entry.role_definition_id}  {entry.role_name}" for entry in found),
+        following="mhsm role definition show NAME",
+    )
+
+
+@definition_group.command("show")
+@click.argument("role")
+@_client
+@common_options
+def show_definition(role: str, client: str, **common: Any) -> None:
+    """Show a role, by name or GUID, with its data actions."""
+    with connect(common, client) as pool:
+        found = _find(pool, role)
+    _report_definition(found, common, f"{found.role_name} ({found.role_definition_id})", "")
+
+
+@definition_group.command("create")
+@click.argument("name")
+@click.option("--data-action", "data_actions", multiple=True, required=True, help="Repeatable.")
+@click.option("--not-data-action", "not_data_actions", multiple=True, help="Taken off again; repeatable.")
+@click.option("--description", default="")
+@click.option("--id", "role_definition_id", default="", help="GUID; replaces the custom role of that id.")
+@request_id_option
+@_client
+@common_options
+def create_definition(
+    name: str, data_actions: tuple[str, ...], not_data_actions: tuple[str, ...], **options: Any
+) -> None:
+    """Create a custom role, e.g. --data-action keys/sign/action."""
+    with connect(options, options["client"]) as pool:
+        made = pool.create_role_definition(
+            name,
+            data_actions,
+            not_data_actions=not_data_actions,
+            description=options["description"],
+            role_definition_id=options["role_definition_id"],
+            request_id=options["request_id"],
+        )
+    following = f"mhsm role assignment create --role {made.role_definition_id} --assignee client/NAME"
+    _report_definition(made, options, f"made {made.role_name} ({made.role_definition_id})", following)
+
+
+@definition_group.command("delete")
+@click.argument("role")
+@request_id_option
+@_client
+@common_options
+def delete_definition(role: str, request_id: str, client: str, **common: Any) -> None:
+    """Delete a custom role; what it was assigned to is then allowed nothing by it."""
+    with connect(common, client) as pool:
+        deleted = pool.delete_role_definition(_find(pool, role).role_definition_id, request_id)
+    _report_definition(deleted, common, f"deleted {deleted.role_name}", "mhsm role definition list")
+
+
+@assignment_group.command("create")
+@click.option("--role", required=True, help="Name or GUID.")
+@click.option("--assignee", required=True, help="client/NAME of a certificate, or a GUID of a token.")
+@_scope
+@click.option("--name", default="", help="GUID of the assignment; a new one by default.")
+@request_id_option
+@_client
+@common_options
+def create_assignment(role: str, assignee: str, scope: str, **options: Any) -> None:
+    """Give a role to a principal."""
+    with connect(options, options["client"]) as pool:
+        role_definition_id = role if _GUID.fullmatch(role) else _find(pool, role).role_definition_id
+        made = pool.create_role_assignment(
+            assignee, role_definition_id, scope, name=options["name"], request_id=options["request_id"]
+        )
+    _report_assignment(made, options, f"{assignee} has the role at {scope}", _list_command(scope))
+
+
+@assignment_group.command("list")
+@_scope
+@click.option("--assignee", default="", help="Only this principal's.")
+@_client
+@common_options
+def list_assignments(scope: str, assignee: str, client: str, **common: Any) -> None:
+    """List the role assignments at a scope."""
+    with connect(common, client) as pool:
+        found = list(pool.list_role_assignments(scope, assignee))
+    lines = [
+        f"{entry.name}  {entry.principal_id}  {entry.role_definition_id}  {entry.scope}" for entry in found
+    ]
+    report(
+        {"role_assignments": [MessageToDict(entry) for entry in found]},
+        as_json=common["as_json"],
+        text="\n".join(lines) if lines else f"no role assignment at {scope}",
+        following="mhsm role definition list",
+    )
+
+
+@assignment_group.command("show")
+@click.argument("name")
+@_scope
+@_client
+@common_options
+def show_assignment(name: str, scope: str, client: str, **common: Any) -> None:
+    """Show a role assignment, by its GUID."""
+    with connect(common, client) as pool:
+        found = pool.get_role_assignment(name, scope)
+    text = f"{found.principal_id} has {found.role_definition_id} at {found.scope}"
+    _report_assignment(found, common, text, f"mhsm role definition show {found.role_definition_id}")
+
+
+@assignment_group.command("delete")
+@click.argument("name")
+@_scope
+@request_id_option
+@_client
+@common_options
+def delete_assignment(name: str, scope: str, request_id: str, client: str, **common: Any) -> None:
+    """Take a role away, by the GUID of the assignment; no partition uses it afterwards."""
+    with connect(common, client) as pool:
+        deleted = pool.delete_role_assignment(name, scope, request_id)
+    text = f"{deleted.principal_id} no longer has the role at {deleted.scope}"
+    _report_assignment(deleted, common, text, _list_command(scope))
+
+
+def _find(pool: Pool, role: str) -> roles_pb2.RoleDefinition:
+    """Return a role by its GUID or its name, of built-in ones also without "Managed HSM"."""
+    if _GUID.fullmatch(role):
+        return pool.get_role_definition(role)
+    wanted = {role.casefold(), f"{_PREFIX}{role}".casefold()}
+    for found in pool.list_role_definitions():
+        if found.role_name.casefold() in wanted:
+            return found
+    fail(f"no role is named {role}", "mhsm role definition list")
+
+
+def _list_command(scope: str) -> str:
+    return f"mhsm role assignment list --scope {scope}"
+
+
+def _report_definition(
+    found: roles_pb2.RoleDefinition, common: dict[str, Any], text: str, following: str
+) -> None:
+    lines = [text, *(f"  {action}" for action in found.data_actions)]
+    lines += [f"  not {action}" for action in found.not_data_actions]
+    value = {"role_definition": MessageToDict(found)}
+    report(value, as_json=common["as_json"], text="\n".join(lines), following=following)
+
+
+def _report_assignment(
+    found: roles_pb2.RoleAssignment, common: dict[str, Any], text: str, following: str
+) -> None:
+    lines = [text, f"  assignment {found.name}"]
+    value = {"role_assignment": MessageToDict(found)}
+    report(value, as_json=common["as_json"], text="\n".join(lines), following=following)

@@ -1,0 +1,1 @@
+"""Bearer tokens: how a partition verifies them, and the small issuer of the development profile."""
