@@ -7,7 +7,6 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -116,19 +115,19 @@ def history(pool: RunningPool) -> list[dict[str, Any]]:
     return [json.loads(line) for line in listed.stdout.splitlines()]
 
 
-class OutWatcher:
-    """Notes how many partitions were out of service at one moment, until it is closed.
+class FloorWatcher:
+    """Notes the fewest partitions that served at one moment, until it is closed.
 
-    The three answers of a sweep are not of one moment. A partition that is out in two sweeps in a
-    row was out in between: that is what is counted.
+    The states of three partitions, asked one after the other, are not of one moment. What a fresh
+    partition says of how many hold a lease is: it follows the one order of the store.
     """
 
-    def __init__(self, serves: Callable[[int], bool]) -> None:
-        self._serves = serves
+    def __init__(self, fabric: Fabric) -> None:
+        self._fabric = fabric
         self._stop = threading.Event()
         self._thread = threading.Thread(target=self._run)
-        self.most_out = 0
-        self.sweeps = 0
+        self.fewest = 3
+        self.looks = 0
         self._thread.start()
 
     def close(self) -> None:
@@ -137,9 +136,12 @@ class OutWatcher:
         self._thread.join()
 
     def _run(self) -> None:
-        before: set[int] = set()
         while not self._stop.wait(0.1):
-            out = {index for index in range(3) if not self._serves(index)}
-            self.most_out = max(self.most_out, len(out & before))
-            self.sweeps += 1
-            before = out
+            for index in range(3):
+                try:
+                    status = self._fabric.status(index)
+                except grpc.RpcError:
+                    continue
+                if status.fresh:
+                    self.looks += 1
+                    self.fewest = min(self.fewest, status.serving_count)

@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import os
 import signal
+import threading
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Protocol
 
 import grpc
@@ -17,7 +20,7 @@ from hsm_pool.core.commands import (
     RestartPartition,
     ResumePartition,
 )
-from hsm_pool.errors import InvalidField
+from hsm_pool.errors import InvalidField, Overloaded, PartitionStarting
 from hsm_pool.net.calls import deadline
 from hsm_pool.partition.admissions import admit
 from hsm_pool.partition.command_counter import CommandCounter
@@ -42,12 +45,17 @@ class _Stamped(Protocol):
 
 
 class EnclaveService(enclave_pb2_grpc.EnclaveServiceServicer):
-    """The verbs of the controller."""
+    """The verbs of the controller; one command at a time, and none after a restart.
+
+    Otherwise a partition could be resumed, and counted as serving, while it already ends.
+    """
 
     def __init__(self, partition: Partition, counter: CommandCounter) -> None:
         self._partition = partition
         self._counter = counter
         self._index = partition.settings.index
+        self._command = threading.Lock()
+        self._ending = False
 
     def GetStatus(  # noqa: N802, D102
         self,
@@ -68,61 +76,71 @@ class EnclaveService(enclave_pb2_grpc.EnclaveServiceServicer):
     def Drain(  # noqa: N802, D102
         self, request: enclave_pb2.DrainRequest, context: grpc.ServicerContext
     ) -> enclave_pb2.DrainResponse:
-        serving = self._accept("Drain", request)
-        if not serving.replica.drained:
-            self._commit(serving, DrainPartition(self._index, serving.replica.serving()), context)
+        with self._accepted("Drain", request) as serving:
+            if not serving.replica.drained:
+                self._commit(serving, DrainPartition(self._index, serving.replica.serving()), context)
         return enclave_pb2.DrainResponse(state=self._state())
 
     def Resume(  # noqa: N802, D102
         self, request: enclave_pb2.ResumeRequest, context: grpc.ServicerContext
     ) -> enclave_pb2.ResumeResponse:
-        serving = self._accept("Resume", request)
-        if serving.replica.drained:
-            self._commit(serving, ResumePartition(self._index), context)
+        with self._accepted("Resume", request) as serving:
+            if serving.replica.drained:
+                self._commit(serving, ResumePartition(self._index), context)
         return enclave_pb2.ResumeResponse(state=self._state())
 
     def Relinquish(  # noqa: N802, D102
         self, request: enclave_pb2.RelinquishRequest, context: grpc.ServicerContext
     ) -> enclave_pb2.RelinquishResponse:
-        serving = self._accept("Relinquish", request)
-        self._commit(serving, RelinquishHousekeeping(self._index, serving.replica.serving()), context)
+        with self._accepted("Relinquish", request) as serving:
+            self._commit(serving, RelinquishHousekeeping(self._index, serving.replica.serving()), context)
         return enclave_pb2.RelinquishResponse(state=self._state())
 
     def Restart(  # noqa: N802, D102
         self, request: enclave_pb2.RestartRequest, context: grpc.ServicerContext
     ) -> enclave_pb2.RestartResponse:
-        serving = self._accept("Restart", request)
-        self._commit(serving, RestartPartition(self._index, serving.replica.serving()), context)
-        state = self._state()
-        # An orderly end: the servers wait for this very answer; the node agent starts a new process.
-        os.kill(os.getpid(), signal.SIGTERM)
+        with self._accepted("Restart", request) as serving:
+            self._commit(serving, RestartPartition(self._index, serving.replica.serving()), context)
+            self._ending = True
+            state = self._state()
+            # An orderly end: the servers wait for this very answer; the node agent starts a new process.
+            os.kill(os.getpid(), signal.SIGTERM)
         return enclave_pb2.RestartResponse(state=state)
 
     def Heal(  # noqa: N802, D102
         self, request: enclave_pb2.HealRequest, context: grpc.ServicerContext
     ) -> enclave_pb2.HealResponse:
-        self._accept("Heal", request)
-        serving = self._partition.serving()
-        if request.index == self._index:
-            raise InvalidField("a partition is not replaced by itself", field="index")
-        settings = self._partition.settings.store
-        admit(serving, self._partition.store, settings.member_peer_urls, request.index, deadline(context))
+        with self._accepted("Heal", request):
+            serving = self._partition.serving()
+            if request.index == self._index:
+                raise InvalidField("a partition is not replaced by itself", field="index")
+            urls = self._partition.settings.store.member_peer_urls
+            admit(serving, self._partition.store, urls, request.index, deadline(context))
         return enclave_pb2.HealResponse(state=self._state())
 
-    def _accept(self, verb: str, command: _Stamped) -> Serving:
-        """Take a command's counter for good, and return what serves, drained or not.
+    @contextmanager
+    def _accepted(self, verb: str, command: _Stamped) -> Iterator[Serving]:
+        """Take a command's counter for good, and give what serves, drained or not.
 
         Raises:
             CommandStale: It is a repeat, too old, or void.
-            MHSMError: This partition does not hold the keys.
+            Overloaded: Another command is being obeyed.
+            MHSMError: This partition does not hold the keys, or is ending.
         """
         serving = self._partition.holding_keys()
         now_ms = serving.now_ms() if serving else time.time_ns() // 1_000_000
         self._counter.accept(command.counter, command.expires_ms, now_ms)
         _log.info("command", verb=verb, counter=command.counter)
-        if serving is None:
-            raise self._partition.refusal()
-        return serving
+        if not self._command.acquire(blocking=False):
+            raise Overloaded("another command is being obeyed")
+        try:
+            if self._ending:
+                raise PartitionStarting("this partition is restarting")
+            if serving is None:
+                raise self._partition.refusal()
+            yield serving
+        finally:
+            self._command.release()
 
     def _commit(self, serving: Serving, command: Command, context: grpc.ServicerContext) -> None:
         serving.committer.submit(Mutation(command, None, lambda _: b"", None, b"", 0), deadline(context))
