@@ -130,10 +130,7 @@ security_domain.v1.SecurityDomainService GetCeremony securitydomain/upload/read 
 security_domain.v1.SecurityDomainService CancelCeremony securitydomain/upload/action pool
 """
 STREAM = "/mhsm.crypto.v1.CryptoService/StreamOperations"
-STREAM_ACTIONS = frozenset(
-    f"keys/{use}/action" for use in ("sign", "verify", "encrypt", "decrypt", "wrap", "unwrap")
-)
-"""Each message of the stream needs its own."""
+"""Each of its messages needs the data action of its own operation."""
 
 METHODS: dict[str, tuple[str, str]] = {
     f"/mhsm.{service}/{method}": (action, scope)

@@ -10,7 +10,7 @@ from __future__ import annotations
 from hsm_pool.core import roles
 from hsm_pool.core.roles import Access
 from hsm_pool.core.state import View
-from hsm_pool.errors import PermissionDenied
+from hsm_pool.errors import AvailabilityError, NotActivated, PermissionDenied, PoolLocked
 from hsm_pool.net.authorization import CEREMONY_SERVICE, Caller, Rule
 from hsm_pool.partition.partition import Partition
 
@@ -28,6 +28,14 @@ class RoleGate:
             PermissionDenied: They do not allow the call.
             MHSMError: They cannot be told here and now; the error says why.
         """
+        try:
+            self._decide(caller, rule, method, until)
+        except (AvailabilityError, NotActivated, PoolLocked):
+            # Each message of a stream is decided anew, and answered with what holds then.
+            if len(rule.actions) == 1:
+                raise
+
+    def _decide(self, caller: Caller, rule: Rule, method: str, until: float) -> None:
         serving = self._partition.holding_keys()
         if serving is None:
             self._admit_without_state(caller, method)

@@ -30,6 +30,8 @@ from hsm_pool.crypto.algorithms import ALGORITHMS, Algorithm, Scheme
 from hsm_pool.errors import MHSMError
 from mhsm.crypto.v1 import crypto_pb2
 from mhsm.keys.v1 import keys_pb2
+from tests.identities import Clients
+from tests.role_tables import GUIDS
 from tests.running_pool import RunningPool, until
 
 pytestmark = pytest.mark.pool
@@ -465,20 +467,13 @@ def test_a_repeat_returns_the_first_answer(pool: RunningPool, each: list[Pool]) 
         each[2].create_key("another", **EC, request_id=answers[0][1])
 
 
-def test_request_ids_of_different_callers_never_meet(pool: RunningPool, tmp_path: Path, client: Pool) -> None:
+def test_request_ids_of_different_callers_never_meet(pool: RunningPool, client: Pool) -> None:
     """Another application may use the same request id for a request of its own."""
-    from dataclasses import replace
-
-    from hsm_pool.client.connection import ClientIdentity
-    from tests.integration.test_authorization import issue
-
-    certificate, key = issue(pool.directory, [f"spiffe://{pool.connection.pool_id}/client/reports"])
-    files = ClientIdentity(str(tmp_path / "reports.crt"), str(tmp_path / "reports.key"))
-    Path(files.certificate_file).write_bytes(certificate)
-    Path(files.key_file).write_bytes(key)
     chosen = request_id()
     client.create_key("of-application", **OCT, request_id=chosen)
-    with Pool(replace(pool.connection, clients={"reports": files}), "reports") as reports:
+    with pool.client("administrator") as administrator:
+        administrator.create_role_assignment("client/reports", GUIDS["Crypto User"])
+    with Clients(pool).connect("reports") as reports:
         made = reports.create_key("of-reports", **OCT, request_id=chosen)
     assert made.name.startswith("keys/of-reports/")
 

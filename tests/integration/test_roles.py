@@ -37,13 +37,13 @@ from hsm_pool.errors import (
     RoleDefinitionNotFound,
 )
 from mhsm.crypto.v1 import crypto_pb2
-from mhsm.enclave.v1 import enclave_pb2, enclave_pb2_grpc
 from mhsm.keys.v1 import keys_pb2
 from mhsm.roles.v1 import roles_pb2
 from tests.chaos.faults import await_whole
+from tests.fabric_access import Fabric
 from tests.identities import Clients
 from tests.integration.test_authorization import described_methods
-from tests.role_tables import ALLOWED, GUIDS, METHODS, STREAM, STREAM_ACTIONS
+from tests.role_tables import ALLOWED, GUIDS, METHODS, STREAM
 from tests.running_pool import RunningPool, TestOfficer, mhsm, until
 
 pytestmark = pytest.mark.pool
@@ -55,6 +55,9 @@ FREE = {f"{STATUS}GetPartitionStatus", f"{STATUS}GetEvidence", "/grpc.health.v1.
 CEREMONIES = "/mhsm.security_domain.v1.SecurityDomainService/"
 METHODS_OF_CLIENTS = [*METHODS, STREAM, *sorted(FREE)]
 ROLES = list(GUIDS)
+SIGN_MESSAGE = crypto_pb2.StreamOperationsRequest(
+    sign=crypto_pb2.SignRequest(name="keys/none", algorithm="ES256", digests=[DIGEST])
+).SerializeToString()
 SCOPED_KEY = "mine"
 REFUSALS = {"PERMISSION_DENIED", "UNAUTHENTICATED", "NOT_ACTIVATED", "POOL_LOCKED", "RESTORE_STATE"}
 REFUSALS |= {"PARTITION_DRAINED", "PARTITION_STARTING", "NOT_FRESH", "INTERNAL"}
@@ -93,8 +96,9 @@ def of_role(role: str | None, method: str) -> str:
     if method in FREE:
         return "permitted"
     allowed = ALLOWED.get(role or "", frozenset())
-    wanted = STREAM_ACTIONS if method == STREAM else {METHODS[method][0]}
-    return "permitted" if allowed & wanted else "PERMISSION_DENIED"
+    # The stream is sent a message that signs; each of its messages needs its own data action.
+    wanted = "keys/sign/action" if method == STREAM else METHODS[method][0]
+    return "permitted" if wanted in allowed else "PERMISSION_DENIED"
 
 
 def expected(state: str, who: str, method: str) -> str:
@@ -158,7 +162,10 @@ class Matrix:
     def call_everything(self, state: str, index: int = 0) -> None:
         for who in WHO:
             with self.channel(who, index) as channel:
-                self.seen[state, who] = {method: answer(channel, method) for method in METHODS_OF_CLIENTS}
+                self.seen[state, who] = {
+                    method: answer(channel, method, SIGN_MESSAGE if method == STREAM else b"")
+                    for method in METHODS_OF_CLIENTS
+                }
 
     def call_at_keys(self, role: str) -> dict[tuple[str, str, str], str]:
         """Call everything whose request names a scope: with a role of the pool, and with one of a key."""
@@ -178,15 +185,13 @@ class Matrix:
                 administrator.cancel_ceremony(0, under_way.attempt_id)
 
     def _drained(self) -> None:
-        fabric = json.loads((self.pool.directory / "fabric/fabric.json").read_text())["identity"]
-        credentials = grpc.ssl_channel_credentials(
-            *(Path(fabric[name]).read_bytes() for name in ("ca_file", "key_file", "certificate_file"))
-        )
-        with grpc.secure_channel(self.pool.connection.partitions[2].enclave_endpoint, credentials) as channel:
-            stub: Any = enclave_pb2_grpc.EnclaveServiceStub(channel)
-            stub.Drain(enclave_pb2.DrainRequest(), timeout=20)
+        fabric = Fabric(self.pool)
+        try:
+            assert fabric.drain(2) == "drained"
             self.call_everything("PARTITION_DRAINED", 2)
-            stub.Resume(enclave_pb2.ResumeRequest(), timeout=20)
+            fabric.resume(2)
+        finally:
+            fabric.close()
         self.pool.await_states(["SERVING"] * 3)
 
     def _restoring(self, scratch: Path) -> None:
