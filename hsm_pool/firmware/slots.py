@@ -32,6 +32,8 @@ class Active:
     starts: int = 0
     failed: int = INSTALLED
     """The version that was given up last; 0 for none."""
+    previous_measurement: str = ""
+    """Of what ran before, hexadecimal: peers still run it; what was installed is in no repository."""
 
 
 class Slots:
@@ -76,8 +78,12 @@ class Slots:
             shutil.rmtree(path)
             raise FirmwareRefused("the image is not what its metadata says")
 
-    def activate(self, version: int) -> None:
+    def activate(self, version: int, measurement: bytes) -> None:
         """Let the next start run a staged image.
+
+        Args:
+            version: The image's.
+            measurement: Of what runs now.
 
         Raises:
             FirmwareRefused: It is not staged.
@@ -86,7 +92,7 @@ class Slots:
             raise FirmwareRefused(f"version {version} is not staged")
         now = self.active()
         if now.version != version:
-            self._write(Active(version, now.version, confirmed=False))
+            self._write(Active(version, now.version, confirmed=False, previous_measurement=measurement.hex()))
 
     def confirm(self) -> None:
         """Say that the active image runs."""
@@ -99,20 +105,41 @@ class Slots:
         now = self.active()
         if not now.confirmed:
             if now.starts >= STARTS_MAX:
-                now = Active(now.previous, now.previous, confirmed=True, failed=now.version)
+                now = replace(now, version=now.previous, confirmed=True, starts=0, failed=now.version)
             else:
                 now = replace(now, starts=now.starts + 1)
             self._write(now)
         return self.path(now.version)
 
+    def floor(self) -> int:
+        """Return the security version below which this node starts nothing; 0 for none.
+
+        Raises:
+            FirmwareRefused: The file is not readable.
+        """
+        try:
+            return int((self._directory / "floor").read_bytes())
+        except FileNotFoundError:
+            return 0
+        except ValueError:
+            raise FirmwareRefused("the file of the security version is not readable") from None
+
+    def raise_floor(self, floor: int) -> None:
+        """Note a higher security version."""
+        if floor > self.floor():
+            self._replace(self._directory / "floor", str(floor).encode())
+
     def _write(self, active: Active) -> None:
+        self._replace(self._file, json.dumps(asdict(active)).encode())
+
+    def _replace(self, file: Path, content: bytes) -> None:
         self._directory.mkdir(mode=0o700, parents=True, exist_ok=True)
-        new = self._file.with_suffix(".new")
+        new = file.with_suffix(".new")
         with new.open("wb") as stream:
-            stream.write(json.dumps(asdict(active)).encode())
+            stream.write(content)
             stream.flush()
             os.fsync(stream.fileno())
-        new.replace(self._file)
+        new.replace(file)
         descriptor = os.open(self._directory, os.O_RDONLY)
         try:
             os.fsync(descriptor)

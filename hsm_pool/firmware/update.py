@@ -61,6 +61,19 @@ class FirmwareSource:
         self._state = state
         self._root = root
 
+    def refresh(self) -> None:
+        """Take the newest metadata, for :meth:`known`.
+
+        Raises:
+            FirmwareRefused: It does not verify, or is not fresh.
+        """
+        try:
+            updater = self._updater()
+            updater.refresh()
+            updater.get_targetinfo(target_path(1))  # reads the targets, whatever is in them
+        except (RepositoryError, DownloadError, OSError, ValueError) as error:
+            raise FirmwareRefused(f"the firmware repository is refused: {type(error).__name__}") from None
+
     def fetch(self, version: int) -> tuple[Published, bytes]:
         """Return an image of the repository, verified against fresh metadata.
 

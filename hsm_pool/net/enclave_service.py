@@ -11,6 +11,7 @@ import grpc
 import structlog
 
 from hsm_pool.core.commands import (
+    ActivateFirmware,
     Command,
     DrainPartition,
     RelinquishHousekeeping,
@@ -18,6 +19,7 @@ from hsm_pool.core.commands import (
     ResumePartition,
 )
 from hsm_pool.errors import InvalidField
+from hsm_pool.firmware.running import running
 from hsm_pool.net.calls import deadline
 from hsm_pool.partition.admissions import admit
 from hsm_pool.partition.command_counter import CommandCounter
@@ -55,7 +57,9 @@ class EnclaveService(enclave_pb2_grpc.EnclaveServiceServicer):
         context: grpc.ServicerContext,  # noqa: ARG002
     ) -> enclave_pb2.GetStatusResponse:
         response = enclave_pb2.GetStatusResponse(
-            state=self._state(), incarnation=self._partition.state_directory.incarnation
+            state=self._state(),
+            incarnation=self._partition.state_directory.incarnation,
+            firmware_version=running().version,
         )
         serving = self._partition.holding_keys()
         if serving:
@@ -108,6 +112,26 @@ class EnclaveService(enclave_pb2_grpc.EnclaveServiceServicer):
         settings = self._partition.settings.store
         admit(serving, self._partition.store, settings.member_peer_urls, request.index, deadline(context))
         return enclave_pb2.HealResponse(state=self._state())
+
+    def StageFirmware(  # noqa: N802, D102
+        self,
+        request: enclave_pb2.StageFirmwareRequest,
+        context: grpc.ServicerContext,  # noqa: ARG002
+    ) -> enclave_pb2.StageFirmwareResponse:
+        serving = self._accept("StageFirmware", request)
+        floor = serving.replica.state.pool().security_version_floor
+        self._partition.firmware.stage(request.version, floor)
+        return enclave_pb2.StageFirmwareResponse(state=self._state())
+
+    def ActivateFirmware(  # noqa: N802, D102
+        self, request: enclave_pb2.ActivateFirmwareRequest, context: grpc.ServicerContext
+    ) -> enclave_pb2.ActivateFirmwareResponse:
+        serving = self._accept("ActivateFirmware", request)
+        firmware = self._partition.firmware
+        security_version = firmware.security_version_of(request.version)
+        self._commit(serving, ActivateFirmware(self._index, security_version), context)
+        firmware.activate(request.version)
+        return enclave_pb2.ActivateFirmwareResponse(state=self._state())
 
     def _accept(self, verb: str, command: _Stamped) -> Serving:
         """Take a command's counter for good, and return what serves, drained or not.

@@ -40,31 +40,32 @@ def test_a_new_node_runs_the_installed_distribution(tmp_path: Path) -> None:
     assert slots.starting() is None
     assert slots.active().version == INSTALLED
     with pytest.raises(FirmwareRefused, match="not staged"):
-        slots.activate(1)
+        slots.activate(1, b"before")
 
 
 def test_what_was_activated_is_started_and_stays_when_it_is_confirmed(slots: Slots) -> None:
-    slots.activate(1)
+    slots.activate(1, b"before")
     assert slots.starting() == slots.path(1)
     slots.confirm()
     for _ in range(3 * STARTS_MAX):
         assert slots.starting() == slots.path(1)
-    slots.activate(2)
-    slots.activate(2)
+    slots.activate(2, b"before")
+    slots.activate(2, b"before")
     assert (slots.active().version, slots.active().previous) == (2, 1)
+    assert slots.active().previous_measurement == b"before".hex()
 
 
 def test_an_image_that_does_not_start_is_given_up_for_the_one_before(slots: Slots) -> None:
-    slots.activate(1)
+    slots.activate(1, b"before")
     slots.starting()
     slots.confirm()
-    slots.activate(2)
+    slots.activate(2, b"before")
     for _ in range(STARTS_MAX):
         assert slots.starting() == slots.path(2)
     assert slots.starting() == slots.path(1)
     assert (slots.active().version, slots.active().failed, slots.active().confirmed) == (1, 2, True)
     assert slots.starting() == slots.path(1)
-    slots.activate(2)
+    slots.activate(2, b"before")
     assert slots.starting() == slots.path(2), "it may be tried again on command"
     assert slots.active().failed == INSTALLED
 
