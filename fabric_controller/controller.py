@@ -129,10 +129,10 @@ def take_step(journal: Journal, client: EnclaveClient, picture: Picture, logger:
     with journal.exclusive() as work:
         decision = plan(picture, work, time.time_ns() // 1_000_000)
         match decision:
-            case Act(verb, partition, index):
+            case Act(verb, partition, argument):
                 code = "OK"
                 try:
-                    issue(journal, client, verb, partition, Issuer.CONTROLLER, index)
+                    issue(journal, client, verb, partition, Issuer.CONTROLLER, argument)
                 except EnclaveError as error:
                     code = error.code
                 logger.info("command", verb=verb.value, partition=partition, code=code)

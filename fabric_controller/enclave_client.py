@@ -26,6 +26,7 @@ COMMAND_SECONDS: Final = 10.0
 """Deadline of a command."""
 
 INCARNATION_MAX: Final = 2**32 - 1
+FIRMWARE_VERSION_MAX: Final = 1_000_000
 
 MESSAGE_BYTES_MAX: Final = 256
 """Bytes of one message; the largest legal reply has about 30."""
@@ -129,7 +130,7 @@ class EnclaveClient:
         return observations
 
     def command(
-        self, verb: Verb, index: int, counter: int, expires_ms: int, dead: int | None = None
+        self, verb: Verb, index: int, counter: int, expires_ms: int, argument: int | None = None
     ) -> State:
         """Send a command to a partition and return its state afterwards.
 
@@ -138,7 +139,7 @@ class EnclaveClient:
             index: The partition.
             counter: Above that of every command before.
             expires_ms: When the command is void, Unix milliseconds.
-            dead: The partition to be replaced, for HEAL.
+            argument: The partition to be replaced, for HEAL; the version, for STAGE and ACTIVATE.
 
         Raises:
             EnclaveError: Refused (FAILED_PRECONDITION: fewer than two would serve; ABORTED: the
@@ -160,7 +161,19 @@ class EnclaveClient:
                 enclave_pb2.RestartRequest(counter=counter, expires_ms=expires_ms), timeout=COMMAND_SECONDS
             ),
             Verb.HEAL: lambda: stub.Heal.future(
-                enclave_pb2.HealRequest(counter=counter, expires_ms=expires_ms, index=dead or 0),
+                enclave_pb2.HealRequest(counter=counter, expires_ms=expires_ms, index=argument or 0),
+                timeout=COMMAND_SECONDS,
+            ),
+            Verb.STAGE: lambda: stub.StageFirmware.future(
+                enclave_pb2.StageFirmwareRequest(
+                    counter=counter, expires_ms=expires_ms, version=argument or 0
+                ),
+                timeout=COMMAND_SECONDS,
+            ),
+            Verb.ACTIVATE: lambda: stub.ActivateFirmware.future(
+                enclave_pb2.ActivateFirmwareRequest(
+                    counter=counter, expires_ms=expires_ms, version=argument or 0
+                ),
                 timeout=COMMAND_SECONDS,
             ),
         }
@@ -168,6 +181,8 @@ class EnclaveClient:
 
     def _status(self, reply: enclave_pb2.GetStatusResponse, *, healthy: bool) -> Status:
         if reply.serving_count > len(self._stubs) or reply.incarnation > INCARNATION_MAX:
+            raise EnclaveError(REPLY_REFUSED)
+        if reply.firmware_version > FIRMWARE_VERSION_MAX:
             raise EnclaveError(REPLY_REFUSED)
         return Status(
             _state(reply.state),
@@ -177,6 +192,7 @@ class EnclaveClient:
             reply.incarnation,
             reply.housekeeper,
             healthy,
+            reply.firmware_version,
         )
 
 

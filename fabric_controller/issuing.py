@@ -20,7 +20,7 @@ def issue(
     verb: Verb,
     partition: int,
     issuer: Issuer,
-    index: int | None = None,
+    argument: int | None = None,
 ) -> State:
     """Send a command; the caller holds the journal. Killed at any point, it leaves no doubt.
 
@@ -40,11 +40,11 @@ def issue(
         "partition": partition,
         "by": issuer.value,
     }
-    if index is not None:
-        command["index"] = index
+    if argument is not None:
+        command["argument"] = argument
     journal.append(command)
     try:
-        state = client.command(verb, partition, counter, now_ms + VALID_MS, index)
+        state = client.command(verb, partition, counter, now_ms + VALID_MS, argument)
     except EnclaveError as error:
         journal.append({"kind": "result", "counter": counter, "code": error.code})
         raise

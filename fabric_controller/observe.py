@@ -36,6 +36,8 @@ class Status:
     housekeeper: bool = False
     healthy: bool = True
     """What gRPC health said in the same round."""
+    firmware_version: int = 0
+    """Version of the firmware that runs; 0: as it was installed."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -131,7 +133,15 @@ def _view_changes(before: PartitionView, after: PartitionView) -> list[Change]:
         changes.append(Change(after.index, "failure", code_before, code_after))
     # While a partition is silent its last status stays, so a silence alone is one change, not three.
     if after.status is not None:
-        for what in ("state", "fresh", "serving_count", "incarnation", "housekeeper", "healthy"):
+        for what in (
+            "state",
+            "fresh",
+            "serving_count",
+            "incarnation",
+            "housekeeper",
+            "healthy",
+            "firmware_version",
+        ):
             old = getattr(before.status, what, None)
             new = getattr(after.status, what)
             if old != new:
@@ -189,6 +199,7 @@ def as_document(picture: Picture) -> dict[str, Any]:
                 "incarnation": view.status.incarnation if view.status else None,
                 "housekeeper": view.status.housekeeper if view.status else None,
                 "healthy": view.status.healthy if view.status else None,
+                "firmware_version": view.status.firmware_version if view.status else None,
             }
             for view in picture.partitions
         ],

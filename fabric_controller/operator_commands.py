@@ -223,15 +223,7 @@ def restart(
         check_partition(settings, partition)
     if len(set(partitions)) != len(partitions):
         raise click.UsageError("a partition stands twice")
-    with open_client(settings) as client:
-        picture = look(settings, client)
-    incarnations = {}
-    for partition in partitions:
-        status = picture.view(partition).status
-        if status is None:
-            fail(f"partition {partition} does not answer", "mhsm-fabric status", EXIT_UNREACHABLE)
-        incarnations[partition] = status.incarnation
-    goal = RollOut(partitions, incarnations)
+    goal = RollOut(partitions, _incarnations(settings, partitions))
     if dry_run:
         steps = [f"{verb} {partition}" for partition in partitions for verb in ("drain", "restart", "resume")]
         return say("\n".join(steps), {"dry_run": True, "steps": steps}, as_json=as_json)
@@ -286,6 +278,19 @@ def replace(settings: FabricSettings, *, partition: int, no_wait: bool, dry_run:
         )
     follow(settings)
     return say(f"replaced: {partition}", {"partition": partition, "state": "done"}, as_json=as_json)
+
+
+def _incarnations(settings: FabricSettings, partitions: tuple[int, ...]) -> dict[int, int]:
+    """Return the incarnation of each partition; ends the command if one does not answer."""
+    with open_client(settings) as client:
+        picture = look(settings, client)
+    incarnations = {}
+    for partition in partitions:
+        status = picture.view(partition).status
+        if status is None:
+            fail(f"partition {partition} does not answer", "mhsm-fabric status", EXIT_UNREACHABLE)
+        incarnations[partition] = status.incarnation
+    return incarnations
 
 
 def _set_goal(settings: FabricSettings, goal: Goal) -> None:
@@ -347,4 +352,46 @@ def _controller_runs(settings: FabricSettings) -> bool:
     return time.time() - written_at < SILENCE_SECONDS
 
 
-COMMANDS: Final = (drain, resume, failover, restart, replace, halt)
+@click.command()
+@click.argument("version", type=click.IntRange(1, 1_000_000))
+@click.option("--no-wait", is_flag=True, help="Write down the goal and end.")
+@dry_run_option
+@json_option
+@with_settings
+def patch(settings: FabricSettings, *, version: int, no_wait: bool, dry_run: bool, as_json: bool) -> None:
+    """Bring all partitions to firmware VERSION, one after the other: stage, drain, activate, restart, resume.
+
+    Each partition fetches and verifies the version itself. One that does not start goes back to the
+    firmware before, and the work halts (exit code 1). The controller goes on when it is killed itself.
+    """
+    from fabric_controller.planner import arrived
+    from fabric_controller.work import RollOut
+
+    partitions = tuple(entry.index for entry in settings.partitions)
+    goal = RollOut(partitions, _incarnations(settings, partitions), version)
+    if dry_run:
+        with open_client(settings) as client:
+            picture = look(settings, client)
+        steps = [
+            f"{verb} {partition}"
+            for partition in partitions
+            if not arrived(picture.view(partition), goal)
+            for verb in ("stage", "drain", "activate", "restart", "resume")
+        ]
+        text = "\n".join(steps) or f"all partitions run version {version}"
+        return say(text, {"dry_run": True, "version": version, "steps": steps}, as_json=as_json)
+    _set_goal(settings, goal)
+    if no_wait:
+        return say(
+            "the goal is written down",
+            {"version": version, "state": "running"},
+            as_json=as_json,
+            suggestion="mhsm-fabric status --watch",
+        )
+    follow(settings)
+    return say(
+        f"all partitions run version {version}", {"version": version, "state": "done"}, as_json=as_json
+    )
+
+
+COMMANDS: Final = (drain, resume, failover, restart, patch, replace, halt)

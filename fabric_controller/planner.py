@@ -17,7 +17,7 @@ from dataclasses import dataclass
 from typing import Final
 
 from fabric_controller.observe import PartitionView, Picture, State
-from fabric_controller.work import OK, Replacement, RollOut, Verb, Work
+from fabric_controller.work import OK, REFUSED, Replacement, RollOut, Verb, Work
 
 SERVING_MIN: Final = 2
 """Partitions that go on serving while another one is out."""
@@ -31,6 +31,8 @@ BACKOFF_MS: Final = {
     Verb.RESTART: 3_000,
     Verb.RELINQUISH: 1_000,
     Verb.HEAL: 5_000,
+    Verb.STAGE: 2_000,
+    Verb.ACTIVATE: 2_000,
 }
 """Pause before the second attempt; doubled with each further one."""
 
@@ -40,11 +42,11 @@ PATIENCE_MS: Final = 90_000
 
 @dataclass(frozen=True, slots=True)
 class Act:
-    """Send this command to this partition; index names another one, for HEAL."""
+    """Send this command to this partition; the argument is a dead one for HEAL, a version for firmware."""
 
     verb: Verb
     partition: int
-    index: int | None = None
+    argument: int | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -93,24 +95,38 @@ def _plan_roll_out(goal: RollOut, picture: Picture, work: Work, now_ms: int) -> 
     views = {view.index: view for view in picture.partitions}
     for index in goal.partitions:
         view = views[index]
-        if view.serving and restarted(view, goal):
+        if view.serving and arrived(view, goal):
             continue
         state = view.status.state if view.answering and view.status else None
         others_suffice = others_serving(picture, index) >= SERVING_MIN
         wanted_drained = index in work.drained
+        gone_back = _gone_back(view, goal, work)
         if state is State.DRAINED:
-            if restarted(view, goal):
+            if arrived(view, goal):
                 if wanted_drained:
                     continue
                 return _attempt(Verb.RESUME, index, work, now_ms)
-            if others_suffice:
-                return _attempt(Verb.RESTART, index, work, now_ms)
+            if others_suffice and not gone_back:
+                return _next_while_out(goal, index, work, now_ms)
             if not wanted_drained:
                 return _attempt(Verb.RESUME, index, work, now_ms)
-        elif view.serving and others_suffice:
+        if gone_back and (view.serving or state is State.DRAINED):
+            return Halt(f"partition {index} does not start version {goal.version} and went back to another")
+        if state is not State.DRAINED and view.serving and others_suffice:
+            if goal.version and not _obeyed(Verb.STAGE, index, work):
+                # Before it is taken out: firmware that is refused costs no service.
+                return _attempt(Verb.STAGE, index, work, now_ms, goal.version)
             return _attempt(Verb.DRAIN, index, work, now_ms)
         return _wait(_obstacle(picture, view), work, now_ms)
     return Done()
+
+
+def _next_while_out(goal: RollOut, index: int, work: Work, now_ms: int) -> Decision:
+    """Return the next command to a drained partition that has not arrived yet."""
+    for verb in (Verb.STAGE, Verb.ACTIVATE) if goal.version else ():
+        if not _obeyed(verb, index, work):
+            return _attempt(verb, index, work, now_ms, goal.version)
+    return _attempt(Verb.RESTART, index, work, now_ms)
 
 
 def _plan_replacement(goal: Replacement, picture: Picture, work: Work, now_ms: int) -> Decision:
@@ -145,6 +161,25 @@ def restarted(view: PartitionView, goal: RollOut) -> bool:
     return view.status is not None and view.status.incarnation > goal.incarnations[view.index]
 
 
+def arrived(view: PartitionView, goal: RollOut) -> bool:
+    """Return whether a partition is where the roll-out wants it: on the version, or restarted."""
+    if goal.version:
+        return view.status is not None and view.status.firmware_version == goal.version
+    return restarted(view, goal)
+
+
+def _gone_back(view: PartitionView, goal: RollOut, work: Work) -> bool:
+    """Return whether a partition was restarted for its new version and runs another one."""
+    sent = any((attempt.verb, attempt.partition) == (Verb.RESTART, view.index) for attempt in work.attempts)
+    return bool(goal.version) and sent and restarted(view, goal) and not arrived(view, goal)
+
+
+def _obeyed(verb: Verb, partition: int, work: Work) -> bool:
+    return any(
+        (attempt.verb, attempt.partition, attempt.code) == (verb, partition, OK) for attempt in work.attempts
+    )
+
+
 def others_serving(picture: Picture, index: int) -> int:
     """Return how many partitions but this one serve."""
     return sum(view.serving for view in picture.partitions if view.index != index)
@@ -162,17 +197,19 @@ def _obstacle(picture: Picture, target: PartitionView) -> str:
     return f"partition {target.index} cannot be out while fewer than two others serve: {away}"
 
 
-def _attempt(verb: Verb, partition: int, work: Work, now_ms: int) -> Decision:
+def _attempt(verb: Verb, partition: int, work: Work, now_ms: int, argument: int | None = None) -> Decision:
     """Send a command, unless it was sent a moment ago, or too often."""
     earlier = [attempt for attempt in work.attempts if (attempt.verb, attempt.partition) == (verb, partition)]
     if not earlier:
-        return Act(verb, partition)
+        return Act(verb, partition, argument)
+    if earlier[-1].code == REFUSED:
+        return Halt(f"partition {partition} refuses to {verb.value} version {argument}: see its log")
     # A clock that was set back must not stop the work for long.
     elapsed_ms = abs(now_ms - earlier[-1].time_ms)
     if elapsed_ms < BACKOFF_MS[verb] * 2 ** (len(earlier) - 1):
         return Wait(f"{verb.value} was sent to partition {partition} a moment ago")
     if len(earlier) < ATTEMPTS_MAX:
-        return Act(verb, partition)
+        return Act(verb, partition, argument)
     code = earlier[-1].code or "no answer"
     return Halt(f"{verb.value} was sent {len(earlier)} times to partition {partition} in vain ({code})")
 

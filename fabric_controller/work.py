@@ -22,6 +22,10 @@ OPEN_CODES = frozenset({"UNAVAILABLE", "DEADLINE_EXCEEDED", "CANCELLED", "INTERN
 """Results after which the command may or may not have been obeyed."""
 
 
+REFUSED = "PERMISSION_DENIED"
+"""Result of a command about firmware that the partition does not take: repeating it cannot help."""
+
+
 class Verb(StrEnum):
     """Commands of the enclave interface."""
 
@@ -31,6 +35,8 @@ class Verb(StrEnum):
     RESTART = "RESTART"
     HEAL = "HEAL"
     """Sent to a living partition, for a dead one."""
+    STAGE = "STAGE"
+    ACTIVATE = "ACTIVATE"
 
 
 class Issuer(StrEnum):
@@ -42,13 +48,15 @@ class Issuer(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class RollOut:
-    """Goal: restart partitions one after the other.
+    """Goal: restart partitions one after the other, with another version of their firmware if one is named.
 
     ``incarnations`` are those when it began: a partition with a higher one has been restarted.
     """
 
     partitions: tuple[int, ...]
     incarnations: Mapping[int, int]
+    version: int = 0
+    """Version to patch to; 0: what runs now."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -110,6 +118,7 @@ def goal_entry(goal: Goal) -> dict[str, Any]:
         "goal": "restart",
         "partitions": list(goal.partitions),
         "incarnations": [goal.incarnations[index] for index in goal.partitions],
+        "version": goal.version,
     }
 
 
@@ -119,7 +128,8 @@ def _goal(entry: Entry) -> Goal:
     if entry["goal"] != "restart":
         raise EntryRefused("an entry sets an unknown goal")
     partitions = tuple(entry["partitions"])
-    return RollOut(partitions, dict(zip(partitions, entry["incarnations"], strict=True)))
+    incarnations = dict(zip(partitions, entry["incarnations"], strict=True))
+    return RollOut(partitions, incarnations, entry["version"])
 
 
 def fold(work: Work, entry: Entry) -> Work:

@@ -295,6 +295,12 @@ class EvidenceRefused(AccessError):
     reason = "EVIDENCE_REFUSED"
 
 
+class FirmwareRefused(AccessError):
+    """The firmware is older, not signed, changed, not staged, or its metadata is not fresh (G5)."""
+
+    reason = "FIRMWARE_REFUSED"
+
+
 class InternalError(MHSMError):
     """Anything else. The message holds a correlation id only."""
 

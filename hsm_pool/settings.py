@@ -115,6 +115,18 @@ class InitialAssignment:
 
 
 @dataclass(frozen=True, slots=True)
+class FirmwareSettings:
+    """Where a node gets firmware, and where it keeps it."""
+
+    repository: str
+    """Directory of a TUF repository."""
+    root_file: str
+    """The root metadata that the node was given when it was made."""
+    directory: str
+    """Verified metadata, images, and which of them is active."""
+
+
+@dataclass(frozen=True, slots=True)
 class PartitionSettings:
     """Everything a partition process needs; endpoints are host:port."""
 
@@ -142,6 +154,8 @@ class PartitionSettings:
     """Principals: they hold ceremonies while no role can be read, and begin as Administrators."""
     initial_assignments: tuple[InitialAssignment, ...]
     tokens: TokenSettings | None
+    firmware: FirmwareSettings | None
+    """Absent in a pool without a repository: it runs what is installed."""
 
     def __post_init__(self) -> None:
         if not self.initial_administrators:
@@ -186,6 +200,7 @@ class NodeSettings:
     peer_node_endpoints: tuple[str, ...]
     """Node endpoints of all other partitions: they receive exit notices."""
     store_member: StoreMemberSettings | None
+    firmware: FirmwareSettings | None
 
     def __post_init__(self) -> None:
         _check_range("index", self.index, 0, _PARTITIONS_MAX - 1)

@@ -21,6 +21,7 @@ _COMMANDS = {
     "role": "hsm_pool.cli.role_commands:role_group",
     "officers": "hsm_pool.cli.officers_commands:officers_group",
     "backup": "hsm_pool.cli.backup_commands:backup_group",
+    "firmware": "hsm_pool.cli.firmware_commands:firmware_group",
     "ceremony": "hsm_pool.cli.ceremony_commands:ceremony_group",
     "security-domain": "hsm_pool.cli.security_domain_commands:security_domain_group",
 }

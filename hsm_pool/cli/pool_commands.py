@@ -51,6 +51,12 @@ _READY = {
     help="Whose bearer tokens are accepted: development (a small issuer of the pool's own), none, or a JSON "
     "file with issuer, audience, keys (file, or https URL on loopback) and keys_ca_file.",
 )
+@click.option(
+    "--firmware-repository",
+    type=click.Path(exists=True, file_okay=False, path_type=Path),
+    default=None,
+    help="Where a new pool gets its firmware (mhsm firmware new-repository).",
+)
 @data_directory_option
 @json_option
 def up(
@@ -59,6 +65,7 @@ def up(
     etcd_path: str | None,
     external_store: Path | None,
     token_issuer: str,
+    firmware_repository: Path | None,
     data_dir: Path,
     as_json: bool,
 ) -> None:
@@ -71,7 +78,8 @@ def up(
         if external_store is None:
             binary = _usable_etcd(etcd_path, console)
         tokens = _token_issuer(token_issuer)
-        new = layout.NewPool(attended, recoverable_days, binary, _external(external_store), tokens)
+        external = _external(external_store)
+        new = layout.NewPool(attended, recoverable_days, binary, external, tokens, firmware_repository)
         try:
             pool_id = layout.provision(directory, new)
         except layout.DirectoryRefused as error:

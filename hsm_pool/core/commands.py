@@ -127,6 +127,22 @@ class CompleteAdmission:
 
 
 @dataclass(frozen=True, slots=True)
+class ActivateFirmware:
+    """Decides that a drained partition may run an image of this security version."""
+
+    index: int
+    security_version: int
+
+
+@dataclass(frozen=True, slots=True)
+class ReportSecurityVersion:
+    """Says which security version a partition's firmware has."""
+
+    index: int
+    security_version: int
+
+
+@dataclass(frozen=True, slots=True)
 class ReplaceSecurityDomain:
     """Puts another security-domain header in force; both digests are SHA-256 of the header."""
 
@@ -251,6 +267,8 @@ Command = (
     | RelinquishHousekeeping
     | AdmitPartition
     | CompleteAdmission
+    | ActivateFirmware
+    | ReportSecurityVersion
     | ReplaceSecurityDomain
     | ProposeEpoch
     | HoldEpoch

@@ -13,6 +13,7 @@ from hsm_pool import limits
 from hsm_pool.core import epochs, membership, restore, role_management
 from hsm_pool.core.commands import (
     ActivateEpoch,
+    ActivateFirmware,
     AdmitPartition,
     AdvanceRestore,
     CancelRestore,
@@ -35,6 +36,7 @@ from hsm_pool.core.commands import (
     RelinquishHousekeeping,
     ReplaceSecurityDomain,
     Reply,
+    ReportSecurityVersion,
     RestartPartition,
     RestoreKey,
     ResumePartition,
@@ -107,6 +109,8 @@ def apply(command: Command, view: View) -> Outcome:
             | RelinquishHousekeeping()
             | AdmitPartition()
             | CompleteAdmission()
+            | ActivateFirmware()
+            | ReportSecurityVersion()
         ):
             return Outcome(EmptyReply(), membership.apply(command, view))
         case ReplaceSecurityDomain() | ProposeEpoch() | HoldEpoch() | ActivateEpoch():

@@ -1,4 +1,4 @@
-"""Which partitions serve, decided purely: drain, resume, restart, replace, the housekeeping role (G5).
+"""Which partitions serve, decided purely: drain, resume, restart, replace, firmware, housekeeping (G5).
 
 Each is a mutation of the chain, so of two commands at the same instant the second is
 decided on the state that the first has left.
@@ -9,19 +9,24 @@ from __future__ import annotations
 from dataclasses import replace
 
 from hsm_pool.core.commands import (
+    ActivateFirmware,
     AdmitPartition,
     CompleteAdmission,
     DrainPartition,
     RelinquishHousekeeping,
+    ReportSecurityVersion,
     RestartPartition,
     ResumePartition,
 )
 from hsm_pool.core.model import POOL, Admission, PoolRecord
 from hsm_pool.core.state import Changes, View
-from hsm_pool.errors import FloorOfTwo, NotDrained, PartitionServes
+from hsm_pool.errors import FirmwareRefused, FloorOfTwo, NotDrained, PartitionServes
 
 SERVING_MIN = 2
 """Partitions that go on serving whatever the controller asks for (G5)."""
+
+PARTITIONS = 3
+"""Partitions of a pool (Azure Managed HSM has three)."""
 
 MembershipCommand = (
     DrainPartition
@@ -30,6 +35,8 @@ MembershipCommand = (
     | RelinquishHousekeeping
     | AdmitPartition
     | CompleteAdmission
+    | ActivateFirmware
+    | ReportSecurityVersion
 )
 
 
@@ -45,6 +52,7 @@ def apply(command: MembershipCommand, view: View) -> Changes:
         FloorOfTwo: Too few partitions would go on serving.
         NotDrained: The partition to restart is not drained.
         PartitionServes: The partition to replace serves.
+        FirmwareRefused: The firmware is below the pool's security version.
     """
     record = view.get(POOL)
     pool = record if isinstance(record, PoolRecord) else PoolRecord()
@@ -55,8 +63,7 @@ def apply(command: MembershipCommand, view: View) -> Changes:
         case ResumePartition():
             return {POOL: replace(pool, drained=pool.drained - {command.index})}
         case RestartPartition():
-            if command.index not in pool.drained:
-                raise NotDrained("only a drained partition is restarted")
+            _check_drained(command, pool)
             _check_floor(command, pool)
             return {}
         case RelinquishHousekeeping():
@@ -71,6 +78,12 @@ def apply(command: MembershipCommand, view: View) -> Changes:
             return _admit(command, pool)
         case CompleteAdmission():
             return _complete(command, pool)
+        case ActivateFirmware():
+            _check_drained(command, pool)
+            _check_security_version(command, pool)
+            return {}
+        case ReportSecurityVersion():
+            return _report(command, pool)
 
 
 def _admit(command: AdmitPartition, pool: PoolRecord) -> Changes:
@@ -91,6 +104,36 @@ def _complete(command: CompleteAdmission, pool: PoolRecord) -> Changes:
         return {}
     ready = replace(admission, ready=True)
     return {POOL: replace(pool, admissions={**pool.admissions, command.index: ready})}
+
+
+def _report(command: ReportSecurityVersion, pool: PoolRecord) -> Changes:
+    """Note a security version; the floor rises when all partitions run a higher one, and never falls."""
+    _check_security_version(command, pool)
+    reported = {**pool.security_versions, command.index: command.security_version}
+    floor = pool.security_version_floor
+    if len(reported) == PARTITIONS:
+        floor = max(floor, min(reported.values()))
+    return {POOL: replace(pool, security_versions=reported, security_version_floor=floor)}
+
+
+def _check_security_version(command: ActivateFirmware | ReportSecurityVersion, pool: PoolRecord) -> None:
+    """Refuse firmware that is older than what the whole pool runs.
+
+    Raises:
+        FirmwareRefused: It is.
+    """
+    if command.security_version < pool.security_version_floor:
+        raise FirmwareRefused("the firmware is below the pool's security version")
+
+
+def _check_drained(command: RestartPartition | ActivateFirmware, pool: PoolRecord) -> None:
+    """Refuse what needs a drained partition.
+
+    Raises:
+        NotDrained: It is not.
+    """
+    if command.index not in pool.drained:
+        raise NotDrained("only a drained partition is restarted, or gets other firmware")
 
 
 def _check_floor(command: DrainPartition | RestartPartition | AdmitPartition, pool: PoolRecord) -> None:

@@ -126,6 +126,10 @@ class PoolRecord:
     """Partition that is asked first to do the housekeeping."""
     admissions: Mapping[int, Admission] = field(default_factory=dict)
     """The newest admission of each partition that had one."""
+    security_versions: Mapping[int, int] = field(default_factory=dict)
+    """Security version of the firmware that each partition reported."""
+    security_version_floor: int = 0
+    """Below it no partition serves; it only rises."""
 
 
 class RestorePhase(IntEnum):

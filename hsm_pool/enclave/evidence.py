@@ -11,24 +11,18 @@ from __future__ import annotations
 import ctypes
 import hashlib
 import importlib.metadata
-import importlib.util
 import time
 from collections.abc import Callable
-from functools import cache
 from pathlib import Path
 
 from cryptography import x509
 from cryptography.hazmat.primitives import serialization
 
 from hsm_pool.enclave.claims import Claims, DebugStatus
+from hsm_pool.firmware.image import PRODUCT_ID
+from hsm_pool.firmware.running import running
 from hsm_pool.settings import PartitionSettings
 from mhsm.evidence.v1 import evidence_pb2
-
-PRODUCT_ID = 1
-"""Number of this product under the simulated platform; another product is another number."""
-
-SECURITY_VERSION = 1
-"""Security version number of this distribution; only ever raised."""
 
 ALGORITHM = -7
 """ES256 (RFC 9053): ECDSA P-256 with SHA-256."""
@@ -37,24 +31,13 @@ X5CHAIN = 33
 """COSE header with the signer's certificate, DER (RFC 9360)."""
 
 DISTRIBUTION = "mhsm-pool-simulator"
-_MEASURED_PACKAGES = ("hsm_pool", "security_domain", "mhsm")
 _PR_GET_DUMPABLE = 3
 _RANDOM_DEVICE_ID = b"\x01"
 
 
-@cache
 def measurement() -> bytes:
-    """Return SHA-384 over the sorted (path, SHA-384) of the installed distribution's modules."""
-    lines: list[str] = []
-    for package in _MEASURED_PACKAGES:
-        spec = importlib.util.find_spec(package)
-        if spec is None or not spec.submodule_search_locations:
-            raise RuntimeError(f"package {package} is not installed")
-        root = Path(next(iter(spec.submodule_search_locations)))
-        for path in sorted(root.rglob("*.py")):
-            digest = hashlib.sha384(path.read_bytes()).hexdigest()
-            lines.append(f"{package}/{path.relative_to(root)} {digest}")
-    return hashlib.sha384("\n".join(lines).encode()).digest()
+    """Return SHA-384 over what this process runs, as :mod:`hsm_pool.firmware.measurement` says."""
+    return running().measurement
 
 
 def report_data(role: str, *parts: bytes) -> bytes:
@@ -165,7 +148,7 @@ class Attester:
             software_name=DISTRIBUTION,
             software_version=self._software_version,
             product_id=PRODUCT_ID,
-            security_version=SECURITY_VERSION,
+            security_version=running().security_version,
             measurement=measurement(),
             client_tls_key=self._client_tls_key,
             peer_tls_key=self._peer_tls_key,

@@ -77,6 +77,10 @@ class Verifier:
         self._policy = policy
         self._now = now
 
+    def replace_policy(self, policy: ReleasePolicy) -> None:
+        """Verify under another policy from now on."""
+        self._policy = policy
+
     def verify(self, evidence: evidence_pb2.Evidence, expected: Expected) -> Claims:
         """Return the claims of evidence that is worth believing.
 

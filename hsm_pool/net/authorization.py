@@ -155,7 +155,16 @@ PERMISSIONS: dict[str, frozenset[Kind]] = {
     "/mhsm.peer.v1.PeerService/Heal": frozenset({Kind.PARTITION}),
     **{
         f"/mhsm.enclave.v1.EnclaveService/{method}": frozenset({Kind.FABRIC})
-        for method in ("GetStatus", "Drain", "Resume", "Relinquish", "Restart", "Heal")
+        for method in (
+            "GetStatus",
+            "Drain",
+            "Resume",
+            "Relinquish",
+            "Restart",
+            "Heal",
+            "StageFirmware",
+            "ActivateFirmware",
+        )
     },
     "/mhsm.node.v1.NodeService/NotifyExit": frozenset({Kind.NODE_AGENT}),
     "/mhsm.node.v1.NodeService/GetAdmission": frozenset({Kind.NODE_AGENT}),

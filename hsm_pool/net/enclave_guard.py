@@ -20,6 +20,7 @@ from google.protobuf.unknown_fields import UnknownFieldSet
 
 from hsm_pool import limits
 from hsm_pool.errors import InvalidField, Overloaded
+from hsm_pool.firmware.image import VERSION_MAX
 from hsm_pool.net.interceptors import current_caller
 from hsm_pool.store.replica import boot_time
 
@@ -32,6 +33,8 @@ BOUNDS: Final[dict[str, tuple[int, int]]] = {
     "applied_sequence": (0, _WHOLE_NUMBER_MAX),
     "serving_count": (0, 3),
     "incarnation": (0, 2**32 - 1),
+    "version": (1, VERSION_MAX),
+    "firmware_version": (0, VERSION_MAX),
     "index": (0, 2),
 }
 """Lowest and highest value of each integer field of the enclave interface, by its name."""

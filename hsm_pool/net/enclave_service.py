@@ -14,6 +14,7 @@ import grpc
 import structlog
 
 from hsm_pool.core.commands import (
+    ActivateFirmware,
     Command,
     DrainPartition,
     RelinquishHousekeeping,
@@ -21,6 +22,7 @@ from hsm_pool.core.commands import (
     ResumePartition,
 )
 from hsm_pool.errors import InvalidField, Overloaded, PartitionStarting
+from hsm_pool.firmware.running import running
 from hsm_pool.net.calls import deadline
 from hsm_pool.partition.admissions import admit
 from hsm_pool.partition.command_counter import CommandCounter
@@ -63,7 +65,9 @@ class EnclaveService(enclave_pb2_grpc.EnclaveServiceServicer):
         context: grpc.ServicerContext,  # noqa: ARG002
     ) -> enclave_pb2.GetStatusResponse:
         response = enclave_pb2.GetStatusResponse(
-            state=self._state(), incarnation=self._partition.state_directory.incarnation
+            state=self._state(),
+            incarnation=self._partition.state_directory.incarnation,
+            firmware_version=running().version,
         )
         serving = self._partition.holding_keys()
         if serving:
@@ -117,6 +121,26 @@ class EnclaveService(enclave_pb2_grpc.EnclaveServiceServicer):
             urls = self._partition.settings.store.member_peer_urls
             admit(serving, self._partition.store, urls, request.index, deadline(context))
         return enclave_pb2.HealResponse(state=self._state())
+
+    def StageFirmware(  # noqa: N802, D102
+        self,
+        request: enclave_pb2.StageFirmwareRequest,
+        context: grpc.ServicerContext,  # noqa: ARG002
+    ) -> enclave_pb2.StageFirmwareResponse:
+        with self._accepted("StageFirmware", request) as serving:
+            floor = serving.replica.state.pool().security_version_floor
+            self._partition.firmware.stage(request.version, floor)
+        return enclave_pb2.StageFirmwareResponse(state=self._state())
+
+    def ActivateFirmware(  # noqa: N802, D102
+        self, request: enclave_pb2.ActivateFirmwareRequest, context: grpc.ServicerContext
+    ) -> enclave_pb2.ActivateFirmwareResponse:
+        with self._accepted("ActivateFirmware", request) as serving:
+            firmware = self._partition.firmware
+            security_version = firmware.security_version_of(request.version)
+            self._commit(serving, ActivateFirmware(self._index, security_version), context)
+            firmware.activate(request.version)
+        return enclave_pb2.ActivateFirmwareResponse(state=self._state())
 
     @contextmanager
     def _accepted(self, verb: str, command: _Stamped) -> Iterator[Serving]:

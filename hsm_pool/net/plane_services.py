@@ -82,6 +82,8 @@ class PeerService(peer_pb2_grpc.PeerServiceServicer):
         context: grpc.ServicerContext,  # noqa: ARG002
     ) -> peer_pb2.BeginHealResponse:
         self._keys_to_give()
+        # Whoever asks may run firmware that was published after this partition looked last.
+        self._partition.firmware.refresh()
         return peer_pb2.BeginHealResponse(nonce=self._partition.heal_giver.begin())
 
     def Heal(  # noqa: N802, D102

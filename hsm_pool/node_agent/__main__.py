@@ -27,7 +27,7 @@ def main() -> int:
         logger_factory=structlog.PrintLoggerFactory(sys.stderr),
     )
     settings = settings_module.load(NodeSettings, arguments.settings)
-    agent.run(settings, agent.partition_command(settings))
+    agent.run(settings, lambda: agent.partition_command(settings))
     return 0
 
 

@@ -10,11 +10,13 @@ import json
 import selectors
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import structlog
 
+from hsm_pool.errors import FirmwareRefused
+from hsm_pool.firmware.slots import Slots
 from hsm_pool.node_agent import admission, store_member
 from hsm_pool.node_agent.admission import AdmissionWatch
 from hsm_pool.node_agent.exit_notice import ExitNotices, incarnation, partition_is_dead
@@ -31,21 +33,29 @@ _LOOP_SECONDS = 5.0
 
 
 def partition_command(settings: NodeSettings) -> list[str]:
-    """Return the command of the partition process."""
-    return [sys.executable, "-m", "hsm_pool.partition", "--settings", settings.partition_settings_file]
+    """Return the command of the partition's next start: the active image, or what is installed."""
+    command = [sys.executable, "-m", "hsm_pool.partition", "--settings", settings.partition_settings_file]
+    image = None
+    if settings.firmware:
+        try:
+            image = Slots(Path(settings.firmware.directory)).starting()
+        except FirmwareRefused as refused:
+            _log.error("firmware", reason=refused.message)  # what is installed runs, if its peers admit it
+    # An image's packages go before those that are installed; the libraries are the machine's.
+    return ["env", f"PYTHONPATH={image}", *command] if image else command
 
 
-def run(settings: NodeSettings, command: Sequence[str]) -> None:
+def run(settings: NodeSettings, command: Callable[[], Sequence[str]]) -> None:
     """Run the node until SIGTERM. Call from the main thread.
 
     Args:
         settings: The node's settings.
-        command: Command of the partition process.
+        command: Returns the command of the partition process, asked before each start.
     """
     signals = SignalPipe()
     notices = ExitNotices(settings)
     logs = Path(settings.log_directory)
-    partition = Child("partition", command, logs, _PARTITION_BACKOFF_SECONDS)
+    partition = Child("partition", (), logs, _PARTITION_BACKOFF_SECONDS)
     children = [partition]
     member: Child | None = None
     admitted = admission.read(settings)
@@ -79,6 +89,8 @@ def run(settings: NodeSettings, command: Sequence[str]) -> None:
                     if child is partition and last and partition_is_dead(settings):
                         notices.send(last)
                 if child.due():
+                    if child is partition:
+                        child.command = command()
                     child.start()
                     changed = True
             if changed:

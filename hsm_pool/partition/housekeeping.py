@@ -8,8 +8,8 @@ from collections.abc import Callable
 import structlog
 
 from hsm_pool import limits
-from hsm_pool.core.commands import AdvanceRestore, HoldEpoch
-from hsm_pool.core.model import RESTORE, RestorePhase, RestoreRecord
+from hsm_pool.core.commands import AdvanceRestore, Command, HoldEpoch
+from hsm_pool.core.model import RESTORE, PoolRecord, RestorePhase, RestoreRecord
 from hsm_pool.errors import MHSMError
 from hsm_pool.store.committer import Committer, Mutation
 from hsm_pool.store.replica import Replica, Stopped, boot_time
@@ -22,8 +22,15 @@ _DECIDED = {RestorePhase.REMOVING, RestorePhase.PLACING, RestorePhase.CANCELLING
 class Housekeeper:
     """One thread. Of a restore the partition that holds the housekeeping role does the work."""
 
-    def __init__(self, replica: Replica, committer: Committer, hold_epoch: Callable[[int], bool]) -> None:
+    def __init__(
+        self,
+        replica: Replica,
+        committer: Committer,
+        hold_epoch: Callable[[int], bool],
+        report_firmware: Callable[[PoolRecord], Command | None],
+    ) -> None:
         self._hold_epoch = hold_epoch
+        self._report_firmware = report_firmware
         self._replica = replica
         self._committer = committer
         self._stopping = threading.Event()
@@ -41,6 +48,7 @@ class Housekeeper:
     def _run(self) -> None:
         while not self._stopping.wait(_POLL_SECONDS):
             try:
+                self._report()
                 self._hold()
                 while not self._stopping.is_set() and self._advance():
                     pass
@@ -49,6 +57,15 @@ class Housekeeper:
             except MHSMError as error:
                 # Somebody else goes on, or this partition does at its next look.
                 _log.debug("housekeeping put off", reason=error.reason)
+
+    def _report(self) -> None:
+        """Say which firmware runs here, if the pool does not know."""
+        if not self._replica.lease_remaining() > 0:
+            return
+        command = self._report_firmware(self._replica.state.pool())
+        if command is not None:
+            mutation = Mutation(command, None, lambda _: b"", None, b"", 0)
+            self._committer.submit(mutation, boot_time() + limits.MUTATION_SECONDS_MAX)
 
     def _hold(self) -> None:
         """Get the key of a proposed epoch, and say so."""

@@ -21,6 +21,7 @@ from typing import Protocol
 import structlog
 
 from hsm_pool.core import role_management, roles
+from hsm_pool.core.commands import ReportSecurityVersion
 from hsm_pool.core.model import POOL, PoolRecord, Record, RecordName, RoleAssignment
 from hsm_pool.crypto.key_generation import KeyGenerator
 from hsm_pool.crypto.secret import SecretBytes
@@ -31,6 +32,7 @@ from hsm_pool.enclave.verifier import TrustAnchors, Verifier
 from hsm_pool.errors import (
     AlreadyActivated,
     CommitUnknown,
+    FirmwareRefused,
     MHSMError,
     NotActivated,
     PartitionDrained,
@@ -38,6 +40,7 @@ from hsm_pool.errors import (
     PartitionStarting,
     PoolLocked,
 )
+from hsm_pool.partition.firmware import PartitionFirmware
 from hsm_pool.partition.serving import Serving
 from hsm_pool.settings import PartitionSettings
 from hsm_pool.store import chain
@@ -91,6 +94,7 @@ class Partition:
             settings.platform.root_certificate_file, settings.owner.root_certificate_file
         )
         self.verifier = Verifier(anchors, admission.load(Path(settings.admission_policy_file)))
+        self.firmware = PartitionFirmware(settings, self.verifier)
         self.store = EtcdClient(settings.store)
         self.heal_giver = HealGiver(self.attester, self.verifier, settings.pool_id)
         self.key_generator = KeyGenerator()
@@ -198,6 +202,7 @@ class Partition:
                 if known:
                     raise Tampered("the store has lost the pool header")
                 self._move(PartitionState.PROVISIONED, "the security domain was not downloaded yet")
+                self.firmware.confirm()
                 return
             self.header = self._parse_header(value)
         if self._state is not PartitionState.LOCKED:
@@ -233,6 +238,14 @@ class Partition:
             self.keep(keys)
         return True
 
+    def _report_firmware(self, pool: PoolRecord) -> ReportSecurityVersion | None:
+        """Return what the pool does not know of the firmware that runs here; below its floor, stop."""
+        try:
+            return self.firmware.report(pool)
+        except FirmwareRefused as refused:
+            self.quarantine(refused.message)
+            return None
+
     def keep(self, keys: PoolKeys) -> None:
         """Add keys to those that serve, and to the platform's seal."""
         serving = self._serving
@@ -257,8 +270,10 @@ class Partition:
                 self.quarantine,
                 self._take_header,
                 self.hold_epoch,
+                self._report_firmware,
             )
             self._move(PartitionState.SERVING, "")
+            self.firmware.confirm()
         self._wake.set()
         _log.info("serving", recovery_path=path)
 

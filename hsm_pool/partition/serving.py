@@ -5,7 +5,8 @@ from __future__ import annotations
 import time
 from collections.abc import Callable
 
-from hsm_pool.core.model import KeyVersionRecord, RecordName
+from hsm_pool.core.commands import Command
+from hsm_pool.core.model import KeyVersionRecord, PoolRecord, RecordName
 from hsm_pool.crypto.loaded_keys import LoadedKey, LoadedKeyCache
 from hsm_pool.partition.housekeeping import Housekeeper
 from hsm_pool.store.committer import Committer
@@ -31,12 +32,13 @@ class Serving:
         on_tampered: Callable[[str], None],
         on_header: Callable[[bytes], None],
         hold_epoch: Callable[[int], bool],
+        report_firmware: Callable[[PoolRecord], Command | None],
     ) -> None:
         self.keys = keys
         self.replica = Replica(keys, index, state.incarnation)
         self.committer = Committer(store, self.replica)
         self._follower = Follower(store, self.replica, state, on_tampered)
-        self._housekeeper = Housekeeper(self.replica, self.committer, hold_epoch)
+        self._housekeeper = Housekeeper(self.replica, self.committer, hold_epoch, report_firmware)
         self._loaded = LoadedKeyCache(_LOADED_KEYS_MAX)
         self.replica.on_removed = self._forget
         self.replica.on_header = on_header

@@ -5,7 +5,7 @@
     D/pool.json  connection.json (while it runs)  supervisor.lock  supervisor.log
       pki/               client-ca.crt client-ca.key platform-root.crt owner-root.crt
       clients/           administrator.* application.*
-      nodes/<i>/         node.json partition.json pki/ platform/ owner/ partition/ store/ logs/
+      nodes/<i>/         node.json partition.json pki/ platform/ owner/ partition/ store/ logs/ firmware/
       fabric/            fabric.json controller.* ca.crt
       token-issuer/      token-issuer.json issuer.*  (development profile)
 """
@@ -26,6 +26,7 @@ from hsm_pool.core.roles import CRYPTO_OFFICER, CRYPTO_USER
 from hsm_pool.provisioning.pki import Authority
 from hsm_pool.provisioning.ports import free_ports
 from hsm_pool.settings import (
+    FirmwareSettings,
     Identity,
     InitialAssignment,
     NodeSettings,
@@ -95,6 +96,7 @@ class NewPool:
     external_store: ExternalStore | None = None
     tokens: OwnIssuer | Literal["development"] | None = "development"
     """Whose bearer tokens are accepted: a small issuer of the pool's own, the customer's, or nobody's."""
+    firmware_repository: Path | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -279,6 +281,7 @@ class _Builder:
                 for role in (CRYPTO_USER, CRYPTO_OFFICER)
             ),
             tokens=self._tokens(ports.tokens),
+            firmware=self._firmware(base),
         )
         settings_file = self._write(f"{base}/partition.json", settings_module.dump(partition).encode())
         node = NodeSettings(
@@ -292,8 +295,23 @@ class _Builder:
             identity=self._identity(f"{base}/pki/agent", planes.node, f"node/{index}", planes.node),
             peer_node_endpoints=tuple(peer.node_endpoint for peer in partition.peers),
             store_member=None if self._new.external_store else self._member(index),
+            firmware=partition.firmware,
         )
         self._write(f"{base}/node.json", settings_module.dump(node).encode())
+
+    def _firmware(self, base: str) -> FirmwareSettings | None:
+        repository = self._new.firmware_repository
+        if repository is None:
+            return None
+        try:
+            root = (repository / "metadata" / "1.root.json").read_bytes()
+        except OSError:
+            raise DirectoryRefused(f"{repository} is not a firmware repository") from None
+        return FirmwareSettings(
+            repository=str(repository.resolve()),
+            root_file=self._write(f"{base}/firmware/root.json", root),
+            directory=str(self._final / base / "firmware"),
+        )
 
     def _store(self, index: int) -> StoreSettings:
         external = self._new.external_store

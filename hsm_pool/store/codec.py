@@ -74,6 +74,11 @@ def encode(record: Record) -> tuple[int, bytes]:
                         )
                         for index, admission in sorted(record.admissions.items())
                     ],
+                    security_versions=[
+                        record_pb2.ReportedSecurityVersion(index=index, security_version=version)
+                        for index, version in sorted(record.security_versions.items())
+                    ],
+                    security_version_floor=record.security_version_floor,
                 )
             )
             kind = POOL
@@ -133,6 +138,8 @@ def decode(record_type: int, body: bytes) -> Record:
                 entry.index: Admission(entry.number, entry.incarnation, entry.member_id, entry.ready)
                 for entry in pool.admissions
             },
+            security_versions={entry.index: entry.security_version for entry in pool.security_versions},
+            security_version_floor=pool.security_version_floor,
         )
     if which == "restore" and record_type == RESTORE:
         restore = message.restore

@@ -19,8 +19,10 @@ REPLY_BITS_MAX = 128
 # with the contract, never the ceiling above.
 STATE_BITS = 3
 REPLY_BITS = {
-    "GetStatus": STATE_BITS + 1 + 53 + 2 + 32 + 1,
-    **dict.fromkeys(("Drain", "Resume", "Relinquish", "Restart", "Heal"), STATE_BITS),
+    "GetStatus": STATE_BITS + 1 + 53 + 2 + 32 + 1 + 20,
+    **dict.fromkeys(
+        ("Drain", "Resume", "Relinquish", "Restart", "Heal", "StageFirmware", "ActivateFirmware"), STATE_BITS
+    ),
 }
 
 TYPES = frozenset(

@@ -16,12 +16,14 @@ from hypothesis import strategies as st
 
 from hsm_pool import limits
 from hsm_pool.crypto.secret import SecretBytes
-from hsm_pool.enclave import admission, evidence, healing
+from hsm_pool.enclave import admission, healing
 from hsm_pool.enclave.claims import Claims, DebugStatus
-from hsm_pool.enclave.evidence import SECURITY_VERSION, Signer, debug_status, measurement, report_data
+from hsm_pool.enclave.evidence import Signer, debug_status, measurement, report_data
 from hsm_pool.enclave.healing import HealAttempt, HealGiver
 from hsm_pool.enclave.verifier import Expected, TrustAnchors, Verifier
 from hsm_pool.errors import EvidenceRefused
+from hsm_pool.firmware.measurement import PACKAGES
+from hsm_pool.firmware.running import SECURITY_VERSION
 from hsm_pool.provisioning.pki import Authority, private_key_pem
 from hsm_pool.store.replica import boot_time
 from hsm_pool.store.sealing import PoolKeys
@@ -466,4 +468,4 @@ def test_the_measurement_covers_the_distribution() -> None:
     """G5: SHA-384, the same each time, over the packages that may hold a secret."""
     assert len(measurement()) == 48
     assert measurement() == measurement()
-    assert {"hsm_pool", "security_domain", "mhsm"} <= set(evidence._MEASURED_PACKAGES)
+    assert {"hsm_pool", "security_domain", "mhsm"} <= set(PACKAGES)

@@ -36,6 +36,7 @@ def test_the_first_round_says_what_each_partition_is() -> None:
         Change(0, "incarnation", None, 0),
         Change(0, "housekeeper", None, False),
         Change(0, "healthy", None, True),
+        Change(0, "firmware_version", None, 0),
         Change(1, "failure", None, "UNAVAILABLE"),
         Change(None, "serving_count", 0, 1),
     ]

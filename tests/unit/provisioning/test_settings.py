@@ -13,6 +13,7 @@ import pytest
 
 from hsm_pool import settings
 from hsm_pool.settings import (
+    FirmwareSettings,
     Identity,
     InitialAssignment,
     NodeSettings,
@@ -50,6 +51,7 @@ PARTITION = PartitionSettings(
     initial_administrators=("client/administrator",),
     initial_assignments=(InitialAssignment("client/application", "0" * 36),),
     tokens=TokenSettings("127.0.0.1:11", "https://issuer", "audience", "https://127.0.0.1:12/keys", "/ca"),
+    firmware=FirmwareSettings("/repository", "/root.json", "/firmware"),
 )
 NODE = NodeSettings(
     pool_id="0" * 32,
@@ -72,6 +74,7 @@ NODE = NodeSettings(
         client_identity=_IDENTITY,
         peer_identity=_IDENTITY,
     ),
+    firmware=FirmwareSettings("/repository", "/root.json", "/firmware"),
 )
 WHOLE: dict[str, PartitionSettings | NodeSettings] = {"partition.json": PARTITION, "node.json": NODE}
 
@@ -153,8 +156,8 @@ def test_what_was_dumped_is_loaded_again(tmp_path: Path, file: str) -> None:
         loaded.index = 1  # type: ignore[misc]
 
 
-def test_only_the_store_member_may_be_absent_and_is_then_null(tmp_path: Path) -> None:
-    node = dataclasses.replace(NODE, store_member=None)
+def test_store_member_and_firmware_may_be_absent_and_are_then_null(tmp_path: Path) -> None:
+    node = dataclasses.replace(NODE, store_member=None, firmware=None)
     path = tmp_path / "node.json"
     path.write_text(settings.dump(node))
     assert settings.load(NodeSettings, path) == node
@@ -180,7 +183,7 @@ def test_a_field_of_another_type_is_refused(
 ) -> None:
     original = _document(file)
     value = _holder(original, place)[place[-1]]
-    may_be_null = place in {("store_member",), ("tokens",)}
+    may_be_null = place in {("store_member",), ("tokens",), ("firmware",)}
     alien: list[Any] = [True, 1.5, *([] if may_be_null else [None])]
     alien += [other for other in ("7", 7, list[Any](), dict[str, Any]()) if type(other) is not type(value)]
     for other in alien:

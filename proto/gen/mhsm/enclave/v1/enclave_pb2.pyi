@@ -98,6 +98,7 @@ class GetStatusResponse(_message.Message):
     SERVING_COUNT_FIELD_NUMBER: _builtins.int
     INCARNATION_FIELD_NUMBER: _builtins.int
     HOUSEKEEPER_FIELD_NUMBER: _builtins.int
+    FIRMWARE_VERSION_FIELD_NUMBER: _builtins.int
     state: Global___PartitionState.ValueType
     """State."""
     fresh: _builtins.bool
@@ -110,6 +111,8 @@ class GetStatusResponse(_message.Message):
     """Counts the starts of this partition, 1 to 2^32 - 1."""
     housekeeper: _builtins.bool
     """Whether this partition holds the housekeeping role."""
+    firmware_version: _builtins.int
+    """Version of the firmware that runs, 0 to 1,000,000; 0: as it was installed."""
     def __init__(
         self,
         *,
@@ -119,10 +122,11 @@ class GetStatusResponse(_message.Message):
         serving_count: _builtins.int = ...,
         incarnation: _builtins.int = ...,
         housekeeper: _builtins.bool = ...,
+        firmware_version: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["applied_sequence", b"applied_sequence", "fresh", b"fresh", "housekeeper", b"housekeeper", "incarnation", b"incarnation", "serving_count", b"serving_count", "state", b"state"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["applied_sequence", b"applied_sequence", "firmware_version", b"firmware_version", "fresh", b"fresh", "housekeeper", b"housekeeper", "incarnation", b"incarnation", "serving_count", b"serving_count", "state", b"state"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -371,3 +375,107 @@ class HealResponse(_message.Message):
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___HealResponse: _TypeAlias = HealResponse  # noqa: Y015
+
+@_typing.final
+class StageFirmwareRequest(_message.Message):
+    """Request of StageFirmware."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    COUNTER_FIELD_NUMBER: _builtins.int
+    EXPIRES_MS_FIELD_NUMBER: _builtins.int
+    VERSION_FIELD_NUMBER: _builtins.int
+    counter: _builtins.int
+    """Above that of every command before, 1 to 2^53 - 1 and not above expires_ms."""
+    expires_ms: _builtins.int
+    """When the command is void, Unix milliseconds; at most a minute ahead."""
+    version: _builtins.int
+    """The version to fetch, 1 to 1,000,000."""
+    def __init__(
+        self,
+        *,
+        counter: _builtins.int = ...,
+        expires_ms: _builtins.int = ...,
+        version: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["counter", b"counter", "expires_ms", b"expires_ms", "version", b"version"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___StageFirmwareRequest: _TypeAlias = StageFirmwareRequest  # noqa: Y015
+
+@_typing.final
+class StageFirmwareResponse(_message.Message):
+    """Response of StageFirmware."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    STATE_FIELD_NUMBER: _builtins.int
+    state: Global___PartitionState.ValueType
+    """State after the command."""
+    def __init__(
+        self,
+        *,
+        state: Global___PartitionState.ValueType = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["state", b"state"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___StageFirmwareResponse: _TypeAlias = StageFirmwareResponse  # noqa: Y015
+
+@_typing.final
+class ActivateFirmwareRequest(_message.Message):
+    """Request of ActivateFirmware."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    COUNTER_FIELD_NUMBER: _builtins.int
+    EXPIRES_MS_FIELD_NUMBER: _builtins.int
+    VERSION_FIELD_NUMBER: _builtins.int
+    counter: _builtins.int
+    """Above that of every command before, 1 to 2^53 - 1 and not above expires_ms."""
+    expires_ms: _builtins.int
+    """When the command is void, Unix milliseconds; at most a minute ahead."""
+    version: _builtins.int
+    """The version to run, 1 to 1,000,000."""
+    def __init__(
+        self,
+        *,
+        counter: _builtins.int = ...,
+        expires_ms: _builtins.int = ...,
+        version: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["counter", b"counter", "expires_ms", b"expires_ms", "version", b"version"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ActivateFirmwareRequest: _TypeAlias = ActivateFirmwareRequest  # noqa: Y015
+
+@_typing.final
+class ActivateFirmwareResponse(_message.Message):
+    """Response of ActivateFirmware."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    STATE_FIELD_NUMBER: _builtins.int
+    state: Global___PartitionState.ValueType
+    """State after the command."""
+    def __init__(
+        self,
+        *,
+        state: Global___PartitionState.ValueType = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["state", b"state"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ActivateFirmwareResponse: _TypeAlias = ActivateFirmwareResponse  # noqa: Y015

@@ -65,6 +65,16 @@ class EnclaveServiceStub:
                 request_serializer=mhsm_dot_enclave_dot_v1_dot_enclave__pb2.HealRequest.SerializeToString,
                 response_deserializer=mhsm_dot_enclave_dot_v1_dot_enclave__pb2.HealResponse.FromString,
                 _registered_method=True)
+        self.StageFirmware = channel.unary_unary(
+                '/mhsm.enclave.v1.EnclaveService/StageFirmware',
+                request_serializer=mhsm_dot_enclave_dot_v1_dot_enclave__pb2.StageFirmwareRequest.SerializeToString,
+                response_deserializer=mhsm_dot_enclave_dot_v1_dot_enclave__pb2.StageFirmwareResponse.FromString,
+                _registered_method=True)
+        self.ActivateFirmware = channel.unary_unary(
+                '/mhsm.enclave.v1.EnclaveService/ActivateFirmware',
+                request_serializer=mhsm_dot_enclave_dot_v1_dot_enclave__pb2.ActivateFirmwareRequest.SerializeToString,
+                response_deserializer=mhsm_dot_enclave_dot_v1_dot_enclave__pb2.ActivateFirmwareResponse.FromString,
+                _registered_method=True)
 
 
 class EnclaveServiceServicer:
@@ -113,6 +123,20 @@ class EnclaveServiceServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def StageFirmware(self, request, context):
+        """Has this partition fetch, verify and keep a version of its firmware.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def ActivateFirmware(self, request, context):
+        """Lets the next start of this partition, which must be drained, run a staged version.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
 
 def add_EnclaveServiceServicer_to_server(servicer, server):
     rpc_method_handlers = {
@@ -145,6 +169,16 @@ def add_EnclaveServiceServicer_to_server(servicer, server):
                     servicer.Heal,
                     request_deserializer=mhsm_dot_enclave_dot_v1_dot_enclave__pb2.HealRequest.FromString,
                     response_serializer=mhsm_dot_enclave_dot_v1_dot_enclave__pb2.HealResponse.SerializeToString,
+            ),
+            'StageFirmware': grpc.unary_unary_rpc_method_handler(
+                    servicer.StageFirmware,
+                    request_deserializer=mhsm_dot_enclave_dot_v1_dot_enclave__pb2.StageFirmwareRequest.FromString,
+                    response_serializer=mhsm_dot_enclave_dot_v1_dot_enclave__pb2.StageFirmwareResponse.SerializeToString,
+            ),
+            'ActivateFirmware': grpc.unary_unary_rpc_method_handler(
+                    servicer.ActivateFirmware,
+                    request_deserializer=mhsm_dot_enclave_dot_v1_dot_enclave__pb2.ActivateFirmwareRequest.FromString,
+                    response_serializer=mhsm_dot_enclave_dot_v1_dot_enclave__pb2.ActivateFirmwareResponse.SerializeToString,
             ),
     }
     generic_handler = grpc.method_handlers_generic_handler(
@@ -310,6 +344,60 @@ class EnclaveService:
             '/mhsm.enclave.v1.EnclaveService/Heal',
             mhsm_dot_enclave_dot_v1_dot_enclave__pb2.HealRequest.SerializeToString,
             mhsm_dot_enclave_dot_v1_dot_enclave__pb2.HealResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def StageFirmware(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/mhsm.enclave.v1.EnclaveService/StageFirmware',
+            mhsm_dot_enclave_dot_v1_dot_enclave__pb2.StageFirmwareRequest.SerializeToString,
+            mhsm_dot_enclave_dot_v1_dot_enclave__pb2.StageFirmwareResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def ActivateFirmware(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/mhsm.enclave.v1.EnclaveService/ActivateFirmware',
+            mhsm_dot_enclave_dot_v1_dot_enclave__pb2.ActivateFirmwareRequest.SerializeToString,
+            mhsm_dot_enclave_dot_v1_dot_enclave__pb2.ActivateFirmwareResponse.FromString,
             options,
             channel_credentials,
             insecure,

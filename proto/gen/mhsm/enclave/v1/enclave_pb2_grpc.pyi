@@ -53,6 +53,10 @@ class EnclaveServiceStub:
     """Ends the process of this partition, which must be drained; its node agent starts it again."""
     Heal: _grpc.UnaryUnaryMultiCallable[_enclave_pb2.HealRequest, _enclave_pb2.HealResponse]
     """Admits a new incarnation, on an empty data directory, in place of another, dead partition."""
+    StageFirmware: _grpc.UnaryUnaryMultiCallable[_enclave_pb2.StageFirmwareRequest, _enclave_pb2.StageFirmwareResponse]
+    """Has this partition fetch, verify and keep a version of its firmware."""
+    ActivateFirmware: _grpc.UnaryUnaryMultiCallable[_enclave_pb2.ActivateFirmwareRequest, _enclave_pb2.ActivateFirmwareResponse]
+    """Lets the next start of this partition, which must be drained, run a staged version."""
 
 @_typing.type_check_only
 class EnclaveServiceAsyncStub(EnclaveServiceStub):
@@ -71,6 +75,10 @@ class EnclaveServiceAsyncStub(EnclaveServiceStub):
     """Ends the process of this partition, which must be drained; its node agent starts it again."""
     Heal: _aio.UnaryUnaryMultiCallable[_enclave_pb2.HealRequest, _enclave_pb2.HealResponse]  # type: ignore[assignment]
     """Admits a new incarnation, on an empty data directory, in place of another, dead partition."""
+    StageFirmware: _aio.UnaryUnaryMultiCallable[_enclave_pb2.StageFirmwareRequest, _enclave_pb2.StageFirmwareResponse]  # type: ignore[assignment]
+    """Has this partition fetch, verify and keep a version of its firmware."""
+    ActivateFirmware: _aio.UnaryUnaryMultiCallable[_enclave_pb2.ActivateFirmwareRequest, _enclave_pb2.ActivateFirmwareResponse]  # type: ignore[assignment]
+    """Lets the next start of this partition, which must be drained, run a staged version."""
 
 class EnclaveServiceServicer(metaclass=_abc_1.ABCMeta):
     """The verbs of the fabric controller; the partition decides."""
@@ -122,5 +130,21 @@ class EnclaveServiceServicer(metaclass=_abc_1.ABCMeta):
         context: _ServicerContext,
     ) -> _typing.Union[_enclave_pb2.HealResponse, _abc.Awaitable[_enclave_pb2.HealResponse]]:
         """Admits a new incarnation, on an empty data directory, in place of another, dead partition."""
+
+    @_abc_1.abstractmethod
+    def StageFirmware(
+        self,
+        request: _enclave_pb2.StageFirmwareRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_enclave_pb2.StageFirmwareResponse, _abc.Awaitable[_enclave_pb2.StageFirmwareResponse]]:
+        """Has this partition fetch, verify and keep a version of its firmware."""
+
+    @_abc_1.abstractmethod
+    def ActivateFirmware(
+        self,
+        request: _enclave_pb2.ActivateFirmwareRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_enclave_pb2.ActivateFirmwareResponse, _abc.Awaitable[_enclave_pb2.ActivateFirmwareResponse]]:
+        """Lets the next start of this partition, which must be drained, run a staged version."""
 
 def add_EnclaveServiceServicer_to_server(servicer: EnclaveServiceServicer, server: _typing.Union[_grpc.Server, _aio.Server]) -> None: ...

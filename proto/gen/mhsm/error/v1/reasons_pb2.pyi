@@ -104,6 +104,8 @@ class _ReasonEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_Reason.ValueTy
     """The partition is not drained."""
     REASON_PARTITION_SERVES: _Reason.ValueType  # 42
     """The partition to be replaced serves."""
+    REASON_FIRMWARE_REFUSED: _Reason.ValueType  # 36
+    """The firmware is older, not signed, changed, not staged, or its metadata is not fresh."""
 
 class Reason(_Reason, metaclass=_ReasonEnumTypeWrapper):
     """Why a call was refused. The name without the prefix is ErrorInfo.reason."""
@@ -188,4 +190,6 @@ REASON_NOT_DRAINED: Reason.ValueType  # 41
 """The partition is not drained."""
 REASON_PARTITION_SERVES: Reason.ValueType  # 42
 """The partition to be replaced serves."""
+REASON_FIRMWARE_REFUSED: Reason.ValueType  # 36
+"""The firmware is older, not signed, changed, not staged, or its metadata is not fresh."""
 Global___Reason: _TypeAlias = Reason  # noqa: Y015

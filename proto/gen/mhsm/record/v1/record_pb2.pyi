@@ -670,6 +670,8 @@ class PoolRecord(_message.Message):
     HOLDERS_FIELD_NUMBER: _builtins.int
     HOUSEKEEPER_FIELD_NUMBER: _builtins.int
     ADMISSIONS_FIELD_NUMBER: _builtins.int
+    SECURITY_VERSIONS_FIELD_NUMBER: _builtins.int
+    SECURITY_VERSION_FLOOR_FIELD_NUMBER: _builtins.int
     recoverable_days: _builtins.int
     """Days a deleted key can be recovered."""
     header_digest: _builtins.bytes
@@ -680,6 +682,8 @@ class PoolRecord(_message.Message):
     """Newest epoch that was proposed and is not in force; 0 for none."""
     housekeeper: _builtins.int
     """Partition that is asked first to do the housekeeping."""
+    security_version_floor: _builtins.int
+    """Security version below which no partition serves; 0 for none."""
     @_builtins.property
     def drained(self) -> _containers.RepeatedScalarFieldContainer[_builtins.int]:
         """Indices of the drained partitions."""
@@ -692,6 +696,10 @@ class PoolRecord(_message.Message):
     def admissions(self) -> _containers.RepeatedCompositeFieldContainer[Global___Admission]:
         """New partitions in place of dead ones, the newest of each index."""
 
+    @_builtins.property
+    def security_versions(self) -> _containers.RepeatedCompositeFieldContainer[Global___ReportedSecurityVersion]:
+        """Security versions that partitions reported."""
+
     def __init__(
         self,
         *,
@@ -703,14 +711,42 @@ class PoolRecord(_message.Message):
         holders: _abc.Iterable[_builtins.int] | None = ...,
         housekeeper: _builtins.int = ...,
         admissions: _abc.Iterable[Global___Admission] | None = ...,
+        security_versions: _abc.Iterable[Global___ReportedSecurityVersion] | None = ...,
+        security_version_floor: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["admissions", b"admissions", "drained", b"drained", "epoch", b"epoch", "header_digest", b"header_digest", "holders", b"holders", "housekeeper", b"housekeeper", "next_epoch", b"next_epoch", "recoverable_days", b"recoverable_days"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["admissions", b"admissions", "drained", b"drained", "epoch", b"epoch", "header_digest", b"header_digest", "holders", b"holders", "housekeeper", b"housekeeper", "next_epoch", b"next_epoch", "recoverable_days", b"recoverable_days", "security_version_floor", b"security_version_floor", "security_versions", b"security_versions"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___PoolRecord: _TypeAlias = PoolRecord  # noqa: Y015
+
+@_typing.final
+class ReportedSecurityVersion(_message.Message):
+    """The security version of one partition's firmware."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    INDEX_FIELD_NUMBER: _builtins.int
+    SECURITY_VERSION_FIELD_NUMBER: _builtins.int
+    index: _builtins.int
+    """Index of the partition."""
+    security_version: _builtins.int
+    """1 to 65,535."""
+    def __init__(
+        self,
+        *,
+        index: _builtins.int = ...,
+        security_version: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["index", b"index", "security_version", b"security_version"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ReportedSecurityVersion: _TypeAlias = ReportedSecurityVersion  # noqa: Y015
 
 @_typing.final
 class Admission(_message.Message):

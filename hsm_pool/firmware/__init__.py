@@ -1,0 +1,1 @@
+"""Firmware: versioned images of the distribution, published as TUF metadata, verified by partitions."""

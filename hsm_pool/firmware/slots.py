@@ -1,0 +1,147 @@
+"""Which image a node runs: the active one, the one before, and what happens if a start fails.
+
+The partition stages and activates; the node agent starts what is active. An image that was
+activated and ends three times before its partition has confirmed it is given up for the one
+before. Whether the older one may run is not decided here: its peers refuse evidence below the
+security version of the pool.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+
+from hsm_pool.errors import FirmwareRefused
+from hsm_pool.firmware.image import Manifest, examine, unpack
+
+STARTS_MAX = 3
+INSTALLED = 0
+"""Version of the installed distribution, which is no image."""
+
+
+@dataclass(frozen=True, slots=True)
+class Active:
+    """What the file says: versions, and how often the active one was started unconfirmed."""
+
+    version: int = INSTALLED
+    previous: int = INSTALLED
+    confirmed: bool = True
+    starts: int = 0
+    failed: int = INSTALLED
+    """The version that was given up last; 0 for none."""
+    previous_measurement: str = ""
+    """Of what ran before, hexadecimal: peers still run it; what was installed is in no repository."""
+
+
+class Slots:
+    """The images of one node. The agent and its partition write at different times, never both."""
+
+    def __init__(self, directory: Path) -> None:
+        self._directory = directory
+        self._file = directory / "active.json"
+
+    def active(self) -> Active:
+        """Return what is active.
+
+        Raises:
+            FirmwareRefused: The file is not readable.
+        """
+        try:
+            return Active(**json.loads(self._file.read_bytes()))
+        except FileNotFoundError:
+            return Active()
+        except (ValueError, TypeError):
+            raise FirmwareRefused("the file of the active image is not readable") from None
+
+    def path(self, version: int) -> Path | None:
+        """Return where an image lies; None for the installed distribution."""
+        return None if version == INSTALLED else self._directory / "images" / str(version)
+
+    def staged(self, version: int) -> bool:
+        """Whether an image is here."""
+        path = self.path(version)
+        return path is not None and path.is_dir()
+
+    def stage(self, content: bytes, manifest: Manifest, measurement: bytes) -> None:
+        """Unpack an image whose octets were verified; a repeat changes nothing.
+
+        Raises:
+            FirmwareRefused: It is not what its metadata says.
+        """
+        path = self.path(manifest.version)
+        assert path is not None
+        found = examine(path) if path.exists() else unpack(content, path)
+        if found != (manifest, measurement):
+            shutil.rmtree(path)
+            raise FirmwareRefused("the image is not what its metadata says")
+
+    def activate(self, version: int, measurement: bytes) -> None:
+        """Let the next start run a staged image.
+
+        Args:
+            version: The image's.
+            measurement: Of what runs now.
+
+        Raises:
+            FirmwareRefused: It is not staged.
+        """
+        if version != INSTALLED and not self.staged(version):
+            raise FirmwareRefused(f"version {version} is not staged")
+        now = self.active()
+        if now.version != version:
+            self._write(Active(version, now.version, confirmed=False, previous_measurement=measurement.hex()))
+
+    def confirm(self) -> None:
+        """Say that the active image runs."""
+        now = self.active()
+        if not now.confirmed:
+            self._write(replace(now, confirmed=True, starts=0))
+
+    def starting(self) -> Path | None:
+        """Count a start of the active image, give it up if it failed too often; return what to start."""
+        now = self.active()
+        if not now.confirmed:
+            if now.starts >= STARTS_MAX:
+                now = replace(now, version=now.previous, confirmed=True, starts=0, failed=now.version)
+            else:
+                now = replace(now, starts=now.starts + 1)
+            self._write(now)
+        return self.path(now.version)
+
+    def floor(self) -> int:
+        """Return the security version below which this node starts nothing; 0 for none.
+
+        Raises:
+            FirmwareRefused: The file is not readable.
+        """
+        try:
+            return int((self._directory / "floor").read_bytes())
+        except FileNotFoundError:
+            return 0
+        except ValueError:
+            raise FirmwareRefused("the file of the security version is not readable") from None
+
+    def raise_floor(self, floor: int) -> None:
+        """Note a higher security version."""
+        if floor > self.floor():
+            self._replace(self._directory / "floor", str(floor).encode())
+
+    def _write(self, active: Active) -> None:
+        self._replace(self._file, json.dumps(asdict(active)).encode())
+
+    def _replace(self, file: Path, content: bytes) -> None:
+        self._directory.mkdir(mode=0o700, parents=True, exist_ok=True)
+        new = file.with_suffix(".new")
+        with new.open("wb") as stream:
+            stream.write(content)
+            stream.flush()
+            os.fsync(stream.fileno())
+        new.replace(file)
+        descriptor = os.open(self._directory, os.O_RDONLY)
+        try:
+            os.fsync(descriptor)
+        finally:
+            os.close(descriptor)

@@ -1,0 +1,156 @@
+"""The firmware of a partition: it fetches, verifies and activates images itself (G5).
+
+The fabric controller names a version, and nothing else of it is believed. The security version
+of the pool is a floor in the chain that only rises: when all partitions run a higher one.
+"""
+
+from __future__ import annotations
+
+import threading
+from pathlib import Path
+
+import structlog
+
+from hsm_pool.core.commands import ReportSecurityVersion
+from hsm_pool.core.model import PoolRecord
+from hsm_pool.enclave import admission
+from hsm_pool.enclave.verifier import Verifier
+from hsm_pool.errors import FirmwareRefused
+from hsm_pool.firmware.repository import Published
+from hsm_pool.firmware.running import running
+from hsm_pool.firmware.slots import Slots
+from hsm_pool.firmware.update import FirmwareSource
+from hsm_pool.settings import PartitionSettings
+
+_log = structlog.get_logger()
+_BELOW = "this partition runs firmware below the pool's security version"
+
+
+class PartitionFirmware:
+    """Images of one partition, and which of them its peers may run. Thread-safe."""
+
+    def __init__(self, settings: PartitionSettings, verifier: Verifier) -> None:
+        """Read what is here.
+
+        Raises:
+            FirmwareRefused: What runs is below the security version that this node has seen.
+        """
+        self._index = settings.index
+        self._policy_file = Path(settings.admission_policy_file)
+        self._verifier = verifier
+        self._lock = threading.Lock()
+        self._floor = 0
+        self._source: FirmwareSource | None = None
+        self._slots: Slots | None = None
+        if settings.firmware:
+            directory = Path(settings.firmware.directory)
+            root = Path(settings.firmware.root_file).read_bytes()
+            self._source = FirmwareSource(Path(settings.firmware.repository), directory / "metadata", root)
+            self._slots = Slots(directory)
+            self._floor = self._slots.floor()
+            if running().security_version < self._floor:
+                raise FirmwareRefused(_BELOW)
+        self._admit()
+
+    def stage(self, version: int, floor: int) -> None:
+        """Fetch a version from the repository and keep it; a repeat changes nothing.
+
+        Args:
+            version: Number of the image.
+            floor: Security version of the pool.
+
+        Raises:
+            FirmwareRefused: There is no repository, it or the image does not verify, or the image is
+                older than what runs, or below the floor.
+        """
+        with self._lock:
+            source, slots = self._parts()
+            if version < running().version:
+                raise FirmwareRefused(f"version {version} is older than the one that runs")
+            published, content = source.fetch(version)
+            self._check_floor(published, floor)
+            slots.stage(content, published.manifest, published.measurement)
+        _log.info("firmware staged", version=version)
+
+    def security_version_of(self, version: int) -> int:
+        """Return the security version of a staged image that may be activated.
+
+        Raises:
+            FirmwareRefused: It is not staged, not known to be verified, or older than what runs.
+        """
+        with self._lock:
+            source, slots = self._parts()
+            published = source.known().get(version)
+            if published is None or not slots.staged(version):
+                raise FirmwareRefused(f"version {version} is not staged")
+            if version < running().version:
+                raise FirmwareRefused(f"version {version} is older than the one that runs")
+            return published.manifest.security_version
+
+    def activate(self, version: int) -> None:
+        """Let the next start run a staged version; the pool has decided that it may.
+
+        Raises:
+            FirmwareRefused: It is not staged.
+        """
+        with self._lock:
+            _, slots = self._parts()
+            slots.activate(version, running().measurement)
+        _log.info("firmware activated", version=version)
+
+    def confirm(self) -> None:
+        """Say that the running image works, so that it is not given up."""
+        if self._slots:
+            self._slots.confirm()
+
+    def refresh(self) -> None:
+        """Learn of images that were published lately: a peer may run one already."""
+        with self._lock:
+            if self._source is None:
+                return
+            try:
+                self._source.refresh()
+            except FirmwareRefused as refused:
+                # What was verified before still holds.
+                _log.warning("firmware", reason=refused.message)
+        self._admit()
+
+    def report(self, pool: PoolRecord) -> ReportSecurityVersion | None:
+        """Return what is to be reported to the pool, None when it knows; take its floor.
+
+        Raises:
+            FirmwareRefused: This partition runs below the pool's floor: it must not serve.
+        """
+        if self._slots is None:
+            return None
+        if running().security_version < pool.security_version_floor:
+            raise FirmwareRefused(_BELOW)
+        if pool.security_version_floor > self._floor:
+            # Known at the next start, too, before a peer or the chain can say it.
+            self._floor = pool.security_version_floor
+            self._slots.raise_floor(self._floor)
+            self._admit()
+        if pool.security_versions.get(self._index) == running().security_version:
+            return None
+        return ReportSecurityVersion(self._index, running().security_version)
+
+    def _parts(self) -> tuple[FirmwareSource, Slots]:
+        if self._source is None or self._slots is None:
+            raise FirmwareRefused("this pool has no firmware repository")
+        return self._source, self._slots
+
+    @staticmethod
+    def _check_floor(published: Published, floor: int) -> None:
+        if published.manifest.security_version < floor:
+            raise FirmwareRefused(
+                f"security version {published.manifest.security_version} is below the pool's {floor}"
+            )
+
+    def _admit(self) -> None:
+        """Set whom peers may be: what runs here, and the verified images that are not below the floor."""
+        images = self._source.known().values() if self._source else ()
+        floor = max(self._floor, 1) if self._source else running().security_version
+        measurements = {image.measurement for image in images if image.manifest.security_version >= floor}
+        if self._slots and (before := self._slots.active().previous_measurement):
+            measurements.add(bytes.fromhex(before))
+        self._verifier.replace_policy(admission.load(self._policy_file, floor, frozenset(measurements)))

@@ -1,0 +1,221 @@
+"""G5 on a real pool: patched under load, one partition at a time; the unsigned, older and broken stay out."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import threading
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Self
+
+import pytest
+
+from hsm_pool.errors import MHSMError
+from mhsm.keys.v1 import keys_pb2
+from tests.running_pool import ROOT, RunningPool, TestOfficer, mhsm, until
+
+pytestmark = [pytest.mark.pool, pytest.mark.slow, pytest.mark.timeout(900)]
+
+DIGEST = bytes(32)
+PACKAGES = ("hsm_pool", "security_domain", "proto")
+
+
+@dataclass
+class Publisher:
+    """A firmware repository of this test run, and what is published in it."""
+
+    directory: Path
+    repository: Path = field(init=False)
+    keys: Path = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.repository, self.keys = self.directory / "repository", self.directory / "keys"
+        mhsm("firmware", "new-repository", "--output", str(self.repository), "--keys-output", str(self.keys))
+
+    def publish(self, version: int, security_version: int = 1, change: tuple[str, str] | None = None) -> None:
+        """Publish an image of this tree, with one file changed on demand."""
+        sources = ROOT
+        if change:
+            sources = self.directory / f"sources-{version}"
+            ignored = shutil.ignore_patterns("__pycache__")
+            for package in PACKAGES:
+                shutil.copytree(ROOT / package, sources / package, ignore=ignored)
+            name, text = change
+            (sources / name).write_text(text + (sources / name).read_text())
+        image = self.directory / f"{version}.zip"
+        mhsm(
+            "firmware", "build", "--version", str(version), "--security-version", str(security_version),
+            "--sources", str(sources), "--output", str(image),
+        )  # fmt: skip
+        mhsm(
+            "firmware", "publish", "--repository", str(self.repository), "--image", str(image),
+            "--keys", str(self.keys),
+        )  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def publisher(tmp_path_factory: pytest.TempPathFactory) -> Publisher:
+    made = Publisher(tmp_path_factory.mktemp("firmware"))
+    made.publish(1)
+    return made
+
+
+@pytest.fixture(scope="module")
+def patched(
+    make_pool: Callable[..., RunningPool], officers: list[TestOfficer], publisher: Publisher
+) -> Iterator[RunningPool]:
+    """An attended pool that gets its firmware from the repository."""
+    pool = make_pool(attended=True, options=("--firmware-repository", str(publisher.repository)))
+    pool.activate(officers, 2)
+    with pool.client() as client:
+        client.create_key("signer", key_type=keys_pb2.KEY_TYPE_EC, curve=keys_pb2.CURVE_P256)
+    yield pool
+    pool.down()
+
+
+def fabric(pool: RunningPool, *arguments: str) -> subprocess.CompletedProcess[str]:
+    """Run mhsm-fabric as its operator would."""
+    settings = pool.directory / "fabric" / "fabric.json"
+    return subprocess.run(
+        [sys.executable, "-m", "fabric_controller", *arguments, "--settings", str(settings)],
+        capture_output=True,
+        text=True,
+        timeout=300,
+        check=False,
+    )
+
+
+def versions(pool: RunningPool) -> list[int]:
+    """Return the firmware version of each partition."""
+    document = json.loads(fabric(pool, "status", "--json").stdout)
+    return [entry["firmware_version"] for entry in document["partitions"]]
+
+
+class Load:
+    """Clients that sign and write while something happens."""
+
+    def __init__(self, pool: RunningPool) -> None:
+        self._pool, self._stop = pool, threading.Event()
+        self.done, self.failed, self.least_serving = 0, [], 3
+        self._threads = [threading.Thread(target=work) for work in (self._sign, self._write, self._watch)]
+
+    def __enter__(self) -> Self:
+        for thread in self._threads:
+            thread.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._stop.set()
+        for thread in self._threads:
+            thread.join()
+
+    def _repeat(self, call: Callable[[Any, int], object]) -> None:
+        with self._pool.client(timeout_seconds=30.0) as client:
+            number = 0
+            while not self._stop.is_set():
+                number += 1
+                try:
+                    call(client, number)
+                    self.done += 1
+                except MHSMError as error:
+                    self.failed.append(error.reason)
+
+    def _sign(self) -> None:
+        self._repeat(lambda client, _: client.sign("keys/signer", "ES256", DIGEST))
+
+    def _write(self) -> None:
+        self._repeat(lambda client, number: client.update_key("keys/signer", tags={"number": str(number)}))
+
+    def _watch(self) -> None:
+        while not self._stop.wait(0.1):
+            document = json.loads((self._pool.directory / "fabric" / "status.json").read_bytes())
+            self.least_serving = min(self.least_serving, document["serving_count"])
+
+
+def test_patches_under_load(patched: RunningPool, publisher: Publisher) -> None:
+    """G5: 0 failed operations, at most one partition out at a time; the security version rises and holds."""
+    assert versions(patched) == [0, 0, 0]
+    publisher.publish(2, security_version=2)
+    for version in (1, 2):
+        with Load(patched) as load:
+            completed = fabric(patched, "patch", str(version))
+        assert completed.returncode == 0, completed.stderr
+        assert versions(patched) == [version] * 3
+        assert (load.failed, load.done > 20, load.least_serving >= 2) == ([], True, True)
+    patched.await_states(["SERVING"] * 3)
+    assert fabric(patched, "patch", "2").returncode == 0, "there is nothing to do"
+    older = fabric(patched, "patch", "1")
+    assert (older.returncode, "refuses to STAGE version 1" in older.stderr) == (1, True)
+    unknown = fabric(patched, "patch", "7")
+    assert (unknown.returncode, "refuses to STAGE version 7" in unknown.stderr) == (1, True)
+    assert versions(patched) == [2, 2, 2]
+    assert patched.states() == ["SERVING"] * 3
+
+
+def test_firmware_that_does_not_start_goes_back_and_the_roll_out_stops(
+    patched: RunningPool, publisher: Publisher
+) -> None:
+    """G5: never fewer than two serve, and all three run the version before."""
+    publisher.publish(
+        3, security_version=2, change=("hsm_pool/partition/partition.py", "raise RuntimeError('bad image')\n")
+    )
+    with Load(patched) as load:
+        completed = fabric(patched, "patch", "3")
+    assert completed.returncode == 1
+    assert "does not start version 3" in completed.stderr
+    patched.await_states(["SERVING"] * 3)
+    assert (versions(patched), load.failed, load.least_serving >= 2) == ([2, 2, 2], [], True)
+
+
+def test_firmware_below_the_security_version_of_the_pool_never_serves(
+    patched: RunningPool,
+) -> None:
+    """G5: a node that starts the older image again is refused by its own floor, and by its peers."""
+    firmware = patched.directory / "nodes" / "1" / "firmware"
+    until(lambda: (firmware / "floor").exists() or None, 30, "the floor on the node's disk")
+    active = json.loads((firmware / "active.json").read_bytes())
+    for lost in (False, True):
+        if lost:
+            (firmware / "floor").unlink()
+        older = {**active, "version": 1, "previous": 1, "confirmed": True}
+        (firmware / "active.json").write_text(json.dumps(older))
+        incarnation = patched.status(1).incarnation
+        assert patched.signal(1, "partition", signal.SIGKILL)
+        wanted = "healing refused" if lost else "below the pool's security version"
+        logged(patched, 1, wanted)
+        assert patched.states()[1] != "SERVING"
+        (firmware / "active.json").write_text(json.dumps(active))
+        process_id = patched.process_id(1, "partition")
+        if process_id and lost:
+            os.kill(process_id, signal.SIGKILL)
+        patched.await_states(["SERVING"] * 3)
+        assert patched.status(1).incarnation > incarnation
+    assert versions(patched) == [2, 2, 2]
+
+
+def logged(pool: RunningPool, index: int, text: str) -> None:
+    """Wait until a partition has logged something."""
+    log = pool.directory / "nodes" / str(index) / "logs" / "partition.log"
+    until(lambda: text in log.read_text() or None, 60, f"{text!r} in the log of partition {index}")
+
+
+def test_a_repository_that_was_tampered_with_is_refused(patched: RunningPool, publisher: Publisher) -> None:
+    """G5: whoever holds the repository, and the controller, cannot bring in what was not signed."""
+    publisher.publish(4, security_version=2)
+    (image,) = (publisher.repository / "targets").glob("*firmware-4.zip")
+    good = image.read_bytes()
+    for bad in (good[:-1], good + b"x", b"X" + good[1:]):
+        image.write_bytes(bad)
+        refused = fabric(patched, "patch", "4")
+        assert (refused.returncode, "refuses to STAGE version 4" in refused.stderr) == (1, True)
+    assert versions(patched) == [2, 2, 2]
+    image.write_bytes(good)
+    assert fabric(patched, "patch", "4").returncode == 0
+    assert versions(patched) == [4, 4, 4]
+    patched.await_states(["SERVING"] * 3)
