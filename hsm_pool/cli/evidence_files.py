@@ -62,9 +62,10 @@ class Anchors:
             roots = TrustAnchors.load(*files)
         except ValueError:
             fail(f"{files[0]} or {files[1]} is not a certificate", "--platform-root and --owner-root")
+        images: frozenset[bytes] = frozenset()
         if policy is None and owner_root is None:
-            policy = directory / layout.ADMISSION_POLICY
-        verifier = Verifier(roots, admission.load(policy))
+            policy, images = directory / layout.ADMISSION_POLICY, _images(directory)
+        verifier = Verifier(roots, admission.load(policy, measurements=images))
         return Anchors(verifier, _root_words(roots))
 
 
@@ -100,6 +101,17 @@ def decode(content: Any) -> evidence_pb2.Evidence:
 def _root_words(roots: TrustAnchors) -> dict[str, str]:
     named = {"platform": roots.platform_root, "owner": roots.owner_root}
     return {name: words(root.public_bytes(serialization.Encoding.DER)) for name, root in named.items()}
+
+
+def _images(directory: Path) -> frozenset[bytes]:
+    """Return the measurements of the firmware that a pool's nodes have verified: partitions may run it."""
+    kept = list(directory.glob("nodes/*/firmware/metadata"))
+    if not kept:
+        return frozenset()
+    from hsm_pool.firmware.update import FirmwareSource
+
+    sources = [FirmwareSource(directory, metadata, b"") for metadata in kept]
+    return frozenset(image.measurement for source in sources for image in source.known().values())
 
 
 def _directory(data_dir: Path) -> Path:

@@ -7,6 +7,7 @@ import pytest
 from hsm_pool import errors, limits
 from hsm_pool.core import lifecycle, membership
 from hsm_pool.core.commands import (
+    ActivateFirmware,
     AdmitPartition,
     CompleteAdmission,
     CreateKeyVersion,
@@ -15,6 +16,7 @@ from hsm_pool.core.commands import (
     PurgeDeletedKey,
     RecoverDeletedKey,
     RelinquishHousekeeping,
+    ReportSecurityVersion,
     RestartPartition,
     ResumePartition,
     UpdateKeyVersion,
@@ -142,6 +144,29 @@ def test_a_restart_needs_a_drained_partition_and_two_others() -> None:
     for serving in ({1}, {0, 1}, {2}, set()):
         with pytest.raises(errors.FloorOfTwo):
             run(state, RestartPartition(0, frozenset(serving)))
+
+
+def test_the_security_version_of_a_pool_only_rises() -> None:
+    """G5: firmware below what the whole pool ran is neither activated nor reported; records keep it."""
+    everybody = frozenset({0, 1, 2})
+    state = State()
+    run(state, DrainPartition(0, everybody))
+    with pytest.raises(errors.NotDrained):
+        run(state, ActivateFirmware(1, 1))
+    for index, version in ((0, 3), (1, 2), (0, 3)):
+        run(state, ReportSecurityVersion(index, version))
+        assert state.pool().security_version_floor == 0, "until all three have reported"
+        run(state, ActivateFirmware(0, 1))
+    run(state, ReportSecurityVersion(2, 5))
+    assert state.pool().security_version_floor == 2
+    for command in (ActivateFirmware(0, 1), ReportSecurityVersion(2, 1)):
+        with pytest.raises(errors.FirmwareRefused):
+            run(state, command)
+    run(state, ActivateFirmware(0, 2))
+    run(state, ReportSecurityVersion(1, 4))
+    run(state, ReportSecurityVersion(0, 3))
+    assert state.pool().security_version_floor == 3
+    assert codec.decode(*codec.encode(state.pool())) == state.pool()
 
 
 def test_the_housekeeping_role_is_held_by_one_and_falls_to_the_next() -> None:
