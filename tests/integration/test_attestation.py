@@ -181,6 +181,9 @@ def test_the_admission_policy_of_the_pool_decides(pool: RunningPool) -> None:
     try:
         mhsm("kill", "1", "--data-dir", str(pool.directory))
         pool.await_states(["SERVING", "LOCKED", "SERVING"])
+        with pool.client() as connected:  # who has no keys can say what he is, too
+            expected = Expected(NONCE, client_report_data(NONCE), partition_index=1)
+            assert verifier_of(pool).verify(connected.evidence(1, NONCE), expected)
         until(lambda: "greaterOrEquals 99" in log.read_text(), 10, "the log says why")
     finally:
         policy.unlink()

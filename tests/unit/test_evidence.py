@@ -9,7 +9,9 @@ from datetime import UTC, datetime, timedelta
 
 import cbor2
 import pytest
+from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
+from cryptography.hazmat.primitives.asymmetric.utils import encode_dss_signature
 from cryptography.hazmat.primitives.asymmetric.x25519 import X25519PrivateKey
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
@@ -68,6 +70,27 @@ def test_evidence_verifies(attested: TestPool, node: Node, good: evidence_pb2.Ev
         claims = attested.verifier.verify(one, EXPECTED)
         assert (claims.partition_index, claims.boot_count) == (1, 4)
         assert claims.named()["dbgstat"] == "disabled-since-boot"
+
+
+def test_a_token_is_what_the_standards_say(node: Node, good: evidence_pb2.Evidence) -> None:
+    """Read without our code and without the package that made it: RFC 9052, 9360, 8392 and 9711."""
+    for token, own in ((good.platform_token, node.platform), (good.owner_token, node.owner)):
+        outer = cbor2.loads(token)
+        assert outer.tag == 18
+        protected, unprotected, payload, signature = outer.value
+        certificate = own.certificate.public_bytes(serialization.Encoding.DER)
+        assert (cbor2.loads(protected), unprotected) == ({1: -7, 33: certificate}, {})
+        key = own.certificate.public_key()
+        assert isinstance(key, ec.EllipticCurvePublicKey)
+        half = len(signature) // 2
+        r, s = (int.from_bytes(part, "big") for part in (signature[:half], signature[half:]))
+        signed = cbor2.dumps(["Signature1", protected, b"", payload])
+        key.verify(encode_dss_signature(r, s), signed, ec.ECDSA(hashes.SHA256()))
+        claims = cbor2.loads(payload)
+        assert claims[2] == f"spiffe://{POOL}/partition/1"
+        assert (claims[10], claims[263], claims[267]) == (NONCE, 2, 4)
+        assert (claims[256][0], len(claims[256])) == (1, 33)
+        assert all(label > 0 or label < -65536 for label in claims)
 
 
 @pytest.mark.parametrize(
