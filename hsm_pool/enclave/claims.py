@@ -27,7 +27,7 @@ _SUB, _EXP, _IAT = 2, 4, 6
 _NONCE, _UEID, _DBGSTAT, _EAT_PROFILE, _BOOTCOUNT, _SWNAME, _SWVERSION = 10, 256, 263, 265, 267, 270, 271
 # private
 _PRODUCT_ID, _SECURITY_VERSION, _MEASUREMENT = -70001, -70002, -70003
-_CLIENT_TLS_KEY, _PEER_TLS_KEY, _EXCHANGE_KEY, _REPORT_DATA = -70004, -70005, -70006, -70007
+_CLIENT_TLS_KEY, _PEER_TLS_KEY, _EXCHANGE_KEY, _REPORT_DATA, _SIGNER = -70004, -70005, -70006, -70007, -70008
 
 
 class DebugStatus(IntEnum):
@@ -70,6 +70,9 @@ class Claims:
     """Digest of what the evidence was made for."""
     issued_at: int
     """Seconds since 1970."""
+    signer: bytes = b""
+    """Digest of the root metadata under which the running image was signed; b"" for the installed
+    distribution, which nobody signs."""
     exchange_key: bytes = b""
     """Digest of the HPKE public key to encrypt to; b"" when there is none."""
     expires_at: int = 0
@@ -96,6 +99,8 @@ class Claims:
             _PEER_TLS_KEY: self.peer_tls_key,
             _REPORT_DATA: self.report_data,
         }
+        if self.signer:
+            claims[_SIGNER] = self.signer
         if self.exchange_key:
             claims[_EXCHANGE_KEY] = self.exchange_key
         if self.expires_at:
@@ -136,6 +141,7 @@ class Claims:
             peer_tls_key=_octets(claims, _PEER_TLS_KEY, _DIGEST_BYTES),
             report_data=_octets(claims, _REPORT_DATA, _DIGEST_BYTES),
             issued_at=_number(claims, _IAT),
+            signer=_octets(claims, _SIGNER, _DIGEST_BYTES) if _SIGNER in claims else b"",
             exchange_key=_octets(claims, _EXCHANGE_KEY, _DIGEST_BYTES) if _EXCHANGE_KEY in claims else b"",
             expires_at=_number(claims, _EXP) if _EXP in claims else 0,
         )
@@ -164,6 +170,8 @@ class Claims:
                 "report_data": self.report_data.hex(),
             },
         }
+        if self.signer:
+            named["mhsm"]["signer"] = self.signer.hex()
         if self.exchange_key:
             named["mhsm"]["exchange_key"] = self.exchange_key.hex()
         if self.expires_at:

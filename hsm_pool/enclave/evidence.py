@@ -125,6 +125,7 @@ class Attester:
         self._peer_tls_key = _tls_key_digest(settings.peer_plane.certificate_file)
         platform_key = _public_key_info(self._platform.certificate.public_key())
         self._device_id = _RANDOM_DEVICE_ID + hashlib.sha256(platform_key).digest()
+        self._signer = _signer(settings)
         self._software_version = importlib.metadata.version(DISTRIBUTION)
 
     def attest(
@@ -154,12 +155,20 @@ class Attester:
             peer_tls_key=self._peer_tls_key,
             report_data=data,
             issued_at=int(time.time()),
+            signer=self._signer,
             exchange_key=hashlib.sha256(exchange_key).digest() if exchange_key else b"",
             expires_at=expires_at,
         ).encode()
         return evidence_pb2.Evidence(
             platform_token=self._platform.token(claims), owner_token=self._owner.token(claims)
         )
+
+
+def _signer(settings: PartitionSettings) -> bytes:
+    """Return the digest of the pinned root that images are verified under; b"" when none runs."""
+    if settings.firmware is None or not running().version:
+        return b""
+    return hashlib.sha256(Path(settings.firmware.root_file).read_bytes()).digest()
 
 
 def _public_key_info(key: object) -> bytes:

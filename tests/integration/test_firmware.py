@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 import shutil
@@ -149,6 +150,10 @@ def test_patches_under_load(patched: RunningPool, publisher: Publisher) -> None:
         assert versions(patched) == [version] * 3
         assert (load.failed, load.done > 20, load.least_serving >= 2) == ([], True, True)
     patched.await_states(["SERVING"] * 3)
+    shown = json.loads(mhsm("attest", "--json", "--data-dir", str(patched.directory)).stdout)
+    attested = [entry["claims"]["mhsm"] for entry in shown["partitions"]]
+    signer = hashlib.sha256((patched.directory / "nodes/0/firmware/root.json").read_bytes()).hexdigest()
+    assert [(claims["signer"], claims["security_version"]) for claims in attested] == [(signer, 2)] * 3
     assert fabric(patched, "patch", "2").returncode == 0, "there is nothing to do"
     older = fabric(patched, "patch", "1")
     assert (older.returncode, "refuses to STAGE version 1" in older.stderr) == (1, True)
