@@ -165,8 +165,9 @@ def test_eight_authorities_and_each_identity_leads_to_one_of_them(directory: Pat
     assert len(roots) == 8
     assert len({root.subject for root in roots.values()}) == 8
     identities = identities_in(directory)
-    # 2 clients, the controller; a node: 4 planes, agent, platform, owner, store client and 2 of its member.
-    assert len(identities) == 3 + 3 * 10
+    # 2 clients, the controller, the token issuer; a node: 4 planes, agent, platform, owner, store client
+    # and 2 of its member.
+    assert len(identities) == 4 + 3 * 10
     for path, certificate in identities.items():
         issuers = [root for root in roots.values() if signed_by(certificate, root)]
         assert len(issuers) == 1, path
@@ -185,8 +186,8 @@ def test_every_name_in_a_pool_is_one_uri_and_belongs_to_its_owner(directory: Pat
         parts = path.relative_to(directory).parts
         if parts[0] == "clients":
             assert owner == f"client/{path.stem}"
-        elif parts[0] == "fabric":
-            assert owner == "fabric"
+        elif parts[0] in {"fabric", "token-issuer"}:
+            assert owner == parts[0]
         else:
             kind = {"agent": "node", "platform": "platform", "store-server": "store", "store-peer": "store"}
             assert owner == f"{kind.get(path.stem, 'partition')}/{parts[1]}"
@@ -275,8 +276,17 @@ def test_no_authority_key_is_kept_but_the_customers(directory: Path) -> None:
 
 def test_key_files_are_their_owners_only(directory: Path) -> None:
     keys = list(directory.rglob("*.key"))
-    assert len(keys) == 1 + 3 + 3 * 11
+    assert len(keys) == 1 + 4 + 3 * 11
     assert {path.stat().st_mode & 0o7777 for path in keys} == {0o600}
     for path in directory.rglob("*"):
         if path.is_file() and path.suffix != ".key":
             assert b"PRIVATE KEY" not in path.read_bytes(), path
+
+
+def test_an_authority_that_was_kept_issues_as_before(authority: Authority) -> None:
+    """What `mhsm client create` does: the certificate leads to the same root; a strange key is refused."""
+    loaded = Authority.load(authority.certificate_pem, authority.key_pem)
+    certificate = load(loaded.issue(URI)[0])
+    certificate.verify_directly_issued_by(load(authority.certificate_pem))
+    with pytest.raises(ValueError, match="do not fit"):
+        Authority.load(authority.certificate_pem, Authority("another").key_pem)
