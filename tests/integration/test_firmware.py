@@ -192,7 +192,7 @@ def test_firmware_below_the_security_version_of_the_pool_never_serves(
         (firmware / "active.json").write_text(json.dumps(older))
         incarnation = patched.status(1).incarnation
         assert patched.signal(1, "partition", signal.SIGKILL)
-        wanted = "healing refused" if lost else "below the pool's security version"
+        wanted = '"code": "PERMISSION_DENIED"' if lost else "below the pool's security version"
         logged(patched, 1, wanted)
         assert patched.states()[1] != "SERVING"
         (firmware / "active.json").write_text(json.dumps(active))

@@ -280,3 +280,12 @@ def test_key_files_are_their_owners_only(directory: Path) -> None:
     for path in directory.rglob("*"):
         if path.is_file() and path.suffix != ".key":
             assert b"PRIVATE KEY" not in path.read_bytes(), path
+
+
+def test_an_authority_that_was_kept_issues_as_before(authority: Authority) -> None:
+    """What `mhsm client create` does: the certificate leads to the same root; a strange key is refused."""
+    loaded = Authority.load(authority.certificate_pem, authority.key_pem)
+    certificate = load(loaded.issue(URI)[0])
+    certificate.verify_directly_issued_by(load(authority.certificate_pem))
+    with pytest.raises(ValueError, match="do not fit"):
+        Authority.load(authority.certificate_pem, Authority("another").key_pem)
