@@ -133,8 +133,11 @@ def _plan_replacement(goal: Replacement, picture: Picture, work: Work, now_ms: i
     dead = picture.view(goal.partition)
     state = dead.status.state if dead.answering and dead.status else None
     if dead.status and dead.status.incarnation > goal.incarnation:
-        if dead.serving or state is State.DRAINED:
+        if dead.serving or (state is State.DRAINED and dead.index in work.drained):
             return Done()
+        if state is State.DRAINED and _obeyed_by_any(Verb.HEAL, work):
+            # The new one counts as drained until it is resumed; an old one would refuse that.
+            return _attempt(Verb.RESUME, dead.index, work, now_ms)
     elif dead.serving:
         return Halt(f"partition {dead.index} serves: there is nothing to replace")
     sent = [attempt for attempt in work.attempts if attempt.verb is Verb.HEAL]
@@ -172,6 +175,10 @@ def _gone_back(view: PartitionView, goal: RollOut, work: Work) -> bool:
     """Return whether a partition was restarted for its new version and runs another one."""
     sent = any((attempt.verb, attempt.partition) == (Verb.RESTART, view.index) for attempt in work.attempts)
     return bool(goal.version) and sent and restarted(view, goal) and not arrived(view, goal)
+
+
+def _obeyed_by_any(verb: Verb, work: Work) -> bool:
+    return any((attempt.verb, attempt.code) == (verb, OK) for attempt in work.attempts)
 
 
 def _obeyed(verb: Verb, partition: int, work: Work) -> bool:

@@ -213,6 +213,12 @@ class PartitionServes(StateError):
     reason = "PARTITION_SERVES"
 
 
+class PartitionReplaced(StateError):
+    """A new partition was admitted in place of this one, which serves no more."""
+
+    reason = "PARTITION_REPLACED"
+
+
 class CommandStale(StateError):
     """A command of the controller is a repeat, older than another one, or its time is over."""
 

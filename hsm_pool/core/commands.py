@@ -87,9 +87,10 @@ class DrainPartition:
 
 @dataclass(frozen=True, slots=True)
 class ResumePartition:
-    """Puts a partition back into service."""
+    """Puts a partition back into service; the incarnation is its own."""
 
     index: int
+    incarnation: int
 
 
 @dataclass(frozen=True, slots=True)

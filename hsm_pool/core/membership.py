@@ -20,7 +20,7 @@ from hsm_pool.core.commands import (
 )
 from hsm_pool.core.model import POOL, Admission, PoolRecord
 from hsm_pool.core.state import Changes, View
-from hsm_pool.errors import FirmwareRefused, FloorOfTwo, NotDrained, PartitionServes
+from hsm_pool.errors import FirmwareRefused, FloorOfTwo, NotDrained, PartitionReplaced, PartitionServes
 
 SERVING_MIN = 2
 """Partitions that go on serving whatever the controller asks for (G5)."""
@@ -52,6 +52,7 @@ def apply(command: MembershipCommand, view: View) -> Changes:
         FloorOfTwo: Too few partitions would go on serving.
         NotDrained: The partition to restart is not drained.
         PartitionServes: The partition to replace serves.
+        PartitionReplaced: A new incarnation was admitted in place of the one to resume.
         FirmwareRefused: The firmware is below the pool's security version.
     """
     record = view.get(POOL)
@@ -61,6 +62,9 @@ def apply(command: MembershipCommand, view: View) -> Changes:
             _check_floor(command, pool)
             return {POOL: replace(pool, drained=pool.drained | {command.index})}
         case ResumePartition():
+            admission = pool.admissions.get(command.index)
+            if admission and command.incarnation < admission.incarnation:
+                raise PartitionReplaced("a new partition was admitted in place of this one")
             return {POOL: replace(pool, drained=pool.drained - {command.index})}
         case RestartPartition():
             _check_drained(command, pool)
@@ -87,7 +91,11 @@ def apply(command: MembershipCommand, view: View) -> Changes:
 
 
 def _admit(command: AdmitPartition, pool: PoolRecord) -> Changes:
-    """Admit a new partition; a repeat, before the new one was seen, changes nothing."""
+    """Admit a new partition; a repeat, before the new one was seen, changes nothing.
+
+    The index counts as drained from then on, and only the new incarnation is resumed: if the old
+    one were alive after all, it would be counted as serving until its node agent ends it.
+    """
     if command.index in command.serving:
         raise PartitionServes("a partition that serves is not replaced")
     _check_floor(command, pool)
@@ -95,7 +103,8 @@ def _admit(command: AdmitPartition, pool: PoolRecord) -> Changes:
     if last and (not last.ready or last.incarnation >= command.incarnation):
         return {}
     admission = Admission(last.number + 1 if last else 1, command.incarnation, command.member_id)
-    return {POOL: replace(pool, admissions={**pool.admissions, command.index: admission})}
+    admissions = {**pool.admissions, command.index: admission}
+    return {POOL: replace(pool, admissions=admissions, drained=pool.drained | {command.index})}
 
 
 def _complete(command: CompleteAdmission, pool: PoolRecord) -> Changes:

@@ -90,7 +90,8 @@ class EnclaveService(enclave_pb2_grpc.EnclaveServiceServicer):
     ) -> enclave_pb2.ResumeResponse:
         with self._accepted("Resume", request) as serving:
             if serving.replica.drained:
-                self._commit(serving, ResumePartition(self._index), context)
+                incarnation = self._partition.state_directory.incarnation
+                self._commit(serving, ResumePartition(self._index, incarnation), context)
         return enclave_pb2.ResumeResponse(state=self._state())
 
     def Relinquish(  # noqa: N802, D102

@@ -14,6 +14,7 @@ from dataclasses import dataclass, field
 import grpc
 import hypothesis
 import pytest
+from google.protobuf.message import DecodeError
 from grpc_health.v1 import health_pb2
 from hypothesis import strategies as st
 
@@ -27,11 +28,12 @@ from tests.running_pool import RunningPool, until
 pytestmark = [pytest.mark.pool, pytest.mark.timeout(3000)]
 
 SERVICE = "/mhsm.enclave.v1.EnclaveService/"
-VERBS = ("GetStatus", "Drain", "Resume", "Relinquish", "Restart", "Heal")
+VERBS = tuple(method.name for method in enclave_pb2.DESCRIPTOR.services_by_name["EnclaveService"].methods)
 REPLIES = {
     **{SERVICE + verb: getattr(enclave_pb2, f"{verb}Response") for verb in VERBS},
     "/grpc.health.v1.Health/Check": health_pb2.HealthCheckResponse,
 }
+REQUESTS = {SERVICE + verb: getattr(enclave_pb2, f"{verb}Request") for verb in VERBS}
 FOREIGN = (
     SERVICE + "Activate",
     SERVICE,
@@ -80,7 +82,13 @@ MUTATION = mostly(
     ),
 )
 METHODS = [*(SERVICE + verb for verb in VERBS * 5), *REPLIES, *FOREIGN]
-CALL = st.tuples(st.just("call"), st.sampled_from(METHODS), st.sampled_from(STAMPS), MUTATION, METADATA)
+CALL = st.tuples(
+    st.just("call"),
+    st.sampled_from(METHODS),
+    st.tuples(st.sampled_from(STAMPS), st.integers(0, 3)),
+    MUTATION,
+    METADATA,
+)
 JUNK = st.tuples(st.just("junk"), st.booleans(), st.lists(st.binary(max_size=200), min_size=1, max_size=4))
 ACTION = st.tuples(st.integers(0, 2), st.integers(0, 11).flatmap(lambda drawn: CALL if drawn else JUNK))
 
@@ -108,9 +116,11 @@ class Hostile:
         else:
             self.call(index, *action[1:])
 
-    def call(self, index: int, method: str, stamp: str, mutation: tuple | None, metadata: tuple) -> None:
+    def call(
+        self, index: int, method: str, content: tuple[str, int], mutation: tuple | None, metadata: tuple
+    ) -> None:
         """Call any method with any octets."""
-        octets = self.mutated(self.request(stamp), mutation)
+        octets = self.mutated(self.request(method, *content), mutation)
         try:
             answer = self.fabric.channels[index].unary_unary(method)(octets, timeout=20, metadata=metadata)
         except grpc.RpcError as error:
@@ -119,8 +129,8 @@ class Hostile:
             assert connection_lost or error.details() in GRPC_OWN_TEXTS, (method, code, error.details())
             assert not [key for key, _ in error.trailing_metadata() or () if not key.startswith("grpc")]
             assert code not in {"INTERNAL", "UNKNOWN"}, method
-            if method.endswith("Restart") and connection_lost:
-                self.restarts[index] += 1
+            if connection_lost:
+                self.note_restart(index, method, octets)
         else:
             code = "OK"
             assert method in REPLIES, f"{method} answered"
@@ -129,12 +139,19 @@ class Hostile:
             check(reply)
             if method.startswith(SERVICE):
                 self.states.add(reply.state)
-            if method.endswith("Restart"):
-                self.restarts[index] += 1
+            self.note_restart(index, method, octets)
         self.codes[code] = self.codes.get(code, 0) + 1
 
-    def request(self, stamp: str) -> bytes:
-        """Return the octets of a command with a good or a bad stamp."""
+    def note_restart(self, index: int, method: str, octets: bytes) -> None:
+        """Note a command after which a process may end: of who was asked, or of who is replaced."""
+        if method == SERVICE + "Restart":
+            self.restarts[index] += 1
+        elif method == SERVICE + "Heal":
+            with contextlib.suppress(DecodeError):
+                self.restarts[enclave_pb2.HealRequest.FromString(octets).index % 3] += 1
+
+    def request(self, method: str, stamp: str, number: int) -> bytes:
+        """Return the octets of a command with a good or a bad stamp; its other fields hold the number."""
         now_ms = time.time_ns() // 1_000_000
         match stamp:
             case "fresh":
@@ -152,7 +169,11 @@ class Hostile:
                 fields = {"counter": 2**53 - 1, "expires_ms": now_ms + 10_000}
             case _:
                 return b""
-        return enclave_pb2.DrainRequest(**fields).SerializeToString()
+        kind = REQUESTS.get(method, enclave_pb2.DrainRequest)
+        others = {field.name for field in kind.DESCRIPTOR.fields} - {"counter", "expires_ms"}
+        if kind is not enclave_pb2.GetStatusRequest:
+            return kind(**fields, **dict.fromkeys(others, number)).SerializeToString()
+        return b""
 
     @staticmethod
     def mutated(octets: bytes, mutation: tuple | None) -> bytes:

@@ -230,7 +230,7 @@ class CoreMachine(RuleBasedStateMachine):
 
     @rule(index=st.integers(0, 2))
     def resume(self, index: int) -> None:
-        self.both(ResumePartition(index), lambda: self.reference.drained.discard(index))
+        self.both(ResumePartition(index, 1), lambda: self.reference.drained.discard(index))
 
     @rule()
     def commit(self) -> None:

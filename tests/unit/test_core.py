@@ -199,6 +199,10 @@ def test_only_a_dead_partition_is_replaced_and_a_repeat_goes_on_with_it() -> Non
     others = frozenset({0, 1})
     run(state, AdmitPartition(2, 5, 77, others))
     assert state.pool().admissions == {2: Admission(1, 5, 77)}
+    with pytest.raises(errors.FloorOfTwo):
+        run(state, DrainPartition(1, everybody))  # even if the old one woke up and took a lease
+    with pytest.raises(errors.PartitionReplaced):
+        run(state, ResumePartition(2, 4))
     run(state, AdmitPartition(2, 5, 0, others))  # asked again after the member was removed
     run(state, CompleteAdmission(2, 9))  # of another admission
     assert state.pool().admissions == {2: Admission(1, 5, 77)}
@@ -208,6 +212,8 @@ def test_only_a_dead_partition_is_replaced_and_a_repeat_goes_on_with_it() -> Non
     assert state.pool().admissions == {2: Admission(1, 5, 77, ready=True)}
     run(state, AdmitPartition(2, 6, 88, others))  # it was seen, and died as well
     assert state.pool().admissions == {2: Admission(2, 6, 88)}
+    run(state, ResumePartition(2, 6))
+    assert not state.pool().drained
     record_type, body = codec.encode(state.pool())
     assert codec.decode(record_type, body) == state.pool()
 
@@ -219,7 +225,7 @@ def test_two_drains_cannot_both_win() -> None:
     run(state, DrainPartition(0, everybody))
     with pytest.raises(errors.FloorOfTwo):
         run(state, DrainPartition(1, everybody))
-    run(state, ResumePartition(0))
+    run(state, ResumePartition(0, 1))
     run(state, DrainPartition(1, everybody))
 
 

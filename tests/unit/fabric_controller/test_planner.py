@@ -63,7 +63,7 @@ class Pool:
         }
         return observe(blank(range(3)), observations)[0]
 
-    def obey(self, verb: Verb, index: int) -> str:
+    def obey(self, verb: Verb, index: int, argument: int | None = None) -> str:
         partition = self.partitions[index]
         if partition.away:
             return "UNAVAILABLE"
@@ -78,6 +78,11 @@ class Pool:
                 self.end(index)
             case Verb.HEAL if self.refuses_heal:
                 return "UNAVAILABLE"
+            case Verb.HEAL:
+                assert argument is not None
+                # It counts as drained, and comes back empty.
+                self.partitions[argument].drained = True
+                self.end(argument)
         return "OK"
 
     def end(self, index: int, rounds: int = 2) -> None:
@@ -107,13 +112,13 @@ class Controller:
         work = fold_all(self.entries)
         decision = plan(self.pool.picture(), work, self.now_ms)
         match decision:
-            case Act(verb, partition):
+            case Act(verb, partition, argument):
                 counter = work.counter + 1
                 self.note(
                     kind="command", counter=counter, verb=verb.value, partition=partition, by="controller"
                 )
                 if crash != "before":
-                    code = self.pool.obey(verb, partition)
+                    code = self.pool.obey(verb, partition, argument)
                     if crash != "after":
                         self.note(kind="result", counter=counter, code=code)
             case Halt(reason):
@@ -277,15 +282,15 @@ def replacement(pool: Pool, partition: int, incarnation: int) -> Controller:
 
 
 def test_a_dead_partition_is_replaced_by_way_of_a_living_one() -> None:
-    """Sent once when it is obeyed; done when the new one serves, with a higher incarnation."""
+    """Sent once when it is obeyed; the new one, with a higher incarnation, is resumed."""
     pool = Pool()
     pool.end(1, rounds=10_000)
     controller = replacement(pool, 1, 2)
     assert controller.step() == Act(Verb.HEAL, 0, 1)
     assert isinstance(controller.step(), Wait)
-    pool.partitions[1].away = 0
-    pool.partitions[1].incarnation = 3
-    assert isinstance(controller.step(), Done)
+    assert controller.step() == Act(Verb.RESUME, 1)
+    assert isinstance(run(controller), Done)
+    assert pool.serving_count == 3
 
 
 def test_a_replacement_that_fails_is_asked_of_another_one_and_halts_in_the_end() -> None:

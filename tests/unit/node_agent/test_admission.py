@@ -38,6 +38,7 @@ def node(directory: Path, incarnation: int) -> NodeSettings:
         store_member=StoreMemberSettings(
             "etcd", "m", str(directory / "store"), "c", "p", "i", "t", IDENTITY, IDENTITY
         ),
+        firmware=None,
     )
 
 

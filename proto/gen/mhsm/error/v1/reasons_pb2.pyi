@@ -104,6 +104,8 @@ class _ReasonEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_Reason.ValueTy
     """The partition is not drained."""
     REASON_PARTITION_SERVES: _Reason.ValueType  # 42
     """The partition to be replaced serves."""
+    REASON_PARTITION_REPLACED: _Reason.ValueType  # 43
+    """A new partition was admitted in place of this one."""
     REASON_FIRMWARE_REFUSED: _Reason.ValueType  # 36
     """The firmware is older, not signed, changed, not staged, or its metadata is not fresh."""
 
@@ -190,6 +192,8 @@ REASON_NOT_DRAINED: Reason.ValueType  # 41
 """The partition is not drained."""
 REASON_PARTITION_SERVES: Reason.ValueType  # 42
 """The partition to be replaced serves."""
+REASON_PARTITION_REPLACED: Reason.ValueType  # 43
+"""A new partition was admitted in place of this one."""
 REASON_FIRMWARE_REFUSED: Reason.ValueType  # 36
 """The firmware is older, not signed, changed, not staged, or its metadata is not fresh."""
 Global___Reason: _TypeAlias = Reason  # noqa: Y015
