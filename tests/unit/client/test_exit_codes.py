@@ -27,6 +27,7 @@ from tests.unit.client.protocol_server import Servers, fail_with, make, refuse
 EXIT_CODES = {
     "NOT_ACTIVATED": 3,
     "SHARE_REFUSED": 4,
+    "EVIDENCE_REFUSED": 6,
     "POOL_LOCKED": 3,
     "PARTITION_STARTING": 5,
     "PARTITION_DRAINED": 5,
@@ -251,7 +252,9 @@ def test_the_codes_of_the_table_are_those_of_the_errors() -> None:
     """A reason that is renamed or added shows up here."""
     unavailable = {kind.reason for kind in BY_REASON.values() if issubclass(kind, errors.AvailabilityError)}
     indefinite = {kind.reason for kind in BY_REASON.values() if not kind.definite}
-    expected = unavailable | indefinite | {"NOT_ACTIVATED", "POOL_LOCKED", "SHARE_REFUSED"}
+    expected = (
+        unavailable | indefinite | {"NOT_ACTIVATED", "POOL_LOCKED", "SHARE_REFUSED", "EVIDENCE_REFUSED"}
+    )
     assert set(EXIT_CODES) == expected
     assert {reason for reason, code in EXIT_CODES.items() if code == 7} == indefinite
     assert all(issubclass(kind, MHSMError) for kind in BY_REASON.values())
