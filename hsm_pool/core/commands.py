@@ -255,6 +255,15 @@ class DeleteRoleAssignment:
     name: str
 
 
+@dataclass(frozen=True, slots=True)
+class NoteCheckpoint:
+    """Takes note of a checkpoint of a partition's audit log."""
+
+    partition_index: int
+    number: int
+    checkpoint: str
+
+
 Command = (
     CreateKeyVersion
     | UpdateKeyVersion
@@ -283,6 +292,7 @@ Command = (
     | DeleteRoleDefinition
     | CreateRoleAssignment
     | DeleteRoleAssignment
+    | NoteCheckpoint
 )
 
 

@@ -127,6 +127,10 @@ class Attester:
         self._device_id = _RANDOM_DEVICE_ID + hashlib.sha256(platform_key).digest()
         self._software_version = importlib.metadata.version(DISTRIBUTION)
 
+    def certify(self, statement: bytes) -> bytes:
+        """Return a statement of this partition, signed with the key that its owner certified."""
+        return self._owner.token(statement)
+
     def attest(
         self, nonce: bytes, data: bytes, exchange_key: bytes = b"", expires_at: int = 0
     ) -> evidence_pb2.Evidence:
