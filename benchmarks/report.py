@@ -62,6 +62,18 @@ def _commit_table(result: dict[str, Any]) -> Table:
     return table
 
 
+def audit_table(entries: list[dict[str, Any]]) -> Table:
+    """Return the table of the audit log."""
+    table = Table(title="Audit log", title_justify="left")
+    for heading in ("how", "records per second", "CPU us", "p50 us", "p99 us", "bytes"):
+        table.add_column(heading, justify="left" if heading == "how" else "right")
+    for entry in entries:
+        names = ("cpu_us_per_record", "p50_us", "p99_us", "bytes_per_record")
+        row = [_median(entry[name]) if name in entry else "" for name in names]
+        table.add_row(entry["how"], _range(entry["records_per_second"]), *row)
+    return table
+
+
 def _fault_table(result: dict[str, Any]) -> Table:
     table = Table(title="Faults, in milliseconds", title_justify="left")
     for heading in ("fault", "what", "median (minimum-maximum)", "repeats"):
@@ -90,5 +102,6 @@ def print_tables(result: dict[str, Any]) -> None:
     )
     if machine["load_average_before"] > machine["processors"] / 2:
         console.print("the machine was busy: trust the processor time, not the rates", style="bold")
-    for table in (_throughput_table(result), _commit_table(result), _fault_table(result)):
+    tables = (_throughput_table(result), _commit_table(result), audit_table(result["audit"]))
+    for table in (*tables, _fault_table(result)):
         console.print(table)

@@ -1,4 +1,6 @@
-"""Measure a real pool: ``python -m benchmarks.run [--json] [--quick] [--seconds N] [--output FILE]``.
+"""Measure a real pool: ``python -m benchmarks.run [audit] [--json] [--quick] [--seconds N] [--output FILE]``.
+
+With ``audit`` only the audit log is measured, without a pool.
 
 Every figure stands beside a peer of the same run on the same machine: the physical limit
 (``openssl speed``), the library without a pool, and plain puts into the same etcd. Clients,
@@ -22,12 +24,13 @@ from typing import Any
 
 import cryptography
 import grpc
+from rich.console import Console
 
-from benchmarks import commit_latency, faults
+from benchmarks import audit, commit_latency, faults
 from benchmarks.bench_pool import BenchmarkPool
 from benchmarks.openssl_limit import openssl_rate, openssl_version
 from benchmarks.operations import MODES, OPERATIONS, Operation, create_keys
-from benchmarks.report import print_tables
+from benchmarks.report import audit_table, print_tables
 from benchmarks.throughput import ClientProcesses, Task
 
 FORMAT = 1
@@ -139,6 +142,8 @@ def measure(plan: Plan, directory: Path) -> dict[str, Any]:
             create_keys(client)
         throughput = _throughput(pool, plan)
         commits = _commits(pool, plan)
+        _say("audit log")
+        logged = audit.measure(directory.with_name("audit"), plan.seconds, plan.repeats)
         _say("kill -9 under load")
         broken = [
             faults.kill_follower_node(pool, plan.fault_repeats),
@@ -156,12 +161,16 @@ def measure(plan: Plan, directory: Path) -> dict[str, Any]:
         "activate_ms": round(activated * 1000),
         "throughput": throughput,
         "commit": commits,
+        "audit": logged,
         "faults": broken,
     }
 
 
 def _arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="benchmark", description="Measure a real pool on this machine.")
+    parser.add_argument(
+        "part", nargs="?", choices=["all", "audit"], default="all", help="audit: the log alone"
+    )
     parser.add_argument("--json", action="store_true", help="print the JSON object only")
     parser.add_argument("--quick", action="store_true", help="rough figures in under a minute")
     parser.add_argument("--seconds", type=float, default=None, help="of one rate measurement, 0.1-60")
@@ -190,7 +199,11 @@ def main() -> int:
     )
     with tempfile.TemporaryDirectory(prefix="mhsm-benchmark-") as temporary:
         try:
-            result = measure(plan, Path(temporary) / "pool")
+            if arguments.part == "audit":
+                logged = audit.measure(Path(temporary) / "audit", plan.seconds, plan.repeats)
+                result = {"format": FORMAT, "processors": os.cpu_count(), "audit": logged}
+            else:
+                result = measure(plan, Path(temporary) / "pool")
         except KeyboardInterrupt:
             _say("interrupted")
             return 130
@@ -200,7 +213,9 @@ def main() -> int:
     if arguments.output:
         with arguments.output.open("x") as file:
             file.write(json.dumps(result, indent=2) + "\n")
-    if not arguments.json:
+    if not arguments.json and arguments.part == "audit":
+        Console(width=130).print(audit_table(result["audit"]))
+    elif not arguments.json:
         print_tables(result)
     print(json.dumps(result))
     return 0

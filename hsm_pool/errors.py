@@ -112,6 +112,13 @@ class KeySoftDeleted(StateError):
     reason = "KEY_SOFT_DELETED"
 
 
+class AuditRecordNotFound(StateError):
+    """The audit log has no such record, or not any more (retention)."""
+
+    code = "NOT_FOUND"
+    reason = "AUDIT_RECORD_NOT_FOUND"
+
+
 class DeletedKeyNotFound(StateError):
     """No soft-deleted key of that name exists."""
 
@@ -262,6 +269,12 @@ class StoreUnavailable(AvailabilityError):
     reason = "STORE_UNAVAILABLE"
 
 
+class AuditUnavailable(AvailabilityError):
+    """The record of the operation cannot be written, so the operation is refused (G7)."""
+
+    reason = "AUDIT_UNAVAILABLE"
+
+
 class CommitUnknown(AvailabilityError):
     """The mutation was proposed and its outcome is not known; repeat it with the same request_id."""
 
@@ -305,6 +318,12 @@ class FirmwareRefused(AccessError):
     """The firmware is older, not signed, changed, not staged, or its metadata is not fresh (G5)."""
 
     reason = "FIRMWARE_REFUSED"
+
+
+class CheckpointRefused(AccessError):
+    """A checkpoint of an audit log does not continue the one that was cosigned before (G7)."""
+
+    reason = "CHECKPOINT_REFUSED"
 
 
 class InternalError(MHSMError):

@@ -201,3 +201,33 @@ RELEASE_POLICY_CONDITIONS_MAX: Final = 256
 
 RELEASE_POLICY_NAME_LENGTH_MAX: Final = 256
 """Characters of a claim's name and of an authority."""
+
+AUDIT_LINE_BYTES_MAX: Final = 16 * 1024
+"""One line of an audit log's files; a record has about 400 bytes."""
+
+AUDIT_FILE_BYTES: Final = 16 * 1024 * 1024
+"""A file of audit records is followed by the next one at this size."""
+
+AUDIT_RETENTION_MEBIBYTES: Final = 1024
+"""Audit records that a partition keeps, unless its settings say otherwise."""
+
+AUDIT_RETENTION_MEBIBYTES_MIN: Final = 64
+"""Less would be two files or fewer."""
+
+AUDIT_RETENTION_MEBIBYTES_MAX: Final = 1024 * 1024
+"""A tebibyte."""
+
+AUDIT_PAGE_RECORDS_MAX: Final = 1000
+"""Records of one page of QueryRecords."""
+
+AUDIT_PAGE_BYTES: Final = 1024 * 1024
+"""Bytes of one page of QueryRecords or ExportRecords."""
+
+AUDIT_SCAN_RECORDS_MAX: Final = 50_000
+"""Records that one QueryRecords looks at; the next page goes on."""
+
+AUDIT_NOTE_SECONDS: Final = 30.0
+"""The chain takes note of each partition's checkpoint this often, and only if something happened."""
+
+AUDIT_LOGS_MAX: Final = 16
+"""Logs of one partition that another one remembers: a partition begins a log once in its life."""

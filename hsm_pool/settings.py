@@ -156,6 +156,10 @@ class PartitionSettings:
     tokens: TokenSettings | None
     firmware: FirmwareSettings | None
     """Absent in a pool without a repository: it runs what is installed."""
+    audit_directory: str
+    audit_failure: Literal["stop", "continue"]
+    """What happens to operations while the audit log cannot be written."""
+    audit_retention_mebibytes: int
 
     def __post_init__(self) -> None:
         if not self.initial_administrators:
@@ -167,6 +171,12 @@ class PartitionSettings:
             self.recoverable_days,
             limits.RECOVERABLE_DAYS_MIN,
             limits.RECOVERABLE_DAYS_MAX,
+        )
+        _check_range(
+            "audit_retention_mebibytes",
+            self.audit_retention_mebibytes,
+            limits.AUDIT_RETENTION_MEBIBYTES_MIN,
+            limits.AUDIT_RETENTION_MEBIBYTES_MAX,
         )
 
 

@@ -41,6 +41,7 @@ _FIELDS: dict[str, type] = {
     "keys": int,
     "sealed_content_key": str,
     "parts": list,
+    "audit_checkpoints": list,
     "mac": str,
 }
 
@@ -61,6 +62,8 @@ class Snapshot:
     sequence: int
     head_digest: bytes
     keys: int
+    audit_checkpoints: tuple[str, ...] = ()
+    """Newest checkpoints of all partitions' audit logs: anchors for ``mhsm audit verify`` (G7)."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -130,6 +133,7 @@ class Sealer:
             "keys": snapshot.keys,
             "sealed_content_key": encode(self._sealed_content_key),
             "parts": [encode(digest) for digest in part_digests],
+            "audit_checkpoints": list(snapshot.audit_checkpoints),
         }
         return {**fields, "mac": encode(_mac(self._private_key, fields))}
 
@@ -167,7 +171,9 @@ def _opened(fields: dict[str, Any], pool_id: str, key_of: KeyOf, form: str) -> M
     stated = (fields["format"], fields["security_domain_pool_id"], fields["generation"])
     if not authentic or stated != (form, domain.pool_id, domain.generation):
         raise InvalidFile(_REFUSED)
-    backup_id, parts = fields["backup_id"], fields["parts"]
+    backup_id, parts, checkpoints = fields["backup_id"], fields["parts"], fields["audit_checkpoints"]
+    if not all(isinstance(text, str) for text in checkpoints):
+        raise InvalidFile(_REFUSED)
     if not _ID.fullmatch(backup_id) or len(parts) > PARTS_MAX:
         raise InvalidFile(_REFUSED)
     private_key = X25519PrivateKey.from_private_bytes(backup_private_key.reveal())
@@ -183,6 +189,7 @@ def _opened(fields: dict[str, Any], pool_id: str, key_of: KeyOf, form: str) -> M
             fields["sequence"],
             decode(fields["head_digest"], 32),
             fields["keys"],
+            tuple(checkpoints),
         ),
         tuple(decode(digest, 32) for digest in parts),
         ContentKey(backup_id, content_key),

@@ -3,17 +3,20 @@
 from __future__ import annotations
 
 import os
+import re
 import subprocess
 import sys
 import threading
 from types import TracebackType
 from typing import Self
 
+from hsm_pool.audit.record import note
 from hsm_pool.ceremony.frames import read_frame, write_frame
 from hsm_pool.errors import CeremonyState, InvalidField, MHSMError, ShareRefused
 from mhsm.ceremony.v1 import ceremony_pb2
 
 _ANSWER_SECONDS = 60.0
+_THUMBPRINT = re.compile(r"[0-9A-Za-z_-]{43}")
 
 
 class CeremonyChild:
@@ -93,5 +96,8 @@ def refused(refusal: ceremony_pb2.Refusal) -> MHSMError:
     if refusal.kind == "InvalidOfficers":
         return InvalidField(refusal.message, field="officer_certificates_der")
     if refusal.kind in {"ShareRefused", "SubmissionRefused"}:
+        # Of a stranger's submission the name is his own word: only what looks like a thumbprint is noted.
+        if _THUMBPRINT.fullmatch(refusal.officer):
+            note(officer=refusal.officer)
         return ShareRefused(refusal.message, officer=refusal.officer)
     return CeremonyState(refusal.message)

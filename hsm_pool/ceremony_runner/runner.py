@@ -186,13 +186,20 @@ class Runner:
         self._interrupts = _Interrupts()
         self._text_left = OUTPUT_TEXT_TOTAL_BYTES_MAX
 
-    def run(self, journal: Journal, identity: Identity, write: Callable[[bytes], None]) -> Outcome:
+    def run(
+        self,
+        journal: Journal,
+        identity: Identity,
+        write: Callable[[bytes], None],
+        audit_checkpoints: Callable[[], Sequence[str]],
+    ) -> Outcome:
         """Do the steps until one fails or is not confirmed, and sign the record in any case.
 
         Args:
             journal: Of this ceremony; removed after the transcript has been written.
             identity: Signs.
             write: Called with the transcript, while signals wait.
+            audit_checkpoints: Asks the partitions for the newest checkpoints of their audit logs.
 
         Raises:
             OSError: The journal cannot be written; it stays as it is.
@@ -208,7 +215,7 @@ class Runner:
                     break
                 done += 1
             result = COMPLETED if result == DONE else result
-            transcript = journal.sealed(identity, result, reason)
+            transcript = journal.sealed(identity, result, reason, audit_checkpoints())
             write(transcript)
             journal.remove()
         return Outcome(result, reason, done, transcript)

@@ -12,7 +12,7 @@ from __future__ import annotations
 import hashlib
 import os
 import stat
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -164,9 +164,18 @@ class Journal:
         self.entries.append(entry)
         return entry
 
-    def sealed(self, identity: Identity, result: str, reason: str) -> bytes:
-        """Add the end entry and return the signed transcript."""
-        self.append({"result": result, "reason": reason})
+    def sealed(
+        self, identity: Identity, result: str, reason: str, audit_checkpoints: Sequence[str] = ()
+    ) -> bytes:
+        """Add the end entry and return the signed transcript.
+
+        Args:
+            identity: Signs.
+            result: How the ceremony ended.
+            reason: Why it did not complete.
+            audit_checkpoints: Newest checkpoints of the partitions' audit logs, as far as they answered.
+        """
+        self.append({"result": result, "reason": reason, "audit_checkpoints": list(audit_checkpoints)})
         body = {**self.header, "entries": self.entries, "ended": now()}
         signature = identity.key.sign(canonical(body), SIGNATURE_ALGORITHM)
         return canonical({**body, "signature": encode(signature)})

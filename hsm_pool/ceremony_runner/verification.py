@@ -64,7 +64,13 @@ _ENTRY: dict[str, type] = {
     "result": str,
     "reason": str,
 }
-_END: dict[str, type] = {"index": int, "previous_digest": str, "result": str, "reason": str}
+_END: dict[str, type] = {
+    "index": int,
+    "previous_digest": str,
+    "result": str,
+    "reason": str,
+    "audit_checkpoints": list,
+}
 _EVIDENCE: dict[str, type] = {"path": str, "sha256": str, "words": str}
 
 
@@ -233,6 +239,8 @@ def _check_entries(document: Mapping[str, Any], plan: Plan) -> dict[str, Any]:
     # It is shown: whoever made the transcript must not steer the reader's terminal.
     if end["reason"] != entries[-2]["reason"] or not end["reason"].isprintable():
         raise TranscriptRefused("the end does not give the last step's reason")
+    if not all(isinstance(text, str) for text in end["audit_checkpoints"]):
+        raise TranscriptRefused("the end holds something else than checkpoints of audit logs")
     return end
 
 

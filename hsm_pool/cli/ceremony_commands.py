@@ -36,6 +36,7 @@ from hsm_pool.ceremony_runner.verification import TranscriptRefused
 from hsm_pool.cli import output
 from hsm_pool.cli.files import refuse_existing, write_new
 from hsm_pool.cli.output import data_directory_option, fail, failure_of, json_option, read_bounded, report
+from hsm_pool.client import audit_calls
 from hsm_pool.client.connection import NoConnection, load_connection
 
 ANSWERS_BYTES_MAX = 64 * 1024
@@ -164,7 +165,9 @@ def _run(
         write_new(output_file, octets)
         transcript.sync_directory(output_file.parent)
 
-    outcome = Runner(plan, steps, console, interaction).run(journal, identity, write)
+    outcome = Runner(plan, steps, console, interaction).run(
+        journal, identity, write, lambda: audit_calls.newest_checkpoints(connection)
+    )
     digest = transcript.sha256(outcome.transcript)
     report(
         {

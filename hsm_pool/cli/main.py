@@ -19,6 +19,7 @@ _COMMANDS = {
     "token": "hsm_pool.cli.token_commands:token",
     "client": "hsm_pool.cli.client_commands:client_group",
     "role": "hsm_pool.cli.role_commands:role_group",
+    "audit": "hsm_pool.cli.audit_commands:audit_group",
     "officers": "hsm_pool.cli.officers_commands:officers_group",
     "backup": "hsm_pool.cli.backup_commands:backup_group",
     "firmware": "hsm_pool.cli.firmware_commands:firmware_group",

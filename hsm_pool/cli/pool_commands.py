@@ -37,6 +37,13 @@ _READY = {
 @click.command()
 @click.option("--attended", is_flag=True, help="After all partitions stopped, a quorum must unlock the pool.")
 @click.option("--recoverable-days", type=click.IntRange(7, 90), default=90, show_default=True)
+@click.option(
+    "--audit-failure",
+    type=click.Choice(["stop", "continue"]),
+    default="stop",
+    show_default=True,
+    help="What happens to operations while the audit log cannot be written.",
+)
 @click.option("--etcd", "etcd_path", default=None, help="etcd binary; by default the one on PATH.")
 @click.option(
     "--external-store",
@@ -62,6 +69,7 @@ _READY = {
 def up(
     attended: bool,
     recoverable_days: int,
+    audit_failure: Literal["stop", "continue"],
     etcd_path: str | None,
     external_store: Path | None,
     token_issuer: str,
@@ -79,7 +87,9 @@ def up(
             binary = _usable_etcd(etcd_path, console)
         tokens = _token_issuer(token_issuer)
         external = _external(external_store)
-        new = layout.NewPool(attended, recoverable_days, binary, external, tokens, firmware_repository)
+        new = layout.NewPool(
+            attended, recoverable_days, binary, external, tokens, firmware_repository, audit_failure
+        )
         try:
             pool_id = layout.provision(directory, new)
         except layout.DirectoryRefused as error:

@@ -51,8 +51,8 @@ def status(context: click.Context, watch: bool, data_dir: Path, as_json: bool) -
     else:
         Console(width=None if sys.stdout.isatty() else 200).print(_table(rows))
         for row in rows:
-            if row["reason"]:
-                click.echo(f"partition {row['index']}: {row['reason']}")
+            for reason in filter(None, (row["reason"], row.get("audit_failure"))):
+                click.echo(f"partition {row['index']}: {reason}")
         following = {
             "PROVISIONED": "mhsm security-domain download --help",
             "LOCKED": "mhsm security-domain init-recovery --output attempt.json",
@@ -89,6 +89,10 @@ def _rows(pool: Pool, connection: Connection) -> list[dict[str, Any]]:
                 recovery_path=answer.recovery_path,
                 required=answer.required,
                 accepted_shares=answer.accepted_shares,
+                audit_records=answer.audit_records,
+                audit_cosignatures=answer.audit_cosignatures,
+                audit_lost_records=answer.audit_lost_records,
+                audit_failure=answer.audit_failure,
             )
         rows.append(row)
     return rows

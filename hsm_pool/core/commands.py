@@ -256,6 +256,15 @@ class DeleteRoleAssignment:
     name: str
 
 
+@dataclass(frozen=True, slots=True)
+class NoteCheckpoint:
+    """Takes note of a checkpoint of a partition's audit log."""
+
+    partition_index: int
+    number: int
+    checkpoint: str
+
+
 Command = (
     CreateKeyVersion
     | UpdateKeyVersion
@@ -284,6 +293,7 @@ Command = (
     | DeleteRoleDefinition
     | CreateRoleAssignment
     | DeleteRoleAssignment
+    | NoteCheckpoint
 )
 
 

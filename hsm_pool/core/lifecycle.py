@@ -30,6 +30,7 @@ from hsm_pool.core.commands import (
     DrainPartition,
     EmptyReply,
     HoldEpoch,
+    NoteCheckpoint,
     ProposeEpoch,
     PurgeDeletedKey,
     RecoverDeletedKey,
@@ -47,6 +48,7 @@ from hsm_pool.core.commands import (
 )
 from hsm_pool.core.model import (
     POOL,
+    CheckpointRecord,
     KeyOperation,
     KeyRecord,
     KeyVersionRecord,
@@ -54,6 +56,7 @@ from hsm_pool.core.model import (
     Record,
     RecordName,
     RequestRecord,
+    checkpoint_name,
     key_name,
     request_name,
     stored_bytes,
@@ -117,6 +120,8 @@ def apply(command: Command, view: View) -> Outcome:
             return Outcome(EmptyReply(), epochs.apply(command, view))
         case StartRestore() | StageRecords() | CommitRestore() | CancelRestore() | AdvanceRestore():
             return Outcome(EmptyReply(), restore.apply(command, view))
+        case NoteCheckpoint():
+            return _note_checkpoint(command, view)
         case RestoreKey():
             changes = restore.restore_key(command, view)
             return Outcome(VersionReply(command.versions[-1], pool_record(view).recoverable_days), changes)
@@ -124,6 +129,17 @@ def apply(command: Command, view: View) -> Outcome:
             CreateRoleDefinition() | DeleteRoleDefinition() | CreateRoleAssignment() | DeleteRoleAssignment()
         ):
             return Outcome(*role_management.apply(command, view))
+
+
+def _note_checkpoint(command: NoteCheckpoint, view: View) -> Outcome:
+    """Keep the newest checkpoint; a log that was begun anew counts from 1 again."""
+    known = view.get(checkpoint_name(command.partition_index))
+    if isinstance(known, CheckpointRecord):
+        same_log = known.checkpoint.partition("\n")[0] == command.checkpoint.partition("\n")[0]
+        if same_log and known.number >= command.number:
+            return Outcome(EmptyReply(), {})
+    record = CheckpointRecord(command.partition_index, command.number, command.checkpoint)
+    return Outcome(EmptyReply(), {checkpoint_name(command.partition_index): record})
 
 
 def pool_record(view: View) -> PoolRecord:

@@ -204,17 +204,30 @@ class StagedRecord:
     record: Restorable
 
 
+@dataclass(frozen=True, slots=True)
+class CheckpointRecord:
+    """Newest checkpoint of a partition's audit log that the pool has taken note of."""
+
+    partition_index: int
+    number: int
+    checkpoint: str
+    """A signed note with its cosignatures."""
+
+
 RoleRecord = PrincipalRecord | RoleDefinitionRecord
 """What a backup holds of the roles."""
 
 Restorable = KeyRecord | KeyVersionRecord | RoleRecord
 """What a restore brings back."""
 
-Record = Restorable | RequestRecord | PoolRecord | RestoreRecord | StagedRecord | RolesRecord
+Record = (
+    Restorable | RequestRecord | PoolRecord | RestoreRecord | StagedRecord | RolesRecord | CheckpointRecord
+)
 
 RecordName = tuple[str, ...]
 """Name of a record: ("key", id), ("version", id, version), ("request", hex), ("pool",),
-("restore",), ("staged", ...name in its place), ("principal", id), ("role-definition", id), ("roles",)."""
+("restore",), ("staged", ...name in its place), ("principal", id), ("role-definition", id), ("roles",),
+("checkpoint", partition)."""
 
 POOL: RecordName = ("pool",)
 RESTORE: RecordName = ("restore",)
@@ -246,6 +259,11 @@ def role_definition_name(role_definition_id: str) -> RecordName:
     return ("role-definition", role_definition_id)
 
 
+def checkpoint_name(partition_index: int) -> RecordName:
+    """Return the record name of the checkpoint of a partition's audit log."""
+    return ("checkpoint", str(partition_index))
+
+
 def name_of(record: Record) -> RecordName:
     """Return the name under which a record is kept."""
     if isinstance(record, KeyRecord):
@@ -256,6 +274,8 @@ def name_of(record: Record) -> RecordName:
         return request_name(record.request_key)
     if isinstance(record, RestoreRecord):
         return RESTORE
+    if isinstance(record, CheckpointRecord):
+        return checkpoint_name(record.partition_index)
     if isinstance(record, StagedRecord):
         return ("staged", *name_of(record.record))
     if isinstance(record, PrincipalRecord):
@@ -291,6 +311,8 @@ def bytes_about(record: Record) -> int:
             return 300
         case StagedRecord():
             return 50 + bytes_about(record.record)
+        case CheckpointRecord():
+            return 100 + len(record.checkpoint.encode())
         case PoolRecord():
             return 500
 

@@ -128,6 +128,10 @@ class Attester:
         self._signer = _signer(settings)
         self._software_version = importlib.metadata.version(DISTRIBUTION)
 
+    def certify(self, statement: bytes) -> bytes:
+        """Return a statement of this partition, signed with the key that its owner certified."""
+        return self._owner.token(statement)
+
     def attest(
         self, nonce: bytes, data: bytes, exchange_key: bytes = b"", expires_at: int = 0
     ) -> evidence_pb2.Evidence:

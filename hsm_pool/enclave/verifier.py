@@ -137,28 +137,48 @@ class Verifier:
             raise EvidenceRefused(text) from None
 
     def _verified(self, token: bytes, root: x509.Certificate) -> tuple[bytes, str]:
-        import cbor2
-        from cwt import COSE, COSEKey
-
-        outer = cbor2.loads(token)
-        protected, unprotected, _, _ = outer.value
-        header = cbor2.loads(protected)
-        if outer.tag != _COSE_SIGN1 or unprotected != {} or set(header) != {1, X5CHAIN}:
-            raise ValueError("not a token of this profile")
-        if header[1] != ALGORITHM or cbor2.dumps(outer, canonical=True) != token:
-            raise ValueError("not a token of this profile")
-        certificate = x509.load_der_x509_certificate(header[X5CHAIN])
-        certificate.verify_directly_issued_by(root)
+        payload, uri, certificate = _verified_token(token, root)
         if not certificate.not_valid_before_utc <= self._now() <= certificate.not_valid_after_utc:
             raise ValueError("the certificate is out of date")
-        key = certificate.public_key()
-        if not isinstance(key, ec.EllipticCurvePublicKey) or not isinstance(key.curve, ec.SECP256R1):
-            raise ValueError("the key is not of P-256")
-        pem = key.public_bytes(serialization.Encoding.PEM, serialization.PublicFormat.SubjectPublicKeyInfo)
-        payload = COSE.new().decode(token, COSEKey.from_pem(pem))
-        names = certificate.extensions.get_extension_for_class(x509.SubjectAlternativeName).value
-        (uri,) = names.get_values_for_type(x509.UniformResourceIdentifier)
         return payload, uri
+
+
+def verified_statement(token: bytes, root: x509.Certificate) -> tuple[bytes, str]:
+    """Return (payload, URI of the signer) of a token that outlives its certificate, as an audit log's does.
+
+    Raises:
+        EvidenceRefused: It does not verify under this root.
+    """
+    try:
+        if len(token) > limits.EVIDENCE_TOKEN_BYTES_MAX:
+            raise ValueError("too large")
+        payload, uri, _ = _verified_token(token, root)
+    except Exception:  # noqa: BLE001 - parsers of CBOR, COSE and X.509 raise many kinds
+        raise EvidenceRefused("the statement does not verify under the root of this pool") from None
+    return payload, uri
+
+
+def _verified_token(token: bytes, root: x509.Certificate) -> tuple[bytes, str, x509.Certificate]:
+    import cbor2
+    from cwt import COSE, COSEKey
+
+    outer = cbor2.loads(token)
+    protected, unprotected, _, _ = outer.value
+    header = cbor2.loads(protected)
+    if outer.tag != _COSE_SIGN1 or unprotected != {} or set(header) != {1, X5CHAIN}:
+        raise ValueError("not a token of this profile")
+    if header[1] != ALGORITHM or cbor2.dumps(outer, canonical=True) != token:
+        raise ValueError("not a token of this profile")
+    certificate = x509.load_der_x509_certificate(header[X5CHAIN])
+    certificate.verify_directly_issued_by(root)
+    key = certificate.public_key()
+    if not isinstance(key, ec.EllipticCurvePublicKey) or not isinstance(key.curve, ec.SECP256R1):
+        raise ValueError("the key is not of P-256")
+    pem = key.public_bytes(serialization.Encoding.PEM, serialization.PublicFormat.SubjectPublicKeyInfo)
+    payload = COSE.new().decode(token, COSEKey.from_pem(pem))
+    names = certificate.extensions.get_extension_for_class(x509.SubjectAlternativeName).value
+    (uri,) = names.get_values_for_type(x509.UniformResourceIdentifier)
+    return payload, uri, certificate
 
 
 def _digest(key: bytes) -> bytes:

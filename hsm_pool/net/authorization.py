@@ -136,6 +136,15 @@ DATA_ACTIONS: dict[str, Rule] = {
             "CancelCeremony": Rule((_A.SECURITY_DOMAIN_UPLOAD,)),
         },
     ),
+    # Azure has no data action for logs, which leave the service by other ways; this one is the
+    # Administrator's alone.
+    **_rules(
+        "audit.v1.AuditService",
+        dict.fromkeys(
+            ("QueryRecords", "GetCheckpoint", "GetInclusionProof", "GetConsistencyProof", "ExportRecords"),
+            Rule((_A.SECURITY_DOMAIN_UPLOAD_READ,)),
+        ),
+    ),
 }
 """The data action of every method that concerns data. The names are Azure's, which has fewer methods:
 the parts of a backup or of a ceremony need what its beginning needs."""
@@ -153,6 +162,7 @@ PERMISSIONS: dict[str, frozenset[Kind]] = {
     **dict.fromkeys((*DATA_ACTIONS, *sorted(FREE_OF_DATA)), frozenset({Kind.CLIENT})),
     "/mhsm.peer.v1.PeerService/BeginHeal": frozenset({Kind.PARTITION}),
     "/mhsm.peer.v1.PeerService/Heal": frozenset({Kind.PARTITION}),
+    "/mhsm.peer.v1.PeerService/Cosign": frozenset({Kind.PARTITION}),
     **{
         f"/mhsm.enclave.v1.EnclaveService/{method}": frozenset({Kind.FABRIC})
         for method in (

@@ -10,6 +10,7 @@ from datetime import UTC, datetime
 from google.protobuf.timestamp_pb2 import Timestamp
 
 from hsm_pool import limits
+from hsm_pool.audit.record import note
 from hsm_pool.core.model import Curve, KeyOperation, KeyRecord, KeyType, KeyVersionRecord
 from hsm_pool.errors import InvalidField
 from mhsm.keys.v1 import keys_pb2
@@ -27,15 +28,23 @@ def key_id(value: str, field: str = "key_id") -> str:
     return value
 
 
+def named_key(value: str, field: str = "key_id") -> str:
+    """Return a checked key id, and note that the call is about this key."""
+    checked = key_id(value, field)
+    note(key_name=checked)
+    return checked
+
+
 def parse_name(name: str, *, version_allowed: bool = True) -> tuple[str, str]:
     """Return (key id, version id or "") of keys/{key}[/versions/{version}]."""
     parts = name.split("/")
     if len(parts) == 2 and parts[0] == "keys":
-        return key_id(parts[1], "name"), ""
+        return named_key(parts[1], "name"), ""
     if version_allowed and len(parts) == 4 and parts[0] == "keys" and parts[2] == "versions":
         if not _VERSION_ID.fullmatch(parts[3]):
             raise InvalidField("a version id has 32 hexadecimal digits", field="name")
-        return key_id(parts[1], "name"), parts[3]
+        note(key_version=parts[3])
+        return named_key(parts[1], "name"), parts[3]
     raise InvalidField("a name is keys/{key} or keys/{key}/versions/{version}", field="name")
 
 

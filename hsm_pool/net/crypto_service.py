@@ -11,6 +11,7 @@ import grpc
 from google.rpc import status_pb2
 
 from hsm_pool import limits
+from hsm_pool.audit import record
 from hsm_pool.core import lifecycle, roles
 from hsm_pool.core.model import KeyOperation, KeyType, KeyVersionRecord
 from hsm_pool.core.roles import Access
@@ -107,7 +108,11 @@ class CryptoService(crypto_pb2_grpc.CryptoServiceServicer):
             try:
                 self._dispatch(request, response, deadline(context, _CALL_SECONDS_MAX))
             except Exception as error:  # noqa: BLE001 - becomes the batch's answer
-                shown: status_pb2.Status = error_status(typed(self._translate(error), "StreamOperations"))
+                refusal = typed(self._translate(error), "StreamOperations")
+                operation = record.current()
+                if operation:
+                    operation.refused(refusal.code, refusal.reason)
+                shown: status_pb2.Status = error_status(refusal)
                 response.error.CopyFrom(shown)
             yield response
 
@@ -117,7 +122,10 @@ class CryptoService(crypto_pb2_grpc.CryptoServiceServicer):
         response: crypto_pb2.StreamOperationsResponse,
         until: float,
     ) -> None:
-        match request.WhichOneof("operation"):
+        kind, operation = request.WhichOneof("operation"), record.current()
+        if operation and kind:
+            operation.name = record.STREAM_NAMES[kind]
+        match kind:
             case "sign":
                 response.sign.CopyFrom(self._sign(request.sign, until))
             case "verify":
@@ -215,6 +223,7 @@ class CryptoService(crypto_pb2_grpc.CryptoServiceServicer):
                 batch.algorithm, version.key_type, version.curve, version.size_bits, batch.operation
             )
             _check_batch(version, len(items))
+            record.note(key_version=version.version_id, algorithm=algorithm.name, items=len(items))
             key = serving.load_key(version)
             results: list[O] = []
             for item in items:

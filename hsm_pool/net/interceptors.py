@@ -1,4 +1,4 @@
-"""The one interceptor: identity, permission, roles, load and errors of every call.
+"""The one interceptor: identity, permission, roles, load, errors and audit record of every call.
 
 Nothing but a typed error ever reaches a caller; the text of any other exception stays in
 the log, under a correlation id (G3, G8). On the fabric plane an error is its code alone (G5).
@@ -19,10 +19,14 @@ from google.rpc import code_pb2, error_details_pb2, status_pb2
 from grpc_status import rpc_status
 
 from hsm_pool import limits
+from hsm_pool.audit import record
+from hsm_pool.audit.log import AuditLog
+from hsm_pool.audit.record import Operation
 from hsm_pool.core.roles import WHOLE_POOL, Access
 from hsm_pool.errors import (
     DOMAIN,
     AccessError,
+    AuditUnavailable,
     InternalError,
     InvalidField,
     MHSMError,
@@ -68,7 +72,8 @@ def typed(error: Exception, method: str) -> MHSMError:
     """Return the typed error to show for any exception."""
     if isinstance(error, MHSMError):
         return error
-    correlation_id = uuid.uuid4().hex
+    operation = record.current()
+    correlation_id = operation.correlation_id if operation else uuid.uuid4().hex
     # The type and the place, not the text: it might quote a value.
     trace = error.__traceback__
     while trace and trace.tb_next:
@@ -92,20 +97,28 @@ def _parsed(octets: bytes, parse: Callable[[bytes], Any]) -> Any:
 
 
 class Gate(grpc.ServerInterceptor):
-    """Lets a call through to its service, or answers it with a typed error."""
+    """Lets a call through to its service, or answers it with a typed error.
+
+    Whatever the outcome, its record is in the audit log before the answer leaves (G7): one
+    record a call, and one a message of a stream.
+    """
 
     def __init__(
         self,
+        partition: int,
         identify: Callable[[grpc.ServicerContext], Caller],
         translate: Callable[[Exception], Exception],
         roles: RoleGate,
+        audit_log: AuditLog,
         *,
         bare_errors: bool = False,
     ) -> None:
+        self._partition = partition
         self._identify = identify
         self._roles = roles
         self._bare_errors = bare_errors
         self._translate = translate
+        self._audit_log = audit_log
         # A stream keeps a thread of the server for as long as its client likes.
         self._streams = threading.BoundedSemaphore(limits.STREAMS_MAX)
 
@@ -124,15 +137,43 @@ class Gate(grpc.ServerInterceptor):
         unary = self._unary(handler.unary_unary, parse, method)
         return grpc.unary_unary_rpc_method_handler(unary, None, serialize)
 
-    def _enter(self, context: grpc.ServicerContext, method: str) -> None:
+    def _enter(self, context: grpc.ServicerContext, method: str) -> Caller:
         caller = self._identify(context)
+        self._begin(caller, context, method)
+        if method not in record.POLLED:
+            self._audit_log.check()
         rule = authorize(caller, method)
         if rule is not None:
             self._roles.admit(caller, rule, method, deadline(context))
         _call.caller, _call.rule = caller, rule
+        return caller
+
+    def _begin(self, caller: Caller, context: grpc.ServicerContext, method: str) -> None:
+        address = record.caller_address(context.peer())
+        name = record.operation_name(method)
+        record.begin(Operation(name, caller.uri, address, method, self._partition))
+
+    def _succeed(self) -> None:
+        """Put the call on record; nothing may leave before."""
+        operation = record.current()
+        if operation and not operation.on_chain and operation.method not in record.POLLED:
+            self._audit_log.append(operation.record())
+
+    def _fail(self, shown: MHSMError) -> MHSMError:
+        """Put the refusal on record; return the error to show."""
+        operation = record.current()
+        if operation is None or (operation.method in record.POLLED and not isinstance(shown, AccessError)):
+            return shown
+        operation.refused(shown.code, shown.reason)
+        try:
+            self._audit_log.append(operation.record())
+        except AuditUnavailable as unavailable:
+            # An open outcome stays open.
+            return unavailable if shown.definite else shown
+        return shown
 
     def _abort(self, context: grpc.ServicerContext, error: Exception, method: str) -> None:
-        shown = typed(self._translate(error), method)
+        shown = self._fail(typed(self._translate(error), method))
         if isinstance(shown, AccessError):
             # The data action and not the text: that would write the names of keys into the log.
             cause = shown.metadata.get("action", shown.message)
@@ -145,22 +186,42 @@ class Gate(grpc.ServerInterceptor):
         def call(octets: bytes, context: grpc.ServicerContext) -> Any:
             try:
                 self._enter(context, method)
-                return handle(_parsed(octets, parse), context)
+                response = handle(_parsed(octets, parse), context)
+                self._succeed()
+                return response
             except Exception as error:  # noqa: BLE001 - the one place where errors become answers
                 return self._abort(context, error, method)
+            finally:
+                record.begin(None)
 
         return call
 
     def _stream(self, handle: Any, parse: Any, method: str) -> Any:
         def call(messages: Iterator[bytes], context: grpc.ServicerContext) -> Iterator[Any]:
-            if not self._streams.acquire(blocking=False):
-                self._abort(context, Overloaded("too many streams are open at this partition"), method)
+            acquired = False
             try:
-                self._enter(context, method)
-                yield from handle((_parsed(octets, parse) for octets in messages), context)
+                caller = self._enter(context, method)
+                acquired = self._streams.acquire(blocking=False)
+                if not acquired:
+                    raise Overloaded("too many streams are open at this partition")
+
+                def requests() -> Iterator[Any]:
+                    for octets in messages:
+                        self._begin(caller, context, method)
+                        self._audit_log.check()
+                        yield _parsed(octets, parse)
+
+                # The stream as such is on record only if it is refused.
+                record.begin(None)
+                for response in handle(requests(), context):
+                    self._succeed()
+                    record.begin(None)
+                    yield response
             except Exception as error:  # noqa: BLE001
                 self._abort(context, error, method)
             finally:
-                self._streams.release()
+                record.begin(None)
+                if acquired:
+                    self._streams.release()
 
         return call

@@ -11,6 +11,7 @@ from typing import TypeVar
 import grpc
 from google.protobuf.message import Message
 
+from hsm_pool.audit.record import note
 from hsm_pool.core import lifecycle, restore, roles
 from hsm_pool.core.commands import (
     Command,
@@ -247,6 +248,7 @@ class KeyService(keys_pb2_grpc.KeyServiceServicer):
         if answered is not None:
             return answered
         command = self._backups.open_key_backup(request.backup)
+        note(key_name=command.key.key_id)
         return self._commit(serving, access, command, request, keys_pb2.RestoreKeyResponse, until)
 
     # -- shared --------------------------------------------------------------------------
@@ -257,7 +259,7 @@ class KeyService(keys_pb2_grpc.KeyServiceServicer):
     ) -> _NewVersion:
         convert.refuse_output_only(request.attributes, exportable_allowed=True)
         return _NewVersion(
-            convert.key_id(request.key_id),
+            convert.named_key(request.key_id),
             convert.key_operations(request.key_operations),
             request.attributes,
             convert.tags(request.tags),
@@ -275,6 +277,7 @@ class KeyService(keys_pb2_grpc.KeyServiceServicer):
         until: float,
     ) -> R:
         version_id = os.urandom(16).hex()
+        note(key_version=version_id)
         attributes = new.attributes
         command = CreateKeyVersion(
             time_ms=serving.now_ms(),

@@ -46,6 +46,12 @@ class PoolService(pool_pb2_grpc.PoolServiceServicer):
         )
         if partition.header is not None:
             response.required = container.parse(partition.header.security_domain_file).required
+        audit = partition.audit
+        response.audit_records = audit.log.size
+        response.audit_lost_records = audit.log.lost
+        response.audit_failure = audit.failure()
+        cosigned = audit.history.newest_cosigned
+        response.audit_cosignatures = len(cosigned.signatures) - 1 if cosigned else 0
         serving = partition.holding_keys()
         if serving:
             replica = serving.replica
@@ -71,7 +77,7 @@ class PoolService(pool_pb2_grpc.PoolServiceServicer):
 
 
 class PeerService(peer_pb2_grpc.PeerServiceServicer):
-    """Gives the pool's keys to a partition that shows evidence."""
+    """Gives the pool's keys to a partition that shows evidence, and cosigns audit logs."""
 
     def __init__(self, partition: Partition) -> None:
         self._partition = partition
@@ -98,6 +104,16 @@ class PeerService(peer_pb2_grpc.PeerServiceServicer):
         )
         self._keys_to_give()  # checked again before it leaves
         return response
+
+    def Cosign(  # noqa: N802, D102
+        self,
+        request: peer_pb2.CosignRequest,
+        context: grpc.ServicerContext,  # noqa: ARG002
+    ) -> peer_pb2.CosignResponse:
+        index = current_caller().index
+        if index is None or index == self._partition.settings.index:
+            raise PermissionDenied("a partition does not cosign its own audit log")
+        return self._partition.audit.witness.cosign(request, index)
 
     def _keys_to_give(self) -> Serving:
         """Return what serves: a partition that is drained, quarantined or not fresh gives no keys."""

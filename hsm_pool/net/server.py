@@ -14,6 +14,7 @@ import grpc
 from grpc_health.v1 import health_pb2_grpc
 
 from hsm_pool import limits
+from hsm_pool.net.audit_service import AuditService
 from hsm_pool.net.backup_service import BackupService
 from hsm_pool.net.calls import Translator
 from hsm_pool.net.crypto_service import CryptoService
@@ -38,6 +39,7 @@ from hsm_pool.partition.partition import Partition
 from hsm_pool.settings import Identity
 from hsm_pool.tokens.issuer_keys import IssuerKeys
 from hsm_pool.tokens.verification import TokenVerifier
+from mhsm.audit.v1 import audit_pb2_grpc
 from mhsm.backup.v1 import backup_pb2_grpc
 from mhsm.crypto.v1 import crypto_pb2_grpc
 from mhsm.enclave.v1 import enclave_pb2_grpc
@@ -76,7 +78,8 @@ class PlaneServers:
         translate = Translator(partition)
         roles = RoleGate(partition)
         certificates = CertificateIdentities(settings.pool_id)
-        gate = Gate(certificates, translate, roles)
+        log = partition.audit.log
+        gate = Gate(settings.index, certificates, translate, roles, log)
 
         backups = Backups(partition)
 
@@ -90,6 +93,7 @@ class PlaneServers:
             pool_pb2_grpc.add_PoolServiceServicer_to_server(PoolService(partition, ceremonies), server)
             ceremony = SecurityDomainService(partition, ceremonies)
             security_domain_pb2_grpc.add_SecurityDomainServiceServicer_to_server(ceremony, server)
+            audit_pb2_grpc.add_AuditServiceServicer_to_server(AuditService(partition), server)
             health_pb2_grpc.add_HealthServicer_to_server(HealthService(partition), server)
 
         def peer_plane(server: grpc.Server) -> None:
@@ -103,7 +107,7 @@ class PlaneServers:
         def node_plane(server: grpc.Server) -> None:
             node_pb2_grpc.add_NodeServiceServicer_to_server(NodeService(partition), server)
 
-        bare = Gate(certificates, translate, roles, bare_errors=True)
+        bare = Gate(settings.index, certificates, translate, roles, log, bare_errors=True)
         self._servers = [
             _server(settings.client_endpoint, settings.client_plane, gate, client_plane, threads=32),
             _server(settings.peer_endpoint, settings.peer_plane, gate, peer_plane, threads=2),
@@ -121,7 +125,7 @@ class PlaneServers:
         tokens = settings.tokens
         if tokens is not None:
             verifier = TokenVerifier(tokens, IssuerKeys(tokens.keys, tokens.keys_ca_file))
-            gate = Gate(TokenIdentities(verifier), translate, roles)
+            gate = Gate(settings.index, TokenIdentities(verifier), translate, roles, log)
             self._servers.append(
                 _server(
                     tokens.endpoint,

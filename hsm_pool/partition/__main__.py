@@ -15,7 +15,7 @@ import structlog
 from hsm_pool import settings as settings_module
 from hsm_pool.crypto.secret_memory import harden_process
 from hsm_pool.enclave.evidence import measurement
-from hsm_pool.net.peer_client import PeerHealing
+from hsm_pool.net.peer_client import PeerCosigning, PeerHealing
 from hsm_pool.net.server import PlaneServers
 from hsm_pool.partition.ceremonies import Ceremonies
 from hsm_pool.partition.partition import Partition
@@ -61,7 +61,8 @@ def main() -> int:
     settings = settings_module.load(PartitionSettings, arguments.settings)
     measurement()  # of what is loaded now, whatever is installed later
     log = structlog.get_logger().bind(partition=settings.index)
-    partition = Partition(settings, PeerHealing(settings))
+    cosign = PeerCosigning(settings)
+    partition = Partition(settings, PeerHealing(settings), cosign)
     ceremonies = Ceremonies(partition)
     servers = PlaneServers(partition, ceremonies)
     servers.start()
@@ -72,6 +73,7 @@ def main() -> int:
     servers.close()
     ceremonies.close()
     partition.close()
+    cosign.close()
     return 0
 
 

@@ -97,7 +97,11 @@ class Backups:
 
             keys, assigned = serving.replica.consult_all(roles.permitted(access, decide), until)
             head = serving.replica.head
-            snapshot = Snapshot(self._partition.settings.pool_id, head.sequence, head.digest, len(keys))
+            partition = self._partition
+            checkpoints = (*partition.audit.newest_checkpoints(), *partition.noted_checkpoints())
+            snapshot = Snapshot(
+                partition.settings.pool_id, head.sequence, head.digest, len(keys), checkpoints
+            )
             domain = self._domain()
             sealer = Sealer(backup_id, domain, _backup_key(serving, domain))
             self._backup = _Backup(

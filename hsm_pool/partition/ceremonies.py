@@ -23,6 +23,7 @@ from dataclasses import dataclass
 from enum import IntEnum
 
 from hsm_pool import limits
+from hsm_pool.audit.record import note
 from hsm_pool.ceremony.parent import CeremonyChild
 from hsm_pool.core.commands import ReplaceSecurityDomain
 from hsm_pool.core.roles import Access
@@ -303,6 +304,8 @@ class Ceremonies:
                 if not attempt.child.alive:
                     self._end()
                 raise
+            for officer in set(result.accepted_officers).difference(attempt.accepted_officers):
+                note(officer=officer)
             attempt.accepted_officers = tuple(result.accepted_officers)
             attempt.required = result.required
             attempt.file = (

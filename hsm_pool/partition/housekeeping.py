@@ -1,4 +1,8 @@
-"""What each partition does by itself: goes on with a decided restore, gets the key of a proposed epoch."""
+"""What each partition does by itself.
+
+It goes on with a decided restore, gets the key of a proposed epoch, and has the chain take
+note of the newest checkpoint of its audit log (G7).
+"""
 
 from __future__ import annotations
 
@@ -8,8 +12,17 @@ from collections.abc import Callable
 import structlog
 
 from hsm_pool import limits
-from hsm_pool.core.commands import AdvanceRestore, Command, HoldEpoch
-from hsm_pool.core.model import RESTORE, PoolRecord, RestorePhase, RestoreRecord
+from hsm_pool.audit.checkpoint import Note
+from hsm_pool.audit.trail import AuditTrail
+from hsm_pool.core.commands import AdvanceRestore, Command, HoldEpoch, NoteCheckpoint
+from hsm_pool.core.model import (
+    RESTORE,
+    CheckpointRecord,
+    PoolRecord,
+    RestorePhase,
+    RestoreRecord,
+    checkpoint_name,
+)
 from hsm_pool.errors import MHSMError
 from hsm_pool.store.committer import Committer, Mutation
 from hsm_pool.store.replica import Replica, Stopped, boot_time
@@ -28,7 +41,10 @@ class Housekeeper:
         committer: Committer,
         hold_epoch: Callable[[int], bool],
         report_firmware: Callable[[PoolRecord], Command | None],
+        trail: AuditTrail,
     ) -> None:
+        self._trail = trail
+        self._note_at = boot_time() + limits.AUDIT_NOTE_SECONDS
         self._hold_epoch = hold_epoch
         self._report_firmware = report_firmware
         self._replica = replica
@@ -50,6 +66,7 @@ class Housekeeper:
             try:
                 self._report()
                 self._hold()
+                self._note_checkpoint()
                 while not self._stopping.is_set() and self._advance():
                     pass
             except Stopped:
@@ -72,8 +89,22 @@ class Housekeeper:
         pool = self._replica.state.pool()
         epoch, index = pool.next_epoch, self._replica.index
         if epoch and index not in pool.holders and self._hold_epoch(epoch):
-            mutation = Mutation(HoldEpoch(epoch, index), None, lambda _: b"", None, b"", 0)
-            self._committer.submit(mutation, boot_time() + limits.MUTATION_SECONDS_MAX)
+            self._submit(HoldEpoch(epoch, index))
+
+    def _note_checkpoint(self) -> None:
+        """Have the chain take note of the own log's checkpoint, seldom, and only if there is news."""
+        if boot_time() < self._note_at or self._replica.withdrawn:
+            return
+        self._note_at = boot_time() + limits.AUDIT_NOTE_SECONDS
+        index = self._replica.index
+        known = self._replica.state.get(checkpoint_name(index))
+        noted_size = 0
+        if isinstance(known, CheckpointRecord):
+            noted = Note.parse(known.checkpoint).checkpoint
+            noted_size = noted.size if noted.origin == self._trail.origin else 0
+        note = self._trail.worth_noting(noted_size)
+        if note is not None:
+            self._submit(NoteCheckpoint(index, note.checkpoint.number, note.text))
 
     def _advance(self) -> bool:
         """Do one batch; return whether there may be more."""
@@ -82,6 +113,9 @@ class Housekeeper:
             return False
         if not self._replica.is_housekeeper():
             return False
-        mutation = Mutation(AdvanceRestore(record.restore_id), None, lambda _: b"", None, b"", 0)
-        self._committer.submit(mutation, boot_time() + limits.MUTATION_SECONDS_MAX)
+        self._submit(AdvanceRestore(record.restore_id))
         return True
+
+    def _submit(self, command: Command) -> None:
+        mutation = Mutation(command, None, lambda _: b"", None, b"", 0)
+        self._committer.submit(mutation, boot_time() + limits.MUTATION_SECONDS_MAX)

@@ -20,9 +20,20 @@ from typing import Protocol
 
 import structlog
 
+from hsm_pool.audit.record import Operation, current
+from hsm_pool.audit.trail import AuditTrail
+from hsm_pool.audit.witness import CosignPeer
 from hsm_pool.core import role_management, roles
 from hsm_pool.core.commands import ReportSecurityVersion
-from hsm_pool.core.model import POOL, PoolRecord, Record, RecordName, RoleAssignment
+from hsm_pool.core.model import (
+    POOL,
+    CheckpointRecord,
+    PoolRecord,
+    Record,
+    RecordName,
+    RoleAssignment,
+    checkpoint_name,
+)
 from hsm_pool.crypto.key_generation import KeyGenerator
 from hsm_pool.crypto.secret import SecretBytes
 from hsm_pool.enclave import admission
@@ -86,7 +97,9 @@ class PeerUnlocked(Protocol):
 class Partition:
     """One partition of a pool. Thread-safe; :meth:`close` ends it."""
 
-    def __init__(self, settings: PartitionSettings, heal_from_peers: PeerUnlocked) -> None:
+    def __init__(
+        self, settings: PartitionSettings, heal_from_peers: PeerUnlocked, cosign_peer: CosignPeer
+    ) -> None:
         self.settings = settings
         self.state_directory = StateDirectory(Path(settings.data_directory))
         self.attester = Attester(settings, self.state_directory.incarnation)
@@ -94,6 +107,9 @@ class Partition:
             settings.platform.root_certificate_file, settings.owner.root_certificate_file
         )
         self.verifier = Verifier(anchors, admission.load(Path(settings.admission_policy_file)))
+        self.audit = AuditTrail(
+            settings, self.state_directory.incarnation, self.attester, anchors.owner_root, cosign_peer
+        )
         self.firmware = PartitionFirmware(settings, self.verifier)
         self.store = EtcdClient(settings.store)
         self.heal_giver = HealGiver(self.attester, self.verifier, settings.pool_id)
@@ -112,6 +128,7 @@ class Partition:
 
     def start(self) -> None:
         """Begin to look for the pool and its keys."""
+        self.audit.start()
         self._thread.start()
 
     def close(self) -> None:
@@ -124,6 +141,7 @@ class Partition:
             self._serving.close()
         self.key_generator.close()
         self.store.close()
+        self.audit.close()
         self.state_directory.close()
 
     # -- what the services ask -----------------------------------------------------------
@@ -177,6 +195,15 @@ class Partition:
             serving = self._serving
         if serving:
             serving.replica.stop()
+
+    def noted_checkpoints(self) -> list[str]:
+        """Return the checkpoints of audit logs that the chain has taken note of, as far as applied here."""
+        serving = self._serving
+        if serving is None:
+            return []
+        state = serving.replica.state
+        found = [state.get(checkpoint_name(index)) for index in range(self.settings.partition_count)]
+        return [record.checkpoint for record in found if isinstance(record, CheckpointRecord)]
 
     # -- life ----------------------------------------------------------------------------
 
@@ -271,10 +298,12 @@ class Partition:
                 self._take_header,
                 self.hold_epoch,
                 self._report_firmware,
+                self.audit,
             )
             self._move(PartitionState.SERVING, "")
             self.firmware.confirm()
         self._wake.set()
+        self.audit.note("PartitionServe", recoveryPath=path)
         _log.info("serving", recovery_path=path)
 
     def _move(self, state: PartitionState, reason: str) -> None:
@@ -358,8 +387,10 @@ class Partition:
             POOL: pool,
             **role_management.initial(self._initial_assignments()),
         }
+        operation = current() or Operation("Activate", self.audit.identity, partition=self.settings.index)
+        records = [operation.record(1, 1)]
         transaction = chain.build_transaction(
-            keys, self.settings.index, genesis, chain.TableDigest(), changes
+            keys, self.settings.index, genesis, chain.TableDigest(), changes, audit=records
         )
         puts = {**transaction.puts, chain.HEADER_KEY: value}
         # The comparison makes a repeat harmless: at most one header is ever committed.
@@ -372,6 +403,7 @@ class Partition:
                 committed = self._read_header()
                 if committed != value:
                     raise AlreadyActivated("the pool is active already")
+            operation.on_chain = True
             self.header = header
             self.adopt(keys, "activation")
             return

@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable
 
+from hsm_pool.audit.trail import AuditTrail
 from hsm_pool.core.commands import Command
 from hsm_pool.core.model import KeyVersionRecord, PoolRecord, RecordName
 from hsm_pool.crypto.loaded_keys import LoadedKey, LoadedKeyCache
@@ -33,12 +34,14 @@ class Serving:
         on_header: Callable[[bytes], None],
         hold_epoch: Callable[[int], bool],
         report_firmware: Callable[[PoolRecord], Command | None],
+        trail: AuditTrail,
     ) -> None:
         self.keys = keys
         self.replica = Replica(keys, index, state.incarnation)
+        self.replica.mutation_log = trail.log
         self.committer = Committer(store, self.replica)
         self._follower = Follower(store, self.replica, state, on_tampered)
-        self._housekeeper = Housekeeper(self.replica, self.committer, hold_epoch, report_firmware)
+        self._housekeeper = Housekeeper(self.replica, self.committer, hold_epoch, report_firmware, trail)
         self._loaded = LoadedKeyCache(_LOADED_KEYS_MAX)
         self.replica.on_removed = self._forget
         self.replica.on_header = on_header

@@ -97,6 +97,7 @@ class NewPool:
     tokens: OwnIssuer | Literal["development"] | None = "development"
     """Whose bearer tokens are accepted: a small issuer of the pool's own, the customer's, or nobody's."""
     firmware_repository: Path | None = None
+    audit_failure: Literal["stop", "continue"] = "stop"
 
 
 @dataclass(frozen=True, slots=True)
@@ -231,7 +232,7 @@ class _Builder:
         planes, ports = self._planes, self._ports[index]
         base = f"nodes/{index}"
         final = self._final / base
-        for directory in ("partition", "logs", "store"):
+        for directory in ("partition", "logs", "store", "audit"):
             self._directory(self._building / base / directory)
         me = f"partition/{index}"
         platform_certificate, platform_key = planes.platform.issue(
@@ -282,6 +283,9 @@ class _Builder:
             ),
             tokens=self._tokens(ports.tokens),
             firmware=self._firmware(base),
+            audit_directory=str(final / "audit"),
+            audit_failure=self._new.audit_failure,
+            audit_retention_mebibytes=limits.AUDIT_RETENTION_MEBIBYTES,
         )
         settings_file = self._write(f"{base}/partition.json", settings_module.dump(partition).encode())
         node = NodeSettings(

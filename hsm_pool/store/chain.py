@@ -10,13 +10,14 @@ from __future__ import annotations
 
 import hashlib
 import os
-from collections.abc import Iterable, Mapping
+import zlib
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 from hsm_pool import limits
 from hsm_pool.core.model import Record, RecordName
 from hsm_pool.store import codec
-from hsm_pool.store.sealing import PoolKeys, Tampered, seal_record
+from hsm_pool.store.sealing import PoolKeys, Tampered, open_record, seal_record
 from mhsm.record.v1 import record_pb2
 
 HEAD_KEY = "head"
@@ -28,6 +29,7 @@ FRESH_PREFIX = "fresh/"
 _HEAD_LABEL = b"mhsm/head/v1"
 _LOG_LABEL = b"mhsm/log/v1"
 _GENESIS_LABEL = b"mhsm/genesis/v1"
+_AUDIT: RecordName = ("audit",)
 
 
 @dataclass(frozen=True, slots=True)
@@ -128,10 +130,12 @@ def build_transaction(
     table: TableDigest,
     changes: Mapping[RecordName, Record | None],
     header: bytes = b"",
+    audit: Sequence[bytes] = (),
 ) -> Transaction:
     """Seal the changes into the transaction that follows head. No changes make an empty mutation.
 
-    A header comes with the change of the pool record that names its digest.
+    A header comes with the change of the pool record that names its digest. The audit records of
+    the mutations ride along, so that a mutation that is committed is on record everywhere (G7).
     """
     sequence = head.sequence + 1
     puts: dict[str, bytes] = {}
@@ -159,6 +163,10 @@ def build_transaction(
         digests.append((opaque_id, new))
         entry.changes.add(opaque_id=opaque_id, old_digest=old, new_digest=new)
     entry.table_digest = table.after(digests)
+    if audit:
+        body = zlib.compress(b"\n".join(audit))
+        kind, opaque_id = record_pb2.RECORD_TYPE_AUDIT, keys.opaque_id(_AUDIT)
+        entry.sealed_audit = seal_record(keys, kind, opaque_id, sequence, head.digest, body)
     entry.mac = keys.mac(_LOG_LABEL, entry.SerializeToString(deterministic=True))
     log_value = entry.SerializeToString(deterministic=True)
     puts[log_key(sequence)] = log_value
@@ -206,6 +214,20 @@ def read_log_entry(keys: PoolKeys, value: bytes) -> record_pb2.LogEntry:
     keys.check_mac(_LOG_LABEL, entry.SerializeToString(deterministic=True), mac, "a log entry")
     entry.mac = mac
     return entry
+
+
+def read_audit(keys: PoolKeys, entry: record_pb2.LogEntry) -> list[bytes]:
+    """Return the audit records of a checked log entry.
+
+    Raises:
+        Tampered: They do not open in their place.
+    """
+    if not entry.sealed_audit:
+        return []
+    kind, sequence, body = open_record(keys, keys.opaque_id(_AUDIT), entry.sealed_audit)
+    if kind != record_pb2.RECORD_TYPE_AUDIT or sequence != entry.sequence:
+        raise Tampered(f"the audit records of sequence {entry.sequence} belong elsewhere")
+    return zlib.decompress(body).split(b"\n")
 
 
 def check_link(head: Head, entry: record_pb2.LogEntry) -> None:

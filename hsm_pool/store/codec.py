@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from hsm_pool.core.model import (
     Admission,
+    CheckpointRecord,
     Curve,
     KeyOperation,
     KeyRecord,
@@ -32,6 +33,7 @@ STAGED = record_pb2.RECORD_TYPE_STAGED
 PRINCIPAL = record_pb2.RECORD_TYPE_PRINCIPAL
 ROLE_DEFINITION = record_pb2.RECORD_TYPE_ROLE_DEFINITION
 ROLES = record_pb2.RECORD_TYPE_ROLES
+CHECKPOINT = record_pb2.RECORD_TYPE_CHECKPOINT
 
 
 def encode(record: Record) -> tuple[int, bytes]:
@@ -94,6 +96,15 @@ def encode(record: Record) -> tuple[int, bytes]:
                 )
             )
             kind = RESTORE
+        case CheckpointRecord():
+            message.checkpoint.CopyFrom(
+                record_pb2.CheckpointRecord(
+                    partition_index=record.partition_index,
+                    checkpoint=record.checkpoint,
+                    number=record.number,
+                )
+            )
+            kind = CHECKPOINT
         case StagedRecord():
             message.staged.CopyFrom(_encode_staged(record))
             kind = STAGED
@@ -151,6 +162,9 @@ def decode(record_type: int, body: bytes) -> Record:
             frozenset(restore.staged_parts),
             tuple(restore.principals),
         )
+    if which == "checkpoint" and record_type == CHECKPOINT:
+        noted = message.checkpoint
+        return CheckpointRecord(noted.partition_index, noted.number, noted.checkpoint)
     if which == "staged" and record_type == STAGED:
         return _decode_staged(message.staged)
     if which == "principal" and record_type == PRINCIPAL:

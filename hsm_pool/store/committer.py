@@ -16,6 +16,7 @@ from dataclasses import dataclass, field
 import structlog
 
 from hsm_pool import limits
+from hsm_pool.audit.record import Operation, current
 from hsm_pool.core import lifecycle, roles
 from hsm_pool.core.commands import Command, Reply
 from hsm_pool.core.model import Record, RecordName, RequestRecord, stored_bytes
@@ -53,6 +54,7 @@ class Mutation:
 @dataclass(slots=True, eq=False)
 class _Submission:
     mutation: Mutation
+    operation: Operation
     done: threading.Event = field(default_factory=threading.Event)
     lock: threading.Lock = field(default_factory=threading.Lock)
     proposed: bool = False
@@ -112,7 +114,7 @@ class Committer:
             NotFresh: This partition cannot decide at the moment; nothing was sent.
             MHSMError: It was refused.
         """
-        submission = _Submission(mutation)
+        submission = _Submission(mutation, current() or self._own(type(mutation.command).__name__))
         if self._stopping.is_set():
             raise Stopped
         try:
@@ -132,6 +134,11 @@ class Committer:
         if submission.error is not None:
             raise submission.error
         return submission.reply
+
+    def _own(self, name: str) -> Operation:
+        """Return the operation of a mutation that nobody asked for."""
+        index = self._replica.index
+        return Operation(name, f"spiffe://{self._replica.keys.pool_id}/partition/{index}", partition=index)
 
     def _run(self) -> None:
         waiting: list[_Submission] = []
@@ -177,11 +184,15 @@ class Committer:
                 return later
             # At most one of a batch is accepted: each compares the header that it replaces.
             header = b"".join(submission.mutation.header for submission, _ in accepted)
+            records = [
+                submission.operation.record(head.sequence + 1, len(accepted)) for submission, _ in accepted
+            ]
             transaction = chain.build_transaction(
-                replica.keys, replica.index, head, replica.table, changes, header
+                replica.keys, replica.index, head, replica.table, changes, header, records
             )
         if self._settle(head, transaction):
             for submission, reply in accepted:
+                submission.operation.on_chain = True
                 submission.finish(transaction.sequence, reply)
             return later
         return [submission for submission, _ in accepted] + later
@@ -284,7 +295,10 @@ class Committer:
         with replica.condition:
             if replica.head.sequence != head.sequence:
                 return
-            empty = chain.build_transaction(replica.keys, replica.index, head, replica.table, {})
+            record = self._own("ChainDecision").record(head.sequence + 1, 1)
+            empty = chain.build_transaction(
+                replica.keys, replica.index, head, replica.table, {}, audit=[record]
+            )
         try:
             self._store.transact(chain.HEAD_KEY, head.value, empty.puts)
         except Ambiguous:

@@ -12,6 +12,7 @@ from collections.abc import Callable
 import structlog
 
 from hsm_pool import limits
+from hsm_pool.errors import AuditUnavailable
 from hsm_pool.store import chain
 from hsm_pool.store.etcd_client import Ambiguous, Compacted, Conflict, EtcdClient
 from hsm_pool.store.replica import Replica, boot_time
@@ -25,6 +26,8 @@ _STALL_SECONDS = 0.7
 _COMPACT_SECONDS = 60.0
 _LAGGING_READS_MAX = 4
 _LAGGING_READ_SECONDS = 0.5
+_UNRECORDED_SECONDS = 0.25
+"""How often it is asked whether the audit log can be written again."""
 
 
 class Follower:
@@ -95,9 +98,18 @@ class Follower:
                 # A lost or doubled event looks the same: the whole table decides.
                 _log.warning("a revision does not fit; loading the table", reason=str(error))
                 self._load(self._applied())
+            except AuditUnavailable:
+                self._await_audit_log()
+                self._load(self._applied())
             except Ambiguous as error:
                 _log.debug("watch broken", cause=str(error))
                 self._stopping.wait(_RECONNECT_SECONDS)
+
+    def _await_audit_log(self) -> None:
+        """Apply nothing that could not be put on record; the lease is surrendered meanwhile."""
+        self._renew_now.set()
+        while self._replica.mutation_log.refuses and not self._stopping.is_set():
+            self._stopping.wait(_UNRECORDED_SECONDS)
 
     def _applied(self) -> tuple[int, bytes]:
         head = self._replica.head
@@ -117,6 +129,8 @@ class Follower:
                 break
             except Ambiguous:
                 self._stopping.wait(_RECONNECT_SECONDS)
+            except AuditUnavailable:
+                self._await_audit_log()
             except RolledBack:
                 # Reads of etcd may lag behind (3.4 has a known bug); a rollback stays.
                 lagging += 1
@@ -148,7 +162,7 @@ class Follower:
         while not self._stopping.is_set():
             self._renew_now.clear()
             # A surrendered partition stays silent: nobody waits for its lease.
-            if not (surrendered and self._replica.drained):
+            if not (surrendered and self._replica.withdrawn):
                 counter += 1
                 surrendered = self._renew_once(counter)
             if boot_time() >= compact_at:

@@ -10,9 +10,9 @@ from __future__ import annotations
 import threading
 import time
 from collections import OrderedDict
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Generic, TypeVar
+from typing import Generic, Protocol, TypeVar
 
 from hsm_pool import limits
 from hsm_pool.core import membership
@@ -51,6 +51,34 @@ class Stopped(Exception):
     """The replica was shut down or quarantined while a call waited."""
 
 
+class MutationLog(Protocol):
+    """Where the audit records of applied mutations go, before anything says that they are applied (G7)."""
+
+    sequence: int
+    """Newest sequence whose records are there."""
+
+    @property
+    def refuses(self) -> bool:
+        """Whether nothing can be put on record, so that this partition must not serve."""
+
+    def append_mutations(self, sequence: int, records: Sequence[bytes]) -> None:
+        """Append the records of a transaction; a repeat does nothing.
+
+        Raises:
+            AuditUnavailable: They could not be written.
+        """
+
+
+class _NoLog:
+    """For replicas that nobody serves from."""
+
+    sequence = 0
+    refuses = False
+
+    def append_mutations(self, sequence: int, records: Sequence[bytes]) -> None:
+        """Forget them."""
+
+
 class Replica:
     """Applied state, chain position and freshness of one partition. Thread-safe."""
 
@@ -74,6 +102,7 @@ class Replica:
         self._peer_revisions: dict[int, int] = {}
         self._drained = False
         self._stopped = False
+        self.mutation_log: MutationLog = _NoLog()
         self.on_applied: Callable[[], None] = lambda: None
         self.on_removed: Callable[[RecordName], None] = lambda _: None
         self.on_header: Callable[[bytes], None] = lambda _: None
@@ -112,6 +141,7 @@ class Replica:
             for name in set(self.state.names()).difference(state.names()):
                 self.on_removed(name)
             self._enter_epoch(state.pool().epoch)
+            self._put_on_record(values, head.sequence)
             self.state, self.table, self._names = state, table, names
             self.head, self.revision = head, revision
             self._recent = recent
@@ -182,6 +212,15 @@ class Replica:
         if position is not None and position.digest != head.digest:
             raise Tampered("the head of the chain is not the digest of its log entry")
         return recent
+
+    def _put_on_record(self, values: Mapping[str, bytes], newest: int) -> None:
+        """Append the audit records of every transaction that is not in the log yet."""
+        oldest = max(self.mutation_log.sequence + 1, newest - limits.LOG_RING_ENTRIES + 1)
+        for sequence in range(oldest, newest + 1):
+            entry = chain.read_log_entry(self.keys, values[chain.log_key(sequence)])
+            if entry.sequence != sequence:
+                raise Tampered(f"the slot of sequence {sequence} holds another entry")
+            self.mutation_log.append_mutations(sequence, chain.read_audit(self.keys, entry))
 
     def _check_slot(self, values: Mapping[str, bytes], known: Head) -> None:
         value = values.get(chain.log_key(known.sequence), b"")
@@ -281,6 +320,7 @@ class Replica:
         pool = changes.get(POOL)
         if isinstance(pool, PoolRecord):
             self._enter_epoch(pool.epoch)
+        self.mutation_log.append_mutations(head.sequence, chain.read_audit(self.keys, entry))
         self.table.update(digests)
         self.state.apply(changes)
         self._names.update(new_names)
@@ -331,10 +371,16 @@ class Replica:
                 applied_sequence=self.head.sequence,
                 head_digest=self.head.digest,
                 wall_time_ms=time.time_ns() // 1_000_000,
-                surrendered=self._drained,
+                surrendered=self.withdrawn,
                 applied_revision=self.revision,
             )
             renewal.mac = self.keys.mac(_RENEWAL_LABEL, renewal.SerializeToString(deterministic=True))
+            if renewal.surrendered:
+                # Nor may a renewal that is still under way bring the lease back.
+                self._fresh_until = 0.0
+                self._sent.clear()
+                self._seen.clear()
+                return renewal
             self._sent[counter] = boot_time()
             for old in [sent for sent in self._sent if sent < counter - 50]:
                 del self._sent[old]
@@ -390,7 +436,7 @@ class Replica:
     def _extend(self, counter: int) -> None:
         sent_at = self._sent.pop(counter, None)
         self._seen.pop(counter, None)
-        if sent_at is None or self._drained or self._stopped:
+        if sent_at is None or self.withdrawn or self._stopped:
             return
         if self._clock_is_off():
             return
@@ -415,6 +461,11 @@ class Replica:
     def drained(self) -> bool:
         """Whether this partition is drained, as of the applied state."""
         return self._drained
+
+    @property
+    def withdrawn(self) -> bool:
+        """Whether this partition holds no lease by its own will: drained, or without an audit log."""
+        return self._drained or self.mutation_log.refuses
 
     def peer_exited(self, index: int, incarnation: int) -> None:
         """Take a node agent's exit notice."""

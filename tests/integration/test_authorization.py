@@ -19,6 +19,7 @@ from grpc_status import rpc_status
 from hsm_pool.core import roles
 from hsm_pool.net.authorization import DATA_ACTIONS, FREE_OF_DATA, PERMISSIONS, Kind
 from hsm_pool.provisioning.pki import Authority
+from mhsm.audit.v1 import audit_pb2
 from mhsm.backup.v1 import backup_pb2
 from mhsm.crypto.v1 import crypto_pb2
 from mhsm.enclave.v1 import enclave_pb2
@@ -39,6 +40,7 @@ SERVICES: dict[str, tuple[set[str], set[Kind]]] = {
     "mhsm.roles.v1.RoleService": ({"client"}, {Kind.CLIENT}),
     "mhsm.backup.v1.BackupService": ({"client"}, {Kind.CLIENT}),
     "mhsm.security_domain.v1.SecurityDomainService": ({"client"}, {Kind.CLIENT}),
+    "mhsm.audit.v1.AuditService": ({"client"}, {Kind.CLIENT}),
     "mhsm.pool.v1.PoolService": ({"client"}, {Kind.CLIENT}),
     "grpc.health.v1.Health": ({"client", "enclave"}, {Kind.CLIENT, Kind.FABRIC}),
     "mhsm.peer.v1.PeerService": ({"peer"}, {Kind.PARTITION}),
@@ -55,6 +57,7 @@ ROLES_OF = {
 
 PLANES = ("client", "peer", "enclave", "node")
 FILES = (
+    audit_pb2,
     backup_pb2,
     crypto_pb2,
     enclave_pb2,

@@ -29,6 +29,7 @@ BROKEN_BUILDS: tuple[BrokenBuild, ...] = (
         "G1",
         "hsm_pool/store/committer.py",
         "        if self._settle(head, transaction):\n            for submission, reply in accepted:\n"
+        "                submission.operation.on_chain = True\n"
         "                submission.finish(transaction.sequence, reply)\n            return later\n",
         "        for submission, reply in accepted:\n            submission.finish(0, reply)\n"
         "        if self._settle(head, transaction):\n            return later\n",
@@ -316,5 +317,55 @@ BROKEN_BUILDS: tuple[BrokenBuild, ...] = (
         "            if admission and command.incarnation < admission.incarnation:\n",
         "            if False:\n",
         ("tests/unit/test_core.py::test_only_a_dead_partition_is_replaced_and_a_repeat_goes_on_with_it",),
+    ),
+    BrokenBuild(
+        "a record is written after the answer has left",
+        "G7",
+        "hsm_pool/net/interceptors.py",
+        "                response = handle(_parsed(octets, parse), context)\n                self._succeed()\n",
+        "                response = handle(_parsed(octets, parse), context)\n                operation = record.current()\n"
+        "                if operation and not operation.on_chain and method not in record.POLLED:\n"
+        "                    threading.Timer(0.3, lambda: self._audit_log.append(operation.record())).start()\n",
+        ("tests/integration/test_audit.py::test_every_operation_is_on_record_before_its_answer",),
+    ),
+    BrokenBuild(
+        "a mutation does not carry its record",
+        "G7",
+        "hsm_pool/store/committer.py",
+        "replica.keys, replica.index, head, replica.table, changes, header, records\n",
+        "replica.keys, replica.index, head, replica.table, changes, header\n",
+        ("tests/integration/test_audit.py::test_every_operation_is_on_record_before_its_answer",),
+    ),
+    BrokenBuild(
+        "verify does not compare a checkpoint with the records",
+        "G7",
+        "hsm_pool/audit/verify.py",
+        "            if anchor.checkpoint.root != tree.root():\n",
+        "            if False:\n",
+        ("tests/unit/audit/test_verify.py::test_a_rewritten_record_is_detected",),
+    ),
+    BrokenBuild(
+        "verify does not look for a checkpoint that was dropped",
+        "G7",
+        "hsm_pool/audit/verify.py",
+        "            if number not in shown and number >= first:\n",
+        "            if False:\n",
+        ("tests/unit/audit/test_verify.py::test_a_dropped_checkpoint_is_detected",),
+    ),
+    BrokenBuild(
+        "a witness cosigns a log that was rewritten",
+        "G7",
+        "hsm_pool/audit/witness.py",
+        "        verify_consistency(size, root, checkpoint.size, checkpoint.root, proof)\n",
+        "        del size, root, proof\n",
+        ("tests/unit/audit/test_verify.py::test_a_witness_does_not_cosign_another_history",),
+    ),
+    BrokenBuild(
+        "operations go on when their records cannot be written",
+        "G7",
+        "hsm_pool/audit/log.py",
+        '        if self._on_failure == "stop":\n            raise',
+        "        if False:\n            raise",
+        ("tests/unit/audit/test_log.py::test_a_file_that_cannot_grow_stops_operations",),
     ),
 )

@@ -13,6 +13,7 @@ from hsm_pool.core.commands import (
     CreateKeyVersion,
     DeleteKey,
     DrainPartition,
+    NoteCheckpoint,
     PurgeDeletedKey,
     RecoverDeletedKey,
     RelinquishHousekeeping,
@@ -22,7 +23,16 @@ from hsm_pool.core.commands import (
     UpdateKeyVersion,
 )
 from hsm_pool.core.freshness import WAIT_SECONDS, FreshnessTracker, PeerRenewal, clock_skew_seconds
-from hsm_pool.core.model import Admission, Curve, KeyOperation, KeyType, RequestRecord, SealedMaterial
+from hsm_pool.core.model import (
+    Admission,
+    CheckpointRecord,
+    Curve,
+    KeyOperation,
+    KeyType,
+    RequestRecord,
+    SealedMaterial,
+    checkpoint_name,
+)
 from hsm_pool.core.state import Overlay, State
 from hsm_pool.store import codec
 
@@ -334,3 +344,16 @@ def test_the_clock_of_one_is_compared_with_the_median_of_three() -> None:
     assert clock_skew_seconds({0: 100.0, 1: 100.1, 2: 250.0}, 2) == pytest.approx(149.9)
     assert clock_skew_seconds({0: 100.0, 1: 100.1, 2: 250.0}, 0) == pytest.approx(0.1)
     assert clock_skew_seconds({0: 100.0, 2: 250.0}, 2) == 0.0
+
+
+def test_the_newest_checkpoint_of_a_log_is_noted() -> None:
+    """G7: an older one changes nothing; a log that was begun anew counts from 1 again."""
+    state = State()
+    for number, text in ((3, "one\n3"), (2, "one\n2"), (3, "one\n3"), (4, "one\n4"), (1, "two\n1")):
+        before = state.get(checkpoint_name(1))
+        run(state, NoteCheckpoint(1, number, text))
+        noted = state.get(checkpoint_name(1))
+        assert isinstance(noted, CheckpointRecord)
+        newer = before is None or text in {"one\n4", "two\n1"}
+        assert (noted.checkpoint == text) if newer else (noted is before)
+    assert state.get(checkpoint_name(0)) is None

@@ -5,11 +5,13 @@ from __future__ import annotations
 from pathlib import Path
 
 from hsm_pool import settings
+from hsm_pool.client.errors import PoolUnreachable
 from hsm_pool.crypto.secret import SecretBytes
 from hsm_pool.partition.partition import Partition, PartitionState
 from hsm_pool.provisioning.layout import NewPool, provision
 from hsm_pool.settings import PartitionSettings
 from hsm_pool.store.sealing import PoolKeys
+from mhsm.peer.v1 import peer_pb2
 from mhsm.record.v1 import record_pb2
 
 
@@ -24,7 +26,10 @@ def test_keys_that_arrive_while_peers_are_asked_are_not_forgotten(tmp_path: Path
     def peers_know_nothing_but_a_quorum_unlocks(*_: object) -> None:
         partition.adopt(keys, "quorum")
 
-    partition = Partition(chosen, peers_know_nothing_but_a_quorum_unlocks)
+    def no_peer_cosigns(index: int, request: peer_pb2.CosignRequest) -> peer_pb2.CosignResponse:
+        raise PoolUnreachable("the peers do not run")
+
+    partition = Partition(chosen, peers_know_nothing_but_a_quorum_unlocks, no_peer_cosigns)
     try:
         partition.header = record_pb2.PoolHeader(pool_id=pool_id)
         # It has looked for longer than it takes to call the pool locked.

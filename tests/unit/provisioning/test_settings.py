@@ -52,6 +52,9 @@ PARTITION = PartitionSettings(
     initial_assignments=(InitialAssignment("client/application", "0" * 36),),
     tokens=TokenSettings("127.0.0.1:11", "https://issuer", "audience", "https://127.0.0.1:12/keys", "/ca"),
     firmware=FirmwareSettings("/repository", "/root.json", "/firmware"),
+    audit_directory="/audit",
+    audit_failure="stop",
+    audit_retention_mebibytes=64,
 )
 NODE = NodeSettings(
     pool_id="0" * 32,
@@ -208,6 +211,7 @@ def test_a_kind_of_sealing_that_does_not_exist_is_refused(
         ("partition.json", "partition_count", 0),
         ("partition.json", "recoverable_days", 6),
         ("partition.json", "recoverable_days", 91),
+        ("partition.json", "audit_retention_mebibytes", 63),
         ("node.json", "index", -1),
     ],
 )

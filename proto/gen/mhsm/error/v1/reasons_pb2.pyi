@@ -108,6 +108,12 @@ class _ReasonEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_Reason.ValueTy
     """A new partition was admitted in place of this one."""
     REASON_FIRMWARE_REFUSED: _Reason.ValueType  # 36
     """The firmware is older, not signed, changed, not staged, or its metadata is not fresh."""
+    REASON_AUDIT_UNAVAILABLE: _Reason.ValueType  # 50
+    """The record of the operation cannot be written to the audit log, so the operation is refused."""
+    REASON_CHECKPOINT_REFUSED: _Reason.ValueType  # 51
+    """A checkpoint of an audit log does not continue the one that was cosigned before."""
+    REASON_AUDIT_RECORD_NOT_FOUND: _Reason.ValueType  # 52
+    """The audit log has no such record, or not any more."""
 
 class Reason(_Reason, metaclass=_ReasonEnumTypeWrapper):
     """Why a call was refused. The name without the prefix is ErrorInfo.reason."""
@@ -196,4 +202,10 @@ REASON_PARTITION_REPLACED: Reason.ValueType  # 43
 """A new partition was admitted in place of this one."""
 REASON_FIRMWARE_REFUSED: Reason.ValueType  # 36
 """The firmware is older, not signed, changed, not staged, or its metadata is not fresh."""
+REASON_AUDIT_UNAVAILABLE: Reason.ValueType  # 50
+"""The record of the operation cannot be written to the audit log, so the operation is refused."""
+REASON_CHECKPOINT_REFUSED: Reason.ValueType  # 51
+"""A checkpoint of an audit log does not continue the one that was cosigned before."""
+REASON_AUDIT_RECORD_NOT_FOUND: Reason.ValueType  # 52
+"""The audit log has no such record, or not any more."""
 Global___Reason: _TypeAlias = Reason  # noqa: Y015

@@ -45,6 +45,11 @@ class PeerServiceStub:
                 request_serializer=mhsm_dot_peer_dot_v1_dot_peer__pb2.HealRequest.SerializeToString,
                 response_deserializer=mhsm_dot_peer_dot_v1_dot_peer__pb2.HealResponse.FromString,
                 _registered_method=True)
+        self.Cosign = channel.unary_unary(
+                '/mhsm.peer.v1.PeerService/Cosign',
+                request_serializer=mhsm_dot_peer_dot_v1_dot_peer__pb2.CosignRequest.SerializeToString,
+                response_deserializer=mhsm_dot_peer_dot_v1_dot_peer__pb2.CosignResponse.FromString,
+                _registered_method=True)
 
 
 class PeerServiceServicer:
@@ -65,6 +70,13 @@ class PeerServiceServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def Cosign(self, request, context):
+        """Cosigns a checkpoint of the caller's audit log that continues the one cosigned before.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
 
 def add_PeerServiceServicer_to_server(servicer, server):
     rpc_method_handlers = {
@@ -77,6 +89,11 @@ def add_PeerServiceServicer_to_server(servicer, server):
                     servicer.Heal,
                     request_deserializer=mhsm_dot_peer_dot_v1_dot_peer__pb2.HealRequest.FromString,
                     response_serializer=mhsm_dot_peer_dot_v1_dot_peer__pb2.HealResponse.SerializeToString,
+            ),
+            'Cosign': grpc.unary_unary_rpc_method_handler(
+                    servicer.Cosign,
+                    request_deserializer=mhsm_dot_peer_dot_v1_dot_peer__pb2.CosignRequest.FromString,
+                    response_serializer=mhsm_dot_peer_dot_v1_dot_peer__pb2.CosignResponse.SerializeToString,
             ),
     }
     generic_handler = grpc.method_handlers_generic_handler(
@@ -134,6 +151,33 @@ class PeerService:
             '/mhsm.peer.v1.PeerService/Heal',
             mhsm_dot_peer_dot_v1_dot_peer__pb2.HealRequest.SerializeToString,
             mhsm_dot_peer_dot_v1_dot_peer__pb2.HealResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def Cosign(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/mhsm.peer.v1.PeerService/Cosign',
+            mhsm_dot_peer_dot_v1_dot_peer__pb2.CosignRequest.SerializeToString,
+            mhsm_dot_peer_dot_v1_dot_peer__pb2.CosignResponse.FromString,
             options,
             channel_credentials,
             insecure,

@@ -57,6 +57,10 @@ class GetPartitionStatusResponse(_message.Message):
     ACCEPTED_SHARES_FIELD_NUMBER: _builtins.int
     RECOVERY_PATH_FIELD_NUMBER: _builtins.int
     LEASE_REMAINING_MS_FIELD_NUMBER: _builtins.int
+    AUDIT_RECORDS_FIELD_NUMBER: _builtins.int
+    AUDIT_COSIGNATURES_FIELD_NUMBER: _builtins.int
+    AUDIT_LOST_RECORDS_FIELD_NUMBER: _builtins.int
+    AUDIT_FAILURE_FIELD_NUMBER: _builtins.int
     pool_id: _builtins.str
     """Pool id, 32 hexadecimal digits."""
     partition_index: _builtins.int
@@ -89,6 +93,14 @@ class GetPartitionStatusResponse(_message.Message):
     """How the keys came into this incarnation: "activation", "peer", "seal", "quorum"."""
     lease_remaining_ms: _builtins.int
     """Remaining time of the freshness lease, in milliseconds."""
+    audit_records: _builtins.int
+    """Records in this partition's audit log."""
+    audit_cosignatures: _builtins.int
+    """Number of partitions that cosigned the newest checkpoint of it that has cosignatures."""
+    audit_lost_records: _builtins.int
+    """Audit records that could not be written since the start."""
+    audit_failure: _builtins.str
+    """Why the audit log cannot be written or is not cosigned; empty when all is well."""
     def __init__(
         self,
         *,
@@ -108,10 +120,14 @@ class GetPartitionStatusResponse(_message.Message):
         accepted_shares: _builtins.int = ...,
         recovery_path: _builtins.str = ...,
         lease_remaining_ms: _builtins.int = ...,
+        audit_records: _builtins.int = ...,
+        audit_cosignatures: _builtins.int = ...,
+        audit_lost_records: _builtins.int = ...,
+        audit_failure: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["accepted_shares", b"accepted_shares", "applied_sequence", b"applied_sequence", "fresh", b"fresh", "head_digest_prefix", b"head_digest_prefix", "incarnation", b"incarnation", "key_count", b"key_count", "lease_remaining_ms", b"lease_remaining_ms", "partition_index", b"partition_index", "pool_id", b"pool_id", "recovery_path", b"recovery_path", "required", b"required", "sealing", b"sealing", "secret_memory", b"secret_memory", "state", b"state", "state_reason", b"state_reason", "store_version", b"store_version"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["accepted_shares", b"accepted_shares", "applied_sequence", b"applied_sequence", "audit_cosignatures", b"audit_cosignatures", "audit_failure", b"audit_failure", "audit_lost_records", b"audit_lost_records", "audit_records", b"audit_records", "fresh", b"fresh", "head_digest_prefix", b"head_digest_prefix", "incarnation", b"incarnation", "key_count", b"key_count", "lease_remaining_ms", b"lease_remaining_ms", "partition_index", b"partition_index", "pool_id", b"pool_id", "recovery_path", b"recovery_path", "required", b"required", "sealing", b"sealing", "secret_memory", b"secret_memory", "state", b"state", "state_reason", b"state_reason", "store_version", b"store_version"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

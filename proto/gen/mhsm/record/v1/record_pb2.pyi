@@ -46,6 +46,10 @@ class _RecordTypeEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_RecordType
     """RoleDefinitionRecord."""
     RECORD_TYPE_ROLES: _RecordType.ValueType  # 9
     """RolesRecord."""
+    RECORD_TYPE_AUDIT: _RecordType.ValueType  # 15
+    """Audit records of a transaction; stands in its LogEntry."""
+    RECORD_TYPE_CHECKPOINT: _RecordType.ValueType  # 16
+    """CheckpointRecord."""
 
 class RecordType(_RecordType, metaclass=_RecordTypeEnumTypeWrapper):
     """Kinds of records."""
@@ -70,6 +74,10 @@ RECORD_TYPE_ROLE_DEFINITION: RecordType.ValueType  # 8
 """RoleDefinitionRecord."""
 RECORD_TYPE_ROLES: RecordType.ValueType  # 9
 """RolesRecord."""
+RECORD_TYPE_AUDIT: RecordType.ValueType  # 15
+"""Audit records of a transaction; stands in its LogEntry."""
+RECORD_TYPE_CHECKPOINT: RecordType.ValueType  # 16
+"""CheckpointRecord."""
 Global___RecordType: _TypeAlias = RecordType  # noqa: Y015
 
 @_typing.final
@@ -271,6 +279,7 @@ class LogEntry(_message.Message):
     TABLE_DIGEST_FIELD_NUMBER: _builtins.int
     MAC_FIELD_NUMBER: _builtins.int
     PARTITION_INDEX_FIELD_NUMBER: _builtins.int
+    SEALED_AUDIT_FIELD_NUMBER: _builtins.int
     sequence: _builtins.int
     """Sequence."""
     transaction_id: _builtins.bytes
@@ -283,6 +292,8 @@ class LogEntry(_message.Message):
     """HMAC-SHA-256 over the entry without this field."""
     partition_index: _builtins.int
     """Partition that wrote it."""
+    sealed_audit: _builtins.bytes
+    """Envelope of the audit records of the mutations, so that none is acknowledged without its record."""
     @_builtins.property
     def changes(self) -> _containers.RepeatedCompositeFieldContainer[Global___RecordChange]:
         """Changed records, by opaque id."""
@@ -297,10 +308,11 @@ class LogEntry(_message.Message):
         table_digest: _builtins.bytes = ...,
         mac: _builtins.bytes = ...,
         partition_index: _builtins.int = ...,
+        sealed_audit: _builtins.bytes = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["changes", b"changes", "mac", b"mac", "partition_index", b"partition_index", "previous_digest", b"previous_digest", "sequence", b"sequence", "table_digest", b"table_digest", "transaction_id", b"transaction_id"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["changes", b"changes", "mac", b"mac", "partition_index", b"partition_index", "previous_digest", b"previous_digest", "sealed_audit", b"sealed_audit", "sequence", b"sequence", "table_digest", b"table_digest", "transaction_id", b"transaction_id"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -393,6 +405,7 @@ class Record(_message.Message):
     PRINCIPAL_FIELD_NUMBER: _builtins.int
     ROLE_DEFINITION_FIELD_NUMBER: _builtins.int
     ROLES_FIELD_NUMBER: _builtins.int
+    CHECKPOINT_FIELD_NUMBER: _builtins.int
     @_builtins.property
     def key(self) -> Global___KeyRecord:
         """A key."""
@@ -429,6 +442,10 @@ class Record(_message.Message):
     def roles(self) -> Global___RolesRecord:
         """The changes of roles."""
 
+    @_builtins.property
+    def checkpoint(self) -> Global___CheckpointRecord:
+        """A checkpoint of an audit log."""
+
     def __init__(
         self,
         *,
@@ -441,12 +458,13 @@ class Record(_message.Message):
         principal: Global___PrincipalRecord | None = ...,
         role_definition: Global___RoleDefinitionRecord | None = ...,
         roles: Global___RolesRecord | None = ...,
+        checkpoint: Global___CheckpointRecord | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["key", b"key", "key_version", b"key_version", "pool", b"pool", "principal", b"principal", "record", b"record", "request", b"request", "restore", b"restore", "role_definition", b"role_definition", "roles", b"roles", "staged", b"staged"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["checkpoint", b"checkpoint", "key", b"key", "key_version", b"key_version", "pool", b"pool", "principal", b"principal", "record", b"record", "request", b"request", "restore", b"restore", "role_definition", b"role_definition", "roles", b"roles", "staged", b"staged"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["key", b"key", "key_version", b"key_version", "pool", b"pool", "principal", b"principal", "record", b"record", "request", b"request", "restore", b"restore", "role_definition", b"role_definition", "roles", b"roles", "staged", b"staged"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["checkpoint", b"checkpoint", "key", b"key", "key_version", b"key_version", "pool", b"pool", "principal", b"principal", "record", b"record", "request", b"request", "restore", b"restore", "role_definition", b"role_definition", "roles", b"roles", "staged", b"staged"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-    _WhichOneofReturnType_record: _TypeAlias = _typing.Literal["key", "key_version", "request", "pool", "restore", "staged", "principal", "role_definition", "roles"]  # noqa: Y015
+    _WhichOneofReturnType_record: _TypeAlias = _typing.Literal["key", "key_version", "request", "pool", "restore", "staged", "principal", "role_definition", "roles", "checkpoint"]  # noqa: Y015
     _WhichOneofArgType_record: _TypeAlias = _typing.Literal["record", b"record"]  # noqa: Y015
     def WhichOneof(self, oneof_group: _WhichOneofArgType_record) -> _WhichOneofReturnType_record | None: ...
 
@@ -953,6 +971,36 @@ class RolesRecord(_message.Message):
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___RolesRecord: _TypeAlias = RolesRecord  # noqa: Y015
+
+@_typing.final
+class CheckpointRecord(_message.Message):
+    """Newest checkpoint of a partition's audit log that the pool has taken note of."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    PARTITION_INDEX_FIELD_NUMBER: _builtins.int
+    CHECKPOINT_FIELD_NUMBER: _builtins.int
+    NUMBER_FIELD_NUMBER: _builtins.int
+    partition_index: _builtins.int
+    """Partition."""
+    checkpoint: _builtins.str
+    """A signed note with its cosignatures."""
+    number: _builtins.int
+    """Number of the checkpoint."""
+    def __init__(
+        self,
+        *,
+        partition_index: _builtins.int = ...,
+        checkpoint: _builtins.str = ...,
+        number: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["checkpoint", b"checkpoint", "number", b"number", "partition_index", b"partition_index"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___CheckpointRecord: _TypeAlias = CheckpointRecord  # noqa: Y015
 
 @_typing.final
 class StagedRecord(_message.Message):

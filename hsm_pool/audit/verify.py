@@ -1,0 +1,396 @@
+"""Verification of audit logs without the pool: on a partition's disk or in an export (G7).
+
+The records of each log are hashed once, in order. On the way every checkpoint must have
+the root of its size: those of the log itself, those that the other partitions witnessed,
+and those of anchors kept elsewhere (backups, ceremony records). Equal roots at growing
+sizes are what a consistency proof would show, for all checkpoints at once.
+"""
+
+from __future__ import annotations
+
+import bisect
+import json
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from cryptography import x509
+
+from hsm_pool.audit import files
+from hsm_pool.audit.checkpoint import (
+    FIRST_PREVIOUS,
+    Checkpoint,
+    CheckpointInvalid,
+    Note,
+    SignerKey,
+    origin,
+    signer_of,
+)
+from hsm_pool.audit.files import Unreadable
+from hsm_pool.audit.tree import Tree, leaf_hash
+from hsm_pool.audit.witness import read_peers
+
+Progress = Callable[[int], None]
+"""Takes the number of octets that were hashed since the last call."""
+
+
+@dataclass(frozen=True, slots=True)
+class Finding:
+    """Something that an honest log does not show."""
+
+    partition: int
+    what: str
+
+
+@dataclass(slots=True)
+class LogReport:
+    """What was verified of one log."""
+
+    partition: int
+    directory: str
+    log_id: str = ""
+    first_record: int = 0
+    records: int = 0
+    checkpoints: int = 0
+    cosigned: int = 0
+    """Checkpoints with at least one cosignature."""
+    covered: int = 0
+    """Records that a checkpoint covers: what follows is not yet protected."""
+    sequences: tuple[int, int] = (0, 0)
+    """First and last sequence of the chain whose mutations are on record."""
+
+
+@dataclass(slots=True)
+class Report:
+    """What was verified, and what is wrong."""
+
+    logs: list[LogReport] = field(default_factory=list)
+    anchors: int = 0
+    findings: list[Finding] = field(default_factory=list)
+
+    @property
+    def ok(self) -> bool:
+        """Whether nothing is wrong."""
+        return not self.findings
+
+
+@dataclass(frozen=True, slots=True)
+class Anchor:
+    """A checkpoint that somebody else kept, and who."""
+
+    checkpoint: Checkpoint
+    source: str
+
+
+class Verifier:
+    """Verifies the logs of one pool.
+
+    Args:
+        pool_id: Of the pool.
+        root: Root certificate of the pool's owner.
+        progress: Told how far it is.
+    """
+
+    def __init__(self, pool_id: str, root: x509.Certificate, progress: Progress = lambda _: None) -> None:
+        self._pool_id, self._root, self._progress = pool_id, root, progress
+        self._report = Report()
+        self._signers: dict[str, SignerKey] = {}
+        self._mutations: dict[int, tuple[int, bytes]] = {}
+
+    def verify(self, directories: dict[int, Path], kept: Iterable[tuple[str, str]] = ()) -> Report:
+        """Verify logs against themselves, each other and anchors.
+
+        Args:
+            directories: The log's directory of each partition; one that is missing is a finding.
+            kept: (text of a note, where it was kept) of anchors.
+        """
+        for partition, directory in sorted(directories.items()):
+            self._collect_signers(partition, directory)
+        anchors = [*self._witnessed(directories), *self._kept(kept)]
+        self._report.anchors = len(anchors)
+        for partition, directory in sorted(directories.items()):
+            mine = [anchor for anchor in anchors if anchor.checkpoint.partition == partition]
+            self._log(partition, directory, mine)
+        for anchor in anchors:
+            if anchor.checkpoint.partition not in directories:
+                self._find(
+                    anchor.checkpoint.partition, f"there is no log, although {anchor.source} knows one"
+                )
+        self._sequences()
+        return self._report
+
+    def _find(self, partition: int, what: str) -> None:
+        self._report.findings.append(Finding(partition, what))
+
+    # -- what others kept ----------------------------------------------------------------
+
+    def _collect_signers(self, partition: int, directory: Path) -> None:
+        documents: list[dict[str, str]] = []
+        try:
+            for path in files.listed(directory, files.CHECKPOINTS):
+                lines = [line for line in files.read_lines(path) if line.startswith(b'{"signer"')]
+                documents.extend(files.parse(line, path.name)["signer"] for line in lines)
+            if (directory / files.PEERS).exists():
+                for entry in read_peers(directory / files.PEERS):
+                    documents.extend(entry["signers"])
+            for document in documents:
+                self._trust(SignerKey.from_document(document))
+        except (Unreadable, CheckpointInvalid, OSError, KeyError, TypeError) as error:
+            self._find(partition, str(error))
+
+    def _trust(self, key: SignerKey) -> None:
+        if key.name in self._signers and self._signers[key.name].public_key == key.public_key:
+            return
+        key.check(self._root, self._pool_id)
+        if key.name in self._signers:
+            raise CheckpointInvalid(f"{key.name} has signed with two keys")
+        self._signers[key.name] = key
+
+    def _key(self, line: str) -> SignerKey:
+        key = self._signers.get(signer_of(line))
+        if key is None:
+            raise CheckpointInvalid(f"nothing certifies the signer {signer_of(line)[:100]}")
+        return key
+
+    def _check_note(self, note: Note, partition: int) -> None:
+        """Check the log's signature and all cosignatures."""
+        own = f"{self._pool_id}/partition/{partition}/"
+        if not note.signatures or not signer_of(note.signatures[0]).startswith(own):
+            raise CheckpointInvalid(f"checkpoint {note.checkpoint.number} is not signed by its partition")
+        self._key(note.signatures[0]).verify(note.checkpoint, note.signatures[0])
+        for line in note.signatures[1:]:
+            if signer_of(line).startswith(own):
+                raise CheckpointInvalid("a partition has cosigned its own checkpoint")
+            self._key(line).verify_cosignature(note.checkpoint, line)
+
+    def _witnessed(self, directories: dict[int, Path]) -> list[Anchor]:
+        found: list[Anchor] = []
+        for witness, directory in sorted(directories.items()):
+            path = directory / files.PEERS
+            if not path.exists():
+                continue
+            try:
+                for entry in read_peers(path):
+                    note = Note.parse(entry["checkpoint"])
+                    self._check_note(note, note.checkpoint.partition)
+                    found.append(Anchor(note.checkpoint, f"partition {witness}"))
+            except (Unreadable, CheckpointInvalid) as error:
+                self._find(witness, f"{files.PEERS}: {error}")
+        return found
+
+    def _kept(self, kept: Iterable[tuple[str, str]]) -> list[Anchor]:
+        found: list[Anchor] = []
+        for text, source in kept:
+            try:
+                # Whoever keeps an anchor vouches for it: the keys may have gone with the log.
+                found.append(Anchor(Note.parse(text).checkpoint, source))
+            except CheckpointInvalid as error:
+                self._find(-1, f"{source}: {error}")
+        return found
+
+    # -- one log -------------------------------------------------------------------------
+
+    def _log(self, partition: int, directory: Path, anchors: list[Anchor]) -> None:
+        report = LogReport(partition, str(directory))
+        self._report.logs.append(report)
+        paths = files.listed(directory, files.RECORDS) if directory.is_dir() else []
+        if not paths:
+            known = f", although {anchors[0].source} knows one" if anchors else ""
+            self._find(partition, f"there is no log{known}")
+            return
+        try:
+            header = files.read_header(paths[0])
+            report.log_id, report.first_record = header.log_id, header.first
+            name = origin(self._pool_id, partition, header.log_id)
+            for anchor in anchors:
+                if anchor.checkpoint.origin != name:
+                    self._find(
+                        partition,
+                        f"{anchor.source} knows another log of this partition with "
+                        f"{anchor.checkpoint.size} records: it was deleted or replaced",
+                    )
+            checkpoints, first_number = self._checkpoints(report, directory, name)
+            roots = [Anchor(checkpoint, "the log") for checkpoint in checkpoints]
+            mine = [anchor for anchor in anchors if anchor.checkpoint.origin == name]
+            self._missing(partition, checkpoints, mine)
+            roots += mine
+            self._records(report, paths, roots, first_number)
+        except (Unreadable, OSError) as error:
+            self._find(partition, str(error))
+
+    def _checkpoints(self, report: LogReport, directory: Path, name: str) -> tuple[list[Checkpoint], int]:
+        """Check the chain of checkpoints; return them and the number of the first."""
+        found: list[Checkpoint] = []
+        cosigned: set[int] = set()
+        for path in files.listed(directory, files.CHECKPOINTS):
+            for line in files.read_lines(path):
+                try:
+                    self._checkpoint_line(
+                        files.parse(line, path.name), name, report.partition, found, cosigned
+                    )
+                except (CheckpointInvalid, Unreadable, KeyError, TypeError) as error:
+                    self._find(report.partition, f"{path.name}: {error}")
+        report.checkpoints, report.cosigned = len(found), len(cosigned)
+        if not found:
+            self._find(report.partition, "there is no checkpoint")
+        return found, found[0].number if found else 1
+
+    def _missing(self, partition: int, checkpoints: list[Checkpoint], anchors: list[Anchor]) -> None:
+        """Check that the log shows every checkpoint that somebody else kept, the removed ones aside."""
+        shown = {checkpoint.number: checkpoint for checkpoint in checkpoints}
+        first = min(shown, default=1)
+        for anchor in anchors:
+            number = anchor.checkpoint.number
+            if number not in shown and number >= first:
+                self._find(partition, f"checkpoint {number}, which {anchor.source} holds, was dropped")
+            elif number in shown and shown[number] != anchor.checkpoint:
+                self._find(partition, f"{anchor.source} holds another checkpoint {number}")
+
+    def _checkpoint_line(
+        self,
+        value: dict[str, Any],
+        name: str,
+        partition: int,
+        found: list[Checkpoint],
+        cosigned: set[int],
+    ) -> None:
+        if "checkpoint" in value:
+            note = Note.parse(value["checkpoint"])
+            checkpoint = note.checkpoint
+            if checkpoint.origin != name:
+                raise CheckpointInvalid(f"checkpoint {checkpoint.number} is of another log")
+            if found:
+                _check_follows(found[-1], checkpoint)
+            elif checkpoint.number == 1 and checkpoint.previous != FIRST_PREVIOUS:
+                raise CheckpointInvalid("the first checkpoint names one before it")
+            found.append(checkpoint)
+            self._check_note(note, partition)
+        elif "cosignatures" in value:
+            if not found or value["number"] != found[-1].number:
+                raise CheckpointInvalid("a cosignature stands at the wrong checkpoint")
+            self._check_cosignatures(found[-1], value["cosignatures"], partition)
+            cosigned.add(found[-1].number)
+        elif "signer" in value:
+            # A log that is still written has more of them now than when the keys were collected.
+            self._trust(SignerKey.from_document(value["signer"]))
+        else:
+            raise CheckpointInvalid("a line is neither checkpoint nor cosignature nor signer")
+
+    def _check_cosignatures(self, checkpoint: Checkpoint, lines: list[str], partition: int) -> None:
+        for line in lines:
+            if signer_of(line).startswith(f"{self._pool_id}/partition/{partition}/"):
+                raise CheckpointInvalid("a partition has cosigned its own checkpoint")
+            self._key(line).verify_cosignature(checkpoint, line)
+
+    def _records(self, report: LogReport, paths: list[Path], roots: list[Anchor], first_number: int) -> None:
+        """Hash all records and compare the roots on the way."""
+        partition = report.partition
+        first = files.read_header(paths[0])
+        tree = Tree(first.first, first.frontier)
+        pending = sorted(roots, key=lambda anchor: anchor.checkpoint.size)
+        # What lies before the oldest record that is kept can no more be compared.
+        position = bisect.bisect_left(pending, first.first, key=lambda anchor: anchor.checkpoint.size)
+        retained = (0, 1)
+        sequence = first.sequence
+        first_sequence = 0
+        position = self._compare(tree, pending, position, partition)
+        for path in paths:
+            header = files.read_header(path)
+            if header.log_id != first.log_id or header.first != tree.size:
+                self._find(partition, f"{path.name}: records before it are missing, or it is of another log")
+                return
+            if header.frontier != tree.frontier():
+                self._find(partition, f"{path.name}: its header names other records before it")
+            for record in files.read_lines(path, skip_header=True):
+                tree.append(leaf_hash(record))
+                self._progress(len(record) + 1)
+                position = self._compare(tree, pending, position, partition)
+                number, _ = files.sequence_of(record)
+                if number:
+                    sequence = self._mutation(partition, record, number, sequence)
+                    first_sequence = first_sequence or number
+                elif b'"AuditRetention"' in record:
+                    retained = _retained(record) or retained
+                elif b'"AuditChainGap"' in record:
+                    sequence = _gap_end(record) or sequence
+                elif not record.startswith(b'{"'):
+                    self._find(partition, f"record {tree.size - 1} is not a record")
+            tree.forget(tree.size)
+        for anchor in pending[position:]:
+            self._find(
+                partition,
+                f"the log was cut: it has {tree.size} records, a checkpoint that {anchor.source} "
+                f"holds covers {anchor.checkpoint.size}",
+            )
+        if first.first > retained[0]:
+            self._find(partition, f"records {retained[0]} to {first.first - 1} were removed")
+        if first_number > retained[1]:
+            self._find(partition, f"checkpoints {retained[1]} to {first_number - 1} were removed")
+        report.records = tree.size - first.first
+        report.covered = max((anchor.checkpoint.size for anchor in pending[:position]), default=0)
+        report.sequences = (first_sequence, sequence)
+
+    def _compare(self, tree: Tree, pending: list[Anchor], position: int, partition: int) -> int:
+        """Compare every root that is due at this size; return how many were."""
+        while position < len(pending) and pending[position].checkpoint.size == tree.size:
+            anchor = pending[position]
+            if anchor.checkpoint.root != tree.root():
+                self._find(
+                    partition,
+                    f"the first {tree.size} records are not those of checkpoint {anchor.checkpoint.number} "
+                    f"that {anchor.source} holds: records were changed, reordered, added or removed",
+                )
+            position += 1
+        return position
+
+    # -- mutations -----------------------------------------------------------------------
+
+    def _mutation(self, partition: int, record: bytes, number: int, before: int) -> int:
+        """Note a record of the chain; return the newest sequence."""
+        if number not in {before, before + 1}:
+            self._find(partition, f"mutations {before + 1} to {number - 1} of the chain have no record")
+        # All partitions keep the same records of a mutation.
+        if number != before:
+            digest = leaf_hash(record)
+            other, known = self._mutations.setdefault(number, (partition, digest))
+            if known != digest:
+                self._find(partition, f"mutation {number} has another record than at partition {other}")
+        return number
+
+    def _sequences(self) -> None:
+        """Compare how far the logs go along the chain."""
+        spans = [log.sequences for log in self._report.logs if log.sequences[1]]
+        if not spans:
+            return
+        first, last = min(span[0] for span in spans), max(span[1] for span in spans)
+        missing = [number for number in range(first, last + 1) if number not in self._mutations]
+        if missing:
+            self._find(-1, f"mutations of the chain have no record in any log, the first is {missing[0]}")
+
+
+def _check_follows(before: Checkpoint, checkpoint: Checkpoint) -> None:
+    if checkpoint.number != before.number + 1:
+        raise CheckpointInvalid(f"checkpoint {checkpoint.number} follows {before.number}: some were dropped")
+    if checkpoint.previous != before.digest:
+        raise CheckpointInvalid(f"checkpoint {checkpoint.number} names another one before it")
+    if checkpoint.size < before.size:
+        raise CheckpointInvalid(f"checkpoint {checkpoint.number} is of a smaller log than the one before")
+
+
+def _retained(record: bytes) -> tuple[int, int] | None:
+    try:
+        fields = json.loads(record)
+        if fields["operationName"] != "AuditRetention":
+            return None
+        return int(fields["properties"]["firstRecord"]), int(fields["properties"]["firstCheckpoint"])
+    except (ValueError, KeyError, TypeError):
+        return None
+
+
+def _gap_end(record: bytes) -> int | None:
+    try:
+        fields = json.loads(record)
+        return int(fields["properties"]["last"]) if fields["operationName"] == "AuditChainGap" else None
+    except (ValueError, KeyError, TypeError):
+        return None

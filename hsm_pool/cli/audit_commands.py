@@ -1,0 +1,318 @@
+"""mhsm audit: read, export and verify the audit logs of all partitions."""
+
+from __future__ import annotations
+
+import json
+import tempfile
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import click
+from cryptography import x509
+from rich.console import Console
+from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn
+
+from hsm_pool.audit.checkpoint import CheckpointInvalid, Note
+from hsm_pool.audit.verify import Report, Verifier
+from hsm_pool.cli.files import refuse_existing
+from hsm_pool.cli.output import VERIFICATION, common_options, connect, fail, read_bounded, report
+from hsm_pool.client import audit_calls
+from hsm_pool.client.audit_calls import EXPORT_FILE, ROOT_FILE, partition_directory
+from hsm_pool.client.pool import Pool
+from hsm_pool.errors import MHSMError
+from mhsm.audit.v1 import audit_pb2
+
+_POLL_SECONDS = 0.5
+_PAGE_RECORDS = 1000
+_ANCHOR_BYTES_MAX = 16 * 1024 * 1024
+_partition = click.option("--partition", type=click.IntRange(0, 2), help="Only the log of this partition.")
+
+
+@click.group("audit")
+def audit_group() -> None:
+    """Audit logs: who did what, in logs that cannot be rewritten unnoticed. Administrators only."""
+
+
+@audit_group.command("tail")
+@click.option("--lines", type=click.IntRange(0, 1000), default=20, show_default=True)
+@click.option("--follow", is_flag=True, help="Go on until interrupted.")
+@_partition
+@common_options
+def tail(lines: int, follow: bool, partition: int | None, **common: Any) -> None:
+    """Show the newest records of all partitions; with --json one JSON object a line."""
+    with connect(common, client="administrator") as pool:
+        following: dict[int, int] = {}
+        found: list[tuple[int, dict[str, Any]]] = []
+        for index in _partitions(pool, partition):
+            size = pool.call(audit_calls.get_checkpoint(), index).size
+            request = audit_pb2.QueryRecordsRequest(start_index=max(0, size - lines))
+            records, following[index] = _read_all(pool, index, request)
+            found.extend((index, record) for record in records)
+        found.sort(key=lambda entry: entry[1]["time"])
+        for index, record in found[len(found) - min(lines, len(found)) :]:
+            _show(index, record, as_json=common["as_json"])
+        while follow:
+            time.sleep(_POLL_SECONDS)
+            for index in following:
+                _follow(pool, index, following, as_json=common["as_json"])
+
+
+def _follow(pool: Pool, index: int, following: dict[int, int], *, as_json: bool) -> None:
+    try:
+        request = audit_pb2.QueryRecordsRequest(start_index=following[index])
+        records, following[index] = _read_all(pool, index, request)
+    except MHSMError as error:
+        # It restarts, and its log goes on where it was.
+        click.echo(f"partition {index}: {error.message}", err=True)
+        return
+    for record in records:
+        # What the following itself puts on record would never end.
+        if record["operationName"] != "QueryRecords":
+            _show(index, record, as_json=as_json)
+
+
+@audit_group.command("query")
+@click.option("--from", "from_time", default="", help="ISO 8601 in UTC, inclusive.")
+@click.option("--until", "until_time", default="", help="ISO 8601 in UTC, exclusive.")
+@click.option("--operation", "operation_name", default="", help="An operationName, such as KeySign.")
+@click.option("--caller", "identity", default="", help="The caller's whole URI.")
+@click.option("--result", "result_type", type=click.Choice(["Success", "Failed"]), default=None)
+@click.option("--limit", type=click.IntRange(1, 1_000_000), default=1000, show_default=True)
+@_partition
+@common_options
+def query(limit: int, partition: int | None, result_type: str | None, **options: Any) -> None:
+    """Show the records that pass all filters, partition by partition; with --json one object a line."""
+    names = ("from_time", "until_time", "operation_name", "identity")
+    filters = {name: options.pop(name) for name in names} | {"result_type": result_type or ""}
+    left = limit
+    with connect(options, client="administrator") as pool:
+        for index in _partitions(pool, partition):
+            request = audit_pb2.QueryRecordsRequest(**filters)
+            for record in _read(pool, index, request):
+                if not left:
+                    click.echo(
+                        f"mhsm: more than {limit} records; narrow the filters or raise --limit", err=True
+                    )
+                    return
+                left -= 1
+                _show(index, record, as_json=options["as_json"])
+
+
+@audit_group.command("export")
+@click.option("--output", type=click.Path(path_type=Path), required=True, help="Directory; must not exist.")
+@common_options
+def export(output: Path, **common: Any) -> None:
+    """Write the logs of all partitions, with checkpoints, into a directory that verify takes."""
+    refuse_existing(output)
+    with connect(common, client="administrator") as pool, _progress("export", common) as shown:
+        root_file = _root_file(Path(pool.connection.data_directory))
+        partitions = audit_calls.export_pool(pool, output, root_file, shown)
+    octets = sum(path.stat().st_size for path in output.rglob("*") if path.is_file())
+    report(
+        {"output": str(output), "partitions": partitions, "bytes": octets},
+        as_json=common["as_json"],
+        text=f"the logs of {len(partitions)} partitions are in {output} ({octets:,} bytes)",
+        following=f"mhsm audit verify {output}",
+    )
+
+
+@audit_group.command("verify")
+@click.argument("directory", type=click.Path(path_type=Path, exists=True, file_okay=False), required=False)
+@click.option(
+    "--anchor",
+    "anchors",
+    multiple=True,
+    type=click.Path(path_type=Path, exists=True, dir_okay=False),
+    help="A backup's manifest, a ceremony's record or a checkpoint that was kept elsewhere.",
+)
+@click.option(
+    "--owner-root",
+    type=click.Path(path_type=Path, exists=True, dir_okay=False),
+    help="Root certificate of the pool's owner (PEM) from a source that you trust.",
+)
+@common_options
+def verify(directory: Path | None, anchors: tuple[Path, ...], owner_root: Path | None, **common: Any) -> None:
+    """Verify an export, the data directory of a pool, or (without DIRECTORY) the running pool.
+
+    Exit code 6: a log was cut, rewritten, reordered or deleted, or a checkpoint is missing or forged.
+    """
+    kept = [(text, path.name) for path in anchors for text in _anchor(path)]
+    if directory is not None:
+        result = _verify(directory, kept, owner_root, common)
+    else:
+        with tempfile.TemporaryDirectory(prefix="mhsm-audit-") as scratch:
+            output = Path(scratch) / "export"
+            with connect(common, client="administrator") as pool, _progress("read", common) as shown:
+                root_file = _root_file(Path(pool.connection.data_directory))
+                audit_calls.export_pool(pool, output, root_file, shown)
+            result = _verify(output, kept, owner_root, common)
+    _report(result, common)
+
+
+def _verify(
+    directory: Path, kept: list[tuple[str, str]], owner_root: Path | None, common: dict[str, Any]
+) -> Report:
+    pool_id, directories, root_file, noted = _layout(directory)
+    kept = [*kept, *((text, "the pool's chain") for text in noted)]
+    root_file = owner_root or root_file
+    if not root_file.is_file():
+        fail("the root certificate of the pool's owner is not at hand", "give it with --owner-root")
+    root = x509.load_pem_x509_certificate(root_file.read_bytes())
+    total = sum(path.stat().st_size for place in directories.values() for path in place.glob("records-*"))
+    with _progress("verify", common) as shown:
+        done = 0
+
+        def progress(octets: int) -> None:
+            nonlocal done
+            # One call a record: the screen need not see each of them.
+            if done // 1_000_000 != (done := done + octets) // 1_000_000:
+                shown(done, total - done)
+
+        return Verifier(pool_id, root, progress).verify(directories, kept)
+
+
+def _layout(directory: Path) -> tuple[str, dict[int, Path], Path, list[str]]:
+    """Return (pool id, directory of each partition's log, owner's root, noted checkpoints).
+
+    The directory is an export, or the data directory of a pool, whose chain is not read.
+    """
+    try:
+        if (directory / EXPORT_FILE).is_file():
+            document = json.loads((directory / EXPORT_FILE).read_bytes())
+            logs = {
+                int(index): partition_directory(directory, int(index)) for index in document["partitions"]
+            }
+            return str(document["pool_id"]), logs, directory / ROOT_FILE, list(document["audit_checkpoints"])
+        document = json.loads((directory / "pool.json").read_bytes())
+        logs = {index: _on_disk(directory, index) for index in range(int(document["partition_count"]))}
+        return str(document["pool_id"]), logs, _root_file(directory), []
+    except (OSError, ValueError, KeyError, TypeError):
+        fail(f"{directory} is neither an export of audit logs nor a pool", "mhsm audit export --help")
+
+
+def _on_disk(directory: Path, index: int) -> Path:
+    settings = json.loads((directory / "nodes" / str(index) / "partition.json").read_bytes())
+    return Path(settings["audit_directory"])
+
+
+def _root_file(data_directory: Path) -> Path:
+    return data_directory / "nodes" / "0" / "owner" / "root.crt"
+
+
+def _anchor(path: Path) -> list[str]:
+    """Return the checkpoints in a file: a note, or JSON with the field audit_checkpoints somewhere."""
+    content = read_bounded(path, _ANCHOR_BYTES_MAX)
+    try:
+        texts = _texts(json.loads(content))
+    except ValueError:
+        texts = [content.decode(errors="replace")]
+    try:
+        for text in texts:
+            Note.parse(text)
+    except CheckpointInvalid:
+        texts = []
+    if not texts:
+        fail(f"{path} holds no checkpoint of an audit log", "")
+    return texts
+
+
+def _texts(value: Any) -> list[str]:
+    if isinstance(value, list):
+        return [text for entry in value for text in _texts(entry)]
+    if not isinstance(value, dict):
+        return []
+    own = [text for text in value.get("audit_checkpoints", ()) if isinstance(text, str)]
+    return own + [text for entry in value.values() for text in _texts(entry)]
+
+
+def _report(result: Report, common: dict[str, Any]) -> None:
+    if common["as_json"]:
+        document = {
+            "ok": result.ok,
+            "anchors": result.anchors,
+            "logs": [
+                {
+                    "partition": log.partition,
+                    "first_record": log.first_record,
+                    "records": log.records,
+                    "checkpoints": log.checkpoints,
+                    "checkpoints_cosigned": log.cosigned,
+                    "records_covered": log.covered,
+                    "sequences": list(log.sequences),
+                }
+                for log in result.logs
+            ],
+            "findings": [
+                {"partition": finding.partition, "what": finding.what} for finding in result.findings
+            ],
+        }
+        click.echo(json.dumps(document))
+    else:
+        for log in result.logs:
+            click.echo(
+                f"partition {log.partition}: {log.records} records, {log.checkpoints} checkpoints "
+                f"({log.cosigned} cosigned), covered up to record {log.covered}"
+            )
+    if result.ok:
+        if not common["as_json"]:
+            click.echo(f"the logs are whole; they agree with {result.anchors} checkpoints kept elsewhere")
+        return
+    for finding in result.findings:
+        where = f"partition {finding.partition}" if finding.partition >= 0 else "all partitions"
+        click.echo(f"{where}: {finding.what}", err=True)
+    fail(f"the audit logs do not verify: {len(result.findings)} findings", exit_code=VERIFICATION)
+
+
+def _partitions(pool: Pool, partition: int | None) -> list[int]:
+    return [entry.index for entry in pool.connection.partitions if partition in {None, entry.index}]
+
+
+def _read(pool: Pool, index: int, request: audit_pb2.QueryRecordsRequest) -> Iterator[dict[str, Any]]:
+    request.page_size = _PAGE_RECORDS
+    while True:
+        page = pool.call(audit_calls.query_records(request), index)
+        for record in page.records:
+            yield {**json.loads(record.json), "index": record.index}
+        request.page_token = page.next_page_token
+        if not request.page_token:
+            request.start_index = page.next_index
+            return
+
+
+def _read_all(
+    pool: Pool, index: int, request: audit_pb2.QueryRecordsRequest
+) -> tuple[list[dict[str, Any]], int]:
+    records = list(_read(pool, index, request))
+    return records, request.start_index
+
+
+def _show(index: int, record: dict[str, Any], *, as_json: bool) -> None:
+    if as_json:
+        click.echo(json.dumps({"partition": index, **record}))
+        return
+    properties = record.get("properties", {})
+    key = properties.get("keyName", "")
+    caller = record.get("identity", "").partition("//")[2].partition("/")[2]
+    outcome = (
+        record["resultType"] if record["resultType"] == "Success" else record.get("resultDescription", "")
+    )
+    details = " ".join(str(part) for part in (key, properties.get("algorithm", "")) if part)
+    click.echo(
+        f"{record['time']}  {index}  {record['operationName']:<24} {caller:<22} {outcome} {details}".rstrip()
+    )
+
+
+@contextmanager
+def _progress(what: str, common: dict[str, Any]) -> Iterator[audit_calls.Progress]:
+    columns = (TextColumn("{task.description}"), BarColumn(), DownloadColumn())
+    console = Console(stderr=True, quiet=common["as_json"])
+    with Progress(*columns, console=console, transient=True) as shown:
+        task = shown.add_task(what, total=None)
+
+        def progress(done: int, left: int) -> None:
+            shown.update(task, completed=done, total=done + left)
+
+        yield progress

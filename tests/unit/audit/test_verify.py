@@ -1,0 +1,323 @@
+"""G7: whatever is done to a log afterwards, verification says so; an honest log passes."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+
+from hsm_pool.audit.verify import Report
+from tests.unit.audit.logs import ThreeLogs, verify
+
+
+@dataclass(frozen=True)
+class Honest:
+    """Logs of an honest pool, closed."""
+
+    directory: Path
+    pool_id: str
+    checkpoints: tuple[str, ...]
+
+
+@pytest.fixture(scope="module")
+def honest(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Honest]:
+    logs = ThreeLogs(tmp_path_factory.mktemp("honest") / "pool")
+    for _ in range(4):
+        for index in range(3):
+            logs.read(index, 5)
+        logs.mutate(count=2)
+        logs.checkpoint()
+    logs.restart(1)
+    logs.read(1, 3)
+    logs.mutate()
+    logs.checkpoint()
+    checkpoints = tuple(logs.trails[0].newest_checkpoints())
+    logs.close()
+    yield Honest(logs.directory, logs.pool_id, checkpoints)
+
+
+@pytest.fixture
+def copied(honest: Honest, tmp_path: Path) -> Path:
+    shutil.copytree(honest.directory, tmp_path / "pool")
+    return tmp_path / "pool"
+
+
+def _records(pool: Path, index: int) -> Path:
+    (path,) = (pool / f"nodes/{index}/audit").glob("records-*")
+    return path
+
+
+def _change(path: Path, change: Callable[[list[bytes]], list[bytes]]) -> None:
+    lines = path.read_bytes().splitlines(keepends=True)
+    path.write_bytes(b"".join(change(lines)))
+
+
+def _texts(report: Report) -> str:
+    return "\n".join(f"{finding.partition}: {finding.what}" for finding in report.findings)
+
+
+def test_an_honest_pool_verifies(honest: Honest) -> None:
+    report = verify(honest.directory, honest.pool_id, ((honest.checkpoints[0], "backup"),))
+    assert report.ok, _texts(report)
+    assert [log.records for log in report.logs] == [39, 42, 39]
+    # Seven of them: the witnesses each hold two, and the one that was given.
+    assert report.anchors == 7
+    assert [log.sequences for log in report.logs] == [(1, 9)] * 3
+    assert all(log.covered == log.first_record + log.records for log in report.logs)
+    assert all(log.cosigned == log.checkpoints for log in report.logs)
+
+
+@pytest.mark.parametrize("count", [1, 7, 30])
+def test_a_cut_is_detected(copied: Path, honest: Honest, count: int) -> None:
+    _change(_records(copied, 0), lambda lines: lines[:-count])
+    assert "the log was cut" in _texts(verify(copied, honest.pool_id))
+
+
+def test_a_cut_together_with_its_checkpoints_is_detected_by_the_witnesses(
+    copied: Path, honest: Honest
+) -> None:
+    """Whoever owns the partition's disk can make log and checkpoints fit each other again."""
+    audit = copied / "nodes/0/audit"
+    (checkpoints,) = audit.glob("checkpoints-*")
+    lines = checkpoints.read_bytes().splitlines(keepends=True)
+    places = [number for number, line in enumerate(lines) if b'"checkpoint":' in line]
+    size = int(json.loads(lines[places[1]])["checkpoint"].split("\n")[1])
+    checkpoints.write_bytes(b"".join(lines[: places[2]]))
+    _change(_records(copied, 0), lambda records: records[: size + 1])
+    report = verify(copied, honest.pool_id)
+    assert "a checkpoint that partition 1 holds" in _texts(report)
+    # Without the witnesses only an anchor kept elsewhere tells: that is what backups are given.
+    for index in (1, 2):
+        (copied / f"nodes/{index}/audit/peers.json").unlink()
+    assert verify(copied, honest.pool_id).ok
+    own = next(text for text in honest.checkpoints if "/partition/0/" in text.split("\n")[0])
+    assert "a checkpoint that backup holds" in _texts(verify(copied, honest.pool_id, ((own, "backup"),)))
+
+
+def test_a_rewritten_record_is_detected(copied: Path, honest: Honest) -> None:
+    def rewrite(lines: list[bytes]) -> list[bytes]:
+        lines[4] = lines[4].replace(b"client/one", b"client/two")
+        return lines
+
+    _change(_records(copied, 2), rewrite)
+    assert "2: the first" in _texts(verify(copied, honest.pool_id))
+
+
+def test_reordered_records_are_detected(copied: Path, honest: Honest) -> None:
+    def reorder(lines: list[bytes]) -> list[bytes]:
+        lines[3], lines[10] = lines[10], lines[3]
+        return lines
+
+    _change(_records(copied, 1), reorder)
+    assert "records were changed, reordered, added or removed" in _texts(verify(copied, honest.pool_id))
+
+
+def test_a_record_that_was_added_is_detected(copied: Path, honest: Honest) -> None:
+    _change(_records(copied, 1), lambda lines: [*lines[:6], lines[5], *lines[6:]])
+    assert not verify(copied, honest.pool_id).ok
+
+
+@pytest.mark.parametrize("number", [0, 2, -1])
+def test_a_dropped_checkpoint_is_detected(copied: Path, honest: Honest, number: int) -> None:
+    (path,) = (copied / "nodes/0/audit").glob("checkpoints-*")
+
+    def drop(lines: list[bytes]) -> list[bytes]:
+        places = [place for place, line in enumerate(lines) if b'"checkpoint":' in line]
+        dropped = json.loads(lines[places[number]])["checkpoint"].partition("number ")[2].partition("\n")[0]
+        signed = b'"number":' + dropped.encode() + b"}"
+        return [
+            line
+            for place, line in enumerate(lines)
+            if place != places[number] and not (b'"cosignatures"' in line and signed in line)
+        ]
+
+    _change(path, drop)
+    report = verify(copied, honest.pool_id)
+    assert not report.ok
+
+
+def test_all_checkpoints_dropped_is_detected(copied: Path, honest: Honest) -> None:
+    (path,) = (copied / "nodes/0/audit").glob("checkpoints-*")
+    path.unlink()
+    assert "there is no checkpoint" in _texts(verify(copied, honest.pool_id))
+
+
+def test_a_deleted_log_is_detected(copied: Path, honest: Honest) -> None:
+    shutil.rmtree(copied / "nodes/1/audit")
+    assert "1: there is no log, although partition 0 knows one" in _texts(verify(copied, honest.pool_id))
+
+
+def test_a_partition_that_is_left_out_is_detected(copied: Path, honest: Honest) -> None:
+    assert "1: there is no log" in _texts(verify(copied, honest.pool_id, (), (0, 2)))
+
+
+def test_a_log_that_was_begun_anew_is_detected(tmp_path: Path) -> None:
+    logs = ThreeLogs(tmp_path / "pool")
+    try:
+        logs.read(0, 5)
+        logs.checkpoint()
+        logs.trails[0].close()
+        shutil.rmtree(logs.log_directory(0))
+        logs.trails[0] = logs._open(0)
+        logs.read(0, 9)
+        logs.checkpoint()
+        # The pool goes on and cosigns the new log; the old one is not forgotten.
+        assert logs.trails[0].failure() == ""
+    finally:
+        logs.close()
+    assert "it was deleted or replaced" in _texts(verify(logs.directory, logs.pool_id))
+
+
+def test_a_forged_checkpoint_is_detected(copied: Path, honest: Honest) -> None:
+    (path,) = (copied / "nodes/0/audit").glob("checkpoints-*")
+
+    def forge(lines: list[bytes]) -> list[bytes]:
+        place = max(place for place, line in enumerate(lines) if b'"checkpoint":' in line)
+        value = json.loads(lines[place])
+        text = value["checkpoint"]
+        size = text.split("\n")[1]
+        value["checkpoint"] = text.replace(f"\n{size}\n", f"\n{int(size) - 1}\n", 1)
+        lines[place] = json.dumps(value).encode() + b"\n"
+        return lines
+
+    _change(path, forge)
+    assert "does not fit the checkpoint" in _texts(verify(copied, honest.pool_id))
+
+
+def test_a_signer_that_nothing_certifies_is_refused(copied: Path, honest: Honest) -> None:
+    (path,) = (copied / "nodes/0/audit").glob("checkpoints-*")
+
+    def swap(lines: list[bytes]) -> list[bytes]:
+        value = json.loads(lines[0])
+        value["signer"]["public_key"] = "A" * 43 + "="
+        lines[0] = json.dumps(value).encode() + b"\n"
+        return lines
+
+    for index in (1, 2):
+        (copied / f"nodes/{index}/audit/peers.json").unlink()
+    _change(path, swap)
+    assert not verify(copied, honest.pool_id).ok
+
+
+def test_removed_first_records_are_no_retention(copied: Path, honest: Honest, tmp_path: Path) -> None:
+    """Only the log's own record of a removal makes it one."""
+    logs = ThreeLogs(tmp_path / "small", audit_retention_mebibytes=64)
+    try:
+        logs.trails[0].log._file_bytes = 4_000
+        for _ in range(6):
+            logs.read(0, 12)
+            logs.checkpoint()
+        paths = sorted(logs.log_directory(0).glob("records-*"))
+        assert len(paths) > 3
+    finally:
+        logs.close()
+    assert verify(logs.directory, logs.pool_id).ok
+    paths[0].unlink()
+    assert "were removed" in _texts(verify(logs.directory, logs.pool_id))
+
+
+def test_retention_keeps_a_log_that_verifies(tmp_path: Path) -> None:
+    logs = ThreeLogs(tmp_path / "pool")
+    try:
+        log = logs.trails[0].log
+        log._file_bytes, log._retention_bytes = 4_000, 10_000
+        first = (logs.trails[0].newest_checkpoints() or [""])[0]
+        for _ in range(12):
+            logs.read(0, 12)
+            logs.mutate()
+            logs.checkpoint()
+        logs.restart(0)
+        logs.read(0, 12)
+        logs.checkpoint()
+    finally:
+        logs.close()
+    report = verify(logs.directory, logs.pool_id)
+    assert report.ok, _texts(report)
+    assert report.logs[0].first_record > 0
+    assert first == ""
+
+
+def test_a_mutation_without_a_record_is_detected(tmp_path: Path) -> None:
+    logs = ThreeLogs(tmp_path / "pool")
+    try:
+        logs.mutate(count=2)
+        logs.sequence += 1  # committed, and put on record nowhere
+        logs.trails[1].log.sequence += 1
+        logs.trails[2].log.sequence += 1
+        logs.mutate()
+        logs.checkpoint()
+    finally:
+        logs.close()
+    texts = _texts(verify(logs.directory, logs.pool_id))
+    assert "1: mutations 3 to 3 of the chain have no record" in texts
+    assert "the first is 3" in texts
+
+
+def test_a_witness_does_not_cosign_another_history(tmp_path: Path) -> None:
+    """The partition itself rewrites its log while it runs, and signs it: the others refuse."""
+    logs = ThreeLogs(tmp_path / "pool")
+    try:
+        logs.read(0, 9)
+        logs.checkpoint()
+        logs.trails[0].close()
+        path = next(logs.log_directory(0).glob("records-*"))
+        _change(path, lambda lines: [*lines[:4], lines[3], *lines[5:]])
+        logs.trails[0] = logs._open(0)
+        logs.read(0, 3)
+        logs.checkpoint()
+        assert "rewritten or cut" in logs.trails[0].failure()
+        newest = logs.trails[0].history.newest
+        assert newest
+        assert len(newest.signatures) == 1
+    finally:
+        logs.close()
+    assert not verify(logs.directory, logs.pool_id).ok
+
+
+def test_a_peer_that_was_away_cosigns_what_it_missed(tmp_path: Path) -> None:
+    logs = ThreeLogs(tmp_path / "pool")
+    try:
+        logs.unreachable = {2}
+        for _ in range(3):
+            logs.read(0, 4)
+            logs.checkpoint()
+        newest = logs.trails[0].history.newest
+        assert newest
+        assert len(newest.signatures) == 2
+        logs.unreachable = set()
+        logs.checkpoint()
+        newest = logs.trails[0].history.newest
+        assert newest
+        assert len(newest.signatures) == 3
+    finally:
+        logs.close()
+    assert verify(logs.directory, logs.pool_id).ok
+
+
+def test_checkpoints_go_on_in_a_new_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A crash may leave the new file empty: numbers are not given twice."""
+    monkeypatch.setattr("hsm_pool.audit.history._FILE_BYTES", 3_000)
+    logs = ThreeLogs(tmp_path / "pool")
+    try:
+        for _ in range(6):
+            logs.read(0)
+            logs.checkpoint()
+        newest = logs.trails[0].history.newest
+        assert newest
+        number = newest.checkpoint.number
+        assert number == 6
+        logs.trails[0].close()
+        (logs.log_directory(0) / f"checkpoints-{number + 1:016d}.jsonl").touch()
+        logs.trails[0] = logs._open(0)
+        logs.read(0)
+        logs.checkpoint()
+        assert logs.trails[0].failure() == ""
+    finally:
+        logs.close()
+    report = verify(logs.directory, logs.pool_id)
+    assert report.ok, _texts(report)
+    assert report.logs[0].checkpoints == 7
