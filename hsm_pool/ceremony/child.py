@@ -138,7 +138,9 @@ class _Ceremony:
         if not progress.complete:
             return result
         recovery = self._opened_by(taking, result)
-        return self._share_out(recovery) if self._new_officers else self._completed(recovery, result)
+        if self._new_officers:
+            return self._share_out(recovery)
+        return self._completed(recovery, result)
 
     def upload(self, restore_blob: bytes) -> ceremony_pb2.SubmitResult:
         if self._exchange is None:

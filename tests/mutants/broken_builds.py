@@ -136,8 +136,8 @@ BROKEN_BUILDS: tuple[BrokenBuild, ...] = (
         "a rotation takes effect before its new shares are proved",
         "G4",
         "hsm_pool/ceremony/child.py",
-        "            return self._share_out(self._recovery)\n",
-        "            result = self._share_out(self._recovery)\n"
+        "            return self._share_out(recovery)\n",
+        "            result = self._share_out(recovery)\n"
         "            result.complete = True\n"
         "            return result\n",
         (f"{_ROTATION}::test_rotated_shares_open_and_old_ones_do_not_unlock_the_pool",),
@@ -367,5 +367,16 @@ BROKEN_BUILDS: tuple[BrokenBuild, ...] = (
         '        if self._on_failure == "stop":\n            raise',
         "        if False:\n            raise",
         ("tests/unit/audit/test_log.py::test_a_file_that_cannot_grow_stops_operations",),
+    ),
+    BrokenBuild(
+        "shares of Azure's format are not compared with their commitments",
+        "G4",
+        "security_domain/azure/submission.py",
+        "        wrapped.check(share)\n    except InvalidShare as error:\n",
+        "        pass\n    except InvalidShare as error:\n",
+        (
+            "tests/unit/security_domain/test_azure_submission.py"
+            "::test_a_wrong_share_is_named_even_at_exactly_the_quorum",
+        ),
     ),
 )
