@@ -2,7 +2,9 @@
 
 A secret is looked for raw and reversed (which is also how OpenSSL keeps large numbers), in
 hexadecimal, in base64 at its three alignments, and as words. A part of a secret is a
-hit too: a freed buffer is often overwritten at its start only.
+hit too: a freed buffer is often overwritten at its start only. Of RSA keys the public
+modulus is enough: a number that divides it is a hit, so keys that nobody exported are
+looked for as well.
 """
 
 from __future__ import annotations
@@ -15,6 +17,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from shamir_mnemonic.share import Share
+
+from tests.factors import Factors
 
 RUN_BYTES = 16
 """So many successive octets of a secret are a hit."""
@@ -35,6 +39,10 @@ class Needle:
     encoding: str
     pattern: bytes
     run: int
+
+
+Piece = tuple[str, str, bytes]
+"""A secret's name, the name of an encoding, and the octets."""
 
 
 class Unreadable(Exception):
@@ -75,9 +83,16 @@ class Scanner:
     Args:
         secrets: Octets by name (16 bytes or more each).
         mnemonics: Share mnemonics by name; the share's value is looked for as well.
+        moduli: RSA moduli by name, whose factors are looked for (:class:`tests.factors.Factors`).
     """
 
-    def __init__(self, secrets: Mapping[str, bytes], mnemonics: Mapping[str, str] | None = None) -> None:
+    def __init__(
+        self,
+        secrets: Mapping[str, bytes],
+        mnemonics: Mapping[str, str] | None = None,
+        moduli: Mapping[str, int] | None = None,
+    ) -> None:
+        self.factors = Factors(moduli or {})
         self.needles: list[Needle] = []
         octets = dict(secrets)
         for name, mnemonic in (mnemonics or {}).items():
@@ -99,11 +114,12 @@ class Scanner:
     @property
     def names(self) -> set[str]:
         """Names of everything that is looked for."""
-        return {needle.secret for needle in self.needles}
+        return {needle.secret for needle in self.needles} | set(self.factors.moduli)
 
     def scan(self, octets: bytes) -> Counter[str]:
         """Return how often each (secret, encoding) occurs, as "name (encoding)"."""
-        return Counter(f"{needle.secret} ({needle.encoding})" for needle, _ in self._occurrences(octets))
+        found = Counter(f"{needle.secret} ({needle.encoding})" for needle, _ in self._occurrences(octets))
+        return found + self.factors.scan(octets)
 
     def _occurrences(self, octets: bytes) -> set[tuple[Needle, int]]:
         padded = octets + bytes(-len(octets) % 8)

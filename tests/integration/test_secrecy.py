@@ -5,41 +5,27 @@ from __future__ import annotations
 import contextlib
 import os
 import signal
-import subprocess
-import sys
 from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 
 import pytest
-from cryptography.hazmat.primitives import serialization
-from cryptography.hazmat.primitives.asymmetric import ec, rsa
 
 from hsm_pool.client import backups
 from hsm_pool.client.locations import open_location
-from hsm_pool.errors import MHSMError
-from mhsm.record.v1 import record_pb2
-from security_domain import container, shares
 from security_domain.azure import document
 from security_domain.azure import submission as azure_submission
-from security_domain.encoding import decode, parse_object
-from security_domain.recovery import Recovery
-from security_domain.secret import Secret
-from security_domain.submission import VERIFICATION, make_submission, open_own_share
-from security_domain.wrapping import DerivedKeys, open_payload
+from security_domain.submission import VERIFICATION
+from tests.canaries import every_form, holding_process, import_and_use, learn_secrets, open_shares, use
 from tests.running_pool import RunningPool, TestOfficer, until
-from tests.scan import Scanner, Unreadable, encodings, files_under, mnemonic_encodings
+from tests.scan import Scanner, Unreadable, files_under
 from tests.store_access import StoreAccess
 
 pytestmark = pytest.mark.pool
 
-DIGEST = b"d" * 32
 NEVER_IN_PARTITIONS = ("security domain", "share")
 """Secrets with these names belong to the ceremony child alone."""
-
-_PAYLOAD_FIELDS: dict[str, type] = {"pool_id": str, "generation": int, "root": str, "owner_key": str}
 
 
 @dataclass(frozen=True)
@@ -54,64 +40,6 @@ class Used:
     @property
     def scanner(self) -> Scanner:
         return Scanner(self.secrets, self.mnemonics)
-
-
-def pkcs8(key: rsa.RSAPrivateKey | ec.EllipticCurvePrivateKey) -> bytes:
-    return key.private_bytes(
-        serialization.Encoding.DER, serialization.PrivateFormat.PKCS8, serialization.NoEncryption()
-    )
-
-
-def open_shares(
-    file: bytes, officers: list[TestOfficer]
-) -> tuple[dict[str, str], container.SecurityDomainFile]:
-    """Return every officer's words, and the parsed file."""
-    domain = container.parse(file)
-    return {
-        f"share {number}": open_own_share(domain, officer.key)[1]
-        for number, officer in enumerate(officers, start=1)
-    }, domain
-
-
-def import_and_use(pool: RunningPool) -> dict[str, bytes]:
-    """Import known keys, provoke refusals with them, and return what is secret of them."""
-    octets = os.urandom(32)
-    rsa_key = rsa.generate_private_key(65537, 2048)
-    ec_key = ec.generate_private_key(ec.SECP256R1())
-    refused: list[Callable[[], object]] = []
-    with pool.client() as client:
-        client.import_key("known-oct", octets=octets)
-        client.import_key("known-rsa", pkcs8_der=pkcs8(rsa_key))
-        client.import_key("known-ec", pkcs8_der=pkcs8(ec_key))
-        # Parsers like to quote what they cannot read.
-        for der in (pkcs8(rsa_key), pkcs8(ec_key)):
-            refused.append(partial(client.import_key, "cut", pkcs8_der=der[:-1]))
-            refused.append(partial(client.import_key, "cut", octets=der))
-        refused.append(partial(client.import_key, "cut", octets=octets + b"x"))
-        refused.append(partial(client.import_key, "not/a/name", octets=octets))
-        refused.append(partial(client.import_key, "cut", pkcs8_der=octets))
-        for call in refused:
-            with pytest.raises(MHSMError):
-                call()
-    use(pool)
-    numbers = rsa_key.private_numbers()
-    return {
-        "oct key": octets,
-        "RSA p": numbers.p.to_bytes(128, "big"),
-        "RSA q": numbers.q.to_bytes(128, "big"),
-        "RSA d": numbers.d.to_bytes(256, "big"),
-        "EC private value": ec_key.private_numbers().private_value.to_bytes(32, "big"),
-    }
-
-
-def use(pool: RunningPool) -> None:
-    """Use the imported keys on every partition."""
-    for index in range(3):
-        with pool.client(partition=index) as client:
-            sealed = client.encrypt("keys/known-oct", "A256GCM", b"plaintext")
-            assert client.decrypt("keys/known-oct", "A256GCM", sealed) == b"plaintext"
-            client.sign("keys/known-rsa", "RS256", DIGEST)
-            client.sign("keys/known-ec", "ES256", DIGEST)
 
 
 def hold_ceremonies(pool: RunningPool, officers: list[TestOfficer], place: Path) -> bytes:
@@ -148,41 +76,6 @@ def hold_ceremonies(pool: RunningPool, officers: list[TestOfficer], place: Path)
         user.backup_key("keys/known-oct")
     pool.file = after.security_domain_file
     return after.azure_security_domain_file
-
-
-def learn_secrets(pool: RunningPool, officers: list[TestOfficer]) -> tuple[dict[str, bytes], dict[str, str]]:
-    """Open the security domain as a quorum would, and with it the pool's keys from the store."""
-    mnemonics, domain = open_shares(pool.file, officers)
-    wrapping_key = shares.combine(list(mnemonics.values())[: domain.required], domain.required)
-    payload = parse_object(
-        open_payload(wrapping_key, domain.payload, domain.header()), container.FILE_BYTES_MAX, _PAYLOAD_FIELDS
-    )
-    root = decode(payload["root"], 32)
-    owner = serialization.load_der_private_key(decode(payload["owner_key"]), None)
-    assert isinstance(owner, ec.EllipticCurvePrivateKey)
-    derived = DerivedKeys(Secret(root), domain.pool_id, domain.generation)
-    secrets = {
-        "security domain root": root,
-        "security domain wrapping key": wrapping_key.reveal(),
-        "security domain owner key": owner.private_numbers().private_value.to_bytes(48, "big"),
-        "security domain recovery key": derived.recovery.private_bytes_raw(),
-    }
-    recovery = Recovery(pool.file, b"a" * 16)
-    for officer in officers[: domain.required]:
-        recovery.submit(make_submission(pool.file, officer.key, b"a" * 16, recovery.exchange_public_key))
-    with StoreAccess(pool.connection) as store:
-        header = record_pb2.PoolHeader.FromString(store.dump()["header"])
-    entry = header.sealed_epoch
-    keys = record_pb2.PoolKeysSecret.FromString(
-        recovery.unseal_pool_keys(entry.sealed_pool_keys, entry.epoch)
-    )
-    secrets["pool name key"], secrets["pool chain key"] = keys.name_key, keys.chain_key
-    # It follows from the security domain's root, and partitions keep it to restore backups.
-    assert keys.backup_private_keys[1] == derived.backup.private_bytes_raw()
-    secrets["pool backup key"] = keys.backup_private_keys[1]
-    for epoch, key in keys.key_encryption_keys.items():
-        secrets[f"pool key-encryption key {epoch}"] = key
-    return secrets, mnemonics
 
 
 @pytest.fixture(scope="module", params=["attended", "unattended"])
@@ -315,18 +208,11 @@ def ceremony_children(process_id: int) -> list[int]:
 # -- positive controls: what the scanner must see -----------------------------------------
 
 
-def planted(used: Used) -> list[tuple[str, str, bytes]]:
-    """Return (secret, encoding, octets) of every secret in every encoding."""
-    octets = [(name, encodings(value)) for name, value in used.secrets.items()]
-    words = [(name, mnemonic_encodings(value)) for name, value in used.mnemonics.items()]
-    return [(name, kind, text) for name, pieces in [*octets, *words] for kind, text, _ in pieces]
-
-
 def test_the_scanner_sees_planted_secrets_in_a_file(used: Used, tmp_path: Path) -> None:
     """G3, positive control: every secret, in every encoding, at every alignment."""
     scanner = used.scanner
     file = tmp_path / "planted"
-    for number, (name, kind, text) in enumerate(planted(used)):
+    for number, (name, kind, text) in enumerate(every_form(used.secrets, used.mnemonics)):
         file.write_bytes(os.urandom(1000 + number % 8) + text + os.urandom(1000))
         assert scanner.scan_file(file)[f"{name} ({kind})"] == 1, (name, kind)
         # A buffer that was freed and overwritten in part.
@@ -339,35 +225,12 @@ def test_the_scanner_sees_planted_secrets_in_a_file(used: Used, tmp_path: Path) 
 def test_the_scanner_sees_planted_secrets_in_a_process(used: Used) -> None:
     """G3, positive control: the same in the memory of a process that read them from a pipe."""
     scanner = used.scanner
-    pieces = planted(used)
-    child = subprocess.Popen([sys.executable, "-c", CHILD], stdin=subprocess.PIPE, stdout=subprocess.PIPE)
-    try:
-        assert child.stdin
-        assert child.stdout
-        assert child.stdout.readline() == b"started\n"
+    pieces = every_form(used.secrets, used.mnemonics)
+    with holding_process() as (process_id, give):
         try:
-            assert not scanner.scan_process(child.pid)[0]
+            assert not scanner.scan_process(process_id)[0]
         except Unreadable as error:
             pytest.skip(f"not even the memory of an own child can be read: {error}")
-        for number, (_, _, text) in enumerate(pieces):
-            piece = bytes(number % 8) + text
-            child.stdin.write(len(piece).to_bytes(4, "big") + piece)
-        child.stdin.write(bytes(4))
-        child.stdin.flush()
-        assert child.stdout.readline() == b"read\n"
-        seen = scanner.scan_process(child.pid)[0]
-    finally:
-        child.kill()
-        child.wait()
+        give(pieces)
+        seen = scanner.scan_process(process_id)[0]
     assert {f"{name} ({kind})" for name, kind, _ in pieces} <= set(seen)
-
-
-CHILD = """
-import sys
-print("started", flush=True)
-kept = []
-while size := int.from_bytes(sys.stdin.buffer.read(4), "big"):
-    kept.append(sys.stdin.buffer.read(size))
-print("read", flush=True)
-sys.stdin.buffer.read()
-"""
