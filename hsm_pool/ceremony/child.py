@@ -14,7 +14,7 @@ from typing import IO
 from cryptography.hazmat.primitives.asymmetric.x25519 import X25519PrivateKey
 
 from hsm_pool.ceremony.frames import read_frame, write_frame
-from hsm_pool.crypto.secret_memory import harden_process
+from hsm_pool.enclave import hardening
 from mhsm.ceremony.v1 import ceremony_pb2
 from security_domain import domain, officers
 from security_domain.azure import domain as azure_domain
@@ -108,6 +108,7 @@ class _Ceremony:
             security_domain_file=self.file,
             azure_security_domain_file=self.azure_file,
             new_officers=self.new_thumbprints,
+            hardening=[measure.value for measure in hardening.in_force()],
         )
         taking = self._recovery or self._azure_recovery
         if taking:
@@ -208,7 +209,7 @@ def _serve(ceremony: _Ceremony, requests: IO[bytes], responses: IO[bytes]) -> No
 
 def main() -> int:
     """Serve one ceremony."""
-    harden_process()
+    hardening.harden_process()
     requests, responses = sys.stdin.buffer, sys.stdout.buffer
     request = read_frame(requests, ceremony_pb2.CeremonyRequest)
     if request is None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import sys
 import time
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +19,7 @@ from hsm_pool.client.connection import Connection, NoConnection, load_connection
 from hsm_pool.client.pool import Pool
 from hsm_pool.errors import MHSMError
 from mhsm.enclave.v1 import enclave_pb2
+from mhsm.pool.v1 import pool_pb2
 
 _REFRESH_SECONDS = 0.5
 _SERVING = "SERVING"
@@ -53,6 +55,8 @@ def status(context: click.Context, watch: bool, data_dir: Path, as_json: bool) -
         for row in rows:
             for reason in filter(None, (row["reason"], row.get("audit_failure"))):
                 click.echo(f"partition {row['index']}: {reason}")
+        for who, hardening in _hardening(rows):
+            click.echo(f"{who}: hardened with {hardening}")
         following = {
             "PROVISIONED": "mhsm security-domain download --help",
             "LOCKED": "mhsm security-domain init-recovery --output attempt.json",
@@ -93,9 +97,30 @@ def _rows(pool: Pool, connection: Connection) -> list[dict[str, Any]]:
                 audit_cosignatures=answer.audit_cosignatures,
                 audit_lost_records=answer.audit_lost_records,
                 audit_failure=answer.audit_failure,
+                hardening=_measures(answer.hardening),
+                ceremony_child_hardening=_measures(answer.ceremony_child_hardening),
             )
         rows.append(row)
     return rows
+
+
+def _hardening(rows: list[dict[str, Any]]) -> Iterator[tuple[str, str]]:
+    """Give (processes, measures): partitions that are hardened alike, then ceremony children."""
+    alike: dict[str, list[str]] = {}
+    for row in rows:
+        if "hardening" in row:
+            alike.setdefault(", ".join(row["hardening"]) or "nothing", []).append(str(row["index"]))
+    for measures, indexes in alike.items():
+        yield f"partition {', '.join(indexes)}", measures.replace("_", " ")
+    for row in rows:
+        if row.get("ceremony_child_hardening"):
+            measures = ", ".join(row["ceremony_child_hardening"])
+            yield f"ceremony child of partition {row['index']}", measures.replace("_", " ")
+
+
+def _measures(values: Iterable[pool_pb2.HardeningMeasure.ValueType]) -> list[str]:
+    names = (pool_pb2.HardeningMeasure.Name(value) for value in values)
+    return [name.removeprefix("HARDENING_MEASURE_").lower() for name in names]
 
 
 def _exit_code(rows: list[dict[str, Any]]) -> int:

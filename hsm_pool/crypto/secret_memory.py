@@ -10,12 +10,9 @@ from __future__ import annotations
 import ctypes
 import mmap
 import os
-import resource
 from typing import Literal, NoReturn
 
 _MEMFD_SECRET = {"x86_64": 447, "aarch64": 447}
-_PR_SET_DUMPABLE = 4
-_PR_SET_NO_NEW_PRIVS = 38
 
 _libc = ctypes.CDLL(None, use_errno=True)
 
@@ -92,19 +89,3 @@ def _map_locked() -> mmap.mmap:
     if failed:
         raise OSError(ctypes.get_errno(), "mlock failed: the limit of locked memory is too small")
     return mapped
-
-
-def harden_process() -> list[str]:
-    """Make the process undumpable, without core files and without new privileges.
-
-    Returns:
-        What took effect: "no core files", "not dumpable", "no new privileges".
-    """
-    done: list[str] = []
-    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
-    done.append("no core files")
-    if _libc.prctl(_PR_SET_DUMPABLE, 0, 0, 0, 0) == 0:
-        done.append("not dumpable")
-    if _libc.prctl(_PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0) == 0:
-        done.append("no new privileges")
-    return done

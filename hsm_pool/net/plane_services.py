@@ -6,6 +6,7 @@ import grpc
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 
 from hsm_pool import limits
+from hsm_pool.enclave import hardening
 from hsm_pool.enclave.evidence import certificate_key, client_report_data
 from hsm_pool.errors import InvalidField, NotFresh, PermissionDenied
 from hsm_pool.net.interceptors import current_caller
@@ -43,6 +44,8 @@ class PoolService(pool_pb2_grpc.PoolServiceServicer):
             store_version=partition.store.version(),
             accepted_shares=self._ceremonies.accepted_shares,
             recovery_path=partition.recovery_path,
+            hardening=[measure.value for measure in hardening.in_force()],
+            ceremony_child_hardening=self._ceremonies.child_hardening,
         )
         if partition.header is not None:
             response.required = container.parse(partition.header.security_domain_file).required

@@ -13,7 +13,7 @@ from pathlib import Path
 import structlog
 
 from hsm_pool import settings as settings_module
-from hsm_pool.crypto.secret_memory import harden_process
+from hsm_pool.enclave import hardening
 from hsm_pool.enclave.evidence import measurement
 from hsm_pool.net.peer_client import PeerCosigning, PeerHealing
 from hsm_pool.net.server import PlaneServers
@@ -57,7 +57,7 @@ def main() -> int:
     threading.excepthook = _end_process
     # Blocked before any thread exists, so that only sigwait below sees them.
     signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM, signal.SIGINT})
-    hardened = harden_process()
+    hardening.harden_process()
     settings = settings_module.load(PartitionSettings, arguments.settings)
     measurement()  # of what is loaded now, whatever is installed later
     log = structlog.get_logger().bind(partition=settings.index)
@@ -67,7 +67,11 @@ def main() -> int:
     servers = PlaneServers(partition, ceremonies)
     servers.start()
     partition.start()
-    log.info("started", incarnation=partition.state_directory.incarnation, hardened=list(hardened))
+    log.info(
+        "started",
+        incarnation=partition.state_directory.incarnation,
+        hardening=[measure.name.lower() for measure in hardening.in_force()],
+    )
     received = signal.sigwait({signal.SIGTERM, signal.SIGINT})
     log.info("stopping", signal=signal.Signals(received).name)
     servers.close()

@@ -38,6 +38,7 @@ from hsm_pool.store.replica import boot_time
 from hsm_pool.store.sealing import PoolKeys
 from mhsm.ceremony.v1 import ceremony_pb2
 from mhsm.evidence.v1 import evidence_pb2
+from mhsm.pool.v1 import pool_pb2
 from mhsm.record.v1 import record_pb2
 from security_domain import container
 from security_domain.azure import document as azure_document
@@ -108,6 +109,7 @@ class _Attempt:
     new_required: int = 0
     request_digest: bytes = b""
     old_header_digest: bytes = b""
+    hardening: tuple[pool_pb2.HardeningMeasure.ValueType, ...] = ()
     accepted_officers: tuple[str, ...] = ()
     complete: bool = False
 
@@ -148,6 +150,12 @@ class Ceremonies:
         """Shares accepted by the ceremony under way."""
         attempt = self._attempt
         return len(attempt.accepted_officers) if attempt else 0
+
+    @property
+    def child_hardening(self) -> tuple[pool_pb2.HardeningMeasure.ValueType, ...]:
+        """What the child of the ceremony under way is hardened with."""
+        attempt = self._attempt
+        return attempt.hardening if attempt and not attempt.complete else ()
 
     def current(self) -> Ceremony | None:
         """Return the ceremony under way."""
@@ -427,6 +435,7 @@ class Ceremonies:
             begun.transfer_key,
             tuple(begun.new_officers),
             request.open.new_required,
+            hardening=tuple(begun.hardening),
         )
         return self._attempt
 

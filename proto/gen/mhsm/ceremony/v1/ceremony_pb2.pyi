@@ -10,6 +10,7 @@ from collections import abc as _abc
 from google.protobuf import descriptor as _descriptor
 from google.protobuf import message as _message
 from google.protobuf.internal import containers as _containers
+from mhsm.pool.v1 import pool_pb2 as _pool_pb2
 import builtins as _builtins
 import sys
 import typing as _typing
@@ -257,6 +258,7 @@ class BeginResult(_message.Message):
     AZURE_SECURITY_DOMAIN_FILE_FIELD_NUMBER: _builtins.int
     TRANSFER_KEY_FIELD_NUMBER: _builtins.int
     NEW_OFFICERS_FIELD_NUMBER: _builtins.int
+    HARDENING_FIELD_NUMBER: _builtins.int
     exchange_public_key: _builtins.bytes
     """HPKE public key, X25519, 32 bytes."""
     security_domain_file: _builtins.bytes
@@ -271,6 +273,10 @@ class BeginResult(_message.Message):
     def new_officers(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
         """Thumbprints of the new officers, when the secret is to be shared out anew."""
 
+    @_builtins.property
+    def hardening(self) -> _containers.RepeatedScalarFieldContainer[_pool_pb2.HardeningMeasure.ValueType]:
+        """What the child is hardened with."""
+
     def __init__(
         self,
         *,
@@ -280,10 +286,11 @@ class BeginResult(_message.Message):
         azure_security_domain_file: _builtins.bytes = ...,
         transfer_key: _builtins.str = ...,
         new_officers: _abc.Iterable[_builtins.str] | None = ...,
+        hardening: _abc.Iterable[_pool_pb2.HardeningMeasure.ValueType] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["azure_security_domain_file", b"azure_security_domain_file", "exchange_public_key", b"exchange_public_key", "new_officers", b"new_officers", "required", b"required", "security_domain_file", b"security_domain_file", "transfer_key", b"transfer_key"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["azure_security_domain_file", b"azure_security_domain_file", "exchange_public_key", b"exchange_public_key", "hardening", b"hardening", "new_officers", b"new_officers", "required", b"required", "security_domain_file", b"security_domain_file", "transfer_key", b"transfer_key"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

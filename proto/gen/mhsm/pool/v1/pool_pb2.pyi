@@ -3,8 +3,11 @@
 isort:skip_file
 What a client or an operator may know of a partition."""
 
+from collections import abc as _abc
 from google.protobuf import descriptor as _descriptor
 from google.protobuf import message as _message
+from google.protobuf.internal import containers as _containers
+from google.protobuf.internal import enum_type_wrapper as _enum_type_wrapper
 from mhsm.enclave.v1 import enclave_pb2 as _enclave_pb2
 from mhsm.evidence.v1 import evidence_pb2 as _evidence_pb2
 import builtins as _builtins
@@ -17,6 +20,34 @@ else:
     from typing_extensions import TypeAlias as _TypeAlias, Never as _Never
 
 DESCRIPTOR: _descriptor.FileDescriptor
+
+class _HardeningMeasure:
+    ValueType = _typing.NewType("ValueType", _builtins.int)
+    V: _TypeAlias = ValueType  # noqa: Y015
+
+class _HardeningMeasureEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_HardeningMeasure.ValueType], _builtins.type):
+    DESCRIPTOR: _descriptor.EnumDescriptor
+    HARDENING_MEASURE_UNSPECIFIED: _HardeningMeasure.ValueType  # 0
+    """Not used."""
+    HARDENING_MEASURE_NO_CORE_FILES: _HardeningMeasure.ValueType  # 1
+    """The limit of core files is 0."""
+    HARDENING_MEASURE_NOT_DUMPABLE: _HardeningMeasure.ValueType  # 2
+    """PR_SET_DUMPABLE is 0: no other process of the same user reads its memory or attaches to it."""
+    HARDENING_MEASURE_NO_NEW_PRIVILEGES: _HardeningMeasure.ValueType  # 3
+    """PR_SET_NO_NEW_PRIVS: no program that it starts has more privileges."""
+
+class HardeningMeasure(_HardeningMeasure, metaclass=_HardeningMeasureEnumTypeWrapper):
+    """What a process does to itself against other processes of its machine."""
+
+HARDENING_MEASURE_UNSPECIFIED: HardeningMeasure.ValueType  # 0
+"""Not used."""
+HARDENING_MEASURE_NO_CORE_FILES: HardeningMeasure.ValueType  # 1
+"""The limit of core files is 0."""
+HARDENING_MEASURE_NOT_DUMPABLE: HardeningMeasure.ValueType  # 2
+"""PR_SET_DUMPABLE is 0: no other process of the same user reads its memory or attaches to it."""
+HARDENING_MEASURE_NO_NEW_PRIVILEGES: HardeningMeasure.ValueType  # 3
+"""PR_SET_NO_NEW_PRIVS: no program that it starts has more privileges."""
+Global___HardeningMeasure: _TypeAlias = HardeningMeasure  # noqa: Y015
 
 @_typing.final
 class GetPartitionStatusRequest(_message.Message):
@@ -61,6 +92,8 @@ class GetPartitionStatusResponse(_message.Message):
     AUDIT_COSIGNATURES_FIELD_NUMBER: _builtins.int
     AUDIT_LOST_RECORDS_FIELD_NUMBER: _builtins.int
     AUDIT_FAILURE_FIELD_NUMBER: _builtins.int
+    HARDENING_FIELD_NUMBER: _builtins.int
+    CEREMONY_CHILD_HARDENING_FIELD_NUMBER: _builtins.int
     pool_id: _builtins.str
     """Pool id, 32 hexadecimal digits."""
     partition_index: _builtins.int
@@ -101,6 +134,14 @@ class GetPartitionStatusResponse(_message.Message):
     """Audit records that could not be written since the start."""
     audit_failure: _builtins.str
     """Why the audit log cannot be written or is not cosigned; empty when all is well."""
+    @_builtins.property
+    def hardening(self) -> _containers.RepeatedScalarFieldContainer[Global___HardeningMeasure.ValueType]:
+        """What this partition's process is hardened with, as its kernel says now."""
+
+    @_builtins.property
+    def ceremony_child_hardening(self) -> _containers.RepeatedScalarFieldContainer[Global___HardeningMeasure.ValueType]:
+        """The same of the ceremony child, while a ceremony is under way here."""
+
     def __init__(
         self,
         *,
@@ -124,10 +165,12 @@ class GetPartitionStatusResponse(_message.Message):
         audit_cosignatures: _builtins.int = ...,
         audit_lost_records: _builtins.int = ...,
         audit_failure: _builtins.str = ...,
+        hardening: _abc.Iterable[Global___HardeningMeasure.ValueType] | None = ...,
+        ceremony_child_hardening: _abc.Iterable[Global___HardeningMeasure.ValueType] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["accepted_shares", b"accepted_shares", "applied_sequence", b"applied_sequence", "audit_cosignatures", b"audit_cosignatures", "audit_failure", b"audit_failure", "audit_lost_records", b"audit_lost_records", "audit_records", b"audit_records", "fresh", b"fresh", "head_digest_prefix", b"head_digest_prefix", "incarnation", b"incarnation", "key_count", b"key_count", "lease_remaining_ms", b"lease_remaining_ms", "partition_index", b"partition_index", "pool_id", b"pool_id", "recovery_path", b"recovery_path", "required", b"required", "sealing", b"sealing", "secret_memory", b"secret_memory", "state", b"state", "state_reason", b"state_reason", "store_version", b"store_version"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["accepted_shares", b"accepted_shares", "applied_sequence", b"applied_sequence", "audit_cosignatures", b"audit_cosignatures", "audit_failure", b"audit_failure", "audit_lost_records", b"audit_lost_records", "audit_records", b"audit_records", "ceremony_child_hardening", b"ceremony_child_hardening", "fresh", b"fresh", "hardening", b"hardening", "head_digest_prefix", b"head_digest_prefix", "incarnation", b"incarnation", "key_count", b"key_count", "lease_remaining_ms", b"lease_remaining_ms", "partition_index", b"partition_index", "pool_id", b"pool_id", "recovery_path", b"recovery_path", "required", b"required", "sealing", b"sealing", "secret_memory", b"secret_memory", "state", b"state", "state_reason", b"state_reason", "store_version", b"store_version"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
