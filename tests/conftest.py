@@ -26,6 +26,9 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     group = parser.getgroup("mhsm")
     group.addoption("--full", action="store_true", help="the full counts")
     group.addoption("--quick", action="store_true", help="a subset in a few minutes")
+    group.addoption(
+        "--update-golden", action="store_true", help="write the transcripts of tests/cli/golden anew"
+    )
     group.addoption("--seed", type=int, default=None, help="seed of all random tests")
 
 

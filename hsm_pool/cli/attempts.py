@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import json
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -14,7 +15,7 @@ from cryptography.hazmat.primitives.asymmetric import rsa
 from hsm_pool.cli import evidence_files
 from hsm_pool.cli.evidence_files import Anchors
 from hsm_pool.cli.files import write_new
-from hsm_pool.cli.output import fail, read_bounded
+from hsm_pool.cli.output import fail, named, read_bounded
 from hsm_pool.enclave.evidence import exchange_key_report_data
 from hsm_pool.enclave.verifier import Expected
 from hsm_pool.errors import EvidenceRefused
@@ -146,10 +147,20 @@ def exchange_certificate(ceremony: security_domain_pb2.Ceremony) -> bytes:
 
 def private_key(path: Path, prompt: str = "passphrase") -> rsa.RSAPrivateKey:
     """Load an officer's key; the passphrase of an encrypted one is asked for."""
-    return officers.load_private_key(
-        read_bounded(path, officers.PEM_BYTES_MAX),
-        lambda: click.prompt(prompt, hide_input=True, err=True).encode(),
-    )
+    with named(path):
+        return officers.load_private_key(
+            read_bounded(path, officers.PEM_BYTES_MAX),
+            lambda: click.prompt(prompt, hide_input=True, err=True).encode(),
+        )
+
+
+def certificates(paths: Iterable[Path]) -> list[bytes]:
+    """Return officers' certificates, DER."""
+    found: list[bytes] = []
+    for path in paths:
+        with named(path):
+            found.append(officers.certificate_der(read_bounded(path, officers.PEM_BYTES_MAX)))
+    return found
 
 
 def described(ceremony: security_domain_pb2.Ceremony) -> dict[str, Any]:

@@ -12,7 +12,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
 
 from hsm_pool.cli.key_commands import resource
-from hsm_pool.cli.output import common_options, connect, report, request_id_option
+from hsm_pool.cli.output import common_options, connect, fail, report, request_id_option
 from hsm_pool.client import backup_calls, backups
 from hsm_pool.client.locations import open_location
 from mhsm.backup.v1 import backup_pb2
@@ -73,12 +73,9 @@ def restore(location: str, yes: bool, **common: Any) -> None:
     place = open_location(location)
     with connect(common, client="administrator") as pool:
         found = pool.call(backup_calls.check_restore(backups.manifest_of(place)))
-        if not yes:
-            click.confirm(
-                f"destroy the {found.keys_replaced} keys of this pool and restore {found.keys}?",
-                abort=True,
-                err=True,
-            )
+        question = f"destroy the {found.keys_replaced} keys of this pool and restore {found.keys}?"
+        if not yes and not click.confirm(question, err=True):
+            fail("nothing was done", "")
         with _progress(common) as progress:
             state = backups.restore(pool, place, progress)
     _report_restore(state, common, f"{found.keys} keys are restored")
@@ -151,8 +148,9 @@ def _facts(manifest: bytes) -> dict[str, Any]:
 @contextmanager
 def _progress(common: dict[str, Any]) -> Iterator[backups.Progress]:
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn())
-    console = Console(stderr=True, quiet=common["as_json"])
-    with Progress(*columns, console=console, transient=True) as shown:
+    console = Console(stderr=True)
+    hidden = common["as_json"] or not console.is_terminal
+    with Progress(*columns, console=console, transient=True, disable=hidden) as shown:
         tasks: dict[str, Any] = {}
 
         def progress(what: str, done: int, total: int) -> None:

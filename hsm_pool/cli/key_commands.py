@@ -240,6 +240,8 @@ def list_deleted(**common: Any) -> None:
     if common["as_json"]:
         click.echo(json.dumps({"deleted_keys": [MessageToDict(deleted) for deleted in found]}))
         return
+    if not found:
+        click.echo("no key is soft-deleted")
     for deleted in found:
         click.echo(f"{deleted.key.name}  purged at {deleted.scheduled_purge_time.ToJsonString()}")
 

@@ -9,23 +9,31 @@ from __future__ import annotations
 
 import functools
 import json
+import re
+import shlex
 import sys
 import uuid
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NoReturn, TypeVar
 
 import click
+from click.core import ParameterSource
 
 from hsm_pool.client.connection import NoClient, NoConnection, default_data_directory
 from hsm_pool.client.errors import PoolUnreachable, SignatureInvalid
 from hsm_pool.client.pool import Pool
 from hsm_pool.errors import (
+    AlreadyActivated,
     AvailabilityError,
+    CeremonyState,
     EvidenceRefused,
+    InvalidField,
     MHSMError,
     NotActivated,
     PoolLocked,
+    RestoreState,
     ShareRefused,
 )
 from hsm_pool.limits import TOKEN_BYTES_MAX
@@ -36,12 +44,20 @@ F = TypeVar("F", bound=Callable[..., Any])
 FAILED, USAGE, LOCKED, QUORUM, UNREACHABLE, VERIFICATION, UNKNOWN, INTERRUPTED = 1, 2, 3, 4, 5, 6, 7, 130
 
 
+_SHARE_REFUSED = "mhsm security-domain status; the officer named submits his own share, once"
+_STATUS: dict[type[Exception], str] = {
+    AlreadyActivated: "mhsm status",
+    CeremonyState: "mhsm security-domain status",
+    RestoreState: "mhsm backup status",
+}
+
+
 class Failure(click.ClickException):
     """A failed command: what happened and what to do next."""
 
     def __init__(self, message: str, following: str = "", exit_code: int = FAILED) -> None:
         super().__init__(message)
-        self.following = following
+        self.following = at_the_same_pool(following)
         # click reads it from the instance, although it declares it for the class
         self.exit_code = exit_code  # type: ignore[misc]
 
@@ -64,7 +80,34 @@ def report(value: dict[str, Any], *, as_json: bool, text: str, following: str) -
         return
     click.echo(text)
     if following:
-        click.echo(f"next: {following}", err=True)
+        click.echo(f"next: {at_the_same_pool(following)}", err=True)
+
+
+def at_the_same_pool(following: str) -> str:
+    """Return a suggested command with the --data-dir that was given, if it takes one."""
+    context = click.get_current_context(silent=True)
+    given = context and context.get_parameter_source("data_dir") is ParameterSource.COMMANDLINE
+    if not context or not given or not following.startswith("mhsm ") or following.endswith("--help"):
+        return following
+    suggested, mark, rest = re.fullmatch(r"(.*?)(?:([,;] )(.*))?", following).groups("")  # type: ignore[union-attr]
+    command: click.Command | None = context.find_root().command
+    for word in suggested.split()[1:]:
+        if not isinstance(command, click.Group):
+            break
+        command = command.get_command(context, word)
+    if command is None or all(parameter.name != "data_dir" for parameter in command.params):
+        return following
+    return f"{suggested} --data-dir {shlex.quote(str(context.params['data_dir']))}{mark}{rest}"
+
+
+@contextmanager
+def named(path: Path) -> Iterator[None]:
+    """Have a refusal of a file's content name the file."""
+    try:
+        yield
+    except (SecurityDomainError, InvalidField) as error:
+        refused = failure_of(error)
+        raise Failure(f"{path}: {refused.message}", refused.following, refused.exit_code) from None
 
 
 def read_bounded(path: Path, bytes_max: int) -> bytes:
@@ -157,9 +200,11 @@ def failure_of(error: Exception, request_id: str | None = None) -> Failure:
         case QuorumMissing():
             return Failure(text, "mhsm security-domain submit-share --help", QUORUM)
         case ShareRefused():
-            return Failure(text, "the officer named submits his own share", QUORUM)
+            return Failure(text, _SHARE_REFUSED, QUORUM)
         case EvidenceRefused():
             return Failure(text, "stop: find out who made it; docs/ceremonies.md", VERIFICATION)
+        case AlreadyActivated() | CeremonyState() | RestoreState():
+            return Failure(text, _STATUS[type(error)])
         case SignatureInvalid():
             return Failure(text, "", VERIFICATION)
         case PoolUnreachable():

@@ -78,13 +78,12 @@ def up(
     as_json: bool,
 ) -> None:
     """Start the pool in a data directory; make it first when the directory is new."""
-    console = Console(stderr=True)
     directory = data_dir.absolute()
     made = not layout.is_pool(directory)
     if made:
         binary = ""
         if external_store is None:
-            binary = _usable_etcd(etcd_path, console)
+            binary = _usable_etcd(etcd_path)
         tokens = _token_issuer(token_issuer)
         external = _external(external_store)
         new = layout.NewPool(
@@ -94,14 +93,14 @@ def up(
             pool_id = layout.provision(directory, new)
         except layout.DirectoryRefused as error:
             fail(str(error), "choose another --data-dir")
-        console.print(f"made pool {pool_id} in {directory}")
+        click.echo(f"made pool {pool_id} in {directory}", err=True)
     elif attended and not layout.pool_settings(directory)["attended"]:
         fail("the pool was made unattended; that cannot be changed", "mhsm up without --attended")
     _check_admission_policy(directory)
     running = _supervisor_process_id(directory) is not None
     if not running:
         _start_supervisor(directory)
-    with console.status("waiting for the partitions"):
+    with Console(stderr=True).status("waiting for the partitions"):
         states = _await_ready(directory)
     names = [enclave_pb2.PartitionState.Name(state).removeprefix("PARTITION_STATE_") for state in states]
     connection = directory / "connection.json"
@@ -202,13 +201,13 @@ def _check_admission_policy(directory: Path) -> None:
         fail(error.message, f"correct {directory / layout.ADMISSION_POLICY}, or remove it for the default")
 
 
-def _usable_etcd(configured: str | None, console: Console) -> str:
+def _usable_etcd(configured: str | None) -> str:
     try:
         binary = etcd_binary.find_etcd(configured)
         version, warning = etcd_binary.check_version(binary)
     except etcd_binary.EtcdUnusable as error:
         fail(str(error), "apt-get install etcd-server, or mhsm up --etcd PATH")
-    console.print(f"store: etcd {version}" + (f" ({warning})" if warning else ""))
+    click.echo(f"store: etcd {version}" + (f" ({warning})" if warning else ""), err=True)
     return binary
 
 

@@ -11,6 +11,7 @@ from hsm_pool.cli.attempts import (
     EXISTING_FILE,
     NEW_FILE,
     attempt_option,
+    certificates,
     described,
     private_key,
     read_attempt,
@@ -18,8 +19,7 @@ from hsm_pool.cli.attempts import (
 )
 from hsm_pool.cli.evidence_files import Anchors, anchor_options
 from hsm_pool.cli.files import refuse_existing, write_new
-from hsm_pool.cli.output import common_options, connect, read_bounded, report
-from security_domain import officers
+from hsm_pool.cli.output import common_options, connect, named, read_bounded, report
 from security_domain.azure import document as azure_document
 from security_domain.azure.items import DOCUMENT_BYTES_MAX
 from security_domain.azure.restore_blob import make_restore_blob
@@ -67,14 +67,10 @@ def restore_blob(
     exchange = attempt.exchange_certificate_der
     anchors = Anchors.load(common["data_dir"], platform_root, owner_root, policy)
     require_evidence(attempt, anchors, exchange)
-    parsed = azure_document.parse(read_bounded(azure_file, DOCUMENT_BYTES_MAX))
-    pairs = [
-        (
-            private_key(key_file, f"passphrase of {key_file}"),
-            officers.certificate_der(read_bounded(path, officers.PEM_BYTES_MAX)),
-        )
-        for path, key_file in officer_files
-    ]
+    with named(azure_file):
+        parsed = azure_document.parse(read_bounded(azure_file, DOCUMENT_BYTES_MAX))
+    keys = [private_key(key_file, f"passphrase of {key_file}") for _, key_file in officer_files]
+    pairs = list(zip(keys, certificates(path for path, _ in officer_files), strict=True))
     write_new(output, make_restore_blob(parsed, pairs, exchange))
     report(
         {"output": str(output)},
@@ -92,7 +88,7 @@ def upload(attempt_file: Path, blob_file: Path, **common: Any) -> None:
     """Complete a recovery with a restore blob, ours or one of Azure's clients."""
     attempt = read_attempt(attempt_file)
     blob = read_bounded(blob_file, DOCUMENT_BYTES_MAX)
-    with connect(common, client="administrator") as pool:
+    with connect(common, client="administrator") as pool, named(blob_file):
         ceremony = pool.upload_restore_blob(attempt.partition, attempt.attempt_id, blob)
     report(
         described(ceremony),

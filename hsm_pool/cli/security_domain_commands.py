@@ -15,6 +15,7 @@ from hsm_pool.cli.attempts import (
     NEW_FILE,
     Attempt,
     attempt_option,
+    certificates,
     described,
     exchange_certificate,
     private_key,
@@ -25,7 +26,16 @@ from hsm_pool.cli.attempts import (
 )
 from hsm_pool.cli.evidence_files import Anchors, anchor_options
 from hsm_pool.cli.files import refuse_existing, write_new
-from hsm_pool.cli.output import common_options, connect, fail, json_option, read_bounded, report, typed_errors
+from hsm_pool.cli.output import (
+    common_options,
+    connect,
+    fail,
+    json_option,
+    named,
+    read_bounded,
+    report,
+    typed_errors,
+)
 from hsm_pool.client.pool import Pool
 from hsm_pool.errors import MHSMError
 from mhsm.security_domain.v1 import security_domain_pb2
@@ -72,7 +82,7 @@ def security_domain_group() -> None:
 @typed_errors
 def plan(certificate_files: tuple[Path, ...], required: int, as_json: bool) -> None:
     """Say what a download or a rotation with these officers would do; contacts nobody."""
-    found = officers.check_officers(_certificates(certificate_files), required)
+    found = officers.check_officers(certificates(certificate_files), required)
     spare = len(found) - required
     warnings = [] if spare else ["every officer is needed: one lost key loses the security domain"]
     rows = [
@@ -125,12 +135,12 @@ def download(
     refuse_existing(attempt_output)
     if azure_output:
         refuse_existing(azure_output)
-    certificates = _certificates(certificate_files)
+    found = certificates(certificate_files)
     request_id = request_id or str(uuid.uuid4())
     click.echo(f"request id {request_id} (repeat with it if the answer is lost)", err=True)
     with connect(common, client="administrator") as pool:
         _refuse_second(pool, partition)
-        ceremony = pool.download_security_domain(certificates, required, request_id, partition)
+        ceremony = pool.download_security_domain(found, required, request_id, partition)
     write_new(output, ceremony.security_domain_file)
     if azure_output:
         write_new(azure_output, ceremony.azure_security_domain_file)
@@ -142,14 +152,14 @@ def download(
             "attempt": str(attempt_output),
             "pool_id": ceremony.pool_id,
             "generation": ceremony.generation,
-            "officers": len(certificates),
+            "officers": len(found),
             "required": required,
             "active": ceremony.complete,
             "request_id": request_id,
             "words": words(ceremony.security_domain_file),
         },
         as_json=common["as_json"],
-        text=f"wrote {output}: any {required} of {len(certificates)} officers open it\n"
+        text=f"wrote {output}: any {required} of {len(found)} officers open it\n"
         f"{words(ceremony.security_domain_file)}\n"
         + ("the pool is active" if ceremony.complete else "the pool becomes active when all have submitted"),
         following="mhsm status" if ceremony.complete else _submit(attempt_output, output),
@@ -183,9 +193,15 @@ def init_recovery(
 ) -> None:
     """Start to unlock a locked pool, or to recover a lost pool's security domain in a new pool."""
     file = read_bounded(domain_file, DOCUMENT_BYTES_MAX) if domain_file else b""
+    if domain_file and not azure_document.is_document(file):
+        with named(domain_file):
+            container.parse(file)
     if exchange_certificate_output:
         refuse_existing(exchange_certificate_output)
-    ceremony = _begin(common, partition, output, lambda pool: pool.init_recovery(partition, file))
+    following = _restore_blob(output) if exchange_certificate_output else ""
+    ceremony = _begin(
+        common, partition, output, lambda pool: pool.init_recovery(partition, file), following, domain_file
+    )
     if exchange_certificate_output:
         pem = officers.certificate_pem(exchange_certificate(ceremony))
         write_new(exchange_certificate_output, pem, 0o644)
@@ -214,8 +230,8 @@ def rotate_shares(
     It takes effect when a quorum of the old officers, and then a quorum of the new ones, have
     submitted. It does not revoke: an old file with an old quorum still opens the secret.
     """
-    certificates = _certificates(certificate_files)
-    _begin(common, partition, output, lambda pool: pool.rotate_shares(certificates, required, partition))
+    found = certificates(certificate_files)
+    _begin(common, partition, output, lambda pool: pool.rotate_shares(found, required, partition))
 
 
 @security_domain_group.command("new-generation")
@@ -232,8 +248,10 @@ def new_generation(
     It needs a living pool and no old officer, and takes effect when every new officer has submitted
     his share. What is written from then on opens to nobody who holds old shares. Take a new backup.
     """
-    certificates = _certificates(certificate_files)
-    _begin(common, partition, output, lambda pool: pool.new_generation(certificates, required, partition))
+    found = certificates(certificate_files)
+    following = f"mhsm security-domain fetch-file --partition {partition} --output FILE"
+    following += ", then each new officer submits with FILE"
+    _begin(common, partition, output, lambda pool: pool.new_generation(found, required, partition), following)
 
 
 @security_domain_group.command("rotate-kek")
@@ -376,6 +394,7 @@ def status(**common: Any) -> None:
             if "error" in entry
             else f"{entry['purpose']}, {entry['accepted']} of {entry['required']} shares"
         )
+        + "".join(f"\n  accepted: officer {officer}" for officer in entry.get("accepted_officers", ()))
         for entry in found
     ]
     report(
@@ -418,6 +437,8 @@ def _begin(
     partition: int,
     output: Path,
     begin: Callable[[Pool], security_domain_pb2.Ceremony],
+    following: str = "",
+    domain_file: Path | None = None,
 ) -> security_domain_pb2.Ceremony:
     refuse_existing(output)
     with connect(common, client="administrator") as pool:
@@ -428,13 +449,15 @@ def _begin(
         "exchange key": ceremony.exchange_public_key,
         "exchange certificate": exchange_certificate(ceremony),
     }
+    if not following and not ceremony.required:
+        following = _restore_blob(output)
     report(
         {"attempt": str(output), **described(ceremony)},
         as_json=common["as_json"],
         text=f"partition {partition} waits for {_awaited(ceremony)} "
         f"until {ceremony.expires.ToJsonString()}\n"
         + "\n".join(f"{name}: {words(key)}" for name, key in keys.items() if key),
-        following=_submit(output, "security-domain.json"),
+        following=following or _submit(output, domain_file or "security-domain.json"),
     )
     return ceremony
 
@@ -468,17 +491,20 @@ def _make_submission(
     if azure_document.is_document(file):
         if certificate_file is None:
             raise click.UsageError("a document of Azure's format needs --officer-certificate, too")
+        with named(domain_file):
+            parsed = azure_document.parse(file)
         return azure_submission.make_submission(
-            azure_document.parse(file),
+            parsed,
             private_key(key_file),
-            _certificates((certificate_file,))[0],
+            certificates((certificate_file,))[0],
             attempt.attempt_id,
             attempt.exchange_public_key,
             attempt.purpose,
             attempt.detail,
         )
     key = private_key(key_file)
-    domain = container.parse(file)
+    with named(domain_file):
+        domain = container.parse(file)
     if (domain.pool_id, domain.generation) != (attempt.pool_id, attempt.generation):
         fail("the security-domain file is of another pool or generation", "use the file in force")
     return submission.make_submission(
@@ -505,12 +531,22 @@ def _report_progress(ceremony: security_domain_pb2.Ceremony, as_json: bool) -> N
     if ceremony.complete:
         text += f": {done.get(ceremony.purpose, '')}"
         following = "mhsm status"
+        if ceremony.purpose == security_domain_pb2.CEREMONY_PURPOSE_NEW_GENERATION:
+            following = "mhsm backup create --output DIRECTORY; backups of before are of the old generation"
     elif not ceremony.accepted:
         text = f"the old quorum is complete; the new file waits for {ceremony.required} new shares"
-        following = "mhsm security-domain fetch-file --output FILE, then each new officer submits with FILE"
+        following = f"mhsm security-domain fetch-file --partition {ceremony.partition_index} --output FILE"
+        following += ", then each new officer submits with FILE"
     else:
         text += f", {missing} more needed"
     report(described(ceremony), as_json=as_json, text=text, following=following)
+
+
+def _restore_blob(attempt: Path) -> str:
+    return (
+        f"mhsm security-domain restore-blob --attempt {attempt} --azure-file azure-domain.json "
+        "--officer officer-1.crt officer-1.key --officer officer-2.crt officer-2.key --output blob.json"
+    )
 
 
 def _submit(attempt: Path, domain_file: Path | str) -> str:
@@ -518,10 +554,6 @@ def _submit(attempt: Path, domain_file: Path | str) -> str:
         f"mhsm security-domain submit-share --attempt {attempt} "
         f"--security-domain {domain_file} --officer-key officer-1.key"
     )
-
-
-def _certificates(paths: tuple[Path, ...]) -> list[bytes]:
-    return [officers.certificate_der(read_bounded(path, officers.PEM_BYTES_MAX)) for path in paths]
 
 
 security_domain_group.add_command(restore_blob_commands.restore_blob)

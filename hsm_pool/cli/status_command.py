@@ -23,6 +23,20 @@ from mhsm.pool.v1 import pool_pb2
 
 _REFRESH_SECONDS = 0.5
 _SERVING = "SERVING"
+COLUMNS = (
+    ("partition", "index"),
+    ("state", "state"),
+    ("lease ms", "lease_remaining_ms"),
+    ("sequence", "applied_sequence"),
+    ("head", "head"),
+    ("starts", "incarnation"),
+    ("keys from", "recovery_path"),
+    ("sealing", "sealing"),
+    ("secrets in", "secret_memory"),
+    ("etcd", "store_version"),
+    ("agent, partition, store", "process_ids"),
+)
+"""Title of each column, and the field of the JSON form that it shows."""
 
 
 @click.command()
@@ -134,27 +148,17 @@ def _exit_code(rows: list[dict[str, Any]]) -> int:
 
 def _table(rows: list[dict[str, Any]]) -> Table:
     table = Table(box=None, pad_edge=False)
-    columns = ("partition", "state", "lease ms", "sequence", "head", "starts", "keys from", "sealing")
-    for column in (*columns, "secrets in", "etcd", "agent, partition, store"):
-        table.add_column(column)
+    for title, _ in COLUMNS:
+        table.add_column(title)
     for row in rows:
-        processes = " ".join(str(value) for value in row["process_ids"].values())
-        table.add_row(
-            str(row["index"]),
-            row["state"].lower(),
-            *(
-                str(row.get(field, ""))
-                for field in (
-                    "lease_remaining_ms",
-                    "applied_sequence",
-                    "head",
-                    "incarnation",
-                    "recovery_path",
-                    "sealing",
-                    "secret_memory",
-                    "store_version",
-                )
-            ),
-            processes,
-        )
+        table.add_row(*(_cell(row, field) for _, field in COLUMNS))
     return table
+
+
+def _cell(row: dict[str, Any], field: str) -> str:
+    value = row.get(field, "")
+    if field == "state":
+        return str(value).lower()
+    if field == "process_ids":
+        return " ".join(str(process_id) for process_id in value.values())
+    return str(value)
