@@ -7,6 +7,9 @@ configuration, never from here.
 
 from __future__ import annotations
 
+import re
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -14,6 +17,9 @@ import fsspec
 
 from hsm_pool.client.new_file import write_new_file
 from hsm_pool.errors import InvalidField, KeyExists
+
+_SAID_MAX = 200
+"""Characters of a driver's error that are shown."""
 
 
 class Location(Protocol):
@@ -80,7 +86,11 @@ class _Directory:
 
 
 class _ObjectStore:
-    """An object store writes an object whole or not at all."""
+    """An object store writes an object whole or not at all; S3 and Azure refuse a second one by themselves.
+
+    A driver raises whatever its libraries raise. That becomes an OSError with the first line of what it
+    says, without the query of an address (which may hold a signature).
+    """
 
     def __init__(self, filesystem: Any, root: str) -> None:
         self._filesystem = filesystem
@@ -89,7 +99,8 @@ class _ObjectStore:
     def names(self) -> set[str]:
         self._filesystem.invalidate_cache()
         try:
-            listed = self._filesystem.ls(self._root, detail=False)
+            with _in_words(self._root):
+                listed = self._filesystem.ls(self._root, detail=False)
         except FileNotFoundError:
             return set()
         return {entry.rsplit("/", 1)[-1] for entry in listed}
@@ -97,15 +108,35 @@ class _ObjectStore:
     def read(self, name: str, bytes_max: int) -> bytes:
         path = f"{self._root}/{name}"
         try:
-            content = self._filesystem.cat_file(path, start=0, end=bytes_max + 1)
+            with _in_words(path):
+                content = self._filesystem.cat_file(path, start=0, end=bytes_max + 1)
         except FileNotFoundError:
             raise InvalidField(f"{path} is missing", field="location") from None
         return _bounded(content, name, bytes_max)
 
     def write(self, name: str, content: bytes) -> None:
-        if name in self.names():
-            raise KeyExists(f"{self._root}/{name} exists and is not overwritten")
-        self._filesystem.pipe_file(f"{self._root}/{name}", content)
+        path = f"{self._root}/{name}"
+        exists = KeyExists(f"{path} exists and is not overwritten")
+        if name in self.names():  # for a store that cannot refuse by itself
+            raise exists
+        try:
+            with _in_words(path):
+                self._filesystem.pipe_file(path, content, mode="create")
+        except FileExistsError:
+            raise exists from None
+        except FileNotFoundError:
+            raise InvalidField(f"{path}: there is no such bucket or container", field="location") from None
+
+
+@contextmanager
+def _in_words(path: str) -> Iterator[None]:
+    try:
+        yield
+    except (FileNotFoundError, FileExistsError):
+        raise
+    except Exception as error:  # noqa: BLE001 - of any library
+        said = re.sub(r"\?\S*", "", next(iter(str(error).splitlines()), ""))
+        raise OSError(f"{path}: {type(error).__name__}: {said[:_SAID_MAX]}") from None
 
 
 def _bounded(content: bytes, name: str, bytes_max: int) -> bytes:

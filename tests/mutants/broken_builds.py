@@ -377,4 +377,12 @@ BROKEN_BUILDS: tuple[BrokenBuild, ...] = (
         "        pass\n    except InvalidShare as error:\n",
         (f"{_AZURE_SUBMISSION}::test_a_wrong_share_is_named_even_at_exactly_the_quorum",),
     ),
+    BrokenBuild(
+        "an object store overwrites",
+        "G8",
+        "hsm_pool/client/locations.py",
+        'self._filesystem.pipe_file(path, content, mode="create")',
+        "self._filesystem.pipe_file(path, content)",
+        ("tests/unit/client/test_locations.py::test_an_object_that_is_not_listed_yet_is_not_overwritten",),
+    ),
 )

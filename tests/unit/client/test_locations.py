@@ -7,6 +7,7 @@ import uuid
 from pathlib import Path
 
 import pytest
+from fsspec.implementations.memory import MemoryFileSystem
 
 from hsm_pool.client.locations import Location, open_location
 from hsm_pool.errors import InvalidField, KeyExists
@@ -40,6 +41,25 @@ def test_what_is_missing_or_too_large_is_refused(location: Location) -> None:
     with pytest.raises(InvalidField):
         location.read("part-00000", 10)
     assert len(location.read("part-00000", 11)) == 11
+
+
+def test_an_object_that_is_not_listed_yet_is_not_overwritten(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The store refuses, whatever it said when it was asked before: two commands may write at once."""
+    place = f"memory://{uuid.uuid4()}/a"
+    open_location(place).write("part-00000", b"first")
+    monkeypatch.setattr(MemoryFileSystem, "ls", lambda *_, **__: [])
+    with pytest.raises(KeyExists):
+        open_location(place).write("part-00000", b"second")
+    assert open_location(place).read("part-00000", 10) == b"first"
+
+
+def test_what_a_driver_says_is_shown_in_one_line_without_a_signature(monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(*arguments: object, **options: object) -> None:
+        raise RuntimeError("GET http://store/x?sig=secret refused\nmore")
+
+    monkeypatch.setattr(MemoryFileSystem, "ls", refuse)
+    with pytest.raises(OSError, match=r"x: RuntimeError: GET http://store/x refused$"):
+        open_location("memory://x").names()
 
 
 @pytest.mark.parametrize("url", ["nonsense://bucket/x", "s3-not-installed://x"])
