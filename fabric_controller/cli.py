@@ -164,4 +164,7 @@ def main() -> None:
     """Entry point of ``mhsm-fabric``."""
     # The C core prints texts of the other side (certificates, addresses) to standard error otherwise.
     os.environ.setdefault("GRPC_VERBOSITY", "NONE")
-    cli(prog_name="mhsm-fabric")
+    try:
+        cli(prog_name="mhsm-fabric")
+    except OSError as error:  # of standard output; a closed pipe is click's
+        fail(error.strerror or str(error), "look at where the output goes")

@@ -15,6 +15,7 @@ from hsm_pool.cli.key_commands import resource
 from hsm_pool.cli.output import common_options, connect, fail, report, request_id_option
 from hsm_pool.client import backup_calls, backups
 from hsm_pool.client.locations import open_location
+from hsm_pool.errors import RestoreState
 from mhsm.backup.v1 import backup_pb2
 
 _to = click.option("--output", required=True, help="Directory, or URL of an object store (s3://...).")
@@ -33,7 +34,10 @@ def backup_group() -> None:
 def create(output: str, partition: int, **common: Any) -> None:
     """Take a full backup; a repeat goes on with one that was interrupted in the same place."""
     with connect(common, client="administrator") as pool, _progress(common) as progress:
-        taken = backups.take(pool, open_location(output), progress, partition)
+        try:
+            taken = backups.take(pool, open_location(output), progress, partition)
+        except RestoreState as error:
+            fail(error.message, "mhsm backup create --help")
     report(
         {
             "output": output,

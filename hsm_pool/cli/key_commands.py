@@ -86,7 +86,9 @@ def key() -> None:
 @click.argument("name")
 @click.option("--type", "type_name", type=click.Choice(list(TYPES)), required=True)
 @click.option("--curve", type=click.Choice(list(CURVES)), default=None)
-@click.option("--size", type=int, default=None, help="Bits, for RSA (default 3072) and oct (256).")
+@click.option(
+    "--size", type=click.IntRange(1, 65_536), default=None, help="Bits, for RSA (default 3072) and oct (256)."
+)
 @click.option("--disabled", is_flag=True)
 @click.option("--new-only", is_flag=True, help="Refuse to add a version to an existing key.")
 @request_id_option

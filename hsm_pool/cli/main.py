@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import importlib
+import sys
 
 import click
-
-from hsm_pool.cli import output
 
 _COMMANDS = {
     "up": "hsm_pool.cli.pool_commands:up",
@@ -53,4 +52,9 @@ def mhsm() -> None:
 
 def main() -> None:
     """Entry point."""
+    try:
+        from hsm_pool.cli import output  # the longest part of starting: Ctrl-C may come within it
+    except KeyboardInterrupt:
+        click.echo("mhsm: interrupted", err=True)
+        sys.exit(130)
     output.main(mhsm)

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import functools
 import json
+import os
 import re
 import shlex
 import sys
@@ -214,13 +215,26 @@ def failure_of(error: Exception, request_id: str | None = None) -> Failure:
         case AvailabilityError():
             return Failure(text, "mhsm status", UNREACHABLE)
         case OSError():
-            return Failure(f"{error.filename}: {error.strerror}" if error.filename else text)
+            said = error.strerror or text
+            return Failure(f"{error.filename}: {said}" if error.filename else said)
         case _:
             return Failure(text)
 
 
+def _open_closed_streams() -> None:
+    """Open /dev/null for each standard stream that is closed: no file that is opened may take its place."""
+    for descriptor, name, mode in ((0, "stdin", "r"), (1, "stdout", "w"), (2, "stderr", "w")):
+        try:
+            os.fstat(descriptor)
+        except OSError:
+            os.open(os.devnull, os.O_RDWR)
+        if getattr(sys, name) is None:
+            setattr(sys, name, os.fdopen(descriptor, mode, closefd=False))
+
+
 def main(group: click.Group) -> NoReturn:
     """Run a group; Ctrl-C ends with 130."""
+    _open_closed_streams()
     try:
         code = group.main(standalone_mode=False)
     except click.exceptions.Exit as finished:

@@ -98,10 +98,9 @@ def up(
         fail("the pool was made unattended; that cannot be changed", "mhsm up without --attended")
     _check_admission_policy(directory)
     running = _supervisor_process_id(directory) is not None
-    if not running:
-        _start_supervisor(directory)
+    started = None if running else _start_supervisor(directory)
     with Console(stderr=True).status("waiting for the partitions"):
-        states = _await_ready(directory)
+        states = _await_ready(directory, started)
     names = [enclave_pb2.PartitionState.Name(state).removeprefix("PARTITION_STATE_") for state in states]
     connection = directory / "connection.json"
     following = {
@@ -254,11 +253,11 @@ def _supervisor_process_id(directory: Path) -> int | None:
         os.close(descriptor)
 
 
-def _start_supervisor(directory: Path) -> None:
+def _start_supervisor(directory: Path) -> subprocess.Popen[bytes]:
     (directory / "connection.json").unlink(missing_ok=True)
     log = os.open(directory / "supervisor.log", os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600)
     try:
-        subprocess.Popen(
+        return subprocess.Popen(
             [sys.executable, "-m", "hsm_pool.provisioning.supervisor", "--data-dir", str(directory)],
             stdin=subprocess.DEVNULL,
             stdout=log,
@@ -270,13 +269,18 @@ def _start_supervisor(directory: Path) -> None:
         os.close(log)
 
 
-def _await_ready(directory: Path) -> list[enclave_pb2.PartitionState.ValueType]:
+def _await_ready(
+    directory: Path, started: subprocess.Popen[bytes] | None
+) -> list[enclave_pb2.PartitionState.ValueType]:
     """Wait, bounded, until every partition is in a state that an operator can act on."""
     deadline = time.monotonic() + _UP_SECONDS
     while time.monotonic() < deadline:
         states = _states(directory)
         if states is not None:
             return states
+        # Another one may have been started at the same time, and have been first.
+        if started and started.poll() is not None and _supervisor_process_id(directory) is None:
+            fail("the supervisor ended at once", f"look at {directory}/supervisor.log", UNREACHABLE)
         time.sleep(_POLL_SECONDS)
     fail(
         f"the partitions did not become ready in {_UP_SECONDS:.0f} s",

@@ -7,9 +7,10 @@ import time
 import uuid
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeVar
 
 from hsm_pool.client import backup_calls
+from hsm_pool.client.calls import Call
 from hsm_pool.client.locations import Location
 from hsm_pool.client.pool import Pool
 from hsm_pool.errors import InvalidField, KeyExists, RestoreState
@@ -20,6 +21,11 @@ from mhsm.keys.v1 import keys_pb2
 MANIFEST = "manifest.json"
 STARTED = "started.json"
 _POLL_SECONDS = 0.1
+_LOST = (
+    "partition {partition} does not hold the snapshot of this backup any more (restarted, or after ten "
+    "minutes): what is in this place stays incomplete; take a new backup in another place and remove this one"
+)
+T = TypeVar("T")
 Progress = Callable[[str, int, int], None]
 """Called with what is done, how much of it, and how much there is."""
 
@@ -43,7 +49,7 @@ def take(pool: Pool, location: Location, progress: Progress, partition: int = 0)
 
     Raises:
         KeyExists: A complete backup, or something else, is there.
-        RestoreState: The interrupted one is not held by its partition any more.
+        RestoreState: The interrupted one is not held by its partition any more: the place stays incomplete.
     """
     there = location.names()
     if MANIFEST in there:
@@ -58,19 +64,28 @@ def take(pool: Pool, location: Location, progress: Progress, partition: int = 0)
         backup_id = uuid.uuid4().hex
         location.write(STARTED, json.dumps({"backup_id": backup_id, "partition": partition}).encode())
     if _part(0) in there:
-        # Parts of one snapshot do not go with those of another: refused unless it is still the same.
-        pool.call(backup_calls.read_backup_part(backup_id, 0), partition)
+        # Before anything is started: parts of one snapshot do not go with those of another.
+        _of_snapshot(pool, backup_calls.read_backup_part(backup_id, 0), partition)
     begun = pool.call(backup_calls.start_backup(backup_id), partition)
     parts, written = begun.parts, 0
     for index in range(parts):
-        content = pool.call(backup_calls.read_backup_part(backup_id, index), partition)
+        content = _of_snapshot(pool, backup_calls.read_backup_part(backup_id, index), partition)
         if _part(index) not in there:
             location.write(_part(index), content)
+        elif location.read(_part(index), BACKUP_PART_BYTES_MAX) != content:
+            raise RestoreState(_LOST.format(partition=partition))
         written += len(content)
         progress("parts written", index + 1, parts)
-    manifest = pool.call(backup_calls.finish_backup(backup_id), partition)
+    manifest = _of_snapshot(pool, backup_calls.finish_backup(backup_id), partition)
     location.write(MANIFEST, manifest)
     return TakenBackup(backup_id, begun.keys, parts, written + len(manifest))
+
+
+def _of_snapshot(pool: Pool, call: Call[T], partition: int) -> T:
+    try:
+        return pool.call(call, partition)
+    except RestoreState as error:
+        raise RestoreState(_LOST.format(partition=partition)) from error
 
 
 def manifest_of(location: Location) -> bytes:
@@ -79,8 +94,10 @@ def manifest_of(location: Location) -> bytes:
     Raises:
         InvalidField: There is none: the backup was interrupted, or is somewhere else.
     """
-    if MANIFEST not in location.names():
-        raise InvalidField("there is no complete backup: the manifest is missing", field="location")
+    there = location.names()
+    if MANIFEST not in there:
+        what = "it was begun and not finished" if STARTED in there else "the manifest is missing"
+        raise InvalidField(f"there is no complete backup: {what}", field="location")
     return location.read(MANIFEST, BACKUP_MANIFEST_BYTES_MAX)
 
 

@@ -92,5 +92,5 @@ def load_connection(path: Path) -> Connection:
         )
     except OSError:
         raise NoConnection(f"{file} is not there: the pool does not run") from None
-    except (ValueError, KeyError, TypeError):
+    except (ValueError, KeyError, TypeError, RecursionError):
         raise NoConnection(f"{file} is not a connection file") from None

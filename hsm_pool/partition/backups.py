@@ -88,7 +88,9 @@ class Backups:
             if self._backup and self._backup.sealer.backup_id == backup_id:
                 return self._backup.started
             if self._live():
-                raise RestoreState("another backup is being taken from this partition; finish it first")
+                raise RestoreState(
+                    "another backup is being taken from this partition; finish it, or use another partition"
+                )
 
             def decide(state: State) -> tuple[list[StoredKey], list[StoredRole]]:
                 restore.refuse_while_restoring(state)

@@ -145,7 +145,10 @@ def provision(directory: Path, new: NewPool) -> str:
     Raises:
         DirectoryRefused: Something else lies there.
     """
-    directory = directory.resolve()
+    try:
+        directory = directory.resolve()
+    except RuntimeError:  # so Python 3.11 and 3.12; later ones raise an OSError where it is used
+        raise DirectoryRefused(f"{directory} is a link to itself") from None
     if directory.exists() and (not directory.is_dir() or any(directory.iterdir())):
         raise DirectoryRefused(f"{directory} exists and is not a pool's data directory")
     if not limits.RECOVERABLE_DAYS_MIN <= new.recoverable_days <= limits.RECOVERABLE_DAYS_MAX:

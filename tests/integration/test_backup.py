@@ -296,6 +296,52 @@ def test_an_interrupted_backup_is_gone_on_with_or_refused(filled: RunningPool, t
         assert administrator.call(backup_calls.check_restore(backups.manifest_of(place))).keys == 8
 
 
+def test_a_partition_dies_while_a_backup_is_taken_from_it(filled: RunningPool, tmp_path: Path) -> None:
+    """G8: the place is known as incomplete and never mixed; a new place at once, also at that partition."""
+    at = ("--data-dir", str(filled.directory))
+    place = str(tmp_path / "backup")
+
+    def kill(what: str, done: int, total: int) -> None:
+        victim = filled.signal(0, "partition", signal.SIGKILL)
+        assert victim is not None
+        filled.await_states(["SERVING"] * 3)
+
+    with (
+        filled.client("administrator") as administrator,
+        pytest.raises(RestoreState, match="stays incomplete"),
+    ):
+        backups.take(administrator, open_location(place), kill)
+    before = {path.name: path.read_bytes() for path in (tmp_path / "backup").iterdir()}
+    assert sorted(before) == ["part-00000", "started.json"]
+    again = mhsm("backup", "create", "--output", place, *at, check=False)
+    assert again.returncode == 1
+    assert "take a new backup in another place and remove this one" in again.stderr
+    assert "begun and not finished" in mhsm("backup", "check", "--from", place, *at, check=False).stderr
+    assert {path.name: path.read_bytes() for path in (tmp_path / "backup").iterdir()} == before
+    mhsm("backup", "create", "--output", f"{place}-2", *at)
+    assert "keys can be restored" in mhsm("backup", "check", "--from", f"{place}-2", *at).stdout
+
+
+def test_a_part_of_another_snapshot_is_never_taken_for_this_one(filled: RunningPool, tmp_path: Path) -> None:
+    """G8: the partition was restarted unnoticed, or somebody changed the place."""
+    place = open_location(str(tmp_path / "backup"))
+
+    def interrupt(what: str, done: int, total: int) -> None:
+        raise KeyboardInterrupt
+
+    with filled.client("administrator") as administrator:
+        with pytest.raises(KeyboardInterrupt):
+            backups.take(administrator, place, interrupt)
+        part = tmp_path / "backup" / "part-00000"
+        good = part.read_bytes()
+        part.write_bytes(good[:-1])
+        with pytest.raises(RestoreState, match="stays incomplete"):
+            backups.take(administrator, place, quiet)
+        assert "manifest.json" not in place.names()
+        part.write_bytes(good)
+        assert backups.take(administrator, place, quiet).keys == 8
+
+
 def test_the_backup_commands(filled: RunningPool, tmp_path: Path) -> None:
     """The way of docs/operations.md, by commands and their exit codes."""
     at = ("--data-dir", str(filled.directory))

@@ -7,13 +7,15 @@ import errno
 import json
 import os
 import random
+import select
 import signal
 import stat
 import subprocess
 import sys
 import termios
+import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -324,6 +326,10 @@ def test_kill_9_at_any_moment_leaves_a_whole_transcript_a_journal_or_nothing(
     assert seen, "every run was killed before it began"
 
 
+TERMINAL_SECONDS = 60.0
+"""How long a prompt may take; one that was renamed is then named by the failure, and not by a time-out."""
+
+
 class Terminal:
     """A pseudo-terminal with the ceremony as its foreground process."""
 
@@ -346,16 +352,25 @@ class Terminal:
 
     def until(self, text: str) -> bytes:
         """Read until a text appears, and return what came before it."""
+        deadline = time.monotonic() + TERMINAL_SECONDS
         while text.encode() not in self._unread:
-            try:
-                octets = os.read(self.master, 4096)
-            except OSError:  # the other side is closed
-                octets = b""
-            assert octets, f"{text!r} never came: {self.shown.decode(errors='replace')}"
+            octets = self._read(deadline)
+            if not octets:
+                self.process.kill()
+                raise AssertionError(f"{text!r} never came: {self.shown.decode(errors='replace')}")
             self._unread += octets
-            self.shown += octets
         before, _, self._unread = self._unread.partition(text.encode())
         return before
+
+    def _read(self, deadline: float) -> bytes:
+        """Return what is shown next, nothing at the end or when the deadline (monotonic) comes first."""
+        ready, _, _ = select.select([self.master], [], [], max(0.0, deadline - time.monotonic()))
+        octets = b""
+        if ready:
+            with suppress(OSError):  # the other side is closed
+                octets = os.read(self.master, 4096)
+        self.shown += octets
+        return octets
 
     def echoes(self) -> bool:
         """Return whether the terminal shows what is typed."""
@@ -365,13 +380,8 @@ class Terminal:
         os.write(self.master, text.encode())
 
     def end(self) -> int:
-        try:
-            while True:
-                octets = os.read(self.master, 4096)
-                if not octets:
-                    break
-                self.shown += octets
-        except OSError:
+        deadline = time.monotonic() + TERMINAL_SECONDS
+        while self._read(deadline):
             pass
         code = self.process.wait(timeout=60)
         os.close(self.master)
@@ -442,6 +452,17 @@ def _to_the_passphrase(terminal: Terminal, room: Room) -> None:
         terminal.type(keys)
     terminal.until("passphrase: ")
     until(lambda: not terminal.echoes(), 60, "the command has switched echo off")
+
+
+def test_a_prompt_that_never_comes_is_a_failure_with_what_was_shown(
+    terminal_room: Room, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The tests at a terminal end by themselves when a prompt was renamed."""
+    monkeypatch.setattr(sys.modules[__name__], "TERMINAL_SECONDS", 5.0)
+    terminal = Terminal(*terminal_room.arguments())
+    with pytest.raises(AssertionError, match="'No such prompt' never came"):
+        terminal.until("No such prompt")
+    terminal.end()
 
 
 def test_people_at_a_terminal(terminal_room: Room) -> None:
