@@ -40,12 +40,13 @@ _TICKS_PER_SECOND = os.sysconf("SC_CLK_TCK")
 class BenchmarkPool:
     """An attended pool of its own, quorum 2 of 3. :meth:`close` stops it."""
 
-    def __init__(self, directory: Path) -> None:
+    def __init__(self, directory: Path, firmware_repository: Path | None = None) -> None:
         self.directory = directory
         self._pause = threading.Event()
         self._officers = [make_officer(f"officer-{number}") for number in range(1, 4)]
         self._file = b""
-        self._mhsm("up", "--attended")
+        firmware = ("--firmware-repository", str(firmware_repository)) if firmware_repository else ()
+        self._mhsm("up", "--attended", *firmware)
 
     def close(self) -> None:
         """Stop the pool; no process is left."""

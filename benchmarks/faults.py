@@ -14,8 +14,9 @@ from benchmarks.summaries import summary
 from hsm_pool.client.pool import Pool
 from hsm_pool.errors import MHSMError
 
-_LOAD_BEFORE_SECONDS = 0.5
-_LOAD_AFTER_SECONDS = 0.5
+LOAD_SECONDS = 0.5
+"""How long there is load before a fault, and after it."""
+
 _SIGNERS = 2
 
 
@@ -42,7 +43,7 @@ class _Gap:
             return max(self._longest, time.monotonic() - self._last) * 1000
 
 
-class _Load:
+class Load:
     """Two signers and one writer that use the pool without pause; their errors are the gaps."""
 
     def __init__(self, pool: BenchmarkPool) -> None:
@@ -68,6 +69,7 @@ class _Load:
             thread.join()
 
     def wait(self, seconds: float) -> None:
+        """Let the load go on for some seconds."""
         self._stop.wait(seconds)
 
     def _run(self, attempt: Callable[[Pool, int], None], gap: _Gap) -> None:
@@ -111,14 +113,14 @@ def kill_follower_node(pool: BenchmarkPool, repeats: int) -> dict[str, Any]:
     for repeat in range(repeats):
         followers = [index for index in range(PARTITIONS) if index != pool.await_leader()]
         victim = followers[repeat % len(followers)]
-        with _Load(pool) as load:
-            load.wait(_LOAD_BEFORE_SECONDS)
+        with Load(pool) as load:
+            load.wait(LOAD_SECONDS)
             load.writes.mark()
             load.signatures.mark()
             heals.append(
                 _heal_seconds(pool, victim, lambda v=victim: pool.kill(v, "store_member", "partition"))  # type: ignore[misc]
             )
-            load.wait(_LOAD_AFTER_SECONDS)
+            load.wait(LOAD_SECONDS)
             writes.append(load.writes.longest_ms())
             signatures.append(load.signatures.longest_ms())
         pool.await_whole()
@@ -136,13 +138,13 @@ def kill_store_leader(pool: BenchmarkPool, repeats: int) -> dict[str, Any]:
     signatures: list[float] = []
     for _ in range(repeats):
         leader = pool.await_leader()
-        with _Load(pool) as load:
-            load.wait(_LOAD_BEFORE_SECONDS)
+        with Load(pool) as load:
+            load.wait(LOAD_SECONDS)
             load.writes.mark()
             load.signatures.mark()
             pool.kill(leader, "store_member")
             pool.await_whole()
-            load.wait(_LOAD_AFTER_SECONDS)
+            load.wait(LOAD_SECONDS)
             writes.append(load.writes.longest_ms())
             signatures.append(load.signatures.longest_ms())
     return {

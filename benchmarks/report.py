@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 from rich.console import Console
@@ -88,6 +89,33 @@ def _fault_table(result: dict[str, Any]) -> Table:
     return table
 
 
+def _failover_table(result: dict[str, Any]) -> Table:
+    entry = result["failover"]
+    table = Table(title=f"{entry['fault']}, in milliseconds", title_justify="left")
+    for heading in ("what", "median", "p99", "maximum", "runs"):
+        table.add_column(heading, justify="left" if heading == "what" else "right")
+    for name, value in entry.items():
+        if name.endswith("_ms"):
+            figures = [f"{value[figure]:,.0f}" for figure in ("median", "p99", "maximum")]
+            table.add_row(name.removesuffix("_ms").replace("_", " "), *figures, str(value["repeats"]))
+    return table
+
+
+def _patch_table(result: dict[str, Any]) -> Table:
+    entry = result["patch"]
+    took = f"{entry['patch_ms'] / 1000:,.1f} s each, {entry['failed_calls']} failed calls"
+    table = Table(title=f"{entry['patches']} rolling patches ({took}), in milliseconds", title_justify="left")
+    for heading in ("call", "figure", "before", "during", "ratio", "calls before", "calls during"):
+        table.add_column(heading, justify="left" if heading in {"call", "figure"} else "right")
+    for call in ("sign", "write"):
+        values = entry[call]
+        for figure in ("p50", "p99"):
+            before, during, ratio = (values[f"{figure}_{of}"] for of in ("ms_before", "ms_during", "ratio"))
+            cells = (f"{before:,.2f}", f"{during:,.2f}", f"{ratio:.2f}")
+            table.add_row(call, figure, *cells, str(values["calls_before"]), str(values["calls_during"]))
+    return table
+
+
 def print_tables(result: dict[str, Any]) -> None:
     """Print the result for people."""
     console = Console()
@@ -102,6 +130,14 @@ def print_tables(result: dict[str, Any]) -> None:
     )
     if machine["load_average_before"] > machine["processors"] / 2:
         console.print("the machine was busy: trust the processor time, not the rates", style="bold")
-    tables = (_throughput_table(result), _commit_table(result), audit_table(result["audit"]))
-    for table in (*tables, _fault_table(result)):
-        console.print(table)
+    makers: dict[str, Callable[[dict[str, Any]], Table]] = {
+        "throughput": _throughput_table,
+        "commit": _commit_table,
+        "audit": lambda whole: audit_table(whole["audit"]),
+        "faults": _fault_table,
+        "failover": _failover_table,
+        "patch": _patch_table,
+    }
+    for name, make in makers.items():
+        if name in result:
+            console.print(make(result))

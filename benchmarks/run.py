@@ -1,6 +1,7 @@
-"""Measure a real pool: ``python -m benchmarks.run [audit] [--json] [--quick] [--seconds N] [--output FILE]``.
+"""Measure a real pool: ``python -m benchmarks.run [PART] [--json] [--quick] [--seconds N] [--output FILE]``.
 
-With ``audit`` only the audit log is measured, without a pool.
+With ``audit`` only the audit log is measured, without a pool; with ``failover`` only lost
+machines (``--full``: 50), with ``patch`` only rolling patches.
 
 Every figure stands beside a peer of the same run on the same machine: the physical limit
 (``openssl speed``), the library without a pool, and plain puts into the same etcd. Clients,
@@ -26,7 +27,7 @@ import cryptography
 import grpc
 from rich.console import Console
 
-from benchmarks import audit, commit_latency, faults
+from benchmarks import audit, commit_latency, failover, faults, patch
 from benchmarks.bench_pool import BenchmarkPool
 from benchmarks.openssl_limit import openssl_rate, openssl_version
 from benchmarks.operations import MODES, OPERATIONS, Operation, create_keys
@@ -49,10 +50,14 @@ class Plan:
     commits_of_eight: int
     fault_repeats: int
     unlock_repeats: int
+    failovers: int
+    patches: int
 
 
-_DEFAULT = Plan(2.0, 3, 0.3, 2, 60, 25, 3, 2)
-_QUICK = Plan(0.6, 2, 0.2, 1, 25, 8, 1, 1)
+_DEFAULT = Plan(2.0, 3, 0.3, 2, 60, 25, 3, 2, 5, 1)
+_QUICK = Plan(0.6, 2, 0.2, 1, 25, 8, 1, 1, 2, 1)
+_FULL_FAILOVERS = 50
+_FULL_PATCHES = 5
 
 
 def _machine(pool: BenchmarkPool) -> dict[str, Any]:
@@ -128,6 +133,38 @@ def _commits(pool: BenchmarkPool, plan: Plan) -> list[dict[str, Any]]:
     return results
 
 
+def machines_lost(pool: BenchmarkPool, plan: Plan) -> dict[str, Any]:
+    """Lose machines under load."""
+    _say(f"kill -9 of a whole machine under load, {plan.failovers} times")
+    return failover.lose_machines(pool, plan.failovers, _say)
+
+
+def rolled_out(directory: Path, plan: Plan) -> dict[str, Any]:
+    """Patch a pool of its own under load."""
+    _say("a rolling patch under load")
+    beside = directory.with_name(f"{directory.name}-patch")
+    beside.mkdir()
+    return patch.roll_out(beside, plan.patches, 5 * plan.seconds, _say)
+
+
+def measure_only(what: str, plan: Plan, directory: Path) -> dict[str, Any]:
+    """Measure lost machines or patches alone; the result lacks everything else."""
+    began = time.monotonic()
+    pool = BenchmarkPool(directory)
+    try:
+        pool.activate()
+        result: dict[str, Any] = {"format": FORMAT, "machine": _machine(pool)}
+        if what == "failover":
+            with pool.client() as client:
+                create_keys(client)
+            result["failover"] = machines_lost(pool, plan)
+    finally:
+        pool.close()
+    if what == "patch":
+        result["patch"] = rolled_out(directory, plan)
+    return {**result, "seconds": round(time.monotonic() - began, 1)}
+
+
 def measure(plan: Plan, directory: Path) -> dict[str, Any]:
     """Start a pool, measure everything, stop it; return the JSON-ready result."""
     began = time.monotonic()
@@ -151,8 +188,10 @@ def measure(plan: Plan, directory: Path) -> dict[str, Any]:
             faults.kill_partition(pool, plan.fault_repeats),
             faults.unlock(pool, plan.unlock_repeats),
         ]
+        machines = machines_lost(pool, plan)
     finally:
         pool.close()
+    patched = rolled_out(directory, plan)
     return {
         "format": FORMAT,
         "machine": machine,
@@ -163,16 +202,19 @@ def measure(plan: Plan, directory: Path) -> dict[str, Any]:
         "commit": commits,
         "audit": logged,
         "faults": broken,
+        "failover": machines,
+        "patch": patched,
     }
 
 
 def _arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="benchmark", description="Measure a real pool on this machine.")
     parser.add_argument(
-        "part", nargs="?", choices=["all", "audit"], default="all", help="audit: the log alone"
+        "part", nargs="?", choices=["all", "audit", "failover", "patch"], default="all", help="one part alone"
     )
     parser.add_argument("--json", action="store_true", help="print the JSON object only")
     parser.add_argument("--quick", action="store_true", help="rough figures in under a minute")
+    parser.add_argument("--full", action="store_true", help="lose 50 machines and patch five times")
     parser.add_argument("--seconds", type=float, default=None, help="of one rate measurement, 0.1-60")
     parser.add_argument("--output", type=Path, default=None, help="also write the JSON object to a new file")
     arguments = parser.parse_args()
@@ -196,14 +238,19 @@ def main() -> int:
         base.commits_of_eight,
         base.fault_repeats,
         base.unlock_repeats,
+        _FULL_FAILOVERS if arguments.full else base.failovers,
+        _FULL_PATCHES if arguments.full else base.patches,
     )
     with tempfile.TemporaryDirectory(prefix="mhsm-benchmark-") as temporary:
         try:
+            place = Path(temporary) / "pool"
             if arguments.part == "audit":
                 logged = audit.measure(Path(temporary) / "audit", plan.seconds, plan.repeats)
                 result = {"format": FORMAT, "processors": os.cpu_count(), "audit": logged}
+            elif arguments.part == "all":
+                result = measure(plan, place)
             else:
-                result = measure(plan, Path(temporary) / "pool")
+                result = measure_only(arguments.part, plan, place)
         except KeyboardInterrupt:
             _say("interrupted")
             return 130

@@ -17,6 +17,11 @@ def summary(values: Sequence[float], digits: int = 1) -> dict[str, Any]:
     }
 
 
+def tail(values: Sequence[float], digits: int = 1) -> dict[str, Any]:
+    """Return a summary with its 99th percentile; of fewer than 100 values that is the maximum."""
+    return {**summary(values, digits), "p99": round(percentile(values, 0.99), digits)}
+
+
 def percentile(values: Sequence[float], share: float) -> float:
     """Return the smallest value that at least this share of all values does not exceed."""
     ordered = sorted(values)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Final, Literal
 
 _ODD: Final = bytes(octet & 1 for octet in range(256))
@@ -14,14 +14,25 @@ _ZEROS_MAX: Final = 8
 _DISTINCT_SHARE: Final = 0.5
 """Random octets of a factor's length: over 8 zeros, or under half of that many values, by chance never."""
 
-FORM: Final = "divides n"
+_BLOCK_BYTES: Final = 64
+_LOW: Final = bytes(range(128))
+_HIGH_OCTETS_MIN: Final = 8
+"""Of 64 random octets, over 8 are zero or under 8 are above 127 once in 10^9 times at most."""
+
+ORDERS: Final[tuple[Literal["little", "big"], ...]] = ("little", "big")
+
+
+def form(order: Literal["little", "big"]) -> str:
+    """Return the name of the form."""
+    return f"divides n, {order} endian"
 
 
 class Factors:
     """Finds factors, written in whole octets, lowest or highest first, at every alignment.
 
     A window as long as a factor is divided if it is odd, begins as high as a factor does and
-    looks random; everything else cannot be one. A part of a factor is not found by its dividing.
+    looks random, as do all aligned blocks of 64 octets in it; everything else is no factor that
+    anybody makes. A part of a factor is not found by its dividing.
 
     Args:
         moduli: By name; of an even number of octets, with two factors of the same length.
@@ -37,11 +48,14 @@ class Factors:
             self._products[size] = self._products.get(size, 1) * modulus
 
     def scan(self, octets: bytes) -> Counter[str]:
-        """Return how often a factor of each modulus occurs, as "name (divides n)"."""
+        """Return how often a factor of each modulus occurs, as "name (divides n, ... endian)"."""
         found: Counter[str] = Counter()
-        for size in self._products:
-            if len(octets) >= size:
-                found += self._scan(octets, size, "little") + self._scan(octets, size, "big")
+        for start, end in _regions(octets):
+            region = octets[start:end]
+            for size in self._products:
+                if len(region) >= size:
+                    for order in ORDERS:
+                        found += self._scan(region, size, order)
         return found
 
     def _scan(self, octets: bytes, size: int, order: Literal["little", "big"]) -> Counter[str]:
@@ -57,6 +71,25 @@ class Factors:
                 number = int.from_bytes(window, order)
                 self.divisions += 1
                 if self._products[size] % number == 0:
-                    found.update(f"{name} ({FORM})" for name, n in self.moduli.items() if n % number == 0)
+                    found.update(
+                        f"{name} ({form(order)})" for name, n in self.moduli.items() if n % number == 0
+                    )
             position = marks.find(1, position + 1)
         return found
+
+
+def _regions(octets: bytes) -> Iterator[tuple[int, int]]:
+    """Yield where blocks that look random follow on each other, with what may overhang on both sides."""
+    overhang, start = _BLOCK_BYTES - 1, -1
+    for position in range(0, len(octets) + 1, _BLOCK_BYTES):
+        block = octets[position : position + _BLOCK_BYTES]
+        random = (
+            len(block) == _BLOCK_BYTES
+            and block.count(0) <= _ZEROS_MAX
+            and len(block.translate(None, _LOW)) >= _HIGH_OCTETS_MIN
+        )
+        if random and start < 0:
+            start = position
+        elif not random and start >= 0:
+            yield max(0, start - overhang), position + overhang
+            start = -1

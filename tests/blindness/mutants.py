@@ -125,9 +125,8 @@ def _break(tree: Path, mutant: Mutant) -> None:
         raise AssertionError(f"{mutant.file} no longer holds the text that is broken here")
     file.write_text(text.replace(mutant.old, mutant.new))
     if mutant.file.startswith("proto/"):
-        subprocess.run(
-            [sys.executable, "scripts/generate-proto"], cwd=tree, check=True, timeout=_CHECK_SECONDS
-        )
+        command = [sys.executable, "scripts/generate-proto"]
+        subprocess.run(command, cwd=tree, capture_output=True, check=True, timeout=_CHECK_SECONDS)
 
 
 def unbroken_copy_passes() -> bool:

@@ -22,7 +22,7 @@ from tests.canaries import (
     learn_secrets,
     learn_tls_keys,
 )
-from tests.factors import FORM
+from tests.factors import ORDERS, form
 from tests.running_pool import RunningPool, TestOfficer, mhsm
 from tests.scan import Piece, Scanner
 
@@ -79,10 +79,7 @@ class Planted:
         found = every_form(self.secrets, self.mnemonics)
         for name, (modulus, factor) in self.factors.items():
             size = modulus.bit_length() // 16
-            found += [
-                (name, FORM, factor.to_bytes(size, "big")),
-                (name, FORM, factor.to_bytes(size, "little")),
-            ]
+            found += [(name, form(order), factor.to_bytes(size, order)) for order in ORDERS]
         return found
 
 

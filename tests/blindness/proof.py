@@ -12,7 +12,7 @@ from tests.blindness.chaos import Chaos, publish_firmware
 from tests.blindness.places import Scanned, scan_files, scan_memory
 from tests.blindness.planted import Ceremonies, Planted, make_keyholders, plant
 from tests.running_pool import RunningPool
-from tests.scan import Unreadable
+from tests.scan import Scanner, Unreadable
 
 SHORT_VERBS = frozenset({"GetStatus", "Drain", "Resume", "Relinquish", "Restart"})
 FULL_VERBS = SHORT_VERBS | {"StageFirmware", "ActivateFirmware", "Heal"}
@@ -126,7 +126,7 @@ class Proof:
         result.control_hits += control.control_file(planted, scanner, self._directory / "control")
         self._say(f"positive control: {result.control_hits} of {2 * result.forms} planted forms found")
         try:
-            found = control.partition_memory(pool, scanner)
+            found = control.partition_memory(pool, Scanner(planted.secrets, planted.mnemonics))
             result.partition = f"{sum(found.values())} occurrences of imported keys"
         except Unreadable as error:
             result.partition = f"not readable: {error}"
