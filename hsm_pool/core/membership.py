@@ -20,7 +20,20 @@ from hsm_pool.core.commands import (
 )
 from hsm_pool.core.model import POOL, Admission, PoolRecord
 from hsm_pool.core.state import Changes, View
-from hsm_pool.errors import FirmwareRefused, FloorOfTwo, NotDrained, PartitionReplaced, PartitionServes
+from hsm_pool.errors import (
+    FirmwareRefused,
+    FloorOfTwo,
+    LimitExceeded,
+    NotDrained,
+    PartitionReplaced,
+    PartitionServes,
+)
+
+INCARNATIONS_PER_ADMISSION = 2**20
+"""More than a directory is ever started."""
+
+ADMISSIONS_MAX = 4095
+"""So that an incarnation fits 32 bits."""
 
 SERVING_MIN = 2
 """Partitions that go on serving whatever the controller asks for (G5)."""
@@ -52,6 +65,7 @@ def apply(command: MembershipCommand, view: View) -> Changes:
         FloorOfTwo: Too few partitions would go on serving.
         NotDrained: The partition to restart is not drained.
         PartitionServes: The partition to replace serves.
+        LimitExceeded: It was replaced too often.
         PartitionReplaced: A new incarnation was admitted in place of the one to resume.
         FirmwareRefused: The firmware is below the pool's security version.
     """
@@ -94,7 +108,9 @@ def _admit(command: AdmitPartition, pool: PoolRecord) -> Changes:
     """Admit a new partition; a repeat, before the new one was seen, changes nothing.
 
     The index counts as drained from then on, and only the new incarnation is resumed: if the old
-    one were alive after all, it would be counted as serving until its node agent ends it.
+    one were alive after all, it would be counted as serving until its node agent ends it. So
+    no other partition is drained or replaced, and no other store member goes, until the new one
+    is there. New incarnations begin so high that the old directory does not get there by restarts.
     """
     if command.index in command.serving:
         raise PartitionServes("a partition that serves is not replaced")
@@ -102,7 +118,11 @@ def _admit(command: AdmitPartition, pool: PoolRecord) -> Changes:
     last = pool.admissions.get(command.index)
     if last and (not last.ready or last.incarnation >= command.incarnation):
         return {}
-    admission = Admission(last.number + 1 if last else 1, command.incarnation, command.member_id)
+    number = last.number + 1 if last else 1
+    if number > ADMISSIONS_MAX:
+        raise LimitExceeded(f"a partition is replaced {ADMISSIONS_MAX} times at most")
+    incarnation = max(command.incarnation, number * INCARNATIONS_PER_ADMISSION)
+    admission = Admission(number, incarnation, command.member_id)
     admissions = {**pool.admissions, command.index: admission}
     return {POOL: replace(pool, admissions=admissions, drained=pool.drained | {command.index})}
 

@@ -30,6 +30,7 @@ _PARTITION_STOP_SECONDS = 5.0
 _STORE_STOP_SECONDS = 1.0
 """A member that stops with the others waits in vain to hand over its leadership; killing it loses nothing."""
 _LOOP_SECONDS = 5.0
+_JOINING_SECONDS = 0.2
 
 
 def partition_command(settings: NodeSettings) -> list[str]:
@@ -65,6 +66,7 @@ def run(settings: NodeSettings, command: Callable[[], Sequence[str]]) -> None:
         command_of_member = store_member.command(settings.store_member, joining=admitted.number > 0)
         member = Child("store", command_of_member, logs, _STORE_BACKOFF_SECONDS)
         children.insert(0, member)
+    joining = admitted.number > 0
     watch = AdmissionWatch(settings, admitted.number)
     last = incarnation(settings)
     if last and partition_is_dead(settings):
@@ -78,7 +80,7 @@ def run(settings: NodeSettings, command: Callable[[], Sequence[str]]) -> None:
             if new:
                 _log.warning("admitted anew", number=new.number)
                 _replace(settings, new, partition, member)
-                changed = True
+                joining = changed = True
             for child in children:
                 if child.reap():
                     changed = True
@@ -90,6 +92,11 @@ def run(settings: NodeSettings, command: Callable[[], Sequence[str]]) -> None:
                         notices.send(last)
                 if child.due():
                     if child is partition:
+                        # Not before the new member knows its id: whoever sees the new partition may
+                        # replace it again, and the member would take the id of the next one.
+                        if joining and not store_member.has_joined(settings):
+                            child.start_at = time.monotonic() + _JOINING_SECONDS
+                            continue
                         child.command = command()
                     child.start()
                     changed = True

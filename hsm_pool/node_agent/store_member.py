@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from hsm_pool.settings import StoreMemberSettings
+from pathlib import Path
+
+from hsm_pool.settings import NodeSettings, StoreMemberSettings
 
 _CIPHERS = ",".join(
     (
@@ -15,6 +17,16 @@ _HEARTBEAT_MS = 100
 _ELECTION_MS = 1000
 _SNAPSHOT_COUNT = 5000
 _QUOTA_BYTES = 512 * 1024 * 1024
+
+
+def has_joined(settings: NodeSettings) -> bool:
+    """Return whether the node's member, if it has one, knows its own id: etcd writes it into its first log.
+
+    A member that joins takes the id that stands in the list at its address at that moment.
+    """
+    if settings.store_member is None:
+        return True
+    return any((Path(settings.store_member.data_directory) / "member" / "wal").glob("*.wal"))
 
 
 def command(settings: StoreMemberSettings, *, joining: bool) -> list[str]:

@@ -393,4 +393,12 @@ BROKEN_BUILDS: tuple[BrokenBuild, ...] = (
         "        elif False:\n",
         ("tests/integration/test_backup.py::test_a_part_of_another_snapshot_is_never_taken_for_this_one",),
     ),
+    BrokenBuild(
+        "an old partition is restarted until it is taken for the new one",
+        "G5",
+        "hsm_pool/core/membership.py",
+        "    incarnation = max(command.incarnation, number * INCARNATIONS_PER_ADMISSION)\n",
+        "    incarnation = command.incarnation\n",
+        ("tests/unit/test_core.py::test_only_a_dead_partition_is_replaced_and_a_repeat_goes_on_with_it",),
+    ),
 )

@@ -208,21 +208,25 @@ def test_only_a_dead_partition_is_replaced_and_a_repeat_goes_on_with_it() -> Non
         run(state, AdmitPartition(2, 5, 77, frozenset({0})))
     others = frozenset({0, 1})
     run(state, AdmitPartition(2, 5, 77, others))
-    assert state.pool().admissions == {2: Admission(1, 5, 77)}
+    first, second = membership.INCARNATIONS_PER_ADMISSION, 2 * membership.INCARNATIONS_PER_ADMISSION
+    assert state.pool().admissions == {2: Admission(1, first, 77)}
     with pytest.raises(errors.FloorOfTwo):
         run(state, DrainPartition(1, everybody))  # even if the old one woke up and took a lease
-    with pytest.raises(errors.PartitionReplaced):
-        run(state, ResumePartition(2, 4))
+    for old in (4, 5, 1000):  # however often the old one was restarted
+        with pytest.raises(errors.PartitionReplaced):
+            run(state, ResumePartition(2, old))
+    with pytest.raises(errors.FloorOfTwo):
+        run(state, AdmitPartition(1, 5, 66, frozenset({0, 2})))  # one store member at a time
     run(state, AdmitPartition(2, 5, 0, others))  # asked again after the member was removed
     run(state, CompleteAdmission(2, 9))  # of another admission
-    assert state.pool().admissions == {2: Admission(1, 5, 77)}
+    assert state.pool().admissions == {2: Admission(1, first, 77)}
     run(state, CompleteAdmission(2, 1))
     run(state, CompleteAdmission(2, 1))
-    run(state, AdmitPartition(2, 5, 88, others))  # the new one was not seen yet
-    assert state.pool().admissions == {2: Admission(1, 5, 77, ready=True)}
-    run(state, AdmitPartition(2, 6, 88, others))  # it was seen, and died as well
-    assert state.pool().admissions == {2: Admission(2, 6, 88)}
-    run(state, ResumePartition(2, 6))
+    run(state, AdmitPartition(2, 900, 88, others))  # the new one was not seen yet
+    assert state.pool().admissions == {2: Admission(1, first, 77, ready=True)}
+    run(state, AdmitPartition(2, first + 1, 88, others))  # it was seen, and died as well
+    assert state.pool().admissions == {2: Admission(2, second, 88)}
+    run(state, ResumePartition(2, second))
     assert not state.pool().drained
     record_type, body = codec.encode(state.pool())
     assert codec.decode(record_type, body) == state.pool()

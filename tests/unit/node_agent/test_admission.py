@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import stat
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -108,3 +109,14 @@ def test_a_member_joins_only_in_place_of_a_dead_one(tmp_path: Path) -> None:
     assert settings is not None
     assert "--initial-cluster-state=new" in store_member.command(settings, joining=False)
     assert "--initial-cluster-state=existing" in store_member.command(settings, joining=True)
+
+
+def test_a_member_has_joined_when_it_has_written_down_its_id(tmp_path: Path) -> None:
+    """The new partition starts only then: seen earlier, it could be replaced again meanwhile."""
+    settings = node(tmp_path, 1)
+    assert not store_member.has_joined(settings)
+    (tmp_path / "store" / "member" / "wal").mkdir(parents=True)
+    assert not store_member.has_joined(settings)
+    (tmp_path / "store" / "member" / "wal" / "0.wal").touch()
+    assert store_member.has_joined(settings)
+    assert store_member.has_joined(replace(settings, store_member=None)), "with an external store"
