@@ -22,6 +22,7 @@ class BrokenBuild:
 
 _CEREMONIES = "tests/integration/test_ceremonies.py"
 _AZURE_SUBMISSION = "tests/unit/security_domain/test_azure_submission.py"
+_HARDENING = "tests/unit/enclave/test_hardening.py"
 _ROTATION = "tests/integration/test_share_rotation.py"
 
 BROKEN_BUILDS: tuple[BrokenBuild, ...] = (
@@ -376,5 +377,39 @@ BROKEN_BUILDS: tuple[BrokenBuild, ...] = (
         "        wrapped.check(share)\n    except InvalidShare as error:\n",
         "        pass\n    except InvalidShare as error:\n",
         (f"{_AZURE_SUBMISSION}::test_a_wrong_share_is_named_even_at_exactly_the_quorum",),
+    ),
+    BrokenBuild(
+        "system calls are denied to one thread only",
+        "G3",
+        "hsm_pool/enclave/system_calls.py",
+        "        calls.set_attr(pyseccomp.Attr.CTL_TSYNC, 1)\n",
+        "",
+        (f"{_HARDENING}::test_denied_system_calls_fail_in_every_thread",),
+    ),
+    BrokenBuild(
+        "Landlock is prepared and not applied",
+        "G3",
+        "hsm_pool/enclave/landlock.py",
+        "        _checked(_libc.syscall(_RESTRICT_SELF, ruleset, 0))\n",
+        "",
+        (f"{_HARDENING}::test_landlock_leaves_what_was_named",),
+    ),
+    BrokenBuild(
+        "the controller says that it is confined and is not",
+        "G5",
+        "fabric_controller/controller.py",
+        "    hardening = confine(settings)\n",
+        '    hardening = ["landlock"]\n',
+        (
+            "tests/integration/test_hardening.py::test_the_controller_reaches_its_own_files_and_the_enclave_interface_only",
+        ),
+    ),
+    BrokenBuild(
+        "a ceremony child may open a socket",
+        "G3",
+        "hsm_pool/enclave/system_calls.py",
+        '    "socket",\n',
+        "",
+        (f"{_HARDENING}::test_denied_system_calls_fail_in_every_thread",),
     ),
 )
