@@ -1,20 +1,22 @@
 """The ceremony child: alone holds shares and the security-domain secret, and exits (G3, G4).
 
 Run by a partition as ``python -m hsm_pool.ceremony.child`` with frames of
-mhsm.ceremony.v1 on standard input and output. It opens no socket and ends when its
-command is done or its partition is gone (end of input).
+mhsm.ceremony.v1 on standard input and output. It can open no socket and no file
+but Python's own, and ends when its command is done or its partition is gone (end of input).
 """
 
 from __future__ import annotations
 
 import sys
+from collections.abc import Iterable
 from datetime import UTC, datetime, timedelta
 from typing import IO
 
 from cryptography.hazmat.primitives.asymmetric.x25519 import X25519PrivateKey
 
 from hsm_pool.ceremony.frames import read_frame, write_frame
-from hsm_pool.enclave import hardening
+from hsm_pool.enclave import hardening, system_calls
+from hsm_pool.enclave.hardening import Measure
 from mhsm.ceremony.v1 import ceremony_pb2
 from security_domain import domain, officers
 from security_domain.azure import domain as azure_domain
@@ -103,12 +105,12 @@ class _Ceremony:
             return SHARE_ROTATION, officers_digest(self.new_thumbprints, self._open.new_required)
         return (RECOVERY if self._open.give_keys else VERIFICATION), b""
 
-    def begun(self) -> ceremony_pb2.CeremonyResponse:
+    def begun(self, measures: Iterable[Measure]) -> ceremony_pb2.CeremonyResponse:
         result = ceremony_pb2.BeginResult(
             security_domain_file=self.file,
             azure_security_domain_file=self.azure_file,
             new_officers=self.new_thumbprints,
-            hardening=[measure.value for measure in hardening.in_force()],
+            hardening=[measure.value for measure in measures],
         )
         taking = self._recovery or self._azure_recovery
         if taking:
@@ -191,8 +193,10 @@ class _Ceremony:
         return result
 
 
-def _serve(ceremony: _Ceremony, requests: IO[bytes], responses: IO[bytes]) -> None:
-    write_frame(responses, ceremony.begun())
+def _serve(
+    ceremony: _Ceremony, measures: Iterable[Measure], requests: IO[bytes], responses: IO[bytes]
+) -> None:
+    write_frame(responses, ceremony.begun(measures))
     while (request := read_frame(requests, ceremony_pb2.CeremonyRequest)) is not None:
         try:
             if request.WhichOneof("command") == "upload":
@@ -210,12 +214,14 @@ def _serve(ceremony: _Ceremony, requests: IO[bytes], responses: IO[bytes]) -> No
 def main() -> int:
     """Serve one ceremony."""
     hardening.harden_process()
+    hardening.filter_system_calls(system_calls.CEREMONY_CHILD)
+    measures = hardening.reach_nothing()
     requests, responses = sys.stdin.buffer, sys.stdout.buffer
     request = read_frame(requests, ceremony_pb2.CeremonyRequest)
     if request is None:
         return 0
     try:
-        _serve(_Ceremony(request), requests, responses)
+        _serve(_Ceremony(request), measures, requests, responses)
     except SecurityDomainError as error:
         write_frame(responses, _refusal(error))
     return 0

@@ -61,8 +61,14 @@ def status(context: click.Context, watch: bool, data_dir: Path, as_json: bool) -
                     time.sleep(_REFRESH_SECONDS)
         rows = _rows(pool, connection)
     code = _exit_code(rows)
+    controller = _controller_hardening(connection)
     if as_json:
-        document = {"pool_id": connection.pool_id, "attended": connection.attended, "partitions": rows}
+        document = {
+            "pool_id": connection.pool_id,
+            "attended": connection.attended,
+            "partitions": rows,
+            "fabric_controller": {"hardening": controller},
+        }
         click.echo(json.dumps(document))
     else:
         Console(width=None if sys.stdout.isatty() else 200).print(_table(rows))
@@ -71,6 +77,8 @@ def status(context: click.Context, watch: bool, data_dir: Path, as_json: bool) -
                 click.echo(f"partition {row['index']}: {reason}")
         for who, hardening in _hardening(rows):
             click.echo(f"{who}: hardened with {hardening}")
+        if controller is not None:
+            click.echo(f"fabric controller: hardened with {', '.join(controller) or 'nothing'}")
         following = {
             "PROVISIONED": "mhsm security-domain download --help",
             "LOCKED": "mhsm security-domain init-recovery --output attempt.json",
@@ -130,6 +138,19 @@ def _hardening(rows: list[dict[str, Any]]) -> Iterator[tuple[str, str]]:
         if row.get("ceremony_child_hardening"):
             measures = ", ".join(row["ceremony_child_hardening"])
             yield f"ceremony child of partition {row['index']}", measures.replace("_", " ")
+
+
+def _controller_hardening(connection: Connection) -> list[str] | None:
+    """Return what the controller that runs says of itself; None where its status cannot be read."""
+    controller = connection.fabric_controller
+    try:
+        content = (Path(controller["data_directory"]) / "status.json").read_text()
+        said = json.loads(content)["controller"]
+        if said["process_id"] == controller["process_id"]:
+            return [str(measure) for measure in said["hardening"]]
+    except (OSError, ValueError, KeyError, TypeError):
+        pass
+    return None
 
 
 def _measures(values: Iterable[pool_pb2.HardeningMeasure.ValueType]) -> list[str]:

@@ -13,7 +13,7 @@ from pathlib import Path
 import structlog
 
 from hsm_pool import settings as settings_module
-from hsm_pool.enclave import hardening
+from hsm_pool.enclave import hardening, system_calls
 from hsm_pool.enclave.evidence import measurement
 from hsm_pool.net.peer_client import PeerCosigning, PeerHealing
 from hsm_pool.net.server import PlaneServers
@@ -67,6 +67,7 @@ def main() -> int:
     servers = PlaneServers(partition, ceremonies)
     servers.start()
     partition.start()
+    hardening.filter_system_calls(system_calls.PARTITION)
     log.info(
         "started",
         incarnation=partition.state_directory.incarnation,

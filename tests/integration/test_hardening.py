@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 import json
+import os
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
 
-from tests.running_pool import RunningPool, mhsm
+from tests.kernel import needs_landlock, needs_seccomp
+from tests.running_pool import RunningPool, mhsm, until
 
 pytestmark = pytest.mark.pool
 
@@ -38,12 +42,93 @@ def test_status_says_what_partitions_are_hardened_with(pool: RunningPool) -> Non
     assert "partition 0, 1, 2: hardened with no core files, not dumpable, no new privileges" in text
 
 
+CONFINED = """
+import json, os, pathlib, socket, sys
+from fabric_controller import settings
+from fabric_controller.confinement import confine
+directory, partition, client_port, enclave_port = sys.argv[1], *map(int, sys.argv[2:])
+loaded = settings.load(pathlib.Path(directory, "fabric", "fabric.json"))
+if os.environ["CONFINE"] == "yes":
+    assert confine(loaded) == ["landlock"]
+node = pathlib.Path(directory, "nodes", "0")
+reached = {}
+for name, reach in {
+    "head": lambda: (node / "partition" / "head").read_bytes(),
+    "sealing key": lambda: (node / "platform" / "sealing.key").read_bytes(),
+    "nodes": lambda: list(node.iterdir()),
+    "memory": lambda: open(f"/proc/{partition}/mem", "rb"),
+    "signal": lambda: os.kill(partition, 0),
+    "client plane": lambda: socket.create_connection(("127.0.0.1", client_port)).close(),
+    "enclave interface": lambda: socket.create_connection(("127.0.0.1", enclave_port)).close(),
+    "journal": lambda: open(pathlib.Path(directory, "fabric", "journal"), "ab").close(),
+    "key": lambda: pathlib.Path(directory, "fabric", "controller.key").read_bytes(),
+}.items():
+    try:
+        reach()
+        reached[name] = True
+    except PermissionError:
+        reached[name] = False
+print(json.dumps(reached))
+"""
+FORBIDDEN = ("head", "sealing key", "nodes", "memory", "signal", "client plane")
+NEEDED = ("enclave interface", "journal", "key")
+
+
+@needs_landlock
+def test_the_controller_reaches_its_own_files_and_the_enclave_interface_only(pool: RunningPool) -> None:
+    """G3, G5: what is confined as the controller is, as root, too; unconfined it is the positive control."""
+    said = until(lambda: status(pool)["fabric_controller"]["hardening"], 30, "the controller says it")
+    assert said == ["landlock"]
+    process_id = pool.connection.fabric_controller["process_id"]
+    assert process_id
+    # The kernel shows of Landlock only what goes with it.
+    assert {thread["NoNewPrivs"] for thread in threads(process_id)} == {"1"}
+    entry = pool.connection.partitions[0]
+    ports = [entry.endpoint.rpartition(":")[2], entry.enclave_endpoint.rpartition(":")[2]]
+    reached = {}
+    for confine in ("yes", "no"):
+        completed = subprocess.run(
+            [
+                sys.executable,
+                "-c",
+                CONFINED,
+                str(pool.directory),
+                str(entry.process_ids["partition"]),
+                *ports,
+            ],
+            env={**os.environ, "CONFINE": confine},
+            capture_output=True,
+            text=True,
+            check=True,
+            timeout=30,
+        )
+        reached[confine] = json.loads(completed.stdout)
+    if os.getuid() == 0:
+        assert reached["no"] == dict.fromkeys((*FORBIDDEN, *NEEDED), True)
+    assert reached["yes"] == dict.fromkeys(FORBIDDEN, False) | dict.fromkeys(NEEDED, True)
+
+
+@needs_seccomp
+def test_a_filter_holds_for_every_thread_of_a_partition(pool: RunningPool) -> None:
+    for row in status(pool)["partitions"]:
+        assert "system_call_filter" in row["hardening"]
+        process_id = pool.process_id(row["index"], "partition")
+        assert process_id
+        found = threads(process_id)
+        assert len(found) > 10
+        assert {thread["Seccomp"] for thread in found} == {"2"}
+        assert len({thread["Seccomp_filters"] for thread in found}) == 1
+
+
+@needs_seccomp
+@needs_landlock
 def test_a_ceremony_child_is_hardened_too(pool: RunningPool) -> None:
     with pool.client("administrator") as client:
         begun = client.verify_security_domain(1)
         try:
             rows = status(pool)["partitions"]
             assert rows[1]["ceremony_child_hardening"][:3] == FROM_THE_START
+            assert rows[1]["ceremony_child_hardening"][3:] == ["system_call_filter", "landlock"]
         finally:
             client.cancel_ceremony(1, begun.attempt_id)
         assert status(pool)["partitions"][1]["ceremony_child_hardening"] == []

@@ -22,6 +22,7 @@ class BrokenBuild:
 
 _CEREMONIES = "tests/integration/test_ceremonies.py"
 _AZURE_SUBMISSION = "tests/unit/security_domain/test_azure_submission.py"
+_HARDENING = "tests/unit/enclave/test_hardening.py"
 _ROTATION = "tests/integration/test_share_rotation.py"
 
 BROKEN_BUILDS: tuple[BrokenBuild, ...] = (
@@ -400,5 +401,39 @@ BROKEN_BUILDS: tuple[BrokenBuild, ...] = (
         "    incarnation = max(command.incarnation, number * INCARNATIONS_PER_ADMISSION)\n",
         "    incarnation = command.incarnation\n",
         ("tests/unit/test_core.py::test_only_a_dead_partition_is_replaced_and_a_repeat_goes_on_with_it",),
+    ),
+    BrokenBuild(
+        "system calls are denied to one thread only",
+        "G3",
+        "hsm_pool/enclave/system_calls.py",
+        "        calls.set_attr(pyseccomp.Attr.CTL_TSYNC, 1)\n",
+        "",
+        (f"{_HARDENING}::test_denied_system_calls_fail_in_every_thread",),
+    ),
+    BrokenBuild(
+        "Landlock is prepared and not applied",
+        "G3",
+        "hsm_pool/enclave/landlock.py",
+        "        _checked(_libc.syscall(_RESTRICT_SELF, ruleset, 0))\n",
+        "",
+        (f"{_HARDENING}::test_landlock_leaves_what_was_named",),
+    ),
+    BrokenBuild(
+        "the controller says that it is confined and is not",
+        "G5",
+        "fabric_controller/controller.py",
+        "    hardening = confine(settings)\n",
+        '    hardening = ["landlock"]\n',
+        (
+            "tests/integration/test_hardening.py::test_the_controller_reaches_its_own_files_and_the_enclave_interface_only",
+        ),
+    ),
+    BrokenBuild(
+        "a ceremony child may open a socket",
+        "G3",
+        "hsm_pool/enclave/system_calls.py",
+        '    "socket",\n',
+        "",
+        (f"{_HARDENING}::test_denied_system_calls_fail_in_every_thread",),
     ),
 )

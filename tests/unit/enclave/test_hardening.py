@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import socket
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -10,6 +11,9 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
+
+from tests.kernel import needs_landlock, needs_seccomp
+from tests.running_pool import ROOT
 
 _ORDINARY_USER = """
 import ctypes, os
@@ -21,20 +25,33 @@ if os.getuid() == 0:  # root reads everything
 """
 
 _CHILD = """
-import json, sys, threading
-from hsm_pool.enclave import hardening
-threading.Thread(target=threading.Event().wait, daemon=True).start()
+import ctypes, json, os, socket, subprocess, sys, threading
+from hsm_pool.enclave import hardening, system_calls
+libc = ctypes.CDLL(None, use_errno=True)
+
+def call(name, *arguments):
+    if getattr(libc, name)(*arguments) < 0:
+        raise OSError(ctypes.get_errno(), name)
+
+def run(ready):
+    ready.wait()
+    for line in sys.stdin:
+        try:
+            exec(line)
+            print("done", flush=True)
+        except OSError as error:
+            print(type(error).__name__, flush=True)
+
+ready = threading.Event()
+thread = threading.Thread(target=run, args=[ready])
+thread.start()
 {before}
 claimed = hardening.in_force()
 {measures}
 names = [[measure.name for measure in found] for found in (claimed, hardening.in_force())]
 print(json.dumps(names), flush=True)
-for line in sys.stdin:
-    try:
-        exec(line)
-        print("done", flush=True)
-    except OSError as error:
-        print(type(error).__name__, flush=True)
+ready.set()
+thread.join()
 """
 
 _OBSERVER = """
@@ -49,7 +66,10 @@ except PermissionError:
 
 @contextmanager
 def running(measures: str, before: str = "") -> Iterator[tuple[subprocess.Popen[str], list[str]]]:
-    """Run a process that takes measures, then lines; gives it and the measures it says are in force."""
+    """Run a process that takes measures; gives it and the measures that it says are in force.
+
+    The lines that it reads afterwards run in a thread that was there before.
+    """
     child = subprocess.Popen(
         [sys.executable, "-c", _CHILD.format(before=before, measures=measures)],
         stdin=subprocess.PIPE,
@@ -90,3 +110,136 @@ def test_another_process_of_the_same_user_reads_no_memory(measures: str, expecte
             timeout=30,
         )
     assert observer.stdout.strip() == expected
+
+
+def ask(child: subprocess.Popen[str], line: str) -> str:
+    """Have a line run; return "done", or the type of its OSError."""
+    assert child.stdin
+    assert child.stdout
+    child.stdin.write(line + "\n")
+    child.stdin.flush()
+    return child.stdout.readline().strip()
+
+
+def seccomp_of(process_id: int) -> list[tuple[str, str]]:
+    """Return the mode and the number of filters of each thread, as the kernel says."""
+    found = []
+    for file in Path(f"/proc/{process_id}/task").glob("*/status"):
+        status = dict(line.split(":", 1) for line in file.read_text().splitlines())
+        found.append((status["Seccomp"].strip(), status["Seccomp_filters"].strip()))
+    return found
+
+
+OTHERS = ("call('unshare', 0)", "call('process_vm_readv', os.getpid(), None, 0, None, 0, 0)")
+NEEDED = "subprocess.run(['true'], check=True)"
+SOCKETS = ("socket.socket()", "socket.socketpair()", "socket.create_connection(('127.0.0.1', 1))")
+
+
+def test_without_a_filter_the_calls_work() -> None:
+    """Positive control of the next test."""
+    with running("") as (child, named):
+        assert named == []
+        assert [ask(child, line) for line in (*OTHERS, NEEDED, *SOCKETS)] == [
+            *["done"] * 5,
+            "ConnectionRefusedError",
+        ]
+
+
+@needs_seccomp
+@pytest.mark.parametrize("who", ["PARTITION", "CEREMONY_CHILD"])
+def test_denied_system_calls_fail_in_every_thread(who: str) -> None:
+    with running(f"hardening.filter_system_calls(system_calls.{who})") as (child, named):
+        assert named == ["NO_NEW_PRIVILEGES", "SYSTEM_CALL_FILTER"], "the library sets the first"
+        modes = seccomp_of(child.pid)
+        assert len(modes) == 2
+        assert len(set(modes)) == 1, "both threads alike"
+        assert modes[0][0] == "2", "SECCOMP_MODE_FILTER"
+        assert [ask(child, line) for line in OTHERS] == ["PermissionError"] * 2
+        allowed = "done" if who == "PARTITION" else "PermissionError"
+        assert ask(child, NEEDED) == allowed, "a partition starts its ceremony child"
+        assert [ask(child, line) for line in SOCKETS[:2]] == [allowed] * 2
+
+
+def test_where_there_is_no_filter_nothing_fails_and_nothing_is_claimed() -> None:
+    without = "sys.modules['pyseccomp'] = None\nhardening.filter_system_calls(system_calls.PARTITION)"
+    with running(without) as (child, named):
+        assert named == []
+        assert ask(child, OTHERS[0]) == "done"
+
+
+_REACHING = """
+import os, pathlib, socket, sys
+from hsm_pool.enclave import hardening, landlock
+{restrict}
+lines = [
+    lambda: open(sys.argv[1]).read(),
+    lambda: open(sys.argv[2]).read(),
+    lambda: open(sys.argv[2], "a"),
+    lambda: open(f"/proc/{{os.getppid()}}/environ"),
+    lambda: os.kill(os.getppid(), 0),
+    lambda: socket.create_server(("127.0.0.1", 0)),
+    lambda: socket.create_connection(("127.0.0.1", int(sys.argv[3]))),
+]
+for line in lines:
+    try:
+        line()
+        print("done")
+    except OSError as error:
+        print(type(error).__name__)
+"""
+
+
+@needs_landlock
+@pytest.mark.parametrize(
+    ("restrict", "reached"),
+    [
+        ("", [0, 1, 2, 3, 4, 5, 6]),
+        ("hardening.reach_nothing()", []),
+        ("landlock.restrict(readable=[pathlib.Path(sys.argv[2])])", [1]),
+        ("landlock.restrict(writable=[pathlib.Path(sys.argv[2]).parent])", [1, 2]),
+        (
+            "landlock.restrict(readable=landlock.python_directories(), connect_ports=[int(sys.argv[3])])",
+            [6],
+        ),
+    ],
+)
+def test_landlock_leaves_what_was_named(restrict: str, reached: list[int], tmp_path: Path) -> None:
+    """G3, G5: the first case, without it, is the positive control. It holds for root, too."""
+    files = []
+    for name in ("other", "own"):
+        (tmp_path / name).mkdir()
+        files.append(tmp_path / name / "file")
+        files[-1].write_text(name)
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        completed = subprocess.run(
+            [
+                sys.executable,
+                "-c",
+                _REACHING.format(restrict=restrict),
+                *map(str, files),
+                str(server.getsockname()[1]),
+            ],
+            capture_output=True,
+            text=True,
+            check=True,
+            timeout=30,
+        )
+    lines = completed.stdout.split()
+    assert len(lines) == 7
+    assert [number for number, line in enumerate(lines) if line == "done"] == reached
+    assert {line for line in lines if line != "done"} <= {"PermissionError"}
+
+
+@needs_landlock
+def test_landlock_is_refused_while_another_thread_runs() -> None:
+    """It would hold for one thread only."""
+    with running("") as (child, _):
+        line = "\\n".join(
+            ("try:", "    hardening.reach_nothing()", "except RuntimeError:", "    raise OSError from None")
+        )
+        assert ask(child, f"exec({line!r})".replace("\\\\n", "\\n")) == "OSError"
+
+
+def test_the_two_landlock_modules_are_the_same() -> None:
+    ours = (ROOT / "hsm_pool" / "enclave" / "landlock.py").read_bytes()
+    assert (ROOT / "fabric_controller" / "landlock.py").read_bytes() == ours

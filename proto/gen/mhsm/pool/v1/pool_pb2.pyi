@@ -35,6 +35,10 @@ class _HardeningMeasureEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_Hard
     """PR_SET_DUMPABLE is 0: no other process of the same user reads its memory or attaches to it."""
     HARDENING_MEASURE_NO_NEW_PRIVILEGES: _HardeningMeasure.ValueType  # 3
     """PR_SET_NO_NEW_PRIVS: no program that it starts has more privileges."""
+    HARDENING_MEASURE_SYSTEM_CALL_FILTER: _HardeningMeasure.ValueType  # 4
+    """seccomp: system calls that reach other processes or the kernel fail, in all threads."""
+    HARDENING_MEASURE_LANDLOCK: _HardeningMeasure.ValueType  # 5
+    """Landlock: no file but those it needs, no TCP, no signal to other processes."""
 
 class HardeningMeasure(_HardeningMeasure, metaclass=_HardeningMeasureEnumTypeWrapper):
     """What a process does to itself against other processes of its machine."""
@@ -47,6 +51,10 @@ HARDENING_MEASURE_NOT_DUMPABLE: HardeningMeasure.ValueType  # 2
 """PR_SET_DUMPABLE is 0: no other process of the same user reads its memory or attaches to it."""
 HARDENING_MEASURE_NO_NEW_PRIVILEGES: HardeningMeasure.ValueType  # 3
 """PR_SET_NO_NEW_PRIVS: no program that it starts has more privileges."""
+HARDENING_MEASURE_SYSTEM_CALL_FILTER: HardeningMeasure.ValueType  # 4
+"""seccomp: system calls that reach other processes or the kernel fail, in all threads."""
+HARDENING_MEASURE_LANDLOCK: HardeningMeasure.ValueType  # 5
+"""Landlock: no file but those it needs, no TCP, no signal to other processes."""
 Global___HardeningMeasure: _TypeAlias = HardeningMeasure  # noqa: Y015
 
 @_typing.final

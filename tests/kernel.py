@@ -1,0 +1,19 @@
+"""What this machine's kernel and libraries have for hardening, asked without the product."""
+
+from __future__ import annotations
+
+import ctypes
+from ctypes.util import find_library
+from pathlib import Path
+
+import pytest
+
+needs_seccomp = pytest.mark.skipif(
+    find_library("seccomp") is None or not Path("/proc/sys/kernel/seccomp/actions_avail").exists(),
+    reason="no libseccomp, or a kernel without seccomp; status does not name the filter",
+)
+# landlock_create_ruleset(NULL, 0, LANDLOCK_CREATE_RULESET_VERSION)
+needs_landlock = pytest.mark.skipif(
+    ctypes.CDLL(None).syscall(444, None, ctypes.c_size_t(0), 1) < 6,
+    reason="a kernel without Landlock of ABI 6 (Linux 6.12); status does not name it, or it holds for less",
+)
