@@ -5,8 +5,9 @@ from __future__ import annotations
 import base64
 import hashlib
 import json
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import click
 from cryptography.hazmat.primitives.asymmetric.utils import decode_dss_signature, encode_dss_signature
@@ -14,12 +15,25 @@ from cryptography.hazmat.primitives.asymmetric.utils import decode_dss_signature
 from hsm_pool.cli.files import refuse_existing, write_new
 from hsm_pool.cli.key_commands import resource
 from hsm_pool.cli.output import common_options, connect, fail, read_bounded, report
+from hsm_pool.core.model import KeyOperation
+from hsm_pool.crypto import algorithms
 from hsm_pool.limits import PAYLOAD_BYTES_MAX
 from mhsm.crypto.v1 import crypto_pb2
 
-_HASHES = {"256": "sha256", "384": "sha384", "512": "sha512", "56K": "sha256"}
+Command = TypeVar("Command", bound=Callable[..., Any])
+
 _IN_FILE = click.Path(exists=True, dir_okay=False, path_type=Path)
 _OUT_FILE = click.Path(path_type=Path)
+
+
+def _algorithm_option(operation: KeyOperation) -> Callable[[Command], Command]:
+    return click.option(
+        "--algorithm",
+        type=click.Choice(algorithms.names(operation)),
+        required=True,
+        metavar="ALGORITHM",
+        help=f"One of {', '.join(algorithms.names(operation))}.",
+    )
 
 
 @click.group("crypto")
@@ -28,12 +42,16 @@ def crypto() -> None:
 
 
 def _digest(algorithm: str, file: Path) -> bytes:
-    """Return the digest of a file by the hash in the algorithm's name."""
-    name = _HASHES.get(algorithm[-3:])
-    if name is None:
-        fail(f"{algorithm} is not a signature algorithm", "mhsm crypto sign --help")
+    """Return the digest of a file by the algorithm's hash; RSNULL has none and takes the file itself."""
+    kind = algorithms.named(algorithm).hash
+    if kind is None:
+        return read_bounded(file, PAYLOAD_BYTES_MAX)
     with file.open("rb") as stream:
-        return hashlib.file_digest(stream, name).digest()
+        return hashlib.file_digest(stream, kind.name).digest()
+
+
+def _is_ecdsa(algorithm: str) -> bool:
+    return algorithms.named(algorithm).scheme is algorithms.Scheme.ECDSA
 
 
 def _to_der(signature: bytes) -> bytes:
@@ -44,9 +62,7 @@ def _to_der(signature: bytes) -> bytes:
 
 
 def _from_der(signature: bytes, algorithm: str) -> bytes:
-    width = {"ES256": 32, "ES256K": 32, "ES384": 48, "ES512": 66}.get(algorithm)
-    if width is None:
-        fail(f"{algorithm} is not a signature algorithm", "mhsm crypto verify --help")
+    width = (algorithms.CURVE_BITS[algorithms.named(algorithm).curve] + 7) // 8
     try:
         r, s = decode_dss_signature(signature)
         return r.to_bytes(width, "big") + s.to_bytes(width, "big")
@@ -56,7 +72,7 @@ def _from_der(signature: bytes, algorithm: str) -> bytes:
 
 @crypto.command()
 @click.argument("name")
-@click.option("--algorithm", required=True, help="RS256 ... PS512, ES256, ES384, ES512, ES256K.")
+@_algorithm_option(KeyOperation.SIGN)
 @click.option("--file", "file", type=_IN_FILE, required=True)
 @click.option("--output", type=_OUT_FILE, required=True)
 @click.option("--der", is_flag=True, help="EC: write DER instead of r || s, as openssl needs it.")
@@ -66,7 +82,7 @@ def sign(name: str, algorithm: str, file: Path, output: Path, der: bool, **commo
     refuse_existing(output)
     with connect(common) as pool:
         signature = pool.sign(resource(name), algorithm, _digest(algorithm, file))
-    write_new(output, _to_der(signature) if der and algorithm.startswith("ES") else signature, 0o644)
+    write_new(output, _to_der(signature) if der and _is_ecdsa(algorithm) else signature, 0o644)
     report(
         {"signature_file": str(output), "algorithm": algorithm, "bytes": output.stat().st_size},
         as_json=common["as_json"],
@@ -78,7 +94,7 @@ def sign(name: str, algorithm: str, file: Path, output: Path, der: bool, **commo
 
 @crypto.command()
 @click.argument("name")
-@click.option("--algorithm", required=True)
+@_algorithm_option(KeyOperation.VERIFY)
 @click.option("--file", "file", type=_IN_FILE, required=True)
 @click.option("--signature", type=_IN_FILE, required=True)
 @click.option("--der", is_flag=True)
@@ -86,7 +102,7 @@ def sign(name: str, algorithm: str, file: Path, output: Path, der: bool, **commo
 def verify(name: str, algorithm: str, file: Path, signature: Path, der: bool, **common: Any) -> None:
     """Verify a file's signature; exit code 6 when it does not verify."""
     octets = read_bounded(signature, PAYLOAD_BYTES_MAX)
-    if der and algorithm.startswith("ES"):
+    if der and _is_ecdsa(algorithm):
         octets = _from_der(octets, algorithm)
     with connect(common) as pool:
         pool.verify(resource(name), algorithm, _digest(algorithm, file), octets)
@@ -95,7 +111,7 @@ def verify(name: str, algorithm: str, file: Path, signature: Path, der: bool, **
 
 @crypto.command()
 @click.argument("name")
-@click.option("--algorithm", required=True, help="A128GCM, A192GCM, A256GCM or RSA-OAEP-256.")
+@_algorithm_option(KeyOperation.ENCRYPT)
 @click.option("--file", "file", type=_IN_FILE, required=True, help="At most 64 KiB.")
 @click.option("--output", type=_OUT_FILE, required=True)
 @common_options
@@ -147,7 +163,7 @@ def decrypt(file: Path, output: Path, **common: Any) -> None:
 
 @crypto.command()
 @click.argument("name")
-@click.option("--algorithm", required=True, help="A128KW, A192KW, A256KW or RSA-OAEP-256.")
+@_algorithm_option(KeyOperation.WRAP_KEY)
 @click.option("--file", "file", type=_IN_FILE, required=True, help="The raw key to wrap.")
 @click.option("--output", type=_OUT_FILE, required=True)
 @common_options
@@ -167,7 +183,7 @@ def wrap(name: str, algorithm: str, file: Path, output: Path, **common: Any) -> 
 
 @crypto.command()
 @click.argument("name")
-@click.option("--algorithm", required=True)
+@_algorithm_option(KeyOperation.UNWRAP_KEY)
 @click.option("--file", "file", type=_IN_FILE, required=True)
 @click.option("--output", type=_OUT_FILE, required=True)
 @common_options

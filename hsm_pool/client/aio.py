@@ -153,10 +153,17 @@ class AsyncPool:
         return await self._run(calls.verify_batch(name, algorithm, items))
 
     async def encrypt(
-        self, name: str, algorithm: str, plaintext: bytes, additional_data: bytes = b""
+        self,
+        name: str,
+        algorithm: str,
+        plaintext: bytes,
+        additional_data: bytes = b"",
+        initialization_vector: bytes = b"",
     ) -> crypto_pb2.Ciphertext:
-        """Encrypt."""
-        return (await self._run(calls.encrypt_batch(name, algorithm, [(plaintext, additional_data)])))[0]
+        """Encrypt; a vector of 16 bytes may be given for CBC, for other algorithms the pool makes it."""
+        return await self._run(
+            calls.encrypt(name, algorithm, plaintext, additional_data, initialization_vector)
+        )
 
     async def encrypt_batch(
         self, name: str, algorithm: str, items: Sequence[tuple[bytes, bytes]]

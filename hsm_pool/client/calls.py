@@ -220,6 +220,17 @@ def verify(name: str, algorithm: str, digest: bytes, signature: bytes) -> Call[N
     return Call(batch.stub, batch.method, batch.request, batch.kind, answer)
 
 
+def encrypt(
+    name: str, algorithm: str, plaintext: bytes, additional_data: bytes, initialization_vector: bytes
+) -> Call[crypto_pb2.Ciphertext]:
+    """Encrypt one plaintext; the vector is for CBC, and may be empty."""
+    item = crypto_pb2.Plaintext(
+        plaintext=plaintext, additional_data=additional_data, initialization_vector=initialization_vector
+    )
+    request = crypto_pb2.EncryptRequest(name=name, algorithm=algorithm, items=[item])
+    return _crypto("Encrypt", request, lambda response: response.items[0])
+
+
 def encrypt_batch(
     name: str, algorithm: str, items: Sequence[tuple[bytes, bytes]]
 ) -> Call[list[crypto_pb2.Ciphertext]]:

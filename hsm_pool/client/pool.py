@@ -165,10 +165,15 @@ class Pool:
         return self._run(calls.verify_batch(name, algorithm, items))
 
     def encrypt(
-        self, name: str, algorithm: str, plaintext: bytes, additional_data: bytes = b""
+        self,
+        name: str,
+        algorithm: str,
+        plaintext: bytes,
+        additional_data: bytes = b"",
+        initialization_vector: bytes = b"",
     ) -> crypto_pb2.Ciphertext:
-        """Encrypt."""
-        return self._run(calls.encrypt_batch(name, algorithm, [(plaintext, additional_data)]))[0]
+        """Encrypt; a vector of 16 bytes may be given for CBC, for other algorithms the pool makes it."""
+        return self._run(calls.encrypt(name, algorithm, plaintext, additional_data, initialization_vector))
 
     def encrypt_batch(
         self, name: str, algorithm: str, items: Sequence[tuple[bytes, bytes]]

@@ -1,6 +1,6 @@
 """The one table of algorithms: adding an algorithm is adding a row.
 
-Names are those of RFC 7518 and RFC 8812 as Azure Key Vault uses them.
+Names are those of RFC 7518 and RFC 8812 as Azure Key Vault uses them, and PKCS #11's for two key wraps.
 """
 
 from __future__ import annotations
@@ -20,10 +20,16 @@ class Scheme(Enum):
 
     RSA_PKCS1V15 = "RSASSA-PKCS1-v1_5 (RFC 8017)"
     RSA_PSS = "RSASSA-PSS (RFC 8017), salt as long as the hash"
+    RSA_NO_DIGEST_INFO = "PKCS #1 v1.5 signature padding (RFC 2437) around the octets as they are"
     RSA_OAEP = "RSAES-OAEP (RFC 8017)"
+    RSA_PKCS1V15_ENCRYPTION = "RSAES-PKCS1-v1_5 (RFC 8017)"
     ECDSA = "ECDSA (FIPS 186-5), signature r || s"
+    HMAC = "HMAC (RFC 2104) over the digest"
     AES_GCM = "AES-GCM (NIST SP 800-38D)"
+    AES_CBC = "AES-CBC (NIST SP 800-38A), zeros added up to the block and not taken away"
+    AES_CBC_PADDED = "AES-CBC (NIST SP 800-38A) with PKCS #7 padding"
     AES_KW = "AES key wrap (RFC 3394)"
+    AES_KW_PADDED = "AES key wrap with padding (RFC 5649)"
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,20 +60,34 @@ ALGORITHMS: tuple[Algorithm, ...] = (
     Algorithm("RS256", Scheme.RSA_PKCS1V15, _RSA, _SIGN, hashes.SHA256()),
     Algorithm("RS384", Scheme.RSA_PKCS1V15, _RSA, _SIGN, hashes.SHA384()),
     Algorithm("RS512", Scheme.RSA_PKCS1V15, _RSA, _SIGN, hashes.SHA512()),
+    Algorithm("RSNULL", Scheme.RSA_NO_DIGEST_INFO, _RSA, _SIGN),
     Algorithm("PS256", Scheme.RSA_PSS, _RSA, _SIGN, hashes.SHA256()),
     Algorithm("PS384", Scheme.RSA_PSS, _RSA, _SIGN, hashes.SHA384()),
     Algorithm("PS512", Scheme.RSA_PSS, _RSA, _SIGN, hashes.SHA512()),
     Algorithm("RSA-OAEP-256", Scheme.RSA_OAEP, _RSA, _ENCRYPT | _WRAP, hashes.SHA256()),
+    Algorithm("RSA-OAEP", Scheme.RSA_OAEP, _RSA, _ENCRYPT | _WRAP, hashes.SHA1()),  # noqa: S303 - as named
+    Algorithm("RSA1_5", Scheme.RSA_PKCS1V15_ENCRYPTION, _RSA, _ENCRYPT | _WRAP),
     Algorithm("ES256", Scheme.ECDSA, _EC, _SIGN, hashes.SHA256(), Curve.P256),
     Algorithm("ES384", Scheme.ECDSA, _EC, _SIGN, hashes.SHA384(), Curve.P384),
     Algorithm("ES512", Scheme.ECDSA, _EC, _SIGN, hashes.SHA512(), Curve.P521),
     Algorithm("ES256K", Scheme.ECDSA, _EC, _SIGN, hashes.SHA256(), Curve.P256K),
+    Algorithm("HS256", Scheme.HMAC, _OCT, _SIGN, hashes.SHA256()),
+    Algorithm("HS384", Scheme.HMAC, _OCT, _SIGN, hashes.SHA384()),
+    Algorithm("HS512", Scheme.HMAC, _OCT, _SIGN, hashes.SHA512()),
     Algorithm("A128GCM", Scheme.AES_GCM, _OCT, _ENCRYPT, size_bits=128),
     Algorithm("A192GCM", Scheme.AES_GCM, _OCT, _ENCRYPT, size_bits=192),
     Algorithm("A256GCM", Scheme.AES_GCM, _OCT, _ENCRYPT, size_bits=256),
+    Algorithm("A128CBC", Scheme.AES_CBC, _OCT, _ENCRYPT, size_bits=128),
+    Algorithm("A192CBC", Scheme.AES_CBC, _OCT, _ENCRYPT, size_bits=192),
+    Algorithm("A256CBC", Scheme.AES_CBC, _OCT, _ENCRYPT, size_bits=256),
+    Algorithm("A128CBCPAD", Scheme.AES_CBC_PADDED, _OCT, _ENCRYPT, size_bits=128),
+    Algorithm("A192CBCPAD", Scheme.AES_CBC_PADDED, _OCT, _ENCRYPT, size_bits=192),
+    Algorithm("A256CBCPAD", Scheme.AES_CBC_PADDED, _OCT, _ENCRYPT, size_bits=256),
     Algorithm("A128KW", Scheme.AES_KW, _OCT, _WRAP, size_bits=128),
     Algorithm("A192KW", Scheme.AES_KW, _OCT, _WRAP, size_bits=192),
     Algorithm("A256KW", Scheme.AES_KW, _OCT, _WRAP, size_bits=256),
+    Algorithm("CKM_AES_KEY_WRAP", Scheme.AES_KW, _OCT, _WRAP),
+    Algorithm("CKM_AES_KEY_WRAP_PAD", Scheme.AES_KW_PADDED, _OCT, _WRAP),
 )
 
 CURVE_BITS = {Curve.P256: 256, Curve.P384: 384, Curve.P521: 521, Curve.P256K: 256}
@@ -81,7 +101,30 @@ _DEFAULT_OPERATIONS = {
     KeyType.EC: (KeyOperation.SIGN, KeyOperation.VERIFY),
     KeyType.OCT: tuple(sorted(_ENCRYPT | _WRAP)),
 }
+_POSSIBLE_OPERATIONS = {
+    key_type: frozenset[KeyOperation]().union(*(a.operations for a in ALGORITHMS if a.key_type is key_type))
+    for key_type in KeyType
+}
+"""What the algorithms of a key type do; an oct key signs only if its creator says so (Azure Managed HSM)."""
+
 _BY_NAME = {algorithm.name: algorithm for algorithm in ALGORITHMS}
+
+
+def names(operation: KeyOperation) -> tuple[str, ...]:
+    """Return the names of the algorithms of an operation, in the order of the table."""
+    return tuple(algorithm.name for algorithm in ALGORITHMS if operation in algorithm.operations)
+
+
+def named(name: str) -> Algorithm:
+    """Return the algorithm of that name.
+
+    Raises:
+        AlgorithmNotSupported: It does not exist.
+    """
+    algorithm = _BY_NAME.get(name)
+    if algorithm is None:
+        raise AlgorithmNotSupported("this algorithm is not known", field="algorithm")
+    return algorithm
 
 
 def find(name: str, key_type: KeyType, curve: Curve, size_bits: int, operation: KeyOperation) -> Algorithm:
@@ -90,9 +133,7 @@ def find(name: str, key_type: KeyType, curve: Curve, size_bits: int, operation: 
     Raises:
         AlgorithmNotSupported: It does not exist or does not fit.
     """
-    algorithm = _BY_NAME.get(name)
-    if algorithm is None:
-        raise AlgorithmNotSupported("this algorithm is not known", field="algorithm")
+    algorithm = named(name)
     fits = (
         algorithm.key_type is key_type
         and algorithm.curve in {Curve.NONE, curve}
@@ -121,7 +162,7 @@ def check_key_operations(key_type: KeyType, operations: Iterable[KeyOperation]) 
     if len(set(listed)) != len(listed):
         raise InvalidField("a key operation is repeated", field="key_operations")
     for operation in listed:
-        if operation not in _DEFAULT_OPERATIONS[key_type]:
+        if operation not in _POSSIBLE_OPERATIONS[key_type]:
             raise InvalidField(
                 f"{operation.name.lower()} does not fit a key of type {key_type.name}", field="key_operations"
             )

@@ -33,7 +33,7 @@ class ECKey:
 
 @dataclass(frozen=True, slots=True, repr=False)
 class OctKey:
-    """A symmetric key: ready for GCM, and raw for key wrap."""
+    """A symmetric key: ready for GCM, and raw for everything else."""
 
     gcm: AESGCM
     raw: SecretBytes

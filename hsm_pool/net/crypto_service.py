@@ -164,7 +164,9 @@ class CryptoService(crypto_pb2_grpc.CryptoServiceServicer):
         def encrypt(
             key: LoadedKey, algorithm: Algorithm, item: crypto_pb2.Plaintext
         ) -> crypto_pb2.Ciphertext:
-            data = operations.encrypt(key, algorithm, item.plaintext, item.additional_data)
+            data = operations.encrypt(
+                key, algorithm, item.plaintext, item.additional_data, item.initialization_vector
+            )
             return crypto_pb2.Ciphertext(
                 ciphertext=data.ciphertext,
                 initialization_vector=data.initialization_vector,

@@ -136,6 +136,12 @@ def test_keys_and_files(at: tuple[str, str], tmp_path: Path) -> None:
         == 1
     )
     assert opened.stat().st_mtime_ns == before
+    mhsm("key", "create", "cli-code", "--type", "oct", "--operation", "sign", "--operation", "verify", *at)
+    options, code = ("--algorithm", "HS512", "--file", str(text)), str(tmp_path / "code")
+    mhsm("crypto", "sign", "cli-code", *options, "--output", code, *at)
+    mhsm("crypto", "verify", "cli-code", *options, "--signature", code, *at)
+    wrong = ("--algorithm", "A256GCM", "--file", str(text), "--output", str(tmp_path / "none"))
+    assert "HS512" in mhsm("crypto", "sign", "cli-code", *wrong, *at, check=False).stderr
 
 
 def test_the_life_of_a_key_by_commands(at: tuple[str, str]) -> None:

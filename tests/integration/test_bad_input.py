@@ -238,6 +238,21 @@ def import_request(**form: bytes) -> Message:
     return keys_pb2.ImportKeyRequest(key_id="new", material=material, request_id=request_id())
 
 
+def padded_cases() -> Iterator[Case]:
+    invalid, failed, length = errors.InvalidField, errors.DecryptionFailed, errors.DigestLength
+    cbc, padded, wrapped = "A256CBC", "A256CBCPAD", "CKM_AES_KEY_WRAP_PAD"
+    yield Case("encrypt: CBC, data", "Encrypt", encrypt("keys/oct", cbc, b"x", b"data"), invalid)
+    yield Case("encrypt: CBC, nothing", "Encrypt", encrypt("keys/oct", cbc, b""), invalid)
+    yield Case("decrypt: CBC, tag", "Decrypt", decrypt("keys/oct", padded, bytes(16), 16), invalid)
+    yield Case("decrypt: CBC, padding", "Decrypt", decrypt("keys/oct", padded, bytes(16), 16, 0), failed)
+    yield Case("decrypt: CBC, part of a block", "Decrypt", decrypt("keys/oct", cbc, b"x", 16, 0), failed)
+    yield Case("decrypt: CBC, vector", "Decrypt", decrypt("keys/oct", cbc, bytes(16), 12, 0), failed)
+    yield Case("decrypt: RSA1_5, short", "Decrypt", decrypt("keys/rsa", "RSA1_5", b"x" * 255), failed)
+    yield Case("sign: RSNULL, nothing", "Sign", sign("keys/rsa", "RSNULL", (b"",)), length)
+    yield Case("sign: RSNULL, too long", "Sign", sign("keys/rsa", "RSNULL", (bytes(246),)), length)
+    yield Case("unwrap: with padding", "UnwrapKey", unwrap("keys/oct", wrapped, bytes(24)), failed)
+
+
 def crypto_cases() -> Iterator[Case]:
     algorithm, not_usable = errors.AlgorithmNotSupported, errors.KeyNotUsable
     invalid, large, length = errors.InvalidField, errors.PayloadTooLarge, errors.DigestLength
@@ -294,6 +309,7 @@ def crypto_cases() -> Iterator[Case]:
     yield Case("decrypt: empty batch", "Decrypt", crypto_pb2.DecryptRequest(name="keys/oct"), invalid)
     yield Case("wrap: empty batch", "WrapKey", wrap("keys/oct", "A256KW"), invalid)
     yield Case("unwrap: empty batch", "UnwrapKey", unwrap("keys/oct", "A256KW"), invalid)
+    yield from padded_cases()
     yield Case("decrypt: forged", "Decrypt", decrypt("keys/oct", "A256GCM", b"x" * 32), failed)
     yield Case("decrypt: nothing", "Decrypt", decrypt("keys/oct", "A256GCM", b"", 0, 0), failed)
     yield Case("decrypt: long nonce", "Decrypt", decrypt("keys/oct", "A256GCM", b"x", 13), failed)

@@ -25,7 +25,7 @@ _sym_db = _symbol_database.Default()
 from google.rpc import status_pb2 as google_dot_rpc_dot_status__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1bmhsm/crypto/v1/crypto.proto\x12\x0emhsm.crypto.v1\x1a\x17google/rpc/status.proto\"?\n\x0bSignRequest\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x11\n\talgorithm\x18\x02 \x01(\t\x12\x0f\n\x07\x64igests\x18\x03 \x03(\x0c\"0\n\x0cSignResponse\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x12\n\nsignatures\x18\x02 \x03(\x0c\"4\n\x0f\x44igestSignature\x12\x0e\n\x06\x64igest\x18\x01 \x01(\x0c\x12\x11\n\tsignature\x18\x02 \x01(\x0c\"`\n\rVerifyRequest\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x11\n\talgorithm\x18\x02 \x01(\t\x12.\n\x05items\x18\x03 \x03(\x0b\x32\x1f.mhsm.crypto.v1.DigestSignature\"-\n\x0eVerifyResponse\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\r\n\x05valid\x18\x02 \x03(\x08\"7\n\tPlaintext\x12\x11\n\tplaintext\x18\x01 \x01(\x0c\x12\x17\n\x0f\x61\x64\x64itional_data\x18\x02 \x01(\x0c\"t\n\nCiphertext\x12\x12\n\nciphertext\x18\x01 \x01(\x0c\x12\x1d\n\x15initialization_vector\x18\x02 \x01(\x0c\x12\x1a\n\x12\x61uthentication_tag\x18\x03 \x01(\x0c\x12\x17\n\x0f\x61\x64\x64itional_data\x18\x04 \x01(\x0c\"[\n\x0e\x45ncryptRequest\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x11\n\talgorithm\x18\x02 \x01(\t\x12(\n\x05items\x18\x03 \x03(\x0b\x32\x19.mhsm.crypto.v1.Plaintext\"J\n\x0f\x45ncryptResponse\x12\x0c\n\x04name\x18\x01 \x01(\t\x12)\n\x05items\x18\x02 \x03(\x0b\x32\x1a.mhsm.crypto.v1.Ciphertext\"\\\n\x0e\x44\x65\x63ryptRequest\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x11\n\talgorithm\x18\x02 \x01(\t\x12)\n\x05items\x18\x03 \x03(\x0b\x32\x1a.mhsm.crypto.v1.Ciphertext\"3\n\x0f\x44\x65\x63ryptResponse\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x12\n\nplaintexts\x18\x02 \x03(\x0c\"?\n\x0eWrapKeyRequest\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x11\n\talgorithm\x18\x02 \x01(\t\x12\x0c\n\x04keys\x18\x03 \x03(\x0c\"5\n\x0fWrapKeyResponse\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x14\n\x0cwrapped_keys\x18\x02 \x03(\x0c\"I\n\x10UnwrapKeyRequest\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x11\n\talgorithm\x18\x02 \x01(\t\x12\x14\n\x0cwrapped_keys\x18\x03 \x03(\x0c\"/\n\x11UnwrapKeyResponse\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x0c\n\x04keys\x18\x02 \x03(\x0c\"&\n\x15GetRandomBytesRequest\x12\r\n\x05\x63ount\x18\x01 \x01(\r\".\n\x16GetRandomBytesResponse\x12\x14\n\x0crandom_bytes\x18\x01 \x01(\x0c\"\xee\x02\n\x17StreamOperationsRequest\x12\x16\n\x0e\x63orrelation_id\x18\x01 \x01(\x04\x12+\n\x04sign\x18\x02 \x01(\x0b\x32\x1b.mhsm.crypto.v1.SignRequestH\x00\x12/\n\x06verify\x18\x03 \x01(\x0b\x32\x1d.mhsm.crypto.v1.VerifyRequestH\x00\x12\x31\n\x07\x65ncrypt\x18\x04 \x01(\x0b\x32\x1e.mhsm.crypto.v1.EncryptRequestH\x00\x12\x31\n\x07\x64\x65\x63rypt\x18\x05 \x01(\x0b\x32\x1e.mhsm.crypto.v1.DecryptRequestH\x00\x12\x32\n\x08wrap_key\x18\x06 \x01(\x0b\x32\x1e.mhsm.crypto.v1.WrapKeyRequestH\x00\x12\x36\n\nunwrap_key\x18\x07 \x01(\x0b\x32 .mhsm.crypto.v1.UnwrapKeyRequestH\x00\x42\x0b\n\toperation\"\x97\x03\n\x18StreamOperationsResponse\x12\x16\n\x0e\x63orrelation_id\x18\x01 \x01(\x04\x12,\n\x04sign\x18\x02 \x01(\x0b\x32\x1c.mhsm.crypto.v1.SignResponseH\x00\x12\x30\n\x06verify\x18\x03 \x01(\x0b\x32\x1e.mhsm.crypto.v1.VerifyResponseH\x00\x12\x32\n\x07\x65ncrypt\x18\x04 \x01(\x0b\x32\x1f.mhsm.crypto.v1.EncryptResponseH\x00\x12\x32\n\x07\x64\x65\x63rypt\x18\x05 \x01(\x0b\x32\x1f.mhsm.crypto.v1.DecryptResponseH\x00\x12\x33\n\x08wrap_key\x18\x06 \x01(\x0b\x32\x1f.mhsm.crypto.v1.WrapKeyResponseH\x00\x12\x37\n\nunwrap_key\x18\x07 \x01(\x0b\x32!.mhsm.crypto.v1.UnwrapKeyResponseH\x00\x12#\n\x05\x65rror\x18\x08 \x01(\x0b\x32\x12.google.rpc.StatusH\x00\x42\x08\n\x06result2\x9d\x05\n\rCryptoService\x12\x41\n\x04Sign\x12\x1b.mhsm.crypto.v1.SignRequest\x1a\x1c.mhsm.crypto.v1.SignResponse\x12G\n\x06Verify\x12\x1d.mhsm.crypto.v1.VerifyRequest\x1a\x1e.mhsm.crypto.v1.VerifyResponse\x12J\n\x07\x45ncrypt\x12\x1e.mhsm.crypto.v1.EncryptRequest\x1a\x1f.mhsm.crypto.v1.EncryptResponse\x12J\n\x07\x44\x65\x63rypt\x12\x1e.mhsm.crypto.v1.DecryptRequest\x1a\x1f.mhsm.crypto.v1.DecryptResponse\x12J\n\x07WrapKey\x12\x1e.mhsm.crypto.v1.WrapKeyRequest\x1a\x1f.mhsm.crypto.v1.WrapKeyResponse\x12P\n\tUnwrapKey\x12 .mhsm.crypto.v1.UnwrapKeyRequest\x1a!.mhsm.crypto.v1.UnwrapKeyResponse\x12_\n\x0eGetRandomBytes\x12%.mhsm.crypto.v1.GetRandomBytesRequest\x1a&.mhsm.crypto.v1.GetRandomBytesResponse\x12i\n\x10StreamOperations\x12\'.mhsm.crypto.v1.StreamOperationsRequest\x1a(.mhsm.crypto.v1.StreamOperationsResponse(\x01\x30\x01\x62\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1bmhsm/crypto/v1/crypto.proto\x12\x0emhsm.crypto.v1\x1a\x17google/rpc/status.proto\"?\n\x0bSignRequest\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x11\n\talgorithm\x18\x02 \x01(\t\x12\x0f\n\x07\x64igests\x18\x03 \x03(\x0c\"0\n\x0cSignResponse\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x12\n\nsignatures\x18\x02 \x03(\x0c\"4\n\x0f\x44igestSignature\x12\x0e\n\x06\x64igest\x18\x01 \x01(\x0c\x12\x11\n\tsignature\x18\x02 \x01(\x0c\"`\n\rVerifyRequest\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x11\n\talgorithm\x18\x02 \x01(\t\x12.\n\x05items\x18\x03 \x03(\x0b\x32\x1f.mhsm.crypto.v1.DigestSignature\"-\n\x0eVerifyResponse\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\r\n\x05valid\x18\x02 \x03(\x08\"V\n\tPlaintext\x12\x11\n\tplaintext\x18\x01 \x01(\x0c\x12\x17\n\x0f\x61\x64\x64itional_data\x18\x02 \x01(\x0c\x12\x1d\n\x15initialization_vector\x18\x03 \x01(\x0c\"t\n\nCiphertext\x12\x12\n\nciphertext\x18\x01 \x01(\x0c\x12\x1d\n\x15initialization_vector\x18\x02 \x01(\x0c\x12\x1a\n\x12\x61uthentication_tag\x18\x03 \x01(\x0c\x12\x17\n\x0f\x61\x64\x64itional_data\x18\x04 \x01(\x0c\"[\n\x0e\x45ncryptRequest\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x11\n\talgorithm\x18\x02 \x01(\t\x12(\n\x05items\x18\x03 \x03(\x0b\x32\x19.mhsm.crypto.v1.Plaintext\"J\n\x0f\x45ncryptResponse\x12\x0c\n\x04name\x18\x01 \x01(\t\x12)\n\x05items\x18\x02 \x03(\x0b\x32\x1a.mhsm.crypto.v1.Ciphertext\"\\\n\x0e\x44\x65\x63ryptRequest\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x11\n\talgorithm\x18\x02 \x01(\t\x12)\n\x05items\x18\x03 \x03(\x0b\x32\x1a.mhsm.crypto.v1.Ciphertext\"3\n\x0f\x44\x65\x63ryptResponse\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x12\n\nplaintexts\x18\x02 \x03(\x0c\"?\n\x0eWrapKeyRequest\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x11\n\talgorithm\x18\x02 \x01(\t\x12\x0c\n\x04keys\x18\x03 \x03(\x0c\"5\n\x0fWrapKeyResponse\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x14\n\x0cwrapped_keys\x18\x02 \x03(\x0c\"I\n\x10UnwrapKeyRequest\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x11\n\talgorithm\x18\x02 \x01(\t\x12\x14\n\x0cwrapped_keys\x18\x03 \x03(\x0c\"/\n\x11UnwrapKeyResponse\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x0c\n\x04keys\x18\x02 \x03(\x0c\"&\n\x15GetRandomBytesRequest\x12\r\n\x05\x63ount\x18\x01 \x01(\r\".\n\x16GetRandomBytesResponse\x12\x14\n\x0crandom_bytes\x18\x01 \x01(\x0c\"\xee\x02\n\x17StreamOperationsRequest\x12\x16\n\x0e\x63orrelation_id\x18\x01 \x01(\x04\x12+\n\x04sign\x18\x02 \x01(\x0b\x32\x1b.mhsm.crypto.v1.SignRequestH\x00\x12/\n\x06verify\x18\x03 \x01(\x0b\x32\x1d.mhsm.crypto.v1.VerifyRequestH\x00\x12\x31\n\x07\x65ncrypt\x18\x04 \x01(\x0b\x32\x1e.mhsm.crypto.v1.EncryptRequestH\x00\x12\x31\n\x07\x64\x65\x63rypt\x18\x05 \x01(\x0b\x32\x1e.mhsm.crypto.v1.DecryptRequestH\x00\x12\x32\n\x08wrap_key\x18\x06 \x01(\x0b\x32\x1e.mhsm.crypto.v1.WrapKeyRequestH\x00\x12\x36\n\nunwrap_key\x18\x07 \x01(\x0b\x32 .mhsm.crypto.v1.UnwrapKeyRequestH\x00\x42\x0b\n\toperation\"\x97\x03\n\x18StreamOperationsResponse\x12\x16\n\x0e\x63orrelation_id\x18\x01 \x01(\x04\x12,\n\x04sign\x18\x02 \x01(\x0b\x32\x1c.mhsm.crypto.v1.SignResponseH\x00\x12\x30\n\x06verify\x18\x03 \x01(\x0b\x32\x1e.mhsm.crypto.v1.VerifyResponseH\x00\x12\x32\n\x07\x65ncrypt\x18\x04 \x01(\x0b\x32\x1f.mhsm.crypto.v1.EncryptResponseH\x00\x12\x32\n\x07\x64\x65\x63rypt\x18\x05 \x01(\x0b\x32\x1f.mhsm.crypto.v1.DecryptResponseH\x00\x12\x33\n\x08wrap_key\x18\x06 \x01(\x0b\x32\x1f.mhsm.crypto.v1.WrapKeyResponseH\x00\x12\x37\n\nunwrap_key\x18\x07 \x01(\x0b\x32!.mhsm.crypto.v1.UnwrapKeyResponseH\x00\x12#\n\x05\x65rror\x18\x08 \x01(\x0b\x32\x12.google.rpc.StatusH\x00\x42\x08\n\x06result2\x9d\x05\n\rCryptoService\x12\x41\n\x04Sign\x12\x1b.mhsm.crypto.v1.SignRequest\x1a\x1c.mhsm.crypto.v1.SignResponse\x12G\n\x06Verify\x12\x1d.mhsm.crypto.v1.VerifyRequest\x1a\x1e.mhsm.crypto.v1.VerifyResponse\x12J\n\x07\x45ncrypt\x12\x1e.mhsm.crypto.v1.EncryptRequest\x1a\x1f.mhsm.crypto.v1.EncryptResponse\x12J\n\x07\x44\x65\x63rypt\x12\x1e.mhsm.crypto.v1.DecryptRequest\x1a\x1f.mhsm.crypto.v1.DecryptResponse\x12J\n\x07WrapKey\x12\x1e.mhsm.crypto.v1.WrapKeyRequest\x1a\x1f.mhsm.crypto.v1.WrapKeyResponse\x12P\n\tUnwrapKey\x12 .mhsm.crypto.v1.UnwrapKeyRequest\x1a!.mhsm.crypto.v1.UnwrapKeyResponse\x12_\n\x0eGetRandomBytes\x12%.mhsm.crypto.v1.GetRandomBytesRequest\x1a&.mhsm.crypto.v1.GetRandomBytesResponse\x12i\n\x10StreamOperations\x12\'.mhsm.crypto.v1.StreamOperationsRequest\x1a(.mhsm.crypto.v1.StreamOperationsResponse(\x01\x30\x01\x62\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -43,33 +43,33 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_VERIFYRESPONSE']._serialized_start=339
   _globals['_VERIFYRESPONSE']._serialized_end=384
   _globals['_PLAINTEXT']._serialized_start=386
-  _globals['_PLAINTEXT']._serialized_end=441
-  _globals['_CIPHERTEXT']._serialized_start=443
-  _globals['_CIPHERTEXT']._serialized_end=559
-  _globals['_ENCRYPTREQUEST']._serialized_start=561
-  _globals['_ENCRYPTREQUEST']._serialized_end=652
-  _globals['_ENCRYPTRESPONSE']._serialized_start=654
-  _globals['_ENCRYPTRESPONSE']._serialized_end=728
-  _globals['_DECRYPTREQUEST']._serialized_start=730
-  _globals['_DECRYPTREQUEST']._serialized_end=822
-  _globals['_DECRYPTRESPONSE']._serialized_start=824
-  _globals['_DECRYPTRESPONSE']._serialized_end=875
-  _globals['_WRAPKEYREQUEST']._serialized_start=877
-  _globals['_WRAPKEYREQUEST']._serialized_end=940
-  _globals['_WRAPKEYRESPONSE']._serialized_start=942
-  _globals['_WRAPKEYRESPONSE']._serialized_end=995
-  _globals['_UNWRAPKEYREQUEST']._serialized_start=997
-  _globals['_UNWRAPKEYREQUEST']._serialized_end=1070
-  _globals['_UNWRAPKEYRESPONSE']._serialized_start=1072
-  _globals['_UNWRAPKEYRESPONSE']._serialized_end=1119
-  _globals['_GETRANDOMBYTESREQUEST']._serialized_start=1121
-  _globals['_GETRANDOMBYTESREQUEST']._serialized_end=1159
-  _globals['_GETRANDOMBYTESRESPONSE']._serialized_start=1161
-  _globals['_GETRANDOMBYTESRESPONSE']._serialized_end=1207
-  _globals['_STREAMOPERATIONSREQUEST']._serialized_start=1210
-  _globals['_STREAMOPERATIONSREQUEST']._serialized_end=1576
-  _globals['_STREAMOPERATIONSRESPONSE']._serialized_start=1579
-  _globals['_STREAMOPERATIONSRESPONSE']._serialized_end=1986
-  _globals['_CRYPTOSERVICE']._serialized_start=1989
-  _globals['_CRYPTOSERVICE']._serialized_end=2658
+  _globals['_PLAINTEXT']._serialized_end=472
+  _globals['_CIPHERTEXT']._serialized_start=474
+  _globals['_CIPHERTEXT']._serialized_end=590
+  _globals['_ENCRYPTREQUEST']._serialized_start=592
+  _globals['_ENCRYPTREQUEST']._serialized_end=683
+  _globals['_ENCRYPTRESPONSE']._serialized_start=685
+  _globals['_ENCRYPTRESPONSE']._serialized_end=759
+  _globals['_DECRYPTREQUEST']._serialized_start=761
+  _globals['_DECRYPTREQUEST']._serialized_end=853
+  _globals['_DECRYPTRESPONSE']._serialized_start=855
+  _globals['_DECRYPTRESPONSE']._serialized_end=906
+  _globals['_WRAPKEYREQUEST']._serialized_start=908
+  _globals['_WRAPKEYREQUEST']._serialized_end=971
+  _globals['_WRAPKEYRESPONSE']._serialized_start=973
+  _globals['_WRAPKEYRESPONSE']._serialized_end=1026
+  _globals['_UNWRAPKEYREQUEST']._serialized_start=1028
+  _globals['_UNWRAPKEYREQUEST']._serialized_end=1101
+  _globals['_UNWRAPKEYRESPONSE']._serialized_start=1103
+  _globals['_UNWRAPKEYRESPONSE']._serialized_end=1150
+  _globals['_GETRANDOMBYTESREQUEST']._serialized_start=1152
+  _globals['_GETRANDOMBYTESREQUEST']._serialized_end=1190
+  _globals['_GETRANDOMBYTESRESPONSE']._serialized_start=1192
+  _globals['_GETRANDOMBYTESRESPONSE']._serialized_end=1238
+  _globals['_STREAMOPERATIONSREQUEST']._serialized_start=1241
+  _globals['_STREAMOPERATIONSREQUEST']._serialized_end=1607
+  _globals['_STREAMOPERATIONSRESPONSE']._serialized_start=1610
+  _globals['_STREAMOPERATIONSRESPONSE']._serialized_end=2017
+  _globals['_CRYPTOSERVICE']._serialized_start=2020
+  _globals['_CRYPTOSERVICE']._serialized_end=2689
 # @@protoc_insertion_point(module_scope)

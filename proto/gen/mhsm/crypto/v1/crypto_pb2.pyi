@@ -3,7 +3,7 @@
 isort:skip_file
 Cryptographic operations with keys of the pool. Every unary call is a batch:
 up to 256 items for EC and oct keys, up to 32 for RSA keys; a batch succeeds
-or fails as a whole. Algorithm names are those of RFC 7518 and RFC 8812.
+or fails as a whole. docs/algorithms.md lists the algorithms.
 """
 
 from collections import abc as _abc
@@ -34,10 +34,10 @@ class SignRequest(_message.Message):
     name: _builtins.str
     """keys/{key} (newest version) or keys/{key}/versions/{version}."""
     algorithm: _builtins.str
-    """RS256/384/512, PS256/384/512, ES256/384/512, ES256K."""
+    """Name of an algorithm that signs."""
     @_builtins.property
     def digests(self) -> _containers.RepeatedScalarFieldContainer[_builtins.bytes]:
-        """Digests, as long as the algorithm's hash."""
+        """Digests, as long as the algorithm's hash; RSNULL: any octets that fit."""
 
     def __init__(
         self,
@@ -176,19 +176,23 @@ class Plaintext(_message.Message):
 
     PLAINTEXT_FIELD_NUMBER: _builtins.int
     ADDITIONAL_DATA_FIELD_NUMBER: _builtins.int
+    INITIALIZATION_VECTOR_FIELD_NUMBER: _builtins.int
     plaintext: _builtins.bytes
-    """At most 64 KiB for AES; RSA-OAEP bounds it by the modulus."""
+    """At most 64 KiB for AES; RSA bounds it by the modulus."""
     additional_data: _builtins.bytes
     """Additional authenticated data, GCM only, at most 64 KiB."""
+    initialization_vector: _builtins.bytes
+    """Vector of CBC, 16 bytes; empty: the pool makes one. GCM always makes its own."""
     def __init__(
         self,
         *,
         plaintext: _builtins.bytes = ...,
         additional_data: _builtins.bytes = ...,
+        initialization_vector: _builtins.bytes = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["additional_data", b"additional_data", "plaintext", b"plaintext"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["additional_data", b"additional_data", "initialization_vector", b"initialization_vector", "plaintext", b"plaintext"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -207,7 +211,7 @@ class Ciphertext(_message.Message):
     ciphertext: _builtins.bytes
     """Ciphertext."""
     initialization_vector: _builtins.bytes
-    """Nonce of GCM, 12 bytes, made by the pool."""
+    """Nonce of GCM, 12 bytes, made by the pool; vector of CBC, 16 bytes."""
     authentication_tag: _builtins.bytes
     """Tag of GCM, 16 bytes."""
     additional_data: _builtins.bytes
@@ -240,7 +244,7 @@ class EncryptRequest(_message.Message):
     name: _builtins.str
     """As in SignRequest."""
     algorithm: _builtins.str
-    """RSA-OAEP-256, A128GCM, A192GCM, A256GCM."""
+    """Name of an algorithm that encrypts."""
     @_builtins.property
     def items(self) -> _containers.RepeatedCompositeFieldContainer[Global___Plaintext]:
         """What to encrypt."""
@@ -360,7 +364,7 @@ class WrapKeyRequest(_message.Message):
     name: _builtins.str
     """As in SignRequest."""
     algorithm: _builtins.str
-    """RSA-OAEP-256, A128KW, A192KW, A256KW."""
+    """Name of an algorithm that wraps."""
     @_builtins.property
     def keys(self) -> _containers.RepeatedScalarFieldContainer[_builtins.bytes]:
         """Keys to wrap."""

@@ -3,7 +3,7 @@
 isort:skip_file
 Cryptographic operations with keys of the pool. Every unary call is a batch:
 up to 256 items for EC and oct keys, up to 32 for RSA keys; a batch succeeds
-or fails as a whole. Algorithm names are those of RFC 7518 and RFC 8812.
+or fails as a whole. docs/algorithms.md lists the algorithms.
 """
 
 from collections import abc as _abc
