@@ -25,7 +25,7 @@ from security_domain.azure.recovery import AzureRecovery
 from security_domain.azure.restore_blob import open_restore_blob
 from security_domain.azure.submission import is_submission
 from security_domain.domain import Core
-from security_domain.errors import SecurityDomainError, SubmissionRefused
+from security_domain.errors import InvalidFile, SecurityDomainError, SubmissionRefused
 from security_domain.recovery import Recovery
 from security_domain.submission import (
     ACTIVATION,
@@ -161,11 +161,19 @@ class _Ceremony:
         return self._take_core(*taking.opened(), result)
 
     def _take_core(self, core: Core, file: bytes, result: ceremony_pb2.SubmitResult) -> Recovery:
-        """Return the recovery of a domain whose core came with its file, in Azure's format."""
+        """Return the recovery of a domain whose core came with its file, in Azure's format.
+
+        Raises:
+            InvalidFile: The core is of another domain. Or, in a new pool, the file that was given is not
+                the one that the quorum vouches for: nothing else has authenticated it, and its officers
+                might never open it.
+        """
         recovery = self._recovery
         if recovery is None:
             recovery = Recovery(file, self._open.attempt_id)
             result.uploaded_security_domain_file = file
+        elif not self._open.sealed_pool_keys and file != self.file:
+            raise InvalidFile("the security-domain file is not the one that the quorum has opened")
         recovery.accept(core)
         return recovery
 

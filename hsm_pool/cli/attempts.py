@@ -19,6 +19,7 @@ from hsm_pool.cli.output import fail, named, read_bounded
 from hsm_pool.enclave.evidence import exchange_key_report_data
 from hsm_pool.enclave.verifier import Expected
 from hsm_pool.errors import EvidenceRefused
+from hsm_pool.provisioning.layout import PARTITIONS
 from mhsm.evidence.v1 import evidence_pb2
 from mhsm.security_domain.v1 import security_domain_pb2
 from security_domain import container, officers, submission
@@ -90,8 +91,11 @@ def read_attempt(path: Path) -> Attempt:
     """Read an attempt file, or end the command."""
     try:
         content = json.loads(read_bounded(path, container.FILE_BYTES_MAX))
+        partition = int(content["partition"])
+        if not 0 <= partition < PARTITIONS:
+            raise ValueError("no such partition")
         return Attempt(
-            int(content["partition"]),
+            partition,
             str(content["pool_id"]),
             int(content["generation"]),
             base64.b64decode(content["attempt_id"], validate=True),
@@ -102,7 +106,7 @@ def read_attempt(path: Path) -> Attempt:
             evidence_files.decode(content["evidence"]),
             base64.b64decode(content["exchange_certificate"], validate=True),
         )
-    except (ValueError, KeyError, TypeError, RecursionError):
+    except (ValueError, KeyError, TypeError, RecursionError, OverflowError):
         fail(f"{path} is no attempt file", "begin a ceremony: mhsm security-domain --help")
 
 

@@ -38,7 +38,7 @@ from hsm_pool.errors import (
     ShareRefused,
 )
 from hsm_pool.limits import TOKEN_BYTES_MAX
-from security_domain.errors import QuorumMissing, SecurityDomainError
+from security_domain.errors import QuorumMissing, SecurityDomainError, SubmissionRefused
 
 F = TypeVar("F", bound=Callable[..., Any])
 
@@ -200,7 +200,7 @@ def failure_of(error: Exception, request_id: str | None = None) -> Failure:
             return Failure(text, "mhsm security-domain init-recovery --help", LOCKED)
         case QuorumMissing():
             return Failure(text, "mhsm security-domain submit-share --help", QUORUM)
-        case ShareRefused():
+        case ShareRefused() | SubmissionRefused():
             return Failure(text, _SHARE_REFUSED, QUORUM)
         case EvidenceRefused():
             return Failure(text, "stop: find out who made it; docs/ceremonies.md", VERIFICATION)

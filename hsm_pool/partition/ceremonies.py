@@ -112,6 +112,8 @@ class _Attempt:
     hardening: tuple[pool_pb2.HardeningMeasure.ValueType, ...] = ()
     accepted_officers: tuple[str, ...] = ()
     complete: bool = False
+    timer: threading.Timer | None = None
+    """Ends the attempt when its time is over."""
 
     def seen(self) -> Ceremony:
         return Ceremony(
@@ -143,7 +145,10 @@ class Ceremonies:
     def close(self) -> None:
         """End a ceremony under way."""
         with self._lock:
+            timer = self._attempt.timer if self._attempt else None
             self._end()
+        if timer:
+            timer.join()
 
     @property
     def accepted_shares(self) -> int:
@@ -437,7 +442,17 @@ class Ceremonies:
             request.open.new_required,
             hardening=tuple(begun.hardening),
         )
+        # Shares and exchange key must not outlive the attempt, also when nobody asks for it again.
+        timer = threading.Timer(limits.CEREMONY_SECONDS, self._expire, (self._attempt,))
+        timer.daemon = True
+        self._attempt.timer = timer
+        timer.start()
         return self._attempt
+
+    def _expire(self, attempt: _Attempt) -> None:
+        with self._lock:
+            if self._attempt is attempt:
+                self._end()
 
     # -- completing ----------------------------------------------------------------------
 
@@ -511,6 +526,8 @@ class Ceremonies:
 
     def _end(self) -> None:
         if self._attempt:
+            if self._attempt.timer:
+                self._attempt.timer.cancel()
             self._attempt.child.close()
             self._attempt = None
 

@@ -17,7 +17,8 @@ from security_domain.azure.document import Document, open_items, open_share
 from security_domain.azure.items import Item, open_all, parse_all, parse_json, seal_all
 from security_domain.azure.transfer_key import public_key, thumbprint
 from security_domain.encoding import canonical, check_object, decode
-from security_domain.errors import InvalidFile, QuorumMissing
+from security_domain.errors import InvalidFile, InvalidShare, QuorumMissing, ShareRefused
+from security_domain.officers import parse_officer
 from security_domain.secret import Secret
 
 _KEY_ID = "not used"
@@ -40,18 +41,25 @@ def make_restore_blob(
 
     Raises:
         QuorumMissing: There are fewer officers than are required.
-        InvalidOfficers: The document has no share for one of them.
-        InvalidShare: A share is malformed, or two are the same.
-        InvalidFile: A key is not the officer's, the document was changed or holds too much, or the
-            exchange certificate is not acceptable.
+        InvalidOfficers: A certificate is none, or the document has no share for it.
+        ShareRefused: A key is not the officer's, his share is not the one he was given, or he stands
+            twice; names him.
+        InvalidShare: Two shares have the same number: the document was changed.
+        InvalidFile: The document was changed or holds too much, or the exchange certificate is not
+            acceptable.
     """
     exchange_key = public_key(exchange_certificate_der)
     if len(officers) < document.required:
         raise QuorumMissing(f"{document.required} officers are needed")
     secrets: list[Secret] = []
     try:
+        named: set[str] = set()
         for private_key, certificate_der in officers[: document.required]:
-            secrets.append(open_share(document, private_key, thumbprint(certificate_der)))
+            officer = thumbprint(certificate_der)
+            if officer in named:
+                raise ShareRefused("this officer stands twice", officer)
+            named.add(officer)
+            secrets.append(_open_share(document, private_key, certificate_der))
         opened = open_items(document, secrets)
         secrets += [item.plaintext for item in opened]
         master = Secret(os.urandom(sharing.KEY_BYTES))
@@ -64,6 +72,22 @@ def make_restore_blob(
     finally:
         for secret in secrets:
             secret.wipe()
+
+
+def _open_share(document: Document, private_key: rsa.RSAPrivateKey, certificate_der: bytes) -> Secret:
+    """Open an officer's share; what is wrong with it is said with his thumbprint.
+
+    Raises:
+        ShareRefused: The key is not that of the certificate, or the share is not the one he was given.
+        InvalidOfficers: The document has no share for him.
+    """
+    officer = parse_officer(certificate_der)
+    if officer.public_key.public_numbers() != private_key.public_key().public_numbers():
+        raise ShareRefused("the key is not that of the certificate", officer.thumbprint)
+    try:
+        return open_share(document, private_key, officer.thumbprint)
+    except (InvalidFile, InvalidShare) as error:
+        raise ShareRefused(str(error), officer.thumbprint) from None
 
 
 def open_restore_blob(

@@ -19,6 +19,7 @@ from security_domain import container, submission
 from security_domain.azure import document, transfer_key
 from security_domain.azure import submission as azure_submission
 from security_domain.azure.restore_blob import make_restore_blob
+from security_domain.encoding import canonical
 from security_domain.officers import make_officer, parse_officer, save_private_key
 from security_domain.secret import Secret
 from tests.running_pool import RunningPool, TestOfficer, make_officers, mhsm
@@ -99,6 +100,34 @@ def test_a_restore_blob_unlocks_and_recovers(
         for officer in officers[:2]:
             client.submit_share(1, begun.attempt_id, found.submission(officer, begun))
         found.await_states(["SERVING"] * 3)
+    found.down()
+
+
+def test_a_new_pool_takes_no_file_that_the_quorum_has_not_vouched_for(
+    make_pool: Callable[..., RunningPool], officers: list[TestOfficer]
+) -> None:
+    """G1, G4: with a changed file, or one of an earlier sharing, the officers could never unlock the pool."""
+    pool, found = make_pool(attended=True), make_pool(attended=True)
+    azure_file, first = activate(pool, officers), pool.file
+    with pool.client("administrator") as client:
+        begun = client.rotate_shares([officer.certificate_der for officer in officers], 2, 0)
+        for officer in officers[:2]:
+            after = client.submit_share(0, begun.attempt_id, pool.submission(officer, begun))
+    pool.down()
+    fields = json.loads(first)
+    fields["payload"] = ("B" if fields["payload"][0] != "B" else "C") + fields["payload"][1:]
+    changed = canonical(fields)
+    with found.client("administrator") as client:
+        for file in (changed, after.security_domain_file):
+            begun = client.init_recovery(0, file)
+            with pytest.raises(InvalidField, match="not the one that the quorum has opened"):
+                client.upload_restore_blob(0, begun.attempt_id, blob_for(begun, azure_file, officers[:2]))
+            assert found.states() == ["PROVISIONED"] * 3
+            client.cancel_ceremony(0, begun.attempt_id)
+        begun = client.init_recovery(0, first)
+        blob = blob_for(begun, azure_file, officers[:2])
+        assert client.upload_restore_blob(0, begun.attempt_id, blob).security_domain_file == first
+    found.await_states(["SERVING"] * 3)
     found.down()
 
 

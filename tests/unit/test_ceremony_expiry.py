@@ -14,9 +14,38 @@ from hsm_pool.partition import ceremonies
 from hsm_pool.partition.partition import PartitionState
 from mhsm.evidence.v1 import evidence_pb2
 from security_domain.submission import ACTIVATION, make_submission
-from tests.running_pool import make_officers
+from tests.running_pool import make_officers, until
 
 ACCESS = Access(("client/administrator",), DataAction.SECURITY_DOMAIN_UPLOAD)
+
+
+def provisioned() -> Any:
+    """What a ceremony needs to see of a partition that is not active yet."""
+    return SimpleNamespace(
+        state=PartitionState.PROVISIONED,
+        settings=SimpleNamespace(pool_id="p" * 32, index=0),
+        state_directory=SimpleNamespace(incarnation=1),
+        attester=SimpleNamespace(attest=lambda *_: evidence_pb2.Evidence()),
+        activated_by=lambda _: None,
+    )
+
+
+def test_an_attempt_that_nobody_asks_for_ends_with_its_child(monkeypatch: pytest.MonkeyPatch) -> None:
+    """G3, G4: no call is needed; the status shows no shares of it any more."""
+    monkeypatch.setattr(limits, "CEREMONY_SECONDS", 1)
+    officers = make_officers(3)
+    held = ceremonies.Ceremonies(provisioned())
+    try:
+        begun = held.download([officer.certificate_der for officer in officers], 2, "r" * 36)
+        assert held._attempt is not None
+        child = held._attempt.child
+        assert child.alive
+        until(lambda: not child.alive, 30, "the end of the ceremony child")
+        assert held.accepted_shares == 0
+        with pytest.raises(CeremonyState):
+            held.cancel(begun.attempt_id)
+    finally:
+        held.close()
 
 
 def test_an_expired_exchange_key_is_gone(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -24,13 +53,7 @@ def test_an_expired_exchange_key_is_gone(monkeypatch: pytest.MonkeyPatch) -> Non
     now = [1000.0]
     monkeypatch.setattr(ceremonies, "boot_time", lambda: now[0])
     officers = make_officers(3)
-    partition: Any = SimpleNamespace(
-        state=PartitionState.PROVISIONED,
-        settings=SimpleNamespace(pool_id="p" * 32, index=0),
-        state_directory=SimpleNamespace(incarnation=1),
-        attester=SimpleNamespace(attest=lambda *_: evidence_pb2.Evidence()),
-        activated_by=lambda _: None,
-    )
+    partition = provisioned()
     held = ceremonies.Ceremonies(partition)
     try:
         begun = held.download([officer.certificate_der for officer in officers], 2, "r" * 36)

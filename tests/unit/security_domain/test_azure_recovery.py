@@ -19,7 +19,7 @@ from security_domain.azure import document, restore_blob, tokens, transfer_key
 from security_domain.azure.items import Item, seal_all
 from security_domain.azure.transfer_key import ExchangeKey
 from security_domain.encoding import canonical, encode
-from security_domain.errors import InvalidFile, InvalidOfficers, InvalidShare, QuorumMissing
+from security_domain.errors import InvalidFile, InvalidOfficers, QuorumMissing, ShareRefused
 from security_domain.secret import Secret
 from tests.running_pool import TestOfficer
 from tests.unit.security_domain.rehearsal import self_signed
@@ -160,11 +160,13 @@ def test_no_blob_without_a_quorum(ten: list[TestOfficer], exchange: ExchangeKey)
         ([], QuorumMissing),
         ([one, two], QuorumMissing),
         ([one, two, foreign], InvalidOfficers),
-        ([one, two, two], InvalidShare),
-        ([one, two, (four[0], three[1])], InvalidFile),
     ):
         with pytest.raises(error):
             restore_blob.make_restore_blob(parsed, present, exchange.certificate_der)
+    for at_fault, named in ((two, two), ((four[0], three[1]), three)):
+        with pytest.raises(ShareRefused) as refused:
+            restore_blob.make_restore_blob(parsed, [one, two, at_fault], exchange.certificate_der)
+        assert refused.value.officer == transfer_key.thumbprint(named[1])
 
 
 def test_a_new_master_key_for_each_blob(ten: list[TestOfficer], exchange: ExchangeKey) -> None:

@@ -24,6 +24,7 @@ from security_domain.errors import (
     SubmissionRefused,
 )
 from security_domain.officers import parse_officer
+from security_domain.recovery import SUBMISSIONS_MAX
 from security_domain.secret import Secret
 from security_domain.submission import (
     RECOVERY,
@@ -166,6 +167,17 @@ def test_a_share_is_taken_for_what_it_was_given_for(
                 with pytest.raises(SubmissionRefused, match="something else"):
                     recovery.submit(share_for(recovery, file, ten[0], *given_for))
         assert recovery.submit(share_for(recovery, file, ten[0], *wanted)).accepted == 1
+
+
+def test_attempts_are_bounded(ten: list[TestOfficer], files: tuple[bytes, bytes]) -> None:
+    """G8: refused submissions count, too."""
+    recovery = attempt(files[1])
+    for _ in range(SUBMISSIONS_MAX):
+        with pytest.raises(SubmissionRefused):
+            recovery.submit(b"{}")
+    with pytest.raises(SubmissionRefused, match=f"more than {SUBMISSIONS_MAX}"):
+        recovery.submit(share_for(recovery, files[1], ten[0]))
+    assert recovery.accepted_officers == []
 
 
 def test_an_officer_notices_what_is_wrong_before_he_submits(
