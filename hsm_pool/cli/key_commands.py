@@ -16,6 +16,7 @@ from rich.table import Table
 from hsm_pool.cli.files import refuse_existing, write_new
 from hsm_pool.cli.output import common_options, connect, fail, read_bounded, report, request_id_option
 from hsm_pool.client import calls
+from hsm_pool.crypto.algorithms import RSA_EXPONENT, RSA_EXPONENTS
 from hsm_pool.limits import IMPORT_BYTES_MAX, KEY_BACKUP_BYTES_MAX
 from mhsm.keys.v1 import keys_pb2
 
@@ -89,6 +90,12 @@ def key() -> None:
 @click.option(
     "--size", type=click.IntRange(1, 65_536), default=None, help="Bits, for RSA (default 3072) and oct (256)."
 )
+@click.option(
+    "--public-exponent",
+    type=click.Choice([str(exponent) for exponent in RSA_EXPONENTS]),
+    default=None,
+    help=f"Of an RSA key; {RSA_EXPONENT} by default, and only that for new uses.",
+)
 @click.option("--disabled", is_flag=True)
 @click.option("--new-only", is_flag=True, help="Refuse to add a version to an existing key.")
 @request_id_option
@@ -111,6 +118,7 @@ def create(name: str, type_name: str, curve: str | None, size: int | None, **opt
             key_attributes=attributes,
             tags=options["tags"],
             must_not_exist=options["new_only"],
+            public_exponent=int(options["public_exponent"] or 0),
             request_id=options["request_id"],
         )
     following = f"mhsm key public-key {name} --output {name}.pem" if made.public_key_der else "mhsm key list"

@@ -80,6 +80,7 @@ def create_key(
     key_attributes: keys_pb2.KeyAttributes | None = None,
     tags: Mapping[str, str] | None = None,
     must_not_exist: bool = False,
+    public_exponent: int = 0,
     request_id: str | None = None,
 ) -> Call[keys_pb2.Key]:
     """CreateKey."""
@@ -92,6 +93,7 @@ def create_key(
         attributes=key_attributes,
         tags=tags,
         must_not_exist=must_not_exist,
+        public_exponent=public_exponent,
         request_id=_request_id(request_id),
     )
     return _key("CreateKey", request, "mutation", lambda response: response.key)

@@ -94,6 +94,10 @@ CURVE_BITS = {Curve.P256: 256, Curve.P384: 384, Curve.P521: 521, Curve.P256K: 25
 """Field size of each curve."""
 
 RSA_SIZES_BITS = (2048, 3072, 4096)
+RSA_EXPONENT = 65_537
+RSA_EXPONENTS = (3, 5, 17, 257, RSA_EXPONENT)
+"""Public exponents of keys that are made, the Fermat primes: Azure has no list, and its tests ask for 17."""
+
 OCT_SIZES_BITS = (128, 192, 256)
 
 _DEFAULT_OPERATIONS = {
@@ -186,3 +190,18 @@ def check_key_size(key_type: KeyType, curve: Curve, size_bits: int) -> None:
     if size_bits not in sizes:
         allowed = ", ".join(map(str, sizes))
         raise InvalidField(f"a key of type {key_type.name} has {allowed} bits", field="size_bits")
+
+
+def check_public_exponent(key_type: KeyType, public_exponent: int) -> None:
+    """Check the public exponent of a key to make; 0 stands for the usual one.
+
+    Raises:
+        InvalidField: It is not one of those, or the key is no RSA key.
+    """
+    if public_exponent == 0:
+        return
+    if key_type is not KeyType.RSA:
+        raise InvalidField("only an RSA key has a public exponent", field="public_exponent")
+    if public_exponent not in RSA_EXPONENTS:
+        allowed = ", ".join(map(str, RSA_EXPONENTS))
+        raise InvalidField(f"a public exponent is one of {allowed}", field="public_exponent")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 import threading
 from concurrent.futures import CancelledError, ThreadPoolExecutor
@@ -14,12 +15,20 @@ from cryptography.hazmat.primitives.asymmetric import ec, rsa
 from cryptography.hazmat.primitives.asymmetric.types import PrivateKeyTypes
 
 from hsm_pool.core.model import Curve, KeyType
-from hsm_pool.crypto.algorithms import CURVE_BITS, OCT_SIZES_BITS, RSA_SIZES_BITS, check_key_size
+from hsm_pool.crypto.algorithms import (
+    CURVE_BITS,
+    OCT_SIZES_BITS,
+    RSA_EXPONENT,
+    RSA_SIZES_BITS,
+    check_key_size,
+    check_public_exponent,
+)
 from hsm_pool.crypto.secret import SecretBytes
 from hsm_pool.errors import InvalidField, Overloaded
 
-_EXPONENT = 65_537
 _EXPONENT_MAX = 2**32
+_PRIMES_TRIED_MAX = 200
+"""One pair of primes in four fits the exponent 3, and more fit the others."""
 _WORKERS = 2
 _WAITING_MAX = 32
 
@@ -42,18 +51,36 @@ class KeyMaterial:
     material: SecretBytes
 
 
-def generate(key_type: KeyType, curve: Curve, size_bits: int) -> KeyMaterial:
-    """Make a key; takes up to seconds for RSA.
+def generate(key_type: KeyType, curve: Curve, size_bits: int, public_exponent: int = 0) -> KeyMaterial:
+    """Make a key; takes up to seconds for RSA. A public exponent of 0 is the usual one.
 
     Raises:
         InvalidField: No such kind of key.
     """
     check_key_size(key_type, curve, size_bits)
+    check_public_exponent(key_type, public_exponent)
     if key_type is KeyType.OCT:
         return KeyMaterial(key_type, Curve.NONE, size_bits, b"", SecretBytes(os.urandom(size_bits // 8)))
     if key_type is KeyType.EC:
         return _asymmetric(ec.generate_private_key(CURVES[curve]))
-    return _asymmetric(rsa.generate_private_key(_EXPONENT, size_bits))
+    return _asymmetric(_generate_rsa(size_bits, public_exponent or RSA_EXPONENT))
+
+
+def _generate_rsa(size_bits: int, public_exponent: int) -> rsa.RSAPrivateKey:
+    """Make an RSA key; the library makes the primes, whatever the exponent."""
+    for _ in range(_PRIMES_TRIED_MAX):
+        key = rsa.generate_private_key(RSA_EXPONENT, size_bits)
+        if public_exponent == RSA_EXPONENT:
+            return key
+        numbers = key.private_numbers()
+        p, q = numbers.p, numbers.q
+        order = math.lcm(p - 1, q - 1)
+        if math.gcd(public_exponent, order) == 1:
+            d = pow(public_exponent, -1, order)
+            halves = rsa.rsa_crt_dmp1(d, p), rsa.rsa_crt_dmq1(d, q), numbers.iqmp
+            public = rsa.RSAPublicNumbers(public_exponent, p * q)
+            return rsa.RSAPrivateNumbers(p, q, d, *halves, public).private_key()  # proves it
+    raise Overloaded("no primes were found that fit the public exponent")
 
 
 def import_pkcs8(der: SecretBytes) -> KeyMaterial:
@@ -89,7 +116,7 @@ def _check_rsa(key: rsa.RSAPrivateKey) -> None:
     public = numbers.public_numbers
     if key.key_size not in RSA_SIZES_BITS:
         raise InvalidField("an RSA key has 2048, 3072 or 4096 bits", field="material")
-    if not _EXPONENT <= public.e < _EXPONENT_MAX or public.e % 2 == 0:
+    if not RSA_EXPONENT <= public.e < _EXPONENT_MAX or public.e % 2 == 0:
         raise InvalidField("the public exponent is odd, 65537 to 2^32", field="material")
     if (
         numbers.p * numbers.q != public.n
@@ -147,21 +174,28 @@ class KeyGenerator:
         self._slots = threading.BoundedSemaphore(_WAITING_MAX)
 
     def generate(
-        self, key_type: KeyType, curve: Curve, size_bits: int, *, timeout_seconds: float
+        self,
+        key_type: KeyType,
+        curve: Curve,
+        size_bits: int,
+        *,
+        timeout_seconds: float,
+        public_exponent: int = 0,
     ) -> KeyMaterial:
-        """Make a key.
+        """Make a key; a public exponent of 0 is the usual one.
 
         Raises:
             InvalidField: No such kind of key.
             Overloaded: Too many RSA keys are waited for, it took too long, or the generator was closed.
         """
         if key_type is not KeyType.RSA:
-            return generate(key_type, curve, size_bits)
+            return generate(key_type, curve, size_bits, public_exponent)
         check_key_size(key_type, curve, size_bits)
+        check_public_exponent(key_type, public_exponent)
         if not self._slots.acquire(blocking=False):
             raise Overloaded("too many RSA keys are being made")
         try:
-            future = self._executor.submit(generate, key_type, curve, size_bits)
+            future = self._executor.submit(generate, key_type, curve, size_bits, public_exponent)
         except RuntimeError:  # closed meanwhile
             self._slots.release()
             raise Overloaded("no more RSA keys are made here") from None

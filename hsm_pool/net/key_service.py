@@ -72,6 +72,7 @@ class KeyService(keys_pb2_grpc.KeyServiceServicer):
         new = self._new_version(request, must_not_exist=request.must_not_exist)
         key_type, curve = convert.key_type(request.key_type), convert.curve(request.curve)
         algorithms.check_key_size(key_type, curve, request.size_bits)
+        algorithms.check_public_exponent(key_type, request.public_exponent)
         operations = new.key_operations or algorithms.default_key_operations(key_type)
         algorithms.check_key_operations(key_type, operations)
         access = current_access(key_scope(new.key_id))
@@ -80,7 +81,11 @@ class KeyService(keys_pb2_grpc.KeyServiceServicer):
             return answered
         remaining = max(0.1, until - boot_time())
         material = self._partition.key_generator.generate(
-            key_type, curve, request.size_bits, timeout_seconds=remaining
+            key_type,
+            curve,
+            request.size_bits,
+            timeout_seconds=remaining,
+            public_exponent=request.public_exponent,
         )
         return self._create(serving, access, request, new, material, keys_pb2.CreateKeyResponse, until)
 

@@ -435,6 +435,29 @@ def test_imports_that_the_pool_does_not_hold_are_refused(keys) -> None:
             import_octets(SecretBytes(bytes(length)))
 
 
+@pytest.mark.parametrize("public_exponent", [0, *algorithms.RSA_EXPONENTS])
+def test_public_exponents_of_new_keys(public_exponent: int) -> None:
+    """The key has the exponent that was asked for, signs and decrypts by it, and its numbers are right."""
+    made = generate(KeyType.RSA, Curve.NONE, 2048, public_exponent)
+    key = load(made.key_type, made.material)
+    numbers = key.private.private_numbers()
+    assert numbers.public_numbers.e == (public_exponent or 65_537)
+    assert numbers.d.bit_length() > 1024  # FIPS 186-5, A.1.1
+    numbers.private_key()  # proves it
+    operations.verify(key, named("RS256"), bytes(32), operations.sign(key, named("RS256"), bytes(32)))
+    oaep = named("RSA-OAEP-256")
+    assert operations.decrypt(key, oaep, operations.encrypt(key, oaep, b"plain")) == b"plain"
+
+
+def test_other_public_exponents_are_refused() -> None:
+    for public_exponent in (1, 2, 4, 9, 15, 65_536, 65_539, 2**32 - 1):
+        with pytest.raises(errors.InvalidField):
+            generate(KeyType.RSA, Curve.NONE, 2048, public_exponent)
+    for kind in ((KeyType.EC, Curve.P256, 0), (KeyType.OCT, Curve.NONE, 256)):
+        with pytest.raises(errors.InvalidField):
+            generate(*kind, 65_537)
+
+
 def test_public_exponents_of_imports() -> None:
     """Odd, 65537 to 2^32: the bounds themselves, from both sides."""
     numbers = rsa.generate_private_key(65537, 2048).private_numbers()

@@ -355,6 +355,7 @@ class CreateKeyRequest(_message.Message):
     TAGS_FIELD_NUMBER: _builtins.int
     REQUEST_ID_FIELD_NUMBER: _builtins.int
     MUST_NOT_EXIST_FIELD_NUMBER: _builtins.int
+    PUBLIC_EXPONENT_FIELD_NUMBER: _builtins.int
     key_id: _builtins.str
     """1-127 characters of 0-9 a-z A-Z and hyphen."""
     key_type: Global___KeyType.ValueType
@@ -367,6 +368,8 @@ class CreateKeyRequest(_message.Message):
     """UUID of the mutation, 36 characters."""
     must_not_exist: _builtins.bool
     """True: refuse (KEY_EXISTS) instead of making a new version."""
+    public_exponent: _builtins.int
+    """Public exponent of an RSA key: 3, 5, 17, 257 or 65537; 0: 65537."""
     @_builtins.property
     def key_operations(self) -> _containers.RepeatedScalarFieldContainer[Global___KeyOperation.ValueType]:
         """Empty: the default set of the kind."""
@@ -391,10 +394,11 @@ class CreateKeyRequest(_message.Message):
         tags: _abc.Mapping[_builtins.str, _builtins.str] | None = ...,
         request_id: _builtins.str = ...,
         must_not_exist: _builtins.bool = ...,
+        public_exponent: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["attributes", b"attributes"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["attributes", b"attributes", "curve", b"curve", "key_id", b"key_id", "key_operations", b"key_operations", "key_type", b"key_type", "must_not_exist", b"must_not_exist", "request_id", b"request_id", "size_bits", b"size_bits", "tags", b"tags"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["attributes", b"attributes", "curve", b"curve", "key_id", b"key_id", "key_operations", b"key_operations", "key_type", b"key_type", "must_not_exist", b"must_not_exist", "public_exponent", b"public_exponent", "request_id", b"request_id", "size_bits", b"size_bits", "tags", b"tags"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
