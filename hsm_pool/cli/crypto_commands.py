@@ -10,13 +10,17 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 import click
+from cryptography.hazmat.primitives import serialization
+from cryptography.hazmat.primitives.asymmetric.mldsa import MLDSAMuHasher
 from cryptography.hazmat.primitives.asymmetric.utils import decode_dss_signature, encode_dss_signature
 
 from hsm_pool.cli.files import refuse_existing, write_new
 from hsm_pool.cli.key_commands import resource
 from hsm_pool.cli.output import common_options, connect, fail, read_bounded, report
+from hsm_pool.client.pool import Pool
 from hsm_pool.core.model import KeyOperation
 from hsm_pool.crypto import algorithms
+from hsm_pool.crypto.loaded_keys import MLDSAPublicKey
 from hsm_pool.limits import PAYLOAD_BYTES_MAX
 from mhsm.crypto.v1 import crypto_pb2
 
@@ -32,7 +36,7 @@ def _algorithm_option(operation: KeyOperation) -> Callable[[Command], Command]:
         type=click.Choice(algorithms.names(operation)),
         required=True,
         metavar="ALGORITHM",
-        help=f"One of {', '.join(algorithms.names(operation))}.",
+        help=f"One of {', '.join(algorithms.names(operation))}. ML-DSA is a PREVIEW.",
     )
 
 
@@ -41,9 +45,21 @@ def crypto() -> None:
     """Sign, verify, encrypt, decrypt, wrap and unwrap files; random bytes."""
 
 
-def _digest(algorithm: str, file: Path) -> bytes:
-    """Return the digest of a file by the algorithm's hash; RSNULL has none and takes the file itself."""
+def _digest(pool: Pool, name: str, algorithm: str, file: Path) -> bytes:
+    """Return the digest of a file by the algorithm's hash; RSNULL has none and takes the file itself.
+
+    ML-DSA's depends on the public key, which is asked for.
+    """
     kind = algorithms.named(algorithm).hash
+    if algorithms.named(algorithm).scheme is algorithms.Scheme.ML_DSA:
+        public = serialization.load_der_public_key(pool.get_key(resource(name)).public_key_der)
+        if not isinstance(public, MLDSAPublicKey):
+            fail(f"{name} is no ML-DSA key", f"mhsm key show {name}")
+        hasher = MLDSAMuHasher(public)
+        with file.open("rb") as stream:
+            while part := stream.read(PAYLOAD_BYTES_MAX):
+                hasher.update(part)
+        return hasher.finalize()
     if kind is None:
         return read_bounded(file, PAYLOAD_BYTES_MAX)
     with file.open("rb") as stream:
@@ -81,7 +97,7 @@ def sign(name: str, algorithm: str, file: Path, output: Path, der: bool, **commo
     """Sign a file; the file is hashed here, only the digest travels."""
     refuse_existing(output)
     with connect(common) as pool:
-        signature = pool.sign(resource(name), algorithm, _digest(algorithm, file))
+        signature = pool.sign(resource(name), algorithm, _digest(pool, name, algorithm, file))
     write_new(output, _to_der(signature) if der and _is_ecdsa(algorithm) else signature, 0o644)
     report(
         {"signature_file": str(output), "algorithm": algorithm, "bytes": output.stat().st_size},
@@ -105,7 +121,7 @@ def verify(name: str, algorithm: str, file: Path, signature: Path, der: bool, **
     if der and _is_ecdsa(algorithm):
         octets = _from_der(octets, algorithm)
     with connect(common) as pool:
-        pool.verify(resource(name), algorithm, _digest(algorithm, file), octets)
+        pool.verify(resource(name), algorithm, _digest(pool, name, algorithm, file), octets)
     report({"valid": True}, as_json=common["as_json"], text="the signature verifies", following="")
 
 

@@ -16,11 +16,16 @@ from rich.table import Table
 from hsm_pool.cli.files import refuse_existing, write_new
 from hsm_pool.cli.output import common_options, connect, fail, read_bounded, report, request_id_option
 from hsm_pool.client import calls
-from hsm_pool.crypto.algorithms import RSA_EXPONENT, RSA_EXPONENTS
+from hsm_pool.crypto.algorithms import AKP_SIZES_BITS, ALGORITHMS, RSA_EXPONENT, RSA_EXPONENTS
 from hsm_pool.limits import IMPORT_BYTES_MAX, KEY_BACKUP_BYTES_MAX
 from mhsm.keys.v1 import keys_pb2
 
-TYPES = {"RSA": keys_pb2.KEY_TYPE_RSA, "EC": keys_pb2.KEY_TYPE_EC, "oct": keys_pb2.KEY_TYPE_OCT}
+TYPES = {
+    "RSA": keys_pb2.KEY_TYPE_RSA,
+    "EC": keys_pb2.KEY_TYPE_EC,
+    "oct": keys_pb2.KEY_TYPE_OCT,
+    "AKP": keys_pb2.KEY_TYPE_AKP,
+}
 CURVES = {
     "P-256": keys_pb2.CURVE_P256,
     "P-384": keys_pb2.CURVE_P384,
@@ -35,7 +40,8 @@ OPERATIONS = {
     "wrapKey": keys_pb2.KEY_OPERATION_WRAP_KEY,
     "unwrapKey": keys_pb2.KEY_OPERATION_UNWRAP_KEY,
 }
-_DEFAULT_SIZES = {"RSA": 3072, "oct": 256, "EC": 0}
+_DEFAULT_SIZES = {"RSA": 3072, "oct": 256, "EC": 0, "AKP": AKP_SIZES_BITS[1]}
+_AKP_SIZES = ", ".join(f"{a.size_bits} {a.name}" for a in ALGORITHMS if a.preview)
 _TYPE_NAMES = {value: name for name, value in TYPES.items()}
 _CURVE_NAMES = {value: name for name, value in CURVES.items()}
 _OPERATION_NAMES = {value: name for name, value in OPERATIONS.items()}
@@ -88,7 +94,10 @@ def key() -> None:
 @click.option("--type", "type_name", type=click.Choice(list(TYPES)), required=True)
 @click.option("--curve", type=click.Choice(list(CURVES)), default=None)
 @click.option(
-    "--size", type=click.IntRange(1, 65_536), default=None, help="Bits, for RSA (default 3072) and oct (256)."
+    "--size",
+    type=click.IntRange(1, 65_536),
+    default=None,
+    help=f"Bits: RSA (default 3072), oct (256); PREVIEW, AKP: {_AKP_SIZES}.",
 )
 @click.option(
     "--public-exponent",

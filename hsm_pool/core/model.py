@@ -17,6 +17,7 @@ class KeyType(IntEnum):
     RSA = 1
     EC = 2
     OCT = 3
+    AKP = 4
 
 
 class Curve(IntEnum):

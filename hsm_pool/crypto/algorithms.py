@@ -25,6 +25,7 @@ class Scheme(Enum):
     RSA_PKCS1V15_ENCRYPTION = "RSAES-PKCS1-v1_5 (RFC 8017)"
     ECDSA = "ECDSA (FIPS 186-5), signature r || s"
     HMAC = "HMAC (RFC 2104) over the digest"
+    ML_DSA = "ML-DSA (FIPS 204) of a message representative (external mu)"
     AES_GCM = "AES-GCM (NIST SP 800-38D)"
     AES_CBC = "AES-CBC (NIST SP 800-38A), zeros added up to the block and not taken away"
     AES_CBC_PADDED = "AES-CBC (NIST SP 800-38A) with PKCS #7 padding"
@@ -43,7 +44,9 @@ class Algorithm:
     hash: hashes.HashAlgorithm | None = None
     curve: Curve = Curve.NONE
     size_bits: int = 0
-    """The only key size that fits; 0 for any."""
+    """The only key size that fits; 0 for any. Of ML-DSA: the public key's, which tells the parameter set."""
+    preview: bool = False
+    """Whether it may still change, because Azure's own is a preview."""
 
     @property
     def digest_bytes(self) -> int:
@@ -54,7 +57,7 @@ class Algorithm:
 _SIGN = frozenset({KeyOperation.SIGN, KeyOperation.VERIFY})
 _ENCRYPT = frozenset({KeyOperation.ENCRYPT, KeyOperation.DECRYPT})
 _WRAP = frozenset({KeyOperation.WRAP_KEY, KeyOperation.UNWRAP_KEY})
-_RSA, _EC, _OCT = KeyType.RSA, KeyType.EC, KeyType.OCT
+_RSA, _EC, _OCT, _AKP = KeyType.RSA, KeyType.EC, KeyType.OCT, KeyType.AKP
 
 ALGORITHMS: tuple[Algorithm, ...] = (
     Algorithm("RS256", Scheme.RSA_PKCS1V15, _RSA, _SIGN, hashes.SHA256()),
@@ -71,6 +74,9 @@ ALGORITHMS: tuple[Algorithm, ...] = (
     Algorithm("ES384", Scheme.ECDSA, _EC, _SIGN, hashes.SHA384(), Curve.P384),
     Algorithm("ES512", Scheme.ECDSA, _EC, _SIGN, hashes.SHA512(), Curve.P521),
     Algorithm("ES256K", Scheme.ECDSA, _EC, _SIGN, hashes.SHA256(), Curve.P256K),
+    Algorithm("ML-DSA-44", Scheme.ML_DSA, _AKP, _SIGN, hashes.SHAKE256(64), size_bits=10_496, preview=True),
+    Algorithm("ML-DSA-65", Scheme.ML_DSA, _AKP, _SIGN, hashes.SHAKE256(64), size_bits=15_616, preview=True),
+    Algorithm("ML-DSA-87", Scheme.ML_DSA, _AKP, _SIGN, hashes.SHAKE256(64), size_bits=20_736, preview=True),
     Algorithm("HS256", Scheme.HMAC, _OCT, _SIGN, hashes.SHA256()),
     Algorithm("HS384", Scheme.HMAC, _OCT, _SIGN, hashes.SHA384()),
     Algorithm("HS512", Scheme.HMAC, _OCT, _SIGN, hashes.SHA512()),
@@ -99,11 +105,15 @@ RSA_EXPONENTS = (3, 5, 17, 257, RSA_EXPONENT)
 """Public exponents of keys that are made, the Fermat primes: Azure has no list, and its tests ask for 17."""
 
 OCT_SIZES_BITS = (128, 192, 256)
+AKP_SIZES_BITS = tuple(algorithm.size_bits for algorithm in ALGORITHMS if algorithm.key_type is KeyType.AKP)
+
+_SIZES_BITS = {KeyType.RSA: RSA_SIZES_BITS, KeyType.OCT: OCT_SIZES_BITS, KeyType.AKP: AKP_SIZES_BITS}
 
 _DEFAULT_OPERATIONS = {
     KeyType.RSA: tuple(KeyOperation),
     KeyType.EC: (KeyOperation.SIGN, KeyOperation.VERIFY),
     KeyType.OCT: tuple(sorted(_ENCRYPT | _WRAP)),
+    KeyType.AKP: (KeyOperation.SIGN, KeyOperation.VERIFY),
 }
 _POSSIBLE_OPERATIONS = {
     key_type: frozenset[KeyOperation]().union(*(a.operations for a in ALGORITHMS if a.key_type is key_type))
@@ -186,7 +196,7 @@ def check_key_size(key_type: KeyType, curve: Curve, size_bits: int) -> None:
         return
     if curve is not Curve.NONE:
         raise InvalidField("only an EC key has a curve", field="curve")
-    sizes = RSA_SIZES_BITS if key_type is KeyType.RSA else OCT_SIZES_BITS
+    sizes = _SIZES_BITS[key_type]
     if size_bits not in sizes:
         allowed = ", ".join(map(str, sizes))
         raise InvalidField(f"a key of type {key_type.name} has {allowed} bits", field="size_bits")

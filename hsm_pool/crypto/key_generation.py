@@ -5,17 +5,19 @@ from __future__ import annotations
 import math
 import os
 import threading
+from collections.abc import Callable
 from concurrent.futures import CancelledError, ThreadPoolExecutor
 from concurrent.futures import TimeoutError as FutureTimeoutError
 from dataclasses import dataclass
 
 from cryptography.exceptions import UnsupportedAlgorithm
 from cryptography.hazmat.primitives import serialization
-from cryptography.hazmat.primitives.asymmetric import ec, rsa
+from cryptography.hazmat.primitives.asymmetric import ec, mldsa, rsa
 from cryptography.hazmat.primitives.asymmetric.types import PrivateKeyTypes
 
 from hsm_pool.core.model import Curve, KeyType
 from hsm_pool.crypto.algorithms import (
+    AKP_SIZES_BITS,
     CURVE_BITS,
     OCT_SIZES_BITS,
     RSA_EXPONENT,
@@ -23,6 +25,7 @@ from hsm_pool.crypto.algorithms import (
     check_key_size,
     check_public_exponent,
 )
+from hsm_pool.crypto.loaded_keys import MLDSAPrivateKey
 from hsm_pool.crypto.secret import SecretBytes
 from hsm_pool.errors import InvalidField, Overloaded
 
@@ -40,9 +43,16 @@ CURVES: dict[Curve, ec.EllipticCurve] = {
 }
 
 
+_ML_DSA: dict[int, Callable[[], MLDSAPrivateKey]] = {
+    AKP_SIZES_BITS[0]: mldsa.MLDSA44PrivateKey.generate,
+    AKP_SIZES_BITS[1]: mldsa.MLDSA65PrivateKey.generate,
+    AKP_SIZES_BITS[2]: mldsa.MLDSA87PrivateKey.generate,
+}
+
+
 @dataclass(frozen=True, slots=True)
 class KeyMaterial:
-    """New key material: PKCS#8 (DER) for RSA and EC, raw octets for oct keys."""
+    """New key material: PKCS#8 (DER) for RSA, EC and ML-DSA, raw octets for oct keys."""
 
     key_type: KeyType
     curve: Curve
@@ -61,6 +71,8 @@ def generate(key_type: KeyType, curve: Curve, size_bits: int, public_exponent: i
     check_public_exponent(key_type, public_exponent)
     if key_type is KeyType.OCT:
         return KeyMaterial(key_type, Curve.NONE, size_bits, b"", SecretBytes(os.urandom(size_bits // 8)))
+    if key_type is KeyType.AKP:
+        return _asymmetric(_ML_DSA[size_bits]())
     if key_type is KeyType.EC:
         return _asymmetric(ec.generate_private_key(CURVES[curve]))
     return _asymmetric(_generate_rsa(size_bits, public_exponent or RSA_EXPONENT))
@@ -84,7 +96,7 @@ def _generate_rsa(size_bits: int, public_exponent: int) -> rsa.RSAPrivateKey:
 
 
 def import_pkcs8(der: SecretBytes) -> KeyMaterial:
-    """Take an RSA or EC private key (PKCS#8 PrivateKeyInfo, RFC 5208, DER, not encrypted).
+    """Take an RSA, EC or ML-DSA private key (PKCS#8 PrivateKeyInfo, RFC 5208, DER, not encrypted).
 
     Raises:
         InvalidField: It is no such key or of a kind that the pool does not hold.
@@ -94,8 +106,8 @@ def import_pkcs8(der: SecretBytes) -> KeyMaterial:
     if isinstance(key, rsa.RSAPrivateKey):
         _check_rsa(key)
         key = _parse(der, skip_validation=False)
-    if not isinstance(key, rsa.RSAPrivateKey | ec.EllipticCurvePrivateKey):
-        raise InvalidField("only RSA and EC private keys can be imported", field="material")
+    if not isinstance(key, rsa.RSAPrivateKey | ec.EllipticCurvePrivateKey | MLDSAPrivateKey):
+        raise InvalidField("only RSA, EC and ML-DSA private keys can be imported", field="material")
     return _asymmetric(key)
 
 
@@ -139,9 +151,12 @@ def import_octets(octets: SecretBytes) -> KeyMaterial:
     return KeyMaterial(KeyType.OCT, Curve.NONE, size_bits, b"", octets)
 
 
-def _asymmetric(key: rsa.RSAPrivateKey | ec.EllipticCurvePrivateKey) -> KeyMaterial:
+def _asymmetric(key: rsa.RSAPrivateKey | ec.EllipticCurvePrivateKey | MLDSAPrivateKey) -> KeyMaterial:
     if isinstance(key, rsa.RSAPrivateKey):
         key_type, curve, size_bits = KeyType.RSA, Curve.NONE, key.key_size
+    elif isinstance(key, MLDSAPrivateKey):
+        key_type, curve = KeyType.AKP, Curve.NONE
+        size_bits = 8 * len(key.public_key().public_bytes_raw())
     else:
         key_type = KeyType.EC
         found = [curve for curve, kind in CURVES.items() if kind.name == key.curve.name]

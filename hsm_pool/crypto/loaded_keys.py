@@ -8,7 +8,7 @@ from collections.abc import Callable, Hashable
 from dataclasses import dataclass
 
 from cryptography.hazmat.primitives import serialization
-from cryptography.hazmat.primitives.asymmetric import ec, rsa
+from cryptography.hazmat.primitives.asymmetric import ec, mldsa, rsa
 from cryptography.hazmat.primitives.ciphers.aead import AESGCM
 
 from hsm_pool.core.model import KeyType
@@ -39,7 +39,19 @@ class OctKey:
     raw: SecretBytes
 
 
-LoadedKey = RSAKey | ECKey | OctKey
+MLDSAPrivateKey = mldsa.MLDSA44PrivateKey | mldsa.MLDSA65PrivateKey | mldsa.MLDSA87PrivateKey
+MLDSAPublicKey = mldsa.MLDSA44PublicKey | mldsa.MLDSA65PublicKey | mldsa.MLDSA87PublicKey
+
+
+@dataclass(frozen=True, slots=True, repr=False)
+class MLDSAKey:
+    """A parsed ML-DSA key."""
+
+    private: MLDSAPrivateKey
+    public: MLDSAPublicKey
+
+
+LoadedKey = RSAKey | ECKey | MLDSAKey | OctKey
 
 
 def load(key_type: KeyType, material: SecretBytes) -> LoadedKey:
@@ -56,6 +68,8 @@ def load(key_type: KeyType, material: SecretBytes) -> LoadedKey:
         return RSAKey(key, key.public_key())
     if key_type is KeyType.EC and isinstance(key, ec.EllipticCurvePrivateKey):
         return ECKey(key, key.public_key())
+    if key_type is KeyType.AKP and isinstance(key, MLDSAPrivateKey):
+        return MLDSAKey(key, key.public_key())
     raise ValueError("key material does not fit its type")
 
 

@@ -16,7 +16,7 @@ from cryptography.hazmat.primitives.ciphers.modes import CBC
 
 from hsm_pool import limits
 from hsm_pool.crypto.algorithms import Algorithm, Scheme
-from hsm_pool.crypto.loaded_keys import ECKey, LoadedKey, OctKey, RSAKey
+from hsm_pool.crypto.loaded_keys import ECKey, LoadedKey, MLDSAKey, OctKey, RSAKey
 from hsm_pool.crypto.secret import SecretBytes
 from hsm_pool.errors import (
     AlgorithmNotSupported,
@@ -52,7 +52,9 @@ class EncryptedData:
 
 
 def sign(key: LoadedKey, algorithm: Algorithm, digest: bytes) -> bytes:
-    """Sign a digest. ECDSA signatures are r || s, each as long as the field (IEEE P1363).
+    """Sign a digest; ML-DSA: the representative mu of a message (FIPS 204, 6.2).
+
+    ECDSA signatures are r || s, each as long as the field (IEEE P1363).
 
     Raises:
         DigestLength: The digest is not as long as the algorithm's hash; RSNULL: does not fit the modulus.
@@ -66,6 +68,9 @@ def sign(key: LoadedKey, algorithm: Algorithm, digest: bytes) -> bytes:
     if algorithm.scheme in _RSA_SIGNATURES and isinstance(key, RSAKey):
         kind = _rsa_digest(key, algorithm, digest)
         return key.private.sign(digest, _signature_padding(algorithm), kind)
+    if algorithm.scheme is Scheme.ML_DSA and isinstance(key, MLDSAKey):
+        _checked_hash(algorithm, digest)
+        return key.private.sign_mu(digest)
     if algorithm.scheme is Scheme.HMAC and isinstance(key, OctKey):
         _checked_hash(algorithm, digest)
         return authentication_code(key.raw, algorithm, digest)
@@ -93,6 +98,9 @@ def verify(key: LoadedKey, algorithm: Algorithm, digest: bytes, signature: bytes
             kind = _rsa_digest(key, algorithm, digest)
             # The library takes NoDigestInfo here, too; only its annotation does not say so.
             key.public.verify(signature, digest, _signature_padding(algorithm), kind)  # type: ignore[arg-type]
+        elif algorithm.scheme is Scheme.ML_DSA and isinstance(key, MLDSAKey):
+            _checked_hash(algorithm, digest)
+            key.public.verify_mu(signature, digest)
         elif algorithm.scheme is Scheme.HMAC and isinstance(key, OctKey):
             _checked_hash(algorithm, digest)
             verify_authentication_code(key.raw, algorithm, digest, signature)

@@ -65,7 +65,7 @@ def key_type(value: int) -> KeyType:
     try:
         return KeyType(value)
     except ValueError:
-        raise InvalidField("key_type is RSA, EC or OCT", field="key_type") from None
+        raise InvalidField("key_type is RSA, EC, OCT or AKP", field="key_type") from None
 
 
 def curve(value: int) -> Curve:

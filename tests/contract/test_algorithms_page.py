@@ -23,8 +23,9 @@ def row(algorithm: Algorithm) -> str:
     operations = ", ".join(
         operation.name.lower() for operation in KeyOperation if operation in algorithm.operations
     )
-    digest = f"{algorithm.hash.name.upper().replace('SHA', 'SHA-')}" if algorithm.hash else ""
-    columns = (algorithm.name, key + kind, operations.replace("_key", ""), digest, algorithm.scheme.value)
+    digest = algorithm.hash.name.upper() if algorithm.hash else ""
+    scheme = algorithm.scheme.value + (" **preview**" if algorithm.preview else "")
+    columns = (algorithm.name, key + kind, operations.replace("_key", ""), digest, scheme)
     return f"| {' | '.join(columns)} |"
 
 

@@ -34,6 +34,7 @@ from hsm_pool.crypto.secret import SecretBytes
 KINDS = [
     (KeyType.RSA, Curve.NONE, 2048),
     *((KeyType.EC, curve, bits) for curve, bits in algorithms.CURVE_BITS.items()),
+    *((KeyType.AKP, Curve.NONE, bits) for bits in algorithms.AKP_SIZES_BITS),
     *((KeyType.OCT, Curve.NONE, bits) for bits in algorithms.OCT_SIZES_BITS),
 ]
 
@@ -105,6 +106,10 @@ OCT_KINDS = {(KeyType.OCT, Curve.NONE, bits) for bits in (128, 192, 256)}
 PUBLISHED: dict[str, tuple[set[tuple[KeyType, Curve, int]], set[KeyOperation]]] = {
     **{f"{family}{bits}": (RSA_KINDS, {S, V}) for family in ("RS", "PS") for bits in (256, 384, 512)},
     "RSNULL": (RSA_KINDS, {S, V}),
+    **{
+        f"ML-DSA-{parameters}": ({(KeyType.AKP, Curve.NONE, 8 * public_key_bytes)}, {S, V})
+        for parameters, public_key_bytes in ((44, 1312), (65, 1952), (87, 2592))  # FIPS 204, table 2
+    },
     **{name: (RSA_KINDS, {E, D, W, U}) for name in ("RSA-OAEP-256", "RSA-OAEP", "RSA1_5")},
     "ES256": ({(KeyType.EC, Curve.P256, 256)}, {S, V}),
     "ES384": ({(KeyType.EC, Curve.P384, 384)}, {S, V}),
@@ -161,7 +166,12 @@ def test_functions_refuse_what_does_not_fit(keys) -> None:
 @pytest.mark.parametrize("key_type", KeyType, ids=lambda key_type: key_type.name)
 def test_key_operations_by_key_type(key_type: KeyType) -> None:
     """Azure's defaults, which leave HMAC out; each operation alone, and twice."""
-    default = {KeyType.RSA: {S, V, E, D, W, U}, KeyType.EC: {S, V}, KeyType.OCT: {E, D, W, U}}[key_type]
+    default = {
+        KeyType.RSA: {S, V, E, D, W, U},
+        KeyType.EC: {S, V},
+        KeyType.OCT: {E, D, W, U},
+        KeyType.AKP: {S, V},
+    }[key_type]
     allowed = default | {S, V}
     assert set(algorithms.default_key_operations(key_type)) == default
     algorithms.check_key_operations(key_type, algorithms.default_key_operations(key_type))

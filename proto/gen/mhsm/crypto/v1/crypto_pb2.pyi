@@ -37,7 +37,9 @@ class SignRequest(_message.Message):
     """Name of an algorithm that signs."""
     @_builtins.property
     def digests(self) -> _containers.RepeatedScalarFieldContainer[_builtins.bytes]:
-        """Digests, as long as the algorithm's hash; RSNULL: any octets that fit."""
+        """Digests, as long as the algorithm's hash; RSNULL: any octets that fit;
+        ML-DSA (PREVIEW): the message representative mu, 64 bytes.
+        """
 
     def __init__(
         self,

@@ -36,6 +36,11 @@ class _KeyTypeEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_KeyType.Value
     """EC-HSM on one of the four curves."""
     KEY_TYPE_OCT: _KeyType.ValueType  # 3
     """oct-HSM, 128, 192 or 256 bits."""
+    KEY_TYPE_AKP: _KeyType.ValueType  # 4
+    """PREVIEW, may change: AKP-HSM (RFC 9964), an ML-DSA key (FIPS 204) whose
+    size tells the parameter set: 10496 ML-DSA-44, 15616 ML-DSA-65, 20736
+    ML-DSA-87.
+    """
 
 class KeyType(_KeyType, metaclass=_KeyTypeEnumTypeWrapper):
     """Kind of key (JWK kty with the -HSM suffix of Managed HSM)."""
@@ -48,6 +53,11 @@ KEY_TYPE_EC: KeyType.ValueType  # 2
 """EC-HSM on one of the four curves."""
 KEY_TYPE_OCT: KeyType.ValueType  # 3
 """oct-HSM, 128, 192 or 256 bits."""
+KEY_TYPE_AKP: KeyType.ValueType  # 4
+"""PREVIEW, may change: AKP-HSM (RFC 9964), an ML-DSA key (FIPS 204) whose
+size tells the parameter set: 10496 ML-DSA-44, 15616 ML-DSA-65, 20736
+ML-DSA-87.
+"""
 Global___KeyType: _TypeAlias = KeyType  # noqa: Y015
 
 class _Curve:
@@ -249,7 +259,7 @@ class Key(_message.Message):
     curve: Global___Curve.ValueType
     """Curve of an EC key."""
     size_bits: _builtins.int
-    """Size in bits (RSA modulus, EC field, AES key)."""
+    """Size in bits (RSA modulus, EC field, AES key, ML-DSA public key)."""
     public_key_der: _builtins.bytes
     """SubjectPublicKeyInfo, DER; empty for oct keys."""
     @_builtins.property
@@ -363,7 +373,7 @@ class CreateKeyRequest(_message.Message):
     curve: Global___Curve.ValueType
     """Curve, for EC keys."""
     size_bits: _builtins.int
-    """Size in bits, for RSA and oct keys."""
+    """Size in bits, for RSA, oct and AKP keys."""
     request_id: _builtins.str
     """UUID of the mutation, 36 characters."""
     must_not_exist: _builtins.bool
@@ -437,7 +447,7 @@ class KeyMaterialSecret(_message.Message):
     PKCS8_DER_FIELD_NUMBER: _builtins.int
     OCTETS_FIELD_NUMBER: _builtins.int
     pkcs8_der: _builtins.bytes
-    """PKCS#8 PrivateKeyInfo, DER, not encrypted: RSA and EC keys."""
+    """PKCS#8 PrivateKeyInfo, DER, not encrypted: RSA, EC and ML-DSA keys."""
     octets: _builtins.bytes
     """Raw octets: oct keys."""
     def __init__(
