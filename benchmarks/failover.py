@@ -23,6 +23,8 @@ class _Detection(threading.Thread):
         super().__init__()
         self._file = pool.directory / "fabric" / "status.json"
         self._index = index
+        # It sees the end of the fault before with its next round only.
+        pool.wait_for(lambda: self._look()[0], "whole pool in the eyes of the controller")
         self._before = self._look()
         self._ended = threading.Event()
         self.at: float | None = None

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import subprocess
 import sys
 import tempfile
 import time
@@ -97,7 +98,7 @@ def main() -> int:
             return 130
         except Unreadable as error:
             print(f"prove-blind: memory cannot be read, so nothing is proved: {error}", file=sys.stderr)
-        except (NothingProved, ControlFailed, AssertionError) as error:
+        except (NothingProved, ControlFailed, AssertionError, subprocess.SubprocessError) as error:
             print(f"prove-blind: {error}", file=sys.stderr)
     summary = _summary(result, caught, progress.seconds)
     if not arguments.json:
