@@ -208,6 +208,9 @@ AUDIT_LINE_BYTES_MAX: Final = 16 * 1024
 AUDIT_FILE_BYTES: Final = 16 * 1024 * 1024
 """A file of audit records is followed by the next one at this size."""
 
+AUDIT_PEERS_BYTES_MAX: Final = 16 * 1024 * 1024
+"""What a partition has seen of the others' logs: AUDIT_LOGS_MAX notes of each, with two signers."""
+
 AUDIT_RETENTION_MEBIBYTES: Final = 1024
 """Audit records that a partition keeps, unless its settings say otherwise."""
 

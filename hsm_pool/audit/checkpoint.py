@@ -77,6 +77,12 @@ class Checkpoint:
         parts = self.origin.split("/")
         return int(parts[3]) if len(parts) == 5 and parts[3].isdigit() else -1
 
+    @property
+    def pool_id(self) -> str:
+        """Id of the pool whose log this is; "" when the origin names none."""
+        parts = self.origin.split("/")
+        return parts[1] if len(parts) == 5 else ""
+
 
 @dataclass(frozen=True, slots=True)
 class Note:
@@ -96,12 +102,14 @@ class Note:
         return Note(self.checkpoint, (*self.signatures, *(line for line in lines if line not in known)))
 
     @staticmethod
-    def parse(text: str) -> Note:
+    def parse(text: object) -> Note:
         """Read a note.
 
         Raises:
             CheckpointInvalid: It is none.
         """
+        if not isinstance(text, str):
+            raise CheckpointInvalid("this is no checkpoint")
         body, blank, lines = text.partition("\n\n")
         found = _BODY.fullmatch(body + "\n") if len(text) <= _NOTE_BYTES_MAX else None
         if found is None or not blank or not lines.endswith("\n"):
@@ -169,8 +177,11 @@ class SignerKey:
             CheckpointInvalid: It is none.
         """
         try:
+            name = document["name"]
+            if not isinstance(name, str):
+                raise TypeError
             return SignerKey(
-                str(document["name"]),
+                name,
                 base64.b64decode(document["public_key"], validate=True),
                 base64.b64decode(document["certificate"], validate=True),
             )

@@ -31,8 +31,9 @@ def peers_page(directory: Path, token: str) -> ExportPage:
 
 def log_page(directory: Path, token: str) -> ExportPage:
     """Return a page of the log: checkpoints first, so that no checkpoint is ahead of the records."""
-    checkpoints = files.listed(directory, files.CHECKPOINTS)
-    return _page([*checkpoints, *files.listed(directory, files.RECORDS)], token)
+    # Listed last, so that they cover the removal of any file of records that is not in the list.
+    records = files.listed(directory, files.RECORDS)
+    return _page([*files.listed(directory, files.CHECKPOINTS), *records], token)
 
 
 def _page(paths: list[Path], token: str) -> ExportPage:

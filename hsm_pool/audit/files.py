@@ -19,11 +19,13 @@ from pathlib import Path
 from typing import Any
 
 from hsm_pool import limits
+from hsm_pool.audit.tree import HASH_BYTES
 
 RECORDS = "records-"
 CHECKPOINTS = "checkpoints-"
 PEERS = "peers.json"
 FORMAT = 1
+_WHOLE_NUMBER_MAX = 2**63 - 1
 
 
 class Unreadable(Exception):
@@ -59,16 +61,40 @@ class Header:
             Unreadable: It is none.
         """
         try:
-            value = json.loads(line)
+            value = parse_json(line)
             if value["format"] != FORMAT:
                 raise Unreadable(f"{name} has another format")
             frontier = tuple(bytes.fromhex(root) for root in value["frontier"])
-            header = Header(str(value["log"]), int(value["first"]), frontier, int(value["sequence"]))
+            first, sequence = whole_number(value["first"]), whole_number(value["sequence"])
+            header = Header(str(value["log"]), first, frontier, sequence)
         except (ValueError, KeyError, TypeError):
             raise Unreadable(f"{name} does not begin with a header") from None
-        if len(frontier) != header.first.bit_count():
+        if len(frontier) != first.bit_count() or any(len(root) != HASH_BYTES for root in frontier):
             raise Unreadable(f"{name}: the frontier does not fit the first record")
         return header
+
+
+def parse_json(octets: bytes) -> Any:
+    """Return the value of a JSON text from anybody.
+
+    Raises:
+        ValueError: It is none, or nested too deeply to be read.
+    """
+    try:
+        return json.loads(octets)
+    except RecursionError:
+        raise ValueError("nested too deeply") from None
+
+
+def whole_number(value: Any) -> int:
+    """Return a count or number of the log.
+
+    Raises:
+        ValueError: It is none: JSON of Python also knows Infinity, 1e999 and 1.5.
+    """
+    if type(value) is not int or not 0 <= value <= _WHOLE_NUMBER_MAX:
+        raise ValueError("not a whole number")
+    return value
 
 
 def records_name(first: int) -> str:
@@ -119,8 +145,8 @@ def sequence_of(record: bytes) -> tuple[int, int]:
     if b'"sequence":' not in record:
         return 0, 0
     try:
-        properties = json.loads(record)["properties"]
-        return int(properties["sequence"]), int(properties["transactionRecords"])
+        properties = parse_json(record)["properties"]
+        return whole_number(properties["sequence"]), whole_number(properties["transactionRecords"])
     except (ValueError, KeyError, TypeError):
         return 0, 0
 
@@ -132,7 +158,7 @@ def parse(record: bytes, where: str) -> dict[str, Any]:
         Unreadable: It is no JSON object.
     """
     try:
-        value = json.loads(record)
+        value = parse_json(record)
     except ValueError:
         value = None
     if not isinstance(value, dict):

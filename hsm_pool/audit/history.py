@@ -109,17 +109,26 @@ class CheckpointHistory:
             os.ftruncate(self._file, before)
             raise
 
-    def first_kept(self, first_record: int) -> tuple[int, list[Path]]:
-        """Return the oldest checkpoint that is still needed, and the files before it.
+    def first_kept(self, first_record: int) -> int:
+        """Return the oldest checkpoint that is still needed.
 
         Args:
             first_record: The oldest record that is kept.
         """
         existing = files.listed(self._directory, files.CHECKPOINTS)
-        gone: list[Path] = []
         while len(existing) > 1 and _first_size(existing[1]) <= first_record:
-            gone.append(existing.pop(0))
-        return (_first_number(existing[0]) if existing else 1), gone
+            del existing[0]
+        return _first_number(existing[0]) if existing else 1
+
+    def remove_before(self, number: int) -> None:
+        """Remove the files whose checkpoints are all older than one that begins a file.
+
+        Raises:
+            OSError: One could not be removed; it goes with the next removal.
+        """
+        for path in files.listed(self._directory, files.CHECKPOINTS):
+            if _first_number(path) < number:
+                path.unlink()
 
     def close(self) -> None:
         """Close the file."""

@@ -15,6 +15,7 @@ import os
 import threading
 import uuid
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal, TypeVar
 
@@ -33,6 +34,17 @@ _SYNC_SECONDS = 0.05
 _NOTE = b'"operationName":"NoteCheckpoint"'
 _RETRY_SECONDS = 0.25
 """How often a log that could not be written is tried again."""
+
+
+@dataclass(frozen=True, slots=True)
+class _Removal:
+    """A removal that is on record and not done yet."""
+
+    size: int
+    """Records that a checkpoint must cover before."""
+    first_record: int
+    first_checkpoint: int
+
 
 T = TypeVar("T")
 OnFailure = Literal["stop", "continue"]
@@ -76,6 +88,7 @@ class AuditLog:
         self._stopping = threading.Event()
         self._dirty = threading.Event()
         self._old: list[int] = []
+        self._removal: _Removal | None = None
         directory.mkdir(mode=0o700, parents=True, exist_ok=True)
         self._open()
         self._thread = threading.Thread(target=self._run, name="audit-sync", daemon=True)
@@ -209,6 +222,8 @@ class AuditLog:
             self.sequence = max(self.sequence, files.sequence_of(record)[0])
         self._file = os.open(path, os.O_WRONLY | os.O_APPEND)
         os.ftruncate(self._file, self._offset)
+        # What a killed process wrote is not known to be durable, and no checkpoint waits for the next record.
+        self._dirty.set()
 
     def _begin_file(self) -> None:
         header = Header(self.log_id, self._tree.size, self._tree.frontier(), self.sequence).line()
@@ -249,39 +264,57 @@ class AuditLog:
         if len(existing) > 1:
             self._tree.forget(files.read_header(existing[-2]).first)
 
-    def expire(self, first_checkpoint: Callable[[int], int]) -> None:
-        """Remove the oldest files beyond the retention.
+    def expire(self, covered: int, first_checkpoint: Callable[[int], int]) -> int:
+        """Put the removal of the oldest files on record, or remove them if a checkpoint covers that record.
 
-        The removal is on record before it happens: without that record it is a cut.
+        Without such a record a removal is a cut. It is not remembered over a restart: then the
+        files are still there, and their removal is put on record anew.
 
         Args:
+            covered: Records that the newest checkpoint covers.
             first_checkpoint: Takes the oldest record that is kept, returns the oldest checkpoint
                 that is kept with it.
 
+        Returns:
+            The oldest checkpoint that is kept; 0 unless files were removed.
+
         Raises:
-            AuditUnavailable: The removal could not be put on record; nothing was removed.
+            AuditUnavailable: The removal could not be put on record.
+            OSError: A file could not be removed; the next call tries again.
         """
+        removal = self._removal
+        if removal is None:
+            self._removal = self._recorded_removal(first_checkpoint)
+            return 0
+        if covered < removal.size:
+            return 0
+        for path in files.listed(self.directory, files.RECORDS):
+            if path.name < files.records_name(removal.first_record):
+                path.unlink()
+        self._removal = None
+        return removal.first_checkpoint
+
+    def _recorded_removal(self, first_checkpoint: Callable[[int], int]) -> _Removal | None:
         existing = files.listed(self.directory, files.RECORDS)
         total = sum(path.stat().st_size for path in existing)
-        gone: list[Path] = []
-        while len(existing) > 2 and total > self._retention_bytes:
-            total -= existing[0].stat().st_size
-            gone.append(existing.pop(0))
+        gone = 0
+        while len(existing) - gone > 2 and total > self._retention_bytes:
+            total -= existing[gone].stat().st_size
+            gone += 1
         if not gone:
-            return
-        first = files.read_header(existing[0]).first
-        self.append(
-            own_record(
-                "AuditRetention",
-                self._identity,
-                self._partition,
-                firstRecord=first,
-                firstCheckpoint=first_checkpoint(first),
-            )
+            return None
+        first = files.read_header(existing[gone]).first
+        number = first_checkpoint(first)
+        record = own_record(
+            "AuditRetention", self._identity, self._partition, firstRecord=first, firstCheckpoint=number
         )
-        self._sync()
-        for path in gone:
-            path.unlink()
+        with self._lock:
+            lost = self.lost
+            self._append([record])
+            if self.lost != lost:
+                return None
+            self.noteworthy_size = self._tree.size
+            return _Removal(self._tree.size, first, number)
 
     # -- syncing -------------------------------------------------------------------------
 

@@ -140,7 +140,7 @@ class AuditTrail:
                 if newest and self._have_cosigned(newest, index):
                     self._missing.discard(index)
             if made is not None:
-                self._expire()
+                self._expire(made.checkpoint.size)
         except OSError as error:
             # The next step tries again; what is not in a checkpoint yet is said to be so.
             _log.warning("no checkpoint could be written", reason=error.strerror)
@@ -198,14 +198,7 @@ class AuditTrail:
             consistency_proof=proof,
         )
 
-    def _expire(self) -> None:
-        files_gone: list[Path] = []
-
-        def first_checkpoint(first_record: int) -> int:
-            number, gone = self.history.first_kept(first_record)
-            files_gone.extend(gone)
-            return number
-
-        self.log.expire(first_checkpoint)
-        for path in files_gone:
-            path.unlink(missing_ok=True)
+    def _expire(self, covered: int) -> None:
+        first_checkpoint = self.log.expire(covered, self.history.first_kept)
+        if first_checkpoint:
+            self.history.remove_before(first_checkpoint)

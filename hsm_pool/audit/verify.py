@@ -9,7 +9,6 @@ sizes are what a consistency proof would show, for all checkpoints at once.
 from __future__ import annotations
 
 import bisect
-import json
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -121,7 +120,9 @@ class Verifier:
         return self._report
 
     def _find(self, partition: int, what: str) -> None:
-        self._report.findings.append(Finding(partition, what))
+        # Parts of it stand in files of anybody, and go to a terminal.
+        shown = "".join(letter if letter.isprintable() else "\ufffd" for letter in what)
+        self._report.findings.append(Finding(partition, shown))
 
     # -- what others kept ----------------------------------------------------------------
 
@@ -175,7 +176,7 @@ class Verifier:
                     note = Note.parse(entry["checkpoint"])
                     self._check_note(note, note.checkpoint.partition)
                     found.append(Anchor(note.checkpoint, f"partition {witness}"))
-            except (Unreadable, CheckpointInvalid) as error:
+            except (Unreadable, CheckpointInvalid, OSError) as error:
                 self._find(witness, f"{files.PEERS}: {error}")
         return found
 
@@ -277,7 +278,9 @@ class Verifier:
         else:
             raise CheckpointInvalid("a line is neither checkpoint nor cosignature nor signer")
 
-    def _check_cosignatures(self, checkpoint: Checkpoint, lines: list[str], partition: int) -> None:
+    def _check_cosignatures(self, checkpoint: Checkpoint, lines: Any, partition: int) -> None:
+        if not isinstance(lines, list) or not all(isinstance(line, str) for line in lines):
+            raise CheckpointInvalid("a cosignature is no line of text")
         for line in lines:
             if signer_of(line).startswith(f"{self._pool_id}/partition/{partition}/"):
                 raise CheckpointInvalid("a partition has cosigned its own checkpoint")
@@ -291,7 +294,7 @@ class Verifier:
         pending = sorted(roots, key=lambda anchor: anchor.checkpoint.size)
         # What lies before the oldest record that is kept can no more be compared.
         position = bisect.bisect_left(pending, first.first, key=lambda anchor: anchor.checkpoint.size)
-        retained = (0, 1)
+        claims: list[tuple[int, tuple[int, int]]] = []
         sequence = first.sequence
         first_sequence = 0
         position = self._compare(tree, pending, position, partition)
@@ -311,7 +314,7 @@ class Verifier:
                     sequence = self._mutation(partition, record, number, sequence)
                     first_sequence = first_sequence or number
                 elif b'"AuditRetention"' in record:
-                    retained = _retained(record) or retained
+                    claims.extend((tree.size, claim) for claim in _retained(record))
                 elif b'"AuditChainGap"' in record:
                     sequence = _gap_end(record) or sequence
                 elif not record.startswith(b'{"'):
@@ -323,12 +326,14 @@ class Verifier:
                 f"the log was cut: it has {tree.size} records, a checkpoint that {anchor.source} "
                 f"holds covers {anchor.checkpoint.size}",
             )
+        report.covered = max((anchor.checkpoint.size for anchor in pending[:position]), default=0)
+        # Anybody with the disk can append a line: only a checkpoint makes it the log's own word.
+        retained = next((claim for size, claim in reversed(claims) if size <= report.covered), (0, 1))
         if first.first > retained[0]:
             self._find(partition, f"records {retained[0]} to {first.first - 1} were removed")
         if first_number > retained[1]:
             self._find(partition, f"checkpoints {retained[1]} to {first_number - 1} were removed")
         report.records = tree.size - first.first
-        report.covered = max((anchor.checkpoint.size for anchor in pending[:position]), default=0)
         report.sequences = (first_sequence, sequence)
 
     def _compare(self, tree: Tree, pending: list[Anchor], position: int, partition: int) -> int:
@@ -360,13 +365,15 @@ class Verifier:
 
     def _sequences(self) -> None:
         """Compare how far the logs go along the chain."""
-        spans = [log.sequences for log in self._report.logs if log.sequences[1]]
+        spans = [log.sequences for log in self._report.logs if log.sequences[0]]
         if not spans:
             return
-        first, last = min(span[0] for span in spans), max(span[1] for span in spans)
-        missing = [number for number in range(first, last + 1) if number not in self._mutations]
-        if missing:
-            self._find(-1, f"mutations of the chain have no record in any log, the first is {missing[0]}")
+        expected, last = min(span[0] for span in spans), max(span[1] for span in spans)
+        # Not number by number: a line that nobody signed may name any.
+        while expected in self._mutations:
+            expected += 1
+        if expected <= last:
+            self._find(-1, f"mutations of the chain have no record in any log, the first is {expected}")
 
 
 def _check_follows(before: Checkpoint, checkpoint: Checkpoint) -> None:
@@ -378,19 +385,25 @@ def _check_follows(before: Checkpoint, checkpoint: Checkpoint) -> None:
         raise CheckpointInvalid(f"checkpoint {checkpoint.number} is of a smaller log than the one before")
 
 
-def _retained(record: bytes) -> tuple[int, int] | None:
+def _retained(record: bytes) -> list[tuple[int, int]]:
+    """Return what a record of a removal says is kept: (first record, first checkpoint)."""
     try:
-        fields = json.loads(record)
+        fields = files.parse_json(record)
         if fields["operationName"] != "AuditRetention":
-            return None
-        return int(fields["properties"]["firstRecord"]), int(fields["properties"]["firstCheckpoint"])
+            return []
+        properties = fields["properties"]
+        return [
+            (files.whole_number(properties["firstRecord"]), files.whole_number(properties["firstCheckpoint"]))
+        ]
     except (ValueError, KeyError, TypeError):
-        return None
+        return []
 
 
 def _gap_end(record: bytes) -> int | None:
     try:
-        fields = json.loads(record)
-        return int(fields["properties"]["last"]) if fields["operationName"] == "AuditChainGap" else None
+        fields = files.parse_json(record)
+        if fields["operationName"] != "AuditChainGap":
+            return None
+        return files.whole_number(fields["properties"]["last"])
     except (ValueError, KeyError, TypeError):
         return None

@@ -126,9 +126,11 @@ def read_peers(path: Path) -> list[dict[str, Any]]:
 
     Raises:
         Unreadable: The file is not what a partition writes.
+        OSError: It cannot be read.
     """
     try:
-        document = json.loads(path.read_bytes())
+        with path.open("rb") as stream:
+            document = files.parse_json(stream.read(limits.AUDIT_PEERS_BYTES_MAX))
         entries = list(document["logs"])
         if document["format"] != files.FORMAT or not all(isinstance(e["checkpoint"], str) for e in entries):
             raise ValueError

@@ -16,6 +16,7 @@ from rich.console import Console
 from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn
 
 from hsm_pool.audit.checkpoint import CheckpointInvalid, Note
+from hsm_pool.audit.files import parse_json, whole_number
 from hsm_pool.audit.verify import Report, Verifier
 from hsm_pool.cli.files import refuse_existing
 from hsm_pool.cli.output import VERIFICATION, common_options, connect, fail, read_bounded, report
@@ -28,6 +29,8 @@ from mhsm.audit.v1 import audit_pb2
 _POLL_SECONDS = 0.5
 _PAGE_RECORDS = 1000
 _ANCHOR_BYTES_MAX = 16 * 1024 * 1024
+_ROOT_BYTES_MAX = 64 * 1024
+_PARTITIONS = range(3)
 _partition = click.option("--partition", type=click.IntRange(0, 2), help="Only the log of this partition.")
 
 
@@ -138,6 +141,7 @@ def verify(directory: Path | None, anchors: tuple[Path, ...], owner_root: Path |
     """Verify an export, the data directory of a pool, or (without DIRECTORY) the running pool.
 
     Exit code 6: a log was cut, rewritten, reordered or deleted, or a checkpoint is missing or forged.
+    Exit code 1: an anchor is of another pool, or a file is no anchor or export at all.
     """
     kept = [(text, path.name) for path in anchors for text in _anchor(path)]
     if directory is not None:
@@ -153,15 +157,27 @@ def verify(directory: Path | None, anchors: tuple[Path, ...], owner_root: Path |
 
 
 def _verify(
-    directory: Path, kept: list[tuple[str, str]], owner_root: Path | None, common: dict[str, Any]
+    directory: Path, anchors: list[tuple[str, str]], owner_root: Path | None, common: dict[str, Any]
 ) -> Report:
     pool_id, directories, root_file, noted = _layout(directory)
-    kept = [*kept, *((text, "the pool's chain") for text in noted)]
+    kept = [*anchors, *((text, "the pool's chain") for text in noted)]
     root_file = owner_root or root_file
     if not root_file.is_file():
         fail("the root certificate of the pool's owner is not at hand", "give it with --owner-root")
-    root = x509.load_pem_x509_certificate(root_file.read_bytes())
-    total = sum(path.stat().st_size for place in directories.values() for path in place.glob("records-*"))
+    for text, source in anchors:
+        anchored = Note.parse(text).checkpoint.pool_id
+        if anchored != pool_id:
+            fail(f"the anchor {source} is of pool {anchored}, this log is of pool {pool_id}")
+    try:
+        root = x509.load_pem_x509_certificate(read_bounded(root_file, _ROOT_BYTES_MAX))
+    except ValueError:
+        fail(f"{root_file} is no certificate", "give the one of the pool's owner with --owner-root")
+    total = sum(
+        path.stat().st_size
+        for place in directories.values()
+        for path in place.glob("records-*")
+        if path.is_file()
+    )
     with _progress("verify", common) as shown:
         done = 0
 
@@ -181,20 +197,32 @@ def _layout(directory: Path) -> tuple[str, dict[int, Path], Path, list[str]]:
     """
     try:
         if (directory / EXPORT_FILE).is_file():
-            document = json.loads((directory / EXPORT_FILE).read_bytes())
-            logs = {
-                int(index): partition_directory(directory, int(index)) for index in document["partitions"]
-            }
-            return str(document["pool_id"]), logs, directory / ROOT_FILE, list(document["audit_checkpoints"])
-        document = json.loads((directory / "pool.json").read_bytes())
-        logs = {index: _on_disk(directory, index) for index in range(int(document["partition_count"]))}
-        return str(document["pool_id"]), logs, _root_file(directory), []
-    except (OSError, ValueError, KeyError, TypeError):
+            document = parse_json(read_bounded(directory / EXPORT_FILE, _ANCHOR_BYTES_MAX))
+            logs = {_index(value): partition_directory(directory, value) for value in document["partitions"]}
+            return _pool_id(document), logs, directory / ROOT_FILE, list(document["audit_checkpoints"])
+        document = parse_json(read_bounded(directory / "pool.json", _ANCHOR_BYTES_MAX))
+        logs = {index: _on_disk(directory, index) for index in _PARTITIONS[: document["partition_count"]]}
+        return _pool_id(document), logs, _root_file(directory), []
+    except (OSError, ValueError, LookupError, TypeError):
         fail(f"{directory} is neither an export of audit logs nor a pool", "mhsm audit export --help")
 
 
+def _index(value: Any) -> int:
+    if whole_number(value) not in _PARTITIONS:
+        raise ValueError("no partition has this index")
+    return int(value)
+
+
+def _pool_id(document: dict[str, Any]) -> str:
+    if not isinstance(document["pool_id"], str):
+        raise TypeError("no pool has this id")
+    return document["pool_id"]
+
+
 def _on_disk(directory: Path, index: int) -> Path:
-    settings = json.loads((directory / "nodes" / str(index) / "partition.json").read_bytes())
+    settings = parse_json(
+        read_bounded(directory / "nodes" / str(index) / "partition.json", _ANCHOR_BYTES_MAX)
+    )
     return Path(settings["audit_directory"])
 
 
@@ -206,8 +234,8 @@ def _anchor(path: Path) -> list[str]:
     """Return the checkpoints in a file: a note, or JSON with the field audit_checkpoints somewhere."""
     content = read_bounded(path, _ANCHOR_BYTES_MAX)
     try:
-        texts = _texts(json.loads(content))
-    except ValueError:
+        texts = _texts(parse_json(content))
+    except (ValueError, RecursionError):
         texts = [content.decode(errors="replace")]
     try:
         for text in texts:
@@ -224,7 +252,8 @@ def _texts(value: Any) -> list[str]:
         return [text for entry in value for text in _texts(entry)]
     if not isinstance(value, dict):
         return []
-    own = [text for text in value.get("audit_checkpoints", ()) if isinstance(text, str)]
+    found = value.get("audit_checkpoints")
+    own = [text for text in found if isinstance(text, str)] if isinstance(found, list) else []
     return own + [text for entry in value.values() for text in _texts(entry)]
 
 

@@ -82,6 +82,15 @@ class ThreeLogs:
         return Path(self._settings[index].audit_directory)
 
 
+@dataclasses.dataclass(frozen=True)
+class Honest:
+    """Logs of an honest pool, closed."""
+
+    directory: Path
+    pool_id: str
+    checkpoints: tuple[str, ...]
+
+
 def owner_root(pool: Path) -> x509.Certificate:
     """Return the root certificate of a pool's owner."""
     return x509.load_pem_x509_certificate((pool / "nodes/0/owner/root.crt").read_bytes())
