@@ -227,7 +227,9 @@ def failure_of(error: Exception, request_id: str | None = None) -> Failure:
             return Failure(text, "mhsm security-domain init-recovery --help", LOCKED)
         case QuorumMissing():
             return Failure(text, "mhsm security-domain submit-share --help", QUORUM)
-        case ShareRefused() | SubmissionRefused():
+        case SubmissionRefused():  # on this machine
+            return Failure(text, "each officer's own certificate and key, once", QUORUM)
+        case ShareRefused():
             because = (hint for why, hint in _SHARE_REFUSED_BECAUSE.items() if why in text)
             return Failure(text, next(because, _SHARE_REFUSED), QUORUM)
         case EvidenceRefused():
