@@ -97,7 +97,9 @@ def _suggest(picture: Picture, work: dict[str, Any]) -> str | None:
     }
     drained = [index for index, state in states.items() if state is State.DRAINED]
     if work["state"] == "halted":
-        return "mhsm-fabric resume goes on with the halted work, once its cause is gone"
+        return (
+            "mhsm-fabric resume goes on with it once its cause is gone; mhsm-fabric halt --abandon drops it"
+        )
     if State.LOCKED in states.values():
         return "a quorum of officers must unlock the pool"
     if State.QUARANTINED in states.values():

@@ -136,24 +136,44 @@ def _continue(settings: FabricSettings, *, dry_run: bool, as_json: bool) -> None
 
 
 @click.command()
+@click.option("--abandon", is_flag=True, help="Drop the goal for good, also of work that has halted.")
 @dry_run_option
 @json_option
 @with_settings
-def halt(settings: FabricSettings, *, dry_run: bool, as_json: bool) -> None:
+def halt(settings: FabricSettings, *, abandon: bool, dry_run: bool, as_json: bool) -> None:
     """Let the controller take no further step; a partition that is out stays out."""
     from fabric_controller.work import Issuer
 
+    if abandon:
+        return _abandon(settings, dry_run=dry_run, as_json=as_json)
     with contextlib.closing(open_journal(settings)) as journal, journal.exclusive() as work:
         if not work.running:
-            fail("no work is under way", "mhsm-fabric status")
+            suggestion = "mhsm-fabric halt --abandon drops it" if work.goal else "mhsm-fabric status"
+            fail("the work has halted already" if work.goal else "no work is under way", suggestion)
         if not dry_run:
             reason = "an operator has halted it"
             journal.append({"kind": "halt", "by": Issuer.OPERATOR.value, "reason": reason})
-    say(
+    return say(
         "the work would be halted" if dry_run else "the work is halted",
         {"dry_run": dry_run, "halted": not dry_run},
         as_json=as_json,
-        suggestion="mhsm-fabric resume goes on with it",
+        suggestion="mhsm-fabric resume goes on with it, mhsm-fabric halt --abandon drops it",
+    )
+
+
+def _abandon(settings: FabricSettings, *, dry_run: bool, as_json: bool) -> None:
+    from fabric_controller.work import Issuer
+
+    with contextlib.closing(open_journal(settings)) as journal, journal.exclusive() as work:
+        if work.goal is None:
+            fail("there is no work", "mhsm-fabric status")
+        if not dry_run:
+            journal.append({"kind": "abandon", "by": Issuer.OPERATOR.value})
+    say(
+        "the work would be abandoned" if dry_run else "the work is abandoned",
+        {"dry_run": dry_run, "abandoned": not dry_run},
+        as_json=as_json,
+        suggestion="mhsm-fabric status; mhsm-fabric resume PARTITION for one that it has left drained",
     )
 
 
@@ -314,12 +334,14 @@ def follow(settings: FabricSettings) -> None:
                     told += 1
                     if entry["kind"] == "command":
                         click.echo(f"{entry['verb'].lower()} {entry['partition']}", err=True)
+                    if entry["kind"] == "abandon":
+                        fail("an operator has abandoned the work", "mhsm-fabric status")
                 if work.goal is None:
                     return
                 if work.halted is not None:
                     fail(
                         f"halted: {work.halted}",
-                        "remove the cause, then mhsm-fabric resume; mhsm-fabric status shows the partitions",
+                        "remove the cause, then mhsm-fabric resume; or mhsm-fabric halt --abandon",
                     )
                 if not _controller_runs(settings):
                     fail(

@@ -210,7 +210,10 @@ def _attempt(verb: Verb, partition: int, work: Work, now_ms: int, argument: int 
     if not earlier:
         return Act(verb, partition, argument)
     if earlier[-1].code == REFUSED:
-        return Halt(f"partition {partition} refuses to {verb.value} version {argument}: see its log")
+        return Halt(
+            f"partition {partition} refuses to {verb.value} version {argument}: its partition.log tells why; "
+            "a pool that was made without --firmware-repository cannot be patched"
+        )
     # A clock that was set back must not stop the work for long.
     elapsed_ms = abs(now_ms - earlier[-1].time_ms)
     if elapsed_ms < BACKOFF_MS[verb] * 2 ** (len(earlier) - 1):

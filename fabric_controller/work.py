@@ -136,8 +136,8 @@ def fold(work: Work, entry: Entry) -> Work:
     """Return the work after one more entry.
 
     Kinds: ``goal``, ``command`` (counter, verb, partition, by), ``result`` (counter, code),
-    ``halt`` (by, reason), ``continue``, ``done`` and ``checkpoint`` (counter, drained), which
-    stands for all entries before it.
+    ``halt`` (by, reason), ``continue``, ``done``, ``abandon`` (by; an operator drops the goal) and
+    ``checkpoint`` (counter, drained), which stands for all entries before it.
 
     Raises:
         EntryRefused: The entry is not one that this version writes.
@@ -157,7 +157,7 @@ def fold(work: Work, entry: Entry) -> Work:
             case "continue":
                 # What was tried before the halt is forgiven: somebody has looked at it.
                 return replace(work, halted=None, attempts=(), progress_ms=entry["time_ms"])
-            case "done":
+            case "done" | "abandon":
                 return replace(work, goal=None, halted=None, attempts=())
             case "checkpoint":
                 return Work(counter=entry["counter"], drained=frozenset(entry["drained"]))

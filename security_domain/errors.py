@@ -2,6 +2,11 @@
 
 from __future__ import annotations
 
+SUBMITTED_BEFORE = "this officer's share was submitted before"
+NO_OFFICER = "the submission is of no officer of this security domain"
+OTHER_FORMAT = "this attempt takes shares of the other format"
+"""Why a submission was refused, where another step follows than that its officer submits again."""
+
 
 class SecurityDomainError(Exception):
     """Base of all errors here."""

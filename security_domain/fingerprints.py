@@ -22,7 +22,12 @@ def words(octets: bytes) -> str:
     Returns:
         Eight words, separated by spaces.
     """
-    number = int.from_bytes(hashlib.sha256(octets).digest(), "big") >> (256 - WORDS * _BITS_PER_WORD)
+    return words_of_digest(hashlib.sha256(octets).digest())
+
+
+def words_of_digest(digest: bytes) -> str:
+    """Return the words of octets of which only the SHA-256 is known, such as a certificate's thumbprint."""
+    number = int.from_bytes(digest, "big") >> (256 - WORDS * _BITS_PER_WORD)
     mask = (1 << _BITS_PER_WORD) - 1
     shifts = range((WORDS - 1) * _BITS_PER_WORD, -1, -_BITS_PER_WORD)
     return " ".join(WORDLIST[number >> shift & mask] for shift in shifts)

@@ -10,7 +10,7 @@ from cryptography.hazmat.primitives.asymmetric.x25519 import X25519PrivateKey, X
 from security_domain import container, shares
 from security_domain.domain import Core, share_out
 from security_domain.encoding import bind, decode, parse_object
-from security_domain.errors import InvalidFile, QuorumMissing, SubmissionRefused
+from security_domain.errors import SUBMITTED_BEFORE, InvalidFile, QuorumMissing, SubmissionRefused
 from security_domain.secret import Secret
 from security_domain.submission import RECOVERY, Context, open_submission, public_exchange_key
 from security_domain.wrapping import SUITE, open_payload
@@ -156,7 +156,7 @@ class Recovery:
             raise SubmissionRefused("the quorum is complete")
         entry, mnemonic = open_submission(submission, self._domain, self._context, self._exchange_key)
         if entry.thumbprint in self._mnemonics:
-            raise SubmissionRefused("this officer's share was submitted before", entry.thumbprint)
+            raise SubmissionRefused(SUBMITTED_BEFORE, entry.thumbprint)
         accepted = {**self._mnemonics, entry.thumbprint: Secret(mnemonic.encode())}
         complete = len(accepted) == self.needed
         if complete:

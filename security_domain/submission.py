@@ -16,6 +16,7 @@ from security_domain import container, shares
 from security_domain.container import OfficerEntry, SecurityDomainFile
 from security_domain.encoding import bind, canonical, decode, encode, parse_object
 from security_domain.errors import (
+    NO_OFFICER,
     InvalidFile,
     InvalidShare,
     SecurityDomainError,
@@ -108,18 +109,26 @@ class Context:
         )
 
 
+def own_entry(file: SecurityDomainFile, private_key: rsa.RSAPrivateKey) -> OfficerEntry:
+    """Find an officer's entry by his key.
+
+    Raises:
+        InvalidShare: No share is for this key.
+    """
+    own = private_key.public_key().public_numbers()
+    for entry in file.officers:
+        if entry.public_key.public_numbers() == own:
+            return entry
+    raise InvalidShare("no share of this security domain is for this key")
+
+
 def open_own_share(file: SecurityDomainFile, private_key: rsa.RSAPrivateKey) -> tuple[OfficerEntry, str]:
     """Find an officer's entry by his key and open his share.
 
     Raises:
         InvalidShare: No share is for this key, or it does not open, or is not the committed one.
     """
-    own = private_key.public_key().public_numbers()
-    for entry in file.officers:
-        if entry.public_key.public_numbers() == own:
-            break
-    else:
-        raise InvalidShare("no share of this security domain is for this key")
+    entry = own_entry(file, private_key)
     opened = unwrap_by_officer(private_key, entry.thumbprint, entry.share_jwe)
     try:
         share = parse_object(opened, SUBMISSION_BYTES_MAX, _SHARE_FIELDS)
@@ -259,7 +268,7 @@ def open_submission(
         raise SubmissionRefused(f"the submission is malformed: {error}") from None
     entry = domain.officer(fields["officer"])
     if fields["format"] != FORMAT or entry is None:
-        raise SubmissionRefused("the submission is of no officer of this security domain")
+        raise SubmissionRefused(NO_OFFICER)
     officer = entry.thumbprint
     check_signature(fields, entry.public_key, officer)
     if (fields["pool_id"], fields["generation"]) != (context.pool_id, context.generation):

@@ -25,7 +25,7 @@ from security_domain.azure.recovery import AzureRecovery
 from security_domain.azure.restore_blob import open_restore_blob
 from security_domain.azure.submission import is_submission
 from security_domain.domain import Core
-from security_domain.errors import InvalidFile, SecurityDomainError, SubmissionRefused
+from security_domain.errors import OTHER_FORMAT, InvalidFile, SecurityDomainError, SubmissionRefused
 from security_domain.recovery import Recovery
 from security_domain.submission import (
     ACTIVATION,
@@ -127,11 +127,9 @@ class _Ceremony:
             by_format.reverse()
         taking, other = by_format
         if taking is None:
-            raise SubmissionRefused("this ceremony has no file to take such a share of")
+            raise SubmissionRefused(f"{OTHER_FORMAT}: it has no file of this one")
         if other and other.accepted_officers:
-            raise SubmissionRefused(
-                "this attempt takes shares of the other format: submit that one, or cancel and begin again"
-            )
+            raise SubmissionRefused(f"{OTHER_FORMAT}: the first share decided")
         progress = taking.submit(submission)
         result = ceremony_pb2.SubmitResult(
             accepted=progress.accepted,

@@ -16,7 +16,7 @@ import subprocess
 import sys
 import termios
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from types import FrameType
@@ -395,6 +395,12 @@ def show_plan(console: Console, plan: Plan) -> None:
     """Show what the ceremony is, with the words that everybody in the room compares."""
     lines = (plan.title, plan.purpose, f"plan: SHA-256 {plan.digest}", f"      words   {plan.words}")
     show(console, *lines)
+
+
+def show_parameters(console: Console, plan: Plan, values: Mapping[str, str]) -> None:
+    """Show what is asked for before the first step, by the names that an answers file uses."""
+    lines = [f"  {entry.name}: {values.get(entry.name, '?')}  ({entry.prompt})" for entry in plan.parameters]
+    show(console, "\nParameters", *lines)
 
 
 def show_step(console: Console, number: int, steps: int, step: Step) -> None:

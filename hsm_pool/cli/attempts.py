@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import base64
 import json
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -24,6 +24,7 @@ from mhsm.evidence.v1 import evidence_pb2
 from mhsm.security_domain.v1 import security_domain_pb2
 from security_domain import container, officers, submission
 from security_domain.azure import transfer_key
+from security_domain.errors import InvalidOfficers
 from security_domain.fingerprints import words
 
 NEW_FILE = click.Path(path_type=Path)
@@ -110,11 +111,12 @@ def read_attempt(path: Path) -> Attempt:
         fail(f"{path} is no attempt file", "begin a ceremony: mhsm security-domain --help")
 
 
-def require_evidence(attempt: Attempt, anchors: Anchors, receiver: bytes) -> None:
+def require_evidence(source: Path, attempt: Attempt, anchors: Anchors, receiver: bytes) -> None:
     """Show which partition holds the key that a share will be encrypted to, before the share is opened.
 
     Args:
-        attempt: What the attempt file says.
+        source: The attempt file.
+        attempt: What it says.
         anchors: Roots and policy of this machine.
         receiver: The exchange public key or the exchange certificate of the attempt.
 
@@ -132,10 +134,11 @@ def require_evidence(attempt: Attempt, anchors: Anchors, receiver: bytes) -> Non
         exchange_key=attempt.exchange_public_key,
         partition_index=attempt.partition,
     )
-    claims = anchors.verifier.verify(attempt.evidence, expected)
+    claims = anchors.verify(source, attempt.evidence, expected)
+    name = "exchange certificate" if receiver == attempt.exchange_certificate_der else "exchange key"
     click.echo(
-        f"partition {claims.partition_index} of pool {claims.pool_id} holds the exchange key\n"
-        f"  exchange key:  {words(receiver)}\n"
+        f"partition {claims.partition_index} of pool {claims.pool_id} holds the {name}\n"
+        f"  {name + ':':<14} {words(receiver)}\n"
         f"  measurement:   {words(claims.measurement)}\n"
         f"  platform root: {anchors.words['platform']}\n"
         f"  owner root:    {anchors.words['owner']}\n"
@@ -162,9 +165,26 @@ def certificates(paths: Iterable[Path]) -> list[bytes]:
     """Return officers' certificates, DER."""
     found: list[bytes] = []
     for path in paths:
-        with named(path):
+        with named(path, "give the officer's certificate, PEM, of an RSA key of 2048 bits or more"):
             found.append(officers.certificate_der(read_bounded(path, officers.PEM_BYTES_MAX)))
     return found
+
+
+def new_officers(paths: Sequence[Path], required: int) -> list[officers.Officer]:
+    """Return the officers of a new sharing, or end the command and name the file at fault."""
+    found = certificates(paths)
+    keys: dict[int, Path] = {}
+    for path, der in zip(paths, found, strict=True):
+        modulus = officers.parse_officer(der).public_key.public_numbers().n
+        if modulus in keys:
+            fail(
+                f"{keys[modulus]} and {path} are of the same key", "give each officer's own certificate, once"
+            )
+        keys[modulus] = path
+    try:
+        return officers.check_officers(found, required)
+    except InvalidOfficers as error:
+        fail(str(error), "mhsm security-domain plan --help")
 
 
 def described(ceremony: security_domain_pb2.Ceremony) -> dict[str, Any]:
@@ -172,6 +192,7 @@ def described(ceremony: security_domain_pb2.Ceremony) -> dict[str, Any]:
     certificate = exchange_certificate(ceremony)
     return {
         "purpose": purpose(ceremony),
+        "stage": stage(ceremony),
         "pool_id": ceremony.pool_id,
         "generation": ceremony.generation,
         "accepted": ceremony.accepted,
@@ -189,3 +210,10 @@ def purpose(ceremony: security_domain_pb2.Ceremony) -> str:
     """Return what a ceremony is for, in one word."""
     name = security_domain_pb2.CeremonyPurpose.Name(ceremony.purpose)
     return name.removeprefix("CEREMONY_PURPOSE_").lower()
+
+
+def stage(ceremony: security_domain_pb2.Ceremony) -> str:
+    """Return whose shares a change of officers waits for; "" in other ceremonies, which have one stage."""
+    if ceremony.purpose != security_domain_pb2.CEREMONY_PURPOSE_SHARE_ROTATION:
+        return ""
+    return "new officers" if ceremony.new_file else "old quorum"

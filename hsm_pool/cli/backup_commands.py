@@ -12,7 +12,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
 
 from hsm_pool.cli.key_commands import resource
-from hsm_pool.cli.output import common_options, connect, fail, report, request_id_option
+from hsm_pool.cli.output import common_options, confirmed, connect, fail, report, request_id_option
 from hsm_pool.client import backup_calls, backups
 from hsm_pool.client.locations import open_location
 from hsm_pool.errors import RestoreState
@@ -78,7 +78,7 @@ def restore(location: str, yes: bool, **common: Any) -> None:
     with connect(common, client="administrator") as pool:
         found = pool.call(backup_calls.check_restore(backups.manifest_of(place)))
         question = f"destroy the {found.keys_replaced} keys of this pool and restore {found.keys}?"
-        if not yes and not click.confirm(question, err=True):
+        if not yes and not confirmed(question, f"mhsm backup restore --from {location} --yes"):
             fail("nothing was done", "")
         with _progress(common) as progress:
             state = backups.restore(pool, place, progress)

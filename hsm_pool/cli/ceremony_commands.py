@@ -28,6 +28,7 @@ from hsm_pool.ceremony_runner.runner import (
     Interaction,
     Runner,
     TerminalInteraction,
+    show_parameters,
     show_plan,
     show_step,
 )
@@ -357,6 +358,7 @@ def _dry_run(plan: Plan, answers: Mapping[str, Any], data_dir: Path, *, as_json:
     steps = plan.filled(values)
     console = Console(stderr=as_json)
     show_plan(console, plan)
+    show_parameters(console, plan, values)
     for number, step in enumerate(steps, start=1):
         show_step(console, number, len(steps), step)
     if as_json:
@@ -369,6 +371,16 @@ def _dry_run(plan: Plan, answers: Mapping[str, Any], data_dir: Path, *, as_json:
                     "steps_done": 0,
                     "steps": len(steps),
                     "plan_digest": plan.digest,
+                    "parameters": [
+                        {
+                            "name": parameter.name,
+                            "prompt": parameter.prompt,
+                            "kind": parameter.kind,
+                            "default": parameter.default,
+                            "value": values.get(parameter.name),
+                        }
+                        for parameter in plan.parameters
+                    ],
                     "commands": [list(step.command) for step in steps],
                 }
             )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import re
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,12 +15,15 @@ from cryptography.hazmat.primitives import serialization
 from hsm_pool.cli.output import fail
 from hsm_pool.client.connection import NoConnection, load_connection
 from hsm_pool.enclave import admission
-from hsm_pool.enclave.verifier import TrustAnchors, Verifier
+from hsm_pool.enclave.claims import Claims
+from hsm_pool.enclave.verifier import Expected, TrustAnchors, Verifier, claimed_pool_id
+from hsm_pool.errors import EvidenceRefused
 from hsm_pool.provisioning import layout
 from mhsm.evidence.v1 import evidence_pb2
 from security_domain.fingerprints import words
 
 F = TypeVar("F", bound=Callable[..., Any])
+_ROOT_NAME = re.compile(r"CN=pool ([0-9a-f]{8}) ")
 _FILE = click.Path(exists=True, dir_okay=False, path_type=Path)
 
 
@@ -44,6 +48,32 @@ class Anchors:
     verifier: Verifier
     words: dict[str, str]
     """Words of the roots, by "platform" and "owner"."""
+    pool_id: str
+    """Pool of the roots: its id, or of roots given as files the beginning of it; "" if they do not say."""
+    swapped: Verifier
+    """Takes each root for the other; says nothing but that somebody has confused them."""
+
+    def verify(self, source: Path, evidence: evidence_pb2.Evidence, expected: Expected) -> Claims:
+        """Return the claims of evidence from a file.
+
+        Raises:
+            EvidenceRefused: As the verifier; it says so if the file is of another pool than the roots,
+                or the roots are swapped.
+        """
+        try:
+            return self.verifier.verify(evidence, expected)
+        except EvidenceRefused as refused:
+            raise EvidenceRefused(f"{refused.message}{self._confused(source, evidence, expected)}") from None
+
+    def _confused(self, source: Path, evidence: evidence_pb2.Evidence, expected: Expected) -> str:
+        claimed = claimed_pool_id(evidence)
+        if claimed and self.pool_id and not claimed.startswith(self.pool_id):
+            return f"\n{source} says pool {claimed}, the roots are of pool {self.pool_id}: --data-dir?"
+        try:
+            self.swapped.verify(evidence, expected)
+        except EvidenceRefused:
+            return ""
+        return "\nthe roots may be swapped: --platform-root and --owner-root?"
 
     @staticmethod
     def load(
@@ -65,8 +95,10 @@ class Anchors:
         images: frozenset[bytes] = frozenset()
         if policy is None and owner_root is None:
             policy, images = directory / layout.ADMISSION_POLICY, _images(directory)
-        verifier = Verifier(roots, admission.load(policy, measurements=images))
-        return Anchors(verifier, _root_words(roots))
+        loaded = admission.load(policy, measurements=images)
+        swapped = Verifier(TrustAnchors(roots.owner_root, roots.platform_root), loaded)
+        pool_id = _pool_of(roots) if platform_root or owner_root else _pool_id(directory)
+        return Anchors(Verifier(roots, loaded), _root_words(roots), pool_id, swapped)
 
 
 def root_words(data_dir: Path) -> dict[str, str]:
@@ -101,6 +133,22 @@ def decode(content: Any) -> evidence_pb2.Evidence:
 def _root_words(roots: TrustAnchors) -> dict[str, str]:
     named = {"platform": roots.platform_root, "owner": roots.owner_root}
     return {name: words(root.public_bytes(serialization.Encoding.DER)) for name, root in named.items()}
+
+
+def _pool_id(directory: Path) -> str:
+    try:
+        return str(layout.pool_settings(directory)["pool_id"])
+    except (OSError, ValueError, KeyError, layout.DirectoryRefused):
+        return ""
+
+
+def _pool_of(roots: TrustAnchors) -> str:
+    """Return the beginning of the pool id that both roots name; "" if they do not."""
+    found = {
+        _ROOT_NAME.search(root.subject.rfc4514_string()) for root in (roots.platform_root, roots.owner_root)
+    }
+    named = {match[1] for match in found if match}
+    return named.pop() if None not in found and len(named) == 1 else ""
 
 
 def _images(directory: Path) -> frozenset[bytes]:

@@ -38,7 +38,14 @@ from hsm_pool.errors import (
     ShareRefused,
 )
 from hsm_pool.limits import TOKEN_BYTES_MAX
-from security_domain.errors import QuorumMissing, SecurityDomainError, SubmissionRefused
+from security_domain.errors import (
+    NO_OFFICER,
+    OTHER_FORMAT,
+    SUBMITTED_BEFORE,
+    QuorumMissing,
+    SecurityDomainError,
+    SubmissionRefused,
+)
 
 F = TypeVar("F", bound=Callable[..., Any])
 
@@ -46,9 +53,16 @@ FAILED, USAGE, LOCKED, QUORUM, UNREACHABLE, VERIFICATION, UNKNOWN, INTERRUPTED =
 
 
 _SHARE_REFUSED = "mhsm security-domain status; the officer named submits his own share, once"
+_SHARE_REFUSED_BECAUSE = {
+    SUBMITTED_BEFORE: "another officer submits his share",
+    NO_OFFICER: "mhsm security-domain status; when the old quorum of a change of officers is complete: "
+    "mhsm security-domain fetch-file, and the new officers use the new file",
+    OTHER_FORMAT: "submit a share of the same file as the others, the pool's own or Azure's; "
+    "or mhsm security-domain cancel, and begin again",
+}
 _STATUS: dict[type[Exception], str] = {
     AlreadyActivated: "mhsm status",
-    CeremonyState: "mhsm security-domain status",
+    CeremonyState: "mhsm security-domain status, then mhsm status",
     RestoreState: "mhsm backup status",
 }
 
@@ -102,13 +116,15 @@ def at_the_same_pool(following: str) -> str:
 
 
 @contextmanager
-def named(path: Path) -> Iterator[None]:
-    """Have a refusal of a file's content name the file."""
+def named(path: Path, following: str = "") -> Iterator[None]:
+    """Have a refusal of a file's content name the file, and say what to do if nothing better is known."""
     try:
         yield
     except (SecurityDomainError, InvalidField) as error:
         refused = failure_of(error)
-        raise Failure(f"{path}: {refused.message}", refused.following, refused.exit_code) from None
+        raise Failure(
+            f"{path}: {refused.message}", refused.following or following, refused.exit_code
+        ) from None
 
 
 def read_bounded(path: Path, bytes_max: int) -> bytes:
@@ -118,6 +134,17 @@ def read_bounded(path: Path, bytes_max: int) -> bytes:
     if len(content) > bytes_max:
         fail(f"{path} has more than {bytes_max} bytes", "")
     return content
+
+
+def confirmed(question: str, following: str) -> bool:
+    """Ask before something is destroyed; end the command where nobody can answer."""
+    try:
+        return click.confirm(question, err=True)
+    except click.Abort:
+        if sys.stdin.isatty():
+            raise
+        click.echo(err=True)
+        fail("nobody answered: without a terminal use --yes; nothing was done", following)
 
 
 def request_id_option(function: F) -> F:
@@ -200,8 +227,11 @@ def failure_of(error: Exception, request_id: str | None = None) -> Failure:
             return Failure(text, "mhsm security-domain init-recovery --help", LOCKED)
         case QuorumMissing():
             return Failure(text, "mhsm security-domain submit-share --help", QUORUM)
-        case ShareRefused() | SubmissionRefused():
-            return Failure(text, _SHARE_REFUSED, QUORUM)
+        case SubmissionRefused():  # on this machine
+            return Failure(text, "each officer's own certificate and key, once", QUORUM)
+        case ShareRefused():
+            because = (hint for why, hint in _SHARE_REFUSED_BECAUSE.items() if why in text)
+            return Failure(text, next(because, _SHARE_REFUSED), QUORUM)
         case EvidenceRefused():
             return Failure(text, "stop: find out who made it; docs/ceremonies.md", VERIFICATION)
         case AlreadyActivated() | CeremonyState() | RestoreState():

@@ -17,6 +17,7 @@ from hsm_pool.cli.attempts import (
     read_attempt,
     require_evidence,
 )
+from hsm_pool.cli.ceremony_progress import after, done
 from hsm_pool.cli.evidence_files import Anchors, anchor_options
 from hsm_pool.cli.files import refuse_existing, write_new
 from hsm_pool.cli.output import common_options, connect, named, read_bounded, report
@@ -66,7 +67,7 @@ def restore_blob(
     attempt = read_attempt(attempt_file)
     exchange = attempt.exchange_certificate_der
     anchors = Anchors.load(common["data_dir"], platform_root, owner_root, policy)
-    require_evidence(attempt, anchors, exchange)
+    require_evidence(attempt_file, attempt, anchors, exchange)
     with named(azure_file):
         parsed = azure_document.parse(read_bounded(azure_file, DOCUMENT_BYTES_MAX))
     keys = [private_key(key_file, f"passphrase of {key_file}") for _, key_file in officer_files]
@@ -93,6 +94,6 @@ def upload(attempt_file: Path, blob_file: Path, **common: Any) -> None:
     report(
         described(ceremony),
         as_json=common["as_json"],
-        text="the pool is unlocked",
-        following="mhsm status",
+        text=done(ceremony),
+        following=after(ceremony),
     )

@@ -9,22 +9,18 @@ from typing import Any
 
 import click
 
-from hsm_pool.cli import restore_blob_commands
+from hsm_pool.cli import ceremony_progress, restore_blob_commands
 from hsm_pool.cli.attempts import (
     EXISTING_FILE,
     NEW_FILE,
-    Attempt,
-    attempt_option,
-    certificates,
     described,
     exchange_certificate,
-    private_key,
+    new_officers,
     purpose,
     read_attempt,
-    require_evidence,
+    stage,
     write_attempt,
 )
-from hsm_pool.cli.evidence_files import Anchors, anchor_options
 from hsm_pool.cli.files import refuse_existing, write_new
 from hsm_pool.cli.output import (
     common_options,
@@ -36,12 +32,12 @@ from hsm_pool.cli.output import (
     report,
     typed_errors,
 )
+from hsm_pool.cli.submit_share_command import submit_share
 from hsm_pool.client.pool import Pool
 from hsm_pool.errors import MHSMError
 from mhsm.security_domain.v1 import security_domain_pb2
-from security_domain import container, officers, submission
+from security_domain import container, officers
 from security_domain.azure import document as azure_document
-from security_domain.azure import submission as azure_submission
 from security_domain.azure.items import DOCUMENT_BYTES_MAX
 from security_domain.fingerprints import words
 
@@ -82,7 +78,7 @@ def security_domain_group() -> None:
 @typed_errors
 def plan(certificate_files: tuple[Path, ...], required: int, as_json: bool) -> None:
     """Say what a download or a rotation with these officers would do; contacts nobody."""
-    found = officers.check_officers(certificates(certificate_files), required)
+    found = new_officers(certificate_files, required)
     spare = len(found) - required
     warnings = [] if spare else ["every officer is needed: one lost key loses the security domain"]
     rows = [
@@ -135,7 +131,7 @@ def download(
     refuse_existing(attempt_output)
     if azure_output:
         refuse_existing(azure_output)
-    found = certificates(certificate_files)
+    found = _certificates(certificate_files, required)
     request_id = request_id or str(uuid.uuid4())
     click.echo(f"request id {request_id} (repeat with it if the answer is lost)", err=True)
     with connect(common, client="administrator") as pool:
@@ -157,10 +153,12 @@ def download(
             "active": ceremony.complete,
             "request_id": request_id,
             "words": words(ceremony.security_domain_file),
+            "exchange_key_words": words(ceremony.exchange_public_key) if not ceremony.complete else "",
         },
         as_json=common["as_json"],
         text=f"wrote {output}: any {required} of {len(found)} officers open it\n"
-        f"{words(ceremony.security_domain_file)}\n"
+        f"security-domain file: {words(ceremony.security_domain_file)}\n"
+        + ("" if ceremony.complete else f"exchange key: {words(ceremony.exchange_public_key)}\n")
         + ("the pool is active" if ceremony.complete else "the pool becomes active when all have submitted"),
         following="mhsm status" if ceremony.complete else _submit(attempt_output, output),
     )
@@ -230,7 +228,7 @@ def rotate_shares(
     It takes effect when a quorum of the old officers, and then a quorum of the new ones, have
     submitted. It does not revoke: an old file with an old quorum still opens the secret.
     """
-    found = certificates(certificate_files)
+    found = _certificates(certificate_files, required)
     _begin(common, partition, output, lambda pool: pool.rotate_shares(found, required, partition))
 
 
@@ -248,7 +246,7 @@ def new_generation(
     It needs a living pool and no old officer, and takes effect when every new officer has submitted
     his share. What is written from then on opens to nobody who holds old shares. Take a new backup.
     """
-    found = certificates(certificate_files)
+    found = _certificates(certificate_files, required)
     following = f"mhsm security-domain fetch-file --partition {partition} --output FILE"
     following += ", then each new officer submits with FILE"
     _begin(common, partition, output, lambda pool: pool.new_generation(found, required, partition), following)
@@ -278,7 +276,10 @@ def rotate_kek(partition: int, **common: Any) -> None:
 def fetch_file(
     output: Path, azure_output: Path | None, attempt_output: Path | None, partition: int, **common: Any
 ) -> None:
-    """Write the security-domain file whose officers submit now (in a rotation: the new one)."""
+    """Write the security-domain file whose officers submit now.
+
+    In a change of officers that is the file in force, and the new one when the old quorum is complete.
+    """
     for path in (output, azure_output, attempt_output):
         if path:
             refuse_existing(path)
@@ -295,114 +296,61 @@ def fetch_file(
         write_new(azure_output, ceremony.azure_security_domain_file)
     if attempt_output:
         write_attempt(attempt_output, ceremony, common["data_dir"])
+    file = "new" if ceremony.new_file else "in force"
     fingerprint = words(ceremony.security_domain_file)
+    if stage(ceremony) == "old quorum":
+        click.echo(
+            "warning: this is the file in force; the new one exists when the old quorum is complete", err=True
+        )
     report(
-        {"output": str(output), "words": fingerprint},
+        {"output": str(output), "file": file, "words": fingerprint},
         as_json=common["as_json"],
-        text=f"wrote {output}\n{fingerprint}",
+        text=f"wrote {output} ({file})\nsecurity-domain file: {fingerprint}",
         following=f"mhsm security-domain submit-share --security-domain {output} --help",
     )
-
-
-@security_domain_group.command("submit-share")
-@attempt_option
-@click.option(
-    "--security-domain",
-    "domain_file",
-    type=EXISTING_FILE,
-    default=None,
-    help="The security-domain file, or the document of Azure's format.",
-)
-@click.option("--officer-key", "key_file", type=EXISTING_FILE, default=None)
-@click.option(
-    "--officer-certificate",
-    "certificate_file",
-    type=EXISTING_FILE,
-    default=None,
-    help="Needed with a document of Azure's format, which holds no certificates.",
-)
-@click.option("--output", type=NEW_FILE, default=None, help="Write the submission and contact nobody.")
-@click.option(
-    "--submission", "submission_file", type=EXISTING_FILE, default=None, help="Submit what --output wrote."
-)
-@anchor_options
-@common_options
-def submit_share(
-    attempt_file: Path,
-    domain_file: Path | None,
-    key_file: Path | None,
-    certificate_file: Path | None,
-    output: Path | None,
-    submission_file: Path | None,
-    platform_root: Path | None,
-    owner_root: Path | None,
-    policy: Path | None,
-    **common: Any,
-) -> None:
-    """Open one officer's share, encrypt it to the exchange key, sign and submit it.
-
-    Before the share is opened the exchange key's evidence is verified: a partition of the pool whose
-    roots this machine has (--platform-root and --owner-root, or those of --data-dir) must hold it.
-    An officer whose machine must stay offline writes the submission with --output; somebody
-    submits that file later with --submission. The passphrase of an encrypted key is asked for.
-    """
-    attempt = read_attempt(attempt_file)
-    if submission_file:
-        if domain_file or key_file or certificate_file or output:
-            raise click.UsageError("--submission stands alone, with --attempt")
-        submitted = read_bounded(submission_file, submission.SUBMISSION_BYTES_MAX)
-    else:
-        if not domain_file or not key_file:
-            raise click.UsageError("--security-domain and --officer-key are needed (or --submission)")
-        if output:
-            refuse_existing(output)
-        anchors = Anchors.load(common["data_dir"], platform_root, owner_root, policy)
-        require_evidence(attempt, anchors, attempt.exchange_public_key)
-        submitted = _make_submission(attempt, domain_file, key_file, certificate_file)
-    if output:
-        write_new(output, submitted)
-        report(
-            {"output": str(output)},
-            as_json=common["as_json"],
-            text=f"wrote {output}: the share under the exchange key, signed",
-            following=f"mhsm security-domain submit-share --attempt {attempt_file} --submission {output}",
-        )
-        return
-    with connect(common, client="administrator") as pool:
-        ceremony = pool.submit_share(attempt.partition, attempt.attempt_id, submitted)
-    _report_progress(ceremony, common["as_json"])
 
 
 @security_domain_group.command("status")
 @common_options
 def status(**common: Any) -> None:
-    """Show the ceremonies under way, and whose shares are in."""
-    found: list[dict[str, Any]] = []
+    """Show the ceremonies under way, whose shares are in, and what is next."""
     with connect(common, client="administrator") as pool:
-        for index in range(3):
-            try:
-                ceremony = pool.get_ceremony(index)
-            except MHSMError as error:
-                found.append({"partition": index, "error": error.message})
-                continue
-            if ceremony:
-                found.append({"partition": index, **described(ceremony)})
-    lines = [
-        f"partition {entry['partition']}: "
-        + (
-            entry["error"]
-            if "error" in entry
-            else f"{entry['purpose']}, {entry['accepted']} of {entry['required']} shares"
-        )
-        + "".join(f"\n  accepted: officer {officer}" for officer in entry.get("accepted_officers", ()))
-        for entry in found
-    ]
+        found = ceremony_progress.under_way(pool)
+    entries: list[dict[str, Any]] = []
+    lines: list[str] = []
+    following = ""
+    for index, ceremony in found.items():
+        if isinstance(ceremony, str):
+            entries.append({"partition": index, "error": ceremony})
+            lines.append(f"partition {index}: {ceremony}")
+            continue
+        entries.append({"partition": index, **described(ceremony)})
+        lines.append(f"partition {index}: {ceremony_progress.progress(ceremony)}")
+        lines.append(f"  until {ceremony.expires.ToJsonString()}")
+        lines += [f"  {name}: {words(octets)}" for name, octets in _fingerprinted(ceremony).items()]
+        lines += [f"  accepted: officer {officer}" for officer in ceremony.accepted_officers]
+        following = ceremony_progress.following(ceremony)
     report(
-        {"ceremonies": found},
+        {"ceremonies": entries},
         as_json=common["as_json"],
         text="\n".join(lines) or "no ceremony is under way",
-        following="",
+        following=following,
     )
+
+
+def _fingerprinted(ceremony: security_domain_pb2.Ceremony) -> dict[str, bytes]:
+    """Return what people compare by its words, without what the ceremony does not have."""
+    file = "new security-domain file" if ceremony.new_file else "security-domain file"
+    named = {
+        file: ceremony.security_domain_file,
+        "exchange key": ceremony.exchange_public_key,
+        "exchange certificate": exchange_certificate(ceremony),
+    }
+    return {name: octets for name, octets in named.items() if octets}
+
+
+def _certificates(paths: tuple[Path, ...], required: int) -> list[bytes]:
+    return [officer.certificate_der for officer in new_officers(paths, required)]
 
 
 @security_domain_group.command("cancel")
@@ -480,68 +428,6 @@ def _refuse_second(pool: Pool, partition: int) -> None:
             )
 
 
-def _make_submission(
-    attempt: Attempt, domain_file: Path, key_file: Path, certificate_file: Path | None
-) -> bytes:
-    agreed = f"this share is given for: {attempt.purpose.replace('_', ' ')}"
-    if attempt.new_officers:
-        agreed += f", to any {attempt.new_required} of the officers {', '.join(attempt.new_officers)}"
-    click.echo(f"{agreed}; for nothing else will it be taken", err=True)
-    file = read_bounded(domain_file, DOCUMENT_BYTES_MAX)
-    if azure_document.is_document(file):
-        if certificate_file is None:
-            raise click.UsageError("a document of Azure's format needs --officer-certificate, too")
-        with named(domain_file):
-            parsed = azure_document.parse(file)
-        return azure_submission.make_submission(
-            parsed,
-            private_key(key_file),
-            certificates((certificate_file,))[0],
-            attempt.attempt_id,
-            attempt.exchange_public_key,
-            attempt.purpose,
-            attempt.detail,
-        )
-    key = private_key(key_file)
-    with named(domain_file):
-        domain = container.parse(file)
-    if (domain.pool_id, domain.generation) != (attempt.pool_id, attempt.generation):
-        fail("the security-domain file is of another pool or generation", "use the file in force")
-    return submission.make_submission(
-        file,
-        key,
-        attempt.attempt_id,
-        attempt.exchange_public_key,
-        attempt.purpose,
-        attempt.detail,
-    )
-
-
-def _report_progress(ceremony: security_domain_pb2.Ceremony, as_json: bool) -> None:
-    missing = ceremony.required - ceremony.accepted
-    done = {
-        security_domain_pb2.CEREMONY_PURPOSE_ACTIVATION: "the pool is active",
-        security_domain_pb2.CEREMONY_PURPOSE_RECOVERY: "the pool is unlocked",
-        security_domain_pb2.CEREMONY_PURPOSE_VERIFICATION: "a quorum can open the security domain",
-        security_domain_pb2.CEREMONY_PURPOSE_SHARE_ROTATION: "the new file is in force",
-        security_domain_pb2.CEREMONY_PURPOSE_NEW_GENERATION: "the new generation is in force",
-    }
-    text = f"{ceremony.accepted} of {ceremony.required} shares"
-    following = "the next officer runs the same command with his own key"
-    if ceremony.complete:
-        text += f": {done.get(ceremony.purpose, '')}"
-        following = "mhsm status"
-        if ceremony.purpose == security_domain_pb2.CEREMONY_PURPOSE_NEW_GENERATION:
-            following = "mhsm backup create --output DIRECTORY; backups of before are of the old generation"
-    elif not ceremony.accepted:
-        text = f"the old quorum is complete; the new file waits for {ceremony.required} new shares"
-        following = f"mhsm security-domain fetch-file --partition {ceremony.partition_index} --output FILE"
-        following += ", then each new officer submits with FILE"
-    else:
-        text += f", {missing} more needed"
-    report(described(ceremony), as_json=as_json, text=text, following=following)
-
-
 def _restore_blob(attempt: Path) -> str:
     return (
         f"mhsm security-domain restore-blob --attempt {attempt} --azure-file azure-domain.json "
@@ -556,5 +442,6 @@ def _submit(attempt: Path, domain_file: Path | str) -> str:
     )
 
 
+security_domain_group.add_command(submit_share)
 security_domain_group.add_command(restore_blob_commands.restore_blob)
 security_domain_group.add_command(restore_blob_commands.upload)

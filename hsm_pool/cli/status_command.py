@@ -14,6 +14,8 @@ from rich.console import Console
 from rich.live import Live
 from rich.table import Table
 
+from hsm_pool.cli import ceremony_progress
+from hsm_pool.cli.attempts import described
 from hsm_pool.cli.output import LOCKED, UNREACHABLE, data_directory_option, failure_of, json_option
 from hsm_pool.client.connection import Connection, NoConnection, load_connection
 from hsm_pool.client.pool import Pool
@@ -60,13 +62,19 @@ def status(context: click.Context, watch: bool, data_dir: Path, as_json: bool) -
                     live.update(_table(_rows(pool, connection)))
                     time.sleep(_REFRESH_SECONDS)
         rows = _rows(pool, connection)
+        answering = [row["index"] for row in rows if row["state"] != "UNREACHABLE"]
+        found = ceremony_progress.under_way(pool, answering)
     code = _exit_code(rows)
+    ceremonies = {index: ceremony for index, ceremony in found.items() if not isinstance(ceremony, str)}
     controller = _controller_hardening(connection)
     if as_json:
         document = {
             "pool_id": connection.pool_id,
             "attended": connection.attended,
             "partitions": rows,
+            "ceremonies": [
+                {"partition": index, **described(ceremony)} for index, ceremony in ceremonies.items()
+            ],
             "fabric_controller": {"hardening": controller},
         }
         click.echo(json.dumps(document))
@@ -79,6 +87,13 @@ def status(context: click.Context, watch: bool, data_dir: Path, as_json: bool) -
             click.echo(f"{who}: hardened with {hardening}")
         if controller is not None:
             click.echo(f"fabric controller: hardened with {', '.join(controller) or 'nothing'}")
+        for index, ceremony in ceremonies.items():
+            click.echo(f"partition {index}: ceremony under way: {ceremony_progress.progress(ceremony)}")
+        if ceremonies:
+            # Whoever began another one would be refused.
+            first = next(iter(ceremonies.values()))
+            click.echo(f"next: {ceremony_progress.following(first)}; mhsm security-domain status", err=True)
+            context.exit(code)
         following = {
             "PROVISIONED": "mhsm security-domain download --help",
             "LOCKED": "mhsm security-domain init-recovery --output attempt.json",

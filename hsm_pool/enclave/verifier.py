@@ -143,6 +143,22 @@ class Verifier:
         return payload, uri
 
 
+def claimed_pool_id(evidence: evidence_pb2.Evidence) -> str:
+    """Return the pool that evidence says it is of, for the words of a refusal: nothing is verified.
+
+    "" if it says nothing readable.
+    """
+    import cbor2
+
+    try:
+        if len(evidence.platform_token) > limits.EVIDENCE_TOKEN_BYTES_MAX:
+            return ""
+        _, _, payload, _ = cbor2.loads(evidence.platform_token).value
+        return Claims.decode(payload).pool_id
+    except Exception:  # noqa: BLE001 - the CBOR parser raises several kinds
+        return ""
+
+
 def verified_statement(token: bytes, root: x509.Certificate) -> tuple[bytes, str]:
     """Return (payload, URI of the signer) of a token that outlives its certificate, as an audit log's does.
 

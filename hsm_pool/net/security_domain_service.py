@@ -130,6 +130,8 @@ class SecurityDomainService(security_domain_pb2_grpc.SecurityDomainServiceServic
             transfer_key=ceremony.transfer_key,
             new_officers=ceremony.new_officers,
             new_required=ceremony.new_required,
+            new_file=ceremony.new_file,
+            new_pool=ceremony.new_pool,
         )
         if ceremony.file:
             domain = container.parse(ceremony.file)

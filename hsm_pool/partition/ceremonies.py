@@ -90,6 +90,10 @@ class Ceremony:
     new_officers: tuple[str, ...] = ()
     """Thumbprints, in a rotation; submissions are bound to them."""
     new_required: int = 0
+    new_file: bool = False
+    """Whether this ceremony has made the file; else it is in force."""
+    new_pool: bool = False
+    """Whether a recovery brings the domain into a new pool; else it unlocks a locked one."""
 
 
 @dataclass(slots=True)
@@ -107,6 +111,8 @@ class _Attempt:
     transfer_key: str = ""
     new_officers: tuple[str, ...] = ()
     new_required: int = 0
+    new_file: bool = False
+    new_pool: bool = False
     request_digest: bytes = b""
     old_header_digest: bytes = b""
     hardening: tuple[pool_pb2.HardeningMeasure.ValueType, ...] = ()
@@ -131,6 +137,8 @@ class _Attempt:
             self.transfer_key,
             self.new_officers,
             self.new_required,
+            self.new_file,
+            self.new_pool,
         )
 
 
@@ -226,7 +234,9 @@ class Ceremonies:
                 raise CeremonyState("the pool is not locked, and not new")
             elif file:
                 file, azure_file = _by_format(file)
-            return self._open(Purpose.RECOVERY, file, azure_file, sealed, give_keys=True).seen()
+            attempt = self._open(Purpose.RECOVERY, file, azure_file, sealed, give_keys=True)
+            attempt.new_pool = partition.state is PartitionState.PROVISIONED
+            return attempt.seen()
 
     def verify(self) -> Ceremony:
         """Start a proof that a quorum of officers can open the security domain and the pool's keys.
@@ -325,6 +335,7 @@ class Ceremonies:
                 result.next_security_domain_file or result.uploaded_security_domain_file or attempt.file
             )
             attempt.azure_file = result.next_azure_security_domain_file or attempt.azure_file
+            attempt.new_file = attempt.new_file or bool(result.next_security_domain_file)
             return self._finished(attempt, result, access)
 
     def upload_restore_blob(self, attempt_id: bytes, restore_blob: bytes, access: Access) -> Ceremony:
@@ -440,6 +451,7 @@ class Ceremonies:
             begun.transfer_key,
             tuple(begun.new_officers),
             request.open.new_required,
+            new_file=purpose in {Purpose.ACTIVATION, Purpose.NEW_GENERATION},
             hardening=tuple(begun.hardening),
         )
         # Shares and exchange key must not outlive the attempt, also when nobody asks for it again.
@@ -510,7 +522,7 @@ class Ceremonies:
             raise InvalidField("attempt_id has 16 bytes", field="attempt_id")
         attempt = self._live_attempt()
         if attempt is None or attempt.attempt_id != attempt_id:
-            raise CeremonyState("no such ceremony is under way at this partition; begin one")
+            raise CeremonyState("this attempt has ended: it is not under way at this partition")
         return attempt
 
     def _live_attempt(self) -> _Attempt | None:
@@ -564,6 +576,7 @@ def _completed(header: record_pb2.PoolHeader) -> Ceremony:
         tuple(officer.thumbprint for officer in officers),
         complete=True,
         azure_file=header.azure_security_domain_file,
+        new_file=True,
     )
 
 

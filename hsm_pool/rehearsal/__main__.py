@@ -15,6 +15,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from types import FrameType
 from typing import Any
 
 from hsm_pool.client.connection import load_connection
@@ -24,9 +25,22 @@ from hsm_pool.limits import KEYS_MAX
 from hsm_pool.rehearsal import keys, roles
 from mhsm.enclave.v1 import enclave_pb2
 
+INTERRUPTED = 130
+_STOPPING = (signal.SIGTERM, signal.SIGINT)
 _STATE_SECONDS = 60.0
 _POLL_SECONDS = 0.05
 _REPORT_SECONDS = 2.0
+
+
+class Stopped(Exception):
+    """SIGTERM or SIGINT came."""
+
+
+def _stop(_number: int, _frame: FrameType | None) -> None:
+    # Once: what is done after it, stopping the pools, is not interrupted.
+    for number in _STOPPING:
+        signal.signal(number, signal.SIG_IGN)
+    raise Stopped
 
 
 class Rehearsal:
@@ -47,15 +61,18 @@ class Rehearsal:
 
     def mhsm(self, *arguments: str) -> dict[str, Any]:
         """Run the mhsm command as an operator does, and return its JSON."""
-        completed = subprocess.run(
+        # In its own group: Ctrl-C is for the rehearsal, which lets a command end and then stops the pools.
+        with subprocess.Popen(
             [sys.executable, "-m", "hsm_pool.cli", *arguments, "--json"],
-            capture_output=True,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
             text=True,
-            check=False,
-        )
-        if completed.returncode:
-            raise RuntimeError(f"mhsm {' '.join(arguments[:2])}: {completed.stderr.strip()}")
-        result: dict[str, Any] = json.loads(completed.stdout)
+            process_group=0,
+        ) as command:
+            output, errors = command.communicate()
+        if command.returncode:
+            raise RuntimeError(f"mhsm {' '.join(arguments[:2])}: {errors.strip()}")
+        result: dict[str, Any] = json.loads(output)
         return result
 
     @contextmanager
@@ -197,7 +214,8 @@ class Rehearsal:
         return status.state == state and (status.fresh or state != serving)
 
     def _end(self, data: Path) -> None:
-        if (data / "connection.json").exists():
+        # Not only if it is connected: it may have been stopped while it came up.
+        if data.exists():
             self.mhsm("down", "--data-dir", str(data))
 
 
@@ -218,8 +236,14 @@ def main() -> int:
             directory = arguments.keep.absolute()
             directory.mkdir(mode=0o700, parents=True)
         rehearsal = Rehearsal(directory, arguments.keys, seed, quiet=arguments.json)
+        for number in _STOPPING:
+            signal.signal(number, _stop)
         try:
             summary = rehearsal.run()
+        except Stopped:
+            kept = "is kept" if arguments.keep else "is deleted"
+            print(f"rehearsal: stopped, and so are its pools; {directory} {kept}", file=sys.stderr)
+            return INTERRUPTED
         except (RuntimeError, MHSMError) as error:
             print(f"rehearsal: {error} (seed {seed})", file=sys.stderr)
             summary = {"ok": False, "keys": 0, "mismatches": 0, "seconds": rehearsal.seconds}

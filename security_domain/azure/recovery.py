@@ -8,7 +8,7 @@ from security_domain.azure import document as azure_document
 from security_domain.azure import domain as azure_domain
 from security_domain.azure.submission import Context, open_submission
 from security_domain.domain import Core
-from security_domain.errors import QuorumMissing, SubmissionRefused
+from security_domain.errors import SUBMITTED_BEFORE, QuorumMissing, SubmissionRefused
 from security_domain.recovery import SUBMISSIONS_MAX, Progress
 from security_domain.secret import Secret
 from security_domain.submission import RECOVERY, public_exchange_key
@@ -74,7 +74,7 @@ class AzureRecovery:
             raise SubmissionRefused("the quorum is complete")
         officer, share = open_submission(submission, self._document, self._context, self._exchange_key)
         if officer in self._shares:
-            raise SubmissionRefused("this officer's share was submitted before", officer)
+            raise SubmissionRefused(SUBMITTED_BEFORE, officer)
         accepted = {**self._shares, officer: share}
         complete = len(accepted) == self.needed
         if complete:

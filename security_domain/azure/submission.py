@@ -16,6 +16,7 @@ from security_domain.azure import document as azure_document
 from security_domain.azure.document import Document
 from security_domain.encoding import bind, decode, encode, parse_object
 from security_domain.errors import (
+    NO_OFFICER,
     InvalidFile,
     InvalidOfficers,
     InvalidShare,
@@ -171,7 +172,7 @@ def open_submission(
         officer = parse_officer(certificate)
         wrapped = document.share_of(officer.thumbprint)
     except InvalidOfficers:
-        raise SubmissionRefused("the submission is of no officer of this security domain") from None
+        raise SubmissionRefused(NO_OFFICER) from None
     except SecurityDomainError as error:
         raise SubmissionRefused(f"the submission is malformed: {error}") from None
     named = officer.thumbprint

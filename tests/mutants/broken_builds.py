@@ -235,8 +235,8 @@ BROKEN_BUILDS: tuple[BrokenBuild, ...] = (
     BrokenBuild(
         "an officer opens his share for an exchange key without evidence",
         "G4",
-        "hsm_pool/cli/security_domain_commands.py",
-        "        require_evidence(attempt, anchors, attempt.exchange_public_key)\n",
+        "hsm_pool/cli/submit_share_command.py",
+        "        require_evidence(attempt_file, attempt, anchors, attempt.exchange_public_key)\n",
         "",
         ("tests/integration/test_attestation.py::test_a_share_is_opened_for_an_attested_exchange_key_only",),
     ),

@@ -108,6 +108,23 @@ def test_what_another_process_appended_is_seen(tmp_path: Path) -> None:
     assert reader.refresh().running
 
 
+def test_halted_work_can_be_abandoned(tmp_path: Path) -> None:
+    """The goal and what was tried for it are dropped; counter and an operator's drains are not (G5)."""
+    work = append(
+        tmp_path,
+        command(4, partition=2, by="operator"),
+        result(4),
+        goal_entry(GOAL),
+        command(5, "STAGE"),
+        result(5, "PERMISSION_DENIED"),
+        {"kind": "halt", "by": "controller", "reason": "refused"},
+        {"kind": "abandon", "by": "operator"},
+    )
+    assert (work.goal, work.halted, work.attempts, work.running) == (None, None, (), False)
+    assert (work.counter, work.drained) == (5, frozenset({2}))
+    assert Journal(tmp_path).work == work
+
+
 def _append_many(directory: Path, first: int) -> None:
     journal = Journal(directory)
     for _ in range(50):
@@ -171,6 +188,7 @@ ENTRIES = st.lists(
         st.just(goal_entry(Replacement(2, 9))),
         st.just({"kind": "done"}),
         st.just({"kind": "continue"}),
+        st.just({"kind": "abandon", "by": "operator"}),
         st.just({"kind": "halt", "by": "operator", "reason": "x"}),
     ),
     max_size=15,

@@ -84,6 +84,8 @@ class Ceremony(_message.Message):
     TRANSFER_KEY_FIELD_NUMBER: _builtins.int
     NEW_OFFICERS_FIELD_NUMBER: _builtins.int
     NEW_REQUIRED_FIELD_NUMBER: _builtins.int
+    NEW_FILE_FIELD_NUMBER: _builtins.int
+    NEW_POOL_FIELD_NUMBER: _builtins.int
     attempt_id: _builtins.bytes
     """16 random bytes: names the attempt, bound into each submission."""
     purpose: Global___CeremonyPurpose.ValueType
@@ -114,6 +116,14 @@ class Ceremony(_message.Message):
     """
     new_required: _builtins.int
     """In a rotation: the new quorum."""
+    new_file: _builtins.bool
+    """Whether this ceremony has made security_domain_file: in an activation, a new
+    generation, and a rotation whose old quorum is complete. Else it is in force.
+    """
+    new_pool: _builtins.bool
+    """In a recovery: whether the pool is new and gets a lost pool's security
+    domain. Else the pool is locked, and is unlocked.
+    """
     @_builtins.property
     def expires(self) -> _timestamp_pb2.Timestamp:
         """When it ends by itself."""
@@ -154,10 +164,12 @@ class Ceremony(_message.Message):
         transfer_key: _builtins.str = ...,
         new_officers: _abc.Iterable[_builtins.str] | None = ...,
         new_required: _builtins.int = ...,
+        new_file: _builtins.bool = ...,
+        new_pool: _builtins.bool = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["evidence", b"evidence", "expires", b"expires"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["accepted", b"accepted", "accepted_officers", b"accepted_officers", "attempt_id", b"attempt_id", "azure_security_domain_file", b"azure_security_domain_file", "complete", b"complete", "evidence", b"evidence", "exchange_public_key", b"exchange_public_key", "expires", b"expires", "generation", b"generation", "new_officers", b"new_officers", "new_required", b"new_required", "partition_index", b"partition_index", "pool_id", b"pool_id", "purpose", b"purpose", "required", b"required", "security_domain_file", b"security_domain_file", "transfer_key", b"transfer_key"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["accepted", b"accepted", "accepted_officers", b"accepted_officers", "attempt_id", b"attempt_id", "azure_security_domain_file", b"azure_security_domain_file", "complete", b"complete", "evidence", b"evidence", "exchange_public_key", b"exchange_public_key", "expires", b"expires", "generation", b"generation", "new_file", b"new_file", "new_officers", b"new_officers", "new_pool", b"new_pool", "new_required", b"new_required", "partition_index", b"partition_index", "pool_id", b"pool_id", "purpose", b"purpose", "required", b"required", "security_domain_file", b"security_domain_file", "transfer_key", b"transfer_key"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

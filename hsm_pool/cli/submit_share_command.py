@@ -1,0 +1,191 @@
+"""mhsm security-domain submit-share: one officer's part of a ceremony."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import click
+from cryptography.hazmat.primitives.asymmetric import rsa
+
+from hsm_pool.cli import ceremony_progress
+from hsm_pool.cli.attempts import (
+    EXISTING_FILE,
+    NEW_FILE,
+    Attempt,
+    attempt_option,
+    certificates,
+    described,
+    private_key,
+    read_attempt,
+    require_evidence,
+)
+from hsm_pool.cli.evidence_files import Anchors, anchor_options
+from hsm_pool.cli.files import refuse_existing, write_new
+from hsm_pool.cli.output import common_options, connect, fail, named, read_bounded, report
+from mhsm.security_domain.v1 import security_domain_pb2
+from security_domain import container, submission
+from security_domain.azure import document as azure_document
+from security_domain.azure import submission as azure_submission
+from security_domain.azure.items import DOCUMENT_BYTES_MAX
+from security_domain.encoding import decode
+from security_domain.errors import SecurityDomainError
+from security_domain.fingerprints import words_of_digest
+from security_domain.officers import parse_officer
+
+
+@click.command("submit-share")
+@attempt_option
+@click.option(
+    "--security-domain",
+    "domain_file",
+    type=EXISTING_FILE,
+    default=None,
+    help="The security-domain file, or the document of Azure's format.",
+)
+@click.option("--officer-key", "key_file", type=EXISTING_FILE, default=None)
+@click.option(
+    "--officer-certificate",
+    "certificate_file",
+    type=EXISTING_FILE,
+    default=None,
+    help="Needed with a document of Azure's format, which holds no certificates.",
+)
+@click.option("--output", type=NEW_FILE, default=None, help="Write the submission and contact nobody.")
+@click.option(
+    "--submission", "submission_file", type=EXISTING_FILE, default=None, help="Submit what --output wrote."
+)
+@anchor_options
+@common_options
+def submit_share(
+    attempt_file: Path,
+    domain_file: Path | None,
+    key_file: Path | None,
+    certificate_file: Path | None,
+    output: Path | None,
+    submission_file: Path | None,
+    platform_root: Path | None,
+    owner_root: Path | None,
+    policy: Path | None,
+    **common: Any,
+) -> None:
+    """Open one officer's share, encrypt it to the exchange key, sign and submit it.
+
+    Before the share is opened the exchange key's evidence is verified: a partition of the pool whose
+    roots this machine has (--platform-root and --owner-root, or those of --data-dir) must hold it.
+    An officer whose machine must stay offline writes the submission with --output; somebody
+    submits that file later with --submission. The passphrase of an encrypted key is asked for.
+    """
+    attempt = read_attempt(attempt_file)
+    if submission_file:
+        if domain_file or key_file or certificate_file or output:
+            raise click.UsageError("--submission stands alone, with --attempt")
+        submitted = read_bounded(submission_file, submission.SUBMISSION_BYTES_MAX)
+    else:
+        if not domain_file or not key_file:
+            raise click.UsageError("--security-domain and --officer-key are needed (or --submission)")
+        if output:
+            refuse_existing(output)
+        anchors = Anchors.load(common["data_dir"], platform_root, owner_root, policy)
+        require_evidence(attempt_file, attempt, anchors, attempt.exchange_public_key)
+        submitted = _make_submission(attempt, domain_file, key_file, certificate_file)
+    if output:
+        write_new(output, submitted)
+        report(
+            {"output": str(output)},
+            as_json=common["as_json"],
+            text=f"wrote {output}: the share under the exchange key, signed",
+            following=f"mhsm security-domain submit-share --attempt {attempt_file} --submission {output}",
+        )
+        return
+    with connect(common, client="administrator") as pool:
+        ceremony = pool.submit_share(attempt.partition, attempt.attempt_id, submitted)
+    _report_progress(ceremony, common["as_json"])
+
+
+def _make_submission(
+    attempt: Attempt, domain_file: Path, key_file: Path, certificate_file: Path | None
+) -> bytes:
+    """Make the submission; what is wrong with a file is said before the officer hears what he agrees to."""
+    file = read_bounded(domain_file, DOCUMENT_BYTES_MAX)
+    if azure_document.is_document(file):
+        if certificate_file is None:
+            raise click.UsageError("a document of Azure's format needs --officer-certificate, too")
+        return _of_document(attempt, (domain_file, file), key_file, certificate_file)
+    with named(domain_file, "--security-domain is the file that download or fetch-file wrote"):
+        domain = container.parse(file)
+    if (domain.pool_id, domain.generation) != (attempt.pool_id, attempt.generation):
+        fail(
+            f"{domain_file} is of another pool or generation than this attempt",
+            "use the file in force: --security-domain",
+        )
+    key = private_key(key_file)
+    try:
+        submission.own_entry(domain, key)
+    except SecurityDomainError:
+        fail(
+            f"{domain_file} has no share for {key_file}",
+            "check --security-domain and --officer-key; in a change of officers each quorum has its own file",
+        )
+    _say_agreement(attempt)
+    with named(domain_file):
+        return submission.make_submission(
+            file,
+            key,
+            attempt.attempt_id,
+            attempt.exchange_public_key,
+            attempt.purpose,
+            attempt.detail,
+        )
+
+
+def _of_document(
+    attempt: Attempt, document: tuple[Path, bytes], key_file: Path, certificate_file: Path
+) -> bytes:
+    path, file = document
+    with named(path):
+        parsed = azure_document.parse(file)
+    certificate = certificates((certificate_file,))[0]
+    officer = parse_officer(certificate)
+    with named(path, "check --security-domain and --officer-certificate"):
+        parsed.share_of(officer.thumbprint)
+    key: rsa.RSAPrivateKey = private_key(key_file)
+    if officer.public_key.public_numbers() != key.public_key().public_numbers():
+        fail(f"{certificate_file} is not the certificate of {key_file}", "--officer-certificate")
+    _say_agreement(attempt)
+    with named(path):
+        return azure_submission.make_submission(
+            parsed,
+            key,
+            certificate,
+            attempt.attempt_id,
+            attempt.exchange_public_key,
+            attempt.purpose,
+            attempt.detail,
+        )
+
+
+def _say_agreement(attempt: Attempt) -> None:
+    """Say what the share is given for, and who the new officers are, in the words of their certificates."""
+    agreed = f"this share is given for: {attempt.purpose.replace('_', ' ')}"
+    if attempt.new_officers:
+        agreed += f", to any {attempt.new_required} of these officers"
+    click.echo(f"{agreed}; for nothing else will it be taken", err=True)
+    for thumbprint in attempt.new_officers:
+        # The thumbprint is the digest that the words are of: nobody can exchange one without the other.
+        click.echo(f"  {words_of_digest(decode(thumbprint, 32))}  {thumbprint}", err=True)
+
+
+def _report_progress(ceremony: security_domain_pb2.Ceremony, as_json: bool) -> None:
+    missing = ceremony.required - ceremony.accepted
+    text = f"{ceremony.accepted} of {ceremony.required} shares"
+    following = "the next officer runs the same command with his own key"
+    if ceremony.complete:
+        text += f": {ceremony_progress.done(ceremony)}"
+        following = ceremony_progress.after(ceremony)
+    elif not ceremony.accepted:
+        text = f"the old quorum is complete; the new file waits for {ceremony.required} new shares"
+        following = ceremony_progress.fetch_file(ceremony)
+    else:
+        text += f", {missing} more needed"
+    report(described(ceremony), as_json=as_json, text=text, following=following)
