@@ -81,6 +81,11 @@ def until(condition: Callable[[], T | None], seconds: float, what: str | Callabl
     raise AssertionError(f"not within {seconds} s: {what if isinstance(what, str) else what()}")
 
 
+def changes(status: Any) -> int:
+    """Return how many changes the chain holds; every now and then it also takes note of an audit log."""
+    return int(status.applied_sequence - status.audit_notes)
+
+
 class RunningPool:
     """A pool of this test run."""
 

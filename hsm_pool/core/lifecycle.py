@@ -134,11 +134,13 @@ def apply(command: Command, view: View) -> Outcome:
 def _note_checkpoint(command: NoteCheckpoint, view: View) -> Outcome:
     """Keep the newest checkpoint; a log that was begun anew counts from 1 again."""
     known = view.get(checkpoint_name(command.partition_index))
+    notes = 1
     if isinstance(known, CheckpointRecord):
+        notes += known.notes
         same_log = known.checkpoint.partition("\n")[0] == command.checkpoint.partition("\n")[0]
         if same_log and known.number >= command.number:
             return Outcome(EmptyReply(), {})
-    record = CheckpointRecord(command.partition_index, command.number, command.checkpoint)
+    record = CheckpointRecord(command.partition_index, command.number, command.checkpoint, notes)
     return Outcome(EmptyReply(), {checkpoint_name(command.partition_index): record})
 
 

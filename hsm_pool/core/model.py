@@ -213,6 +213,8 @@ class CheckpointRecord:
     number: int
     checkpoint: str
     """A signed note with its cosignatures."""
+    notes: int = 1
+    """How often the chain took note of one: so many of its entries say nothing else."""
 
 
 RoleRecord = PrincipalRecord | RoleDefinitionRecord

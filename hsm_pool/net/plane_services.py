@@ -6,6 +6,7 @@ import grpc
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 
 from hsm_pool import limits
+from hsm_pool.core.model import CheckpointRecord, checkpoint_name
 from hsm_pool.enclave import hardening
 from hsm_pool.enclave.evidence import certificate_key, client_report_data
 from hsm_pool.errors import InvalidField, NotFresh, PermissionDenied
@@ -62,6 +63,11 @@ class PoolService(pool_pb2_grpc.PoolServiceServicer):
             response.fresh = lease > 0
             response.lease_remaining_ms = int(lease * 1000)
             response.applied_sequence = replica.head.sequence
+            response.audit_notes = sum(
+                record.notes
+                for index in range(settings.partition_count)
+                if isinstance(record := replica.state.get(checkpoint_name(index)), CheckpointRecord)
+            )
             response.head_digest_prefix = replica.head.digest[:8].hex()
             response.secret_memory = serving.keys.memory_kind
             response.key_count = replica.state.key_count()

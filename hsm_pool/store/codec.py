@@ -101,6 +101,7 @@ def encode(record: Record) -> tuple[int, bytes]:
                 record_pb2.CheckpointRecord(
                     partition_index=record.partition_index,
                     checkpoint=record.checkpoint,
+                    notes=record.notes,
                     number=record.number,
                 )
             )
@@ -164,7 +165,7 @@ def decode(record_type: int, body: bytes) -> Record:
         )
     if which == "checkpoint" and record_type == CHECKPOINT:
         noted = message.checkpoint
-        return CheckpointRecord(noted.partition_index, noted.number, noted.checkpoint)
+        return CheckpointRecord(noted.partition_index, noted.number, noted.checkpoint, noted.notes)
     if which == "staged" and record_type == STAGED:
         return _decode_staged(message.staged)
     if which == "principal" and record_type == PRINCIPAL:

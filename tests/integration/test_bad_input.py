@@ -35,7 +35,7 @@ from mhsm.crypto.v1 import crypto_pb2, crypto_pb2_grpc
 from mhsm.keys.v1 import keys_pb2
 from mhsm.peer.v1 import peer_pb2
 from mhsm.security_domain.v1 import security_domain_pb2
-from tests.running_pool import RunningPool, TestOfficer
+from tests.running_pool import RunningPool, TestOfficer, changes
 
 pytestmark = pytest.mark.pool
 
@@ -95,10 +95,10 @@ class Watched:
         return grpc.secure_channel(connection.partitions[0].endpoint, credentials, options=UNLIMITED)
 
     def snapshot(self) -> list[tuple[object, ...]]:
-        """Return chain position, incarnation and state of each partition, and all process ids."""
+        """Return changes of the chain, incarnation and state of each partition, and all process ids."""
         statuses = [self._operator.partition_status(index) for index in range(3)]
         return [
-            *((s.applied_sequence, s.head_digest_prefix, s.incarnation, s.state) for s in statuses),
+            *((changes(s), s.incarnation, s.state) for s in statuses),
             tuple(self.pool.all_process_ids()),
         ]
 

@@ -98,6 +98,7 @@ class GetPartitionStatusResponse(_message.Message):
     LEASE_REMAINING_MS_FIELD_NUMBER: _builtins.int
     AUDIT_RECORDS_FIELD_NUMBER: _builtins.int
     AUDIT_COSIGNATURES_FIELD_NUMBER: _builtins.int
+    AUDIT_NOTES_FIELD_NUMBER: _builtins.int
     AUDIT_LOST_RECORDS_FIELD_NUMBER: _builtins.int
     AUDIT_FAILURE_FIELD_NUMBER: _builtins.int
     HARDENING_FIELD_NUMBER: _builtins.int
@@ -138,6 +139,8 @@ class GetPartitionStatusResponse(_message.Message):
     """Records in this partition's audit log."""
     audit_cosignatures: _builtins.int
     """Number of partitions that cosigned the newest checkpoint of it that has cosignatures."""
+    audit_notes: _builtins.int
+    """Entries of the chain that only take note of a checkpoint of an audit log."""
     audit_lost_records: _builtins.int
     """Audit records that could not be written since the start."""
     audit_failure: _builtins.str
@@ -171,6 +174,7 @@ class GetPartitionStatusResponse(_message.Message):
         lease_remaining_ms: _builtins.int = ...,
         audit_records: _builtins.int = ...,
         audit_cosignatures: _builtins.int = ...,
+        audit_notes: _builtins.int = ...,
         audit_lost_records: _builtins.int = ...,
         audit_failure: _builtins.str = ...,
         hardening: _abc.Iterable[Global___HardeningMeasure.ValueType] | None = ...,
@@ -178,7 +182,7 @@ class GetPartitionStatusResponse(_message.Message):
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["accepted_shares", b"accepted_shares", "applied_sequence", b"applied_sequence", "audit_cosignatures", b"audit_cosignatures", "audit_failure", b"audit_failure", "audit_lost_records", b"audit_lost_records", "audit_records", b"audit_records", "ceremony_child_hardening", b"ceremony_child_hardening", "fresh", b"fresh", "hardening", b"hardening", "head_digest_prefix", b"head_digest_prefix", "incarnation", b"incarnation", "key_count", b"key_count", "lease_remaining_ms", b"lease_remaining_ms", "partition_index", b"partition_index", "pool_id", b"pool_id", "recovery_path", b"recovery_path", "required", b"required", "sealing", b"sealing", "secret_memory", b"secret_memory", "state", b"state", "state_reason", b"state_reason", "store_version", b"store_version"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["accepted_shares", b"accepted_shares", "applied_sequence", b"applied_sequence", "audit_cosignatures", b"audit_cosignatures", "audit_failure", b"audit_failure", "audit_lost_records", b"audit_lost_records", "audit_notes", b"audit_notes", "audit_records", b"audit_records", "ceremony_child_hardening", b"ceremony_child_hardening", "fresh", b"fresh", "hardening", b"hardening", "head_digest_prefix", b"head_digest_prefix", "incarnation", b"incarnation", "key_count", b"key_count", "lease_remaining_ms", b"lease_remaining_ms", "partition_index", b"partition_index", "pool_id", b"pool_id", "recovery_path", b"recovery_path", "required", b"required", "sealing", b"sealing", "secret_memory", b"secret_memory", "state", b"state", "state_reason", b"state_reason", "store_version", b"store_version"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -981,22 +981,26 @@ class CheckpointRecord(_message.Message):
     PARTITION_INDEX_FIELD_NUMBER: _builtins.int
     CHECKPOINT_FIELD_NUMBER: _builtins.int
     NUMBER_FIELD_NUMBER: _builtins.int
+    NOTES_FIELD_NUMBER: _builtins.int
     partition_index: _builtins.int
     """Partition."""
     checkpoint: _builtins.str
     """A signed note with its cosignatures."""
     number: _builtins.int
     """Number of the checkpoint."""
+    notes: _builtins.int
+    """How often the chain took note of one."""
     def __init__(
         self,
         *,
         partition_index: _builtins.int = ...,
         checkpoint: _builtins.str = ...,
         number: _builtins.int = ...,
+        notes: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["checkpoint", b"checkpoint", "number", b"number", "partition_index", b"partition_index"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["checkpoint", b"checkpoint", "notes", b"notes", "number", b"number", "partition_index", b"partition_index"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
