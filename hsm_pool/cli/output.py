@@ -238,11 +238,9 @@ def failure_of(error: Exception, request_id: str | None = None) -> Failure:
             return Failure(text, _STATUS[type(error)])
         case SignatureInvalid():
             return Failure(text, "", VERIFICATION)
-        case PoolUnreachable():
-            return Failure(text, "mhsm status", UNREACHABLE)
         case MHSMError(definite=False):
             return Failure(text, f"mhsm status, then {repeat}", UNKNOWN)
-        case AvailabilityError():
+        case PoolUnreachable() | AvailabilityError():
             return Failure(text, "mhsm status", UNREACHABLE)
         case OSError():
             said = error.strerror or text
