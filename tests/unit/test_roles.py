@@ -12,6 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from hsm_pool import errors, limits
+from hsm_pool.audit.record import Operation
 from hsm_pool.core import lifecycle, role_management, roles
 from hsm_pool.core.commands import (
     AdvanceRestore,
@@ -444,7 +445,8 @@ def test_a_mutation_is_decided_again_in_its_batch() -> None:
     may_create = Access((WHO,), DataAction.KEYS_CREATE, "/keys/a")
 
     def submitted(command: Command, access: Access, key: bytes) -> _Submission:
-        return _Submission(Mutation(command, access, lambda _: b"", key, b"digest", 1))
+        operation = Operation("KeyCreate", access.principals[0])
+        return _Submission(Mutation(command, access, lambda _: b"", key, b"digest", 1), operation)
 
     committer = Committer(None, replica)  # type: ignore[arg-type]  # nothing is sent here
     try:

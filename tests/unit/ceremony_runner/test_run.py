@@ -26,7 +26,8 @@ from cryptography.hazmat.primitives.asymmetric import ec
 from hsm_pool.ceremony_runner import verification
 from hsm_pool.cli.evidence_files import encode
 from hsm_pool.enclave.evidence import exchange_key_report_data
-from tests.running_pool import until
+from security_domain import domain
+from tests.running_pool import make_officers, until
 from tests.unit.attested import TestPool
 from tests.unit.ceremony_runner.rehearsal import Administrator, ceremony, ceremony_argv
 
@@ -402,7 +403,7 @@ steps:
     action: Answer the command
     command:
       [mhsm, security-domain, submit-share, --attempt, "{directory}/attempt",
-       --security-domain, "{directory}/plan.yaml", --officer-key, "{directory}/key",
+       --security-domain, "{directory}/domain", --officer-key, "{directory}/key",
        --platform-root, "{directory}/platform.crt", --owner-root, "{directory}/owner.crt"]
     exit_code: 1
     expected: It refuses
@@ -437,6 +438,8 @@ def terminal_room(tmp_path: Path, administrator: Administrator) -> Room:
         "evidence": encode(pool.nodes[0].attester.attest(attempt_id, data, exchange_key)),
     }
     (tmp_path / "attempt").write_text(json.dumps(attempt))
+    certificates = [officer.certificate_der for officer in make_officers(3)]
+    (tmp_path / "domain").write_bytes(domain.create("p", 1, certificates, 2).file)
     return Room(tmp_path, administrator, AT_A_TERMINAL)
 
 

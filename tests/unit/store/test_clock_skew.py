@@ -38,7 +38,8 @@ def test_a_pool_that_lay_locked_for_long_becomes_fresh_again() -> None:
     for index in range(3):
         table[_fresh_key(index)] = _renewal(keys, index, 7, AGE_MS)
     replica = Replica(keys, 0, 2)
-    replica.load(1, table, None)
+    head = chain.read_head(keys, table[chain.HEAD_KEY])
+    replica.load(1, table, (head.sequence, head.digest))
     own = replica.new_renewal(1).SerializeToString(deterministic=True)
     replica.apply(Revision(2, (KeyValue(_fresh_key(0), own),)))
     replica.renewal_committed(1, table[chain.HEAD_KEY])
