@@ -37,6 +37,7 @@ def story(tmp_path: Path) -> Iterator[Story]:
 
 
 @pytest.mark.pool
+@pytest.mark.timeout(600)
 @pytest.mark.parametrize("transcript", TRANSCRIPTS, ids=lambda path: path.stem)
 def test_transcript(
     request: pytest.FixtureRequest, thin_scripts: None, story: Story, transcript: Path
