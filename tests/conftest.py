@@ -58,11 +58,22 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
     worker = getattr(config, "workeroutput", None)
     if worker is not None:
         worker["left_out"] = len(left_out)
-    # Run beside each other (scripts/test), modules stay whole, because their tests share a pool;
-    # broken builds share nothing.
-    for item in items:
-        if not item.get_closest_marker("mutant"):
-            item.add_marker(pytest.mark.xdist_group(item.nodeid.split("::", maxsplit=1)[0]))
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
+    """Run beside each other (scripts/test), modules stay whole: their tests share a pool, in order.
+
+    Broken builds share nothing, so each may go to any process. The groups of pytest-xdist are not used:
+    its version 3.8 does not see them with pytest 9.2.
+    """
+    from xdist.scheduler import LoadScopeScheduling
+
+    class ByModule(LoadScopeScheduling):
+        def _split_scope(self, nodeid: str) -> str:
+            return nodeid if nodeid.startswith("tests/mutants/") else nodeid.split("::", maxsplit=1)[0]
+
+    return ByModule(config, log)
 
 
 class _LeftOut:
@@ -89,10 +100,7 @@ def full(request: pytest.FixtureRequest) -> bool:
 @pytest.fixture
 def seed(request: pytest.FixtureRequest) -> int:
     """A seed of this test: the run's seed and the test's name."""
-    name = request.node.nodeid
-    for group in request.node.iter_markers("xdist_group"):
-        name = name.removesuffix(f"@{group.args[0]}")
-    return random.Random(f"{_seed}/{name}").randrange(2**32)
+    return random.Random(f"{_seed}/{request.node.nodeid}").randrange(2**32)
 
 
 @pytest.fixture(scope="session")
