@@ -13,113 +13,36 @@ import signal
 import threading
 import time
 from collections.abc import Callable
+from contextlib import ExitStack, suppress
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import pytest
 
-from hsm_pool.client.pool import Pool
-from hsm_pool.errors import CeremonyState, MHSMError
-from mhsm.security_domain.v1 import security_domain_pb2
-from security_domain import submission
-from security_domain.azure import document, transfer_key
-from security_domain.azure import submission as azure_submission
-from security_domain.azure.restore_blob import make_restore_blob
-from tests.running_pool import RunningPool, TestOfficer, make_officers, until
+from hsm_pool.errors import CeremonyState, MHSMError, ShareRefused
+from mhsm.keys.v1 import keys_pb2
+from tests.ceremony_scripts import (
+    PARTITION,
+    Ceremony,
+    Room,
+    activate,
+    file_in_force,
+    hold,
+    lock,
+    settled,
+    unlocked,
+)
+from tests.running_pool import RunningPool, TestOfficer, changes, until
+from tests.store_access import StoreAccess
 
 pytestmark = [pytest.mark.pool, pytest.mark.slow]
 
-Ceremony = security_domain_pb2.Ceremony
-Step = Callable[[Pool, Ceremony], Ceremony]
-PARTITION = 0
-
-
-@dataclass(frozen=True, slots=True)
-class Script:
-    """A ceremony: how it begins, and each step after that; the last one completes it."""
-
-    begin: Callable[[Pool], Ceremony]
-    steps: list[Step]
-
-
-@dataclass(slots=True)
-class Room:
-    """A pool and who stands around it."""
-
-    pool: RunningPool
-    officers: list[TestOfficer]
-    azure_file: bytes = b""
-
-    def shares(self, officers: list[TestOfficer]) -> list[Step]:
-        """Return the steps in which these officers submit their shares."""
-
-        def step(officer: TestOfficer) -> Step:
-            return lambda client, begun: client.submit_share(
-                PARTITION, begun.attempt_id, self.pool.submission(officer, begun)
-            )
-
-        return [step(officer) for officer in officers]
-
-    def azure_shares(self, officers: list[TestOfficer]) -> list[Step]:
-        """Return the steps in which these officers submit their shares of Azure's format."""
-
-        def step(officer: TestOfficer) -> Step:
-            return lambda client, begun: client.submit_share(
-                PARTITION,
-                begun.attempt_id,
-                azure_submission.make_submission(
-                    document.parse(self.azure_file),
-                    officer.key,
-                    officer.certificate_der,
-                    begun.attempt_id,
-                    begun.exchange_public_key,
-                    submission.RECOVERY,
-                ),
-            )
-
-        return [step(officer) for officer in officers]
-
-    def blob(self, client: Pool, begun: Ceremony) -> Ceremony:
-        """Upload a restore blob."""
-        pairs = [(officer.key, officer.certificate_der) for officer in self.officers[:2]]
-        certificate = transfer_key.parse_transfer_key(begun.transfer_key)
-        made = make_restore_blob(document.parse(self.azure_file), pairs, certificate)
-        return client.upload_restore_blob(PARTITION, begun.attempt_id, made)
-
-    def script(self, name: str) -> Script:
-        """Return a ceremony by its name."""
-        certificates = [officer.certificate_der for officer in self.officers]
-        new = make_officers(3) if name in {"rotate-shares", "new-generation"} else []
-        new_certificates = [officer.certificate_der for officer in new]
-        quorum = self.shares(self.officers[:2])
-        match name:
-            case "activation":
-                return Script(
-                    lambda client: client.download_security_domain(certificates, 2, partition=PARTITION),
-                    self.shares(self.officers),
-                )
-            case "recovery":
-                return Script(lambda client: client.init_recovery(PARTITION, self.pool.file), quorum)
-            case "unlock":
-                return Script(lambda client: client.init_recovery(PARTITION), quorum)
-            case "unlock-azure-shares":
-                return Script(
-                    lambda client: client.init_recovery(PARTITION), self.azure_shares(self.officers[1:])
-                )
-            case "restore-blob":
-                return Script(lambda client: client.init_recovery(PARTITION), [self.blob])
-            case "verify":
-                return Script(lambda client: client.verify_security_domain(PARTITION), quorum)
-            case "rotate-shares":
-                return Script(
-                    lambda client: client.rotate_shares(new_certificates, 2, PARTITION),
-                    [*quorum, *self.shares(new[1:])],
-                )
-            case "new-generation":
-                return Script(
-                    lambda client: client.new_generation(new_certificates, 2, PARTITION), self.shares(new)
-                )
-        raise AssertionError(name)
+EC = {"key_type": keys_pb2.KEY_TYPE_EC, "curve": keys_pb2.CURVE_P256}
+DIGEST = bytes(range(32))
+ATTEMPTS_MAX = 5
+ANSWER_SECONDS = 0.3
+"""In which an answer crosses the loopback interface; waited for, never measured."""
 
 
 def kill(pool: RunningPool, victim: str) -> None:
@@ -196,28 +119,6 @@ def killed_in_the_last_step(room: Room, name: str, victim: str, delay_seconds: f
     return answers[0] if isinstance(answers[0], Ceremony) else None
 
 
-def hold(room: Room, name: str) -> Ceremony:
-    """Hold a ceremony to its end."""
-    script = room.script(name)
-    with room.pool.client("administrator", timeout_seconds=30.0) as client:
-        begun = now = script.begin(client)
-        for step in script.steps:
-            now = step(client, now)
-        assert now.complete
-    return begun
-
-
-def settled(pool: RunningPool) -> list[str]:
-    """Return the states when no partition is on its way to another one."""
-
-    def same() -> list[str] | None:
-        states = pool.states()
-        legal = states[0] in {"PROVISIONED", "LOCKED", "SERVING"}
-        return states if legal and len(set(states)) == 1 else None
-
-    return until(same, 60, lambda: f"one legal state of all partitions, now {pool.states()}")
-
-
 def test_activation(make_pool: Callable[..., RunningPool], officers: list[TestOfficer], seed: int) -> None:
     """G1, G4: the pool is not active, or active with a file that a quorum opens; never in between."""
     draw = random.Random(seed)
@@ -284,39 +185,213 @@ def test_ceremonies_of_a_living_pool(room: Room, name: str) -> None:
     hold(room, "verify")
 
 
+# -- the last step of a change of officers ------------------------------------------------
+
+CHILD_WORKS = "the child has not answered"
+NO_MAJORITY = "the transaction waits for a majority of the store"
+PROPOSED = "the new key-encryption key is proposed and not in force"
+COMMITTED = "the header is committed and nobody has been told"
+
+
+@dataclass(frozen=True, slots=True)
+class LastStep:
+    """What came of a last step in which a process was killed."""
+
+    landed: bool
+    """Whether the kill came at the moment that was meant, before the call had an answer."""
+    answer: Ceremony | MHSMError
+    new_officers: list[TestOfficer]
+    new_file: bytes
+
+
+@pytest.mark.parametrize(
+    ("name", "moment", "victim"),
+    [
+        ("rotate-shares", CHILD_WORKS, "child"),
+        ("rotate-shares", CHILD_WORKS, "partition"),
+        ("rotate-shares", NO_MAJORITY, "partition"),
+        ("rotate-shares", COMMITTED, "partition"),
+        ("new-generation", CHILD_WORKS, "child"),
+        ("new-generation", CHILD_WORKS, "partition"),
+        ("new-generation", PROPOSED, "partition"),
+        ("new-generation", COMMITTED, "partition"),
+    ],
+)
+def test_the_step_that_changes_the_officers(room: Room, name: str, moment: str, victim: str) -> None:
+    """G1, G4: all of it happens or nothing, the pool says which, and one set of officers opens it.
+
+    The child dies with its last answer, before the pool is changed: no later moment can kill it.
+    """
+    unlocked(room)
+    for _ in range(ATTEMPTS_MAX):
+        kept = keep_a_key(room.pool)
+        before, old_officers = file_in_force(room), room.officers
+        died = killed_at(room, name, victim, moment)
+        room.pool.await_states(["SERVING"] * 3)
+        for index in range(3):
+            with room.pool.client(partition=index, timeout_seconds=30.0) as user:
+                user.verify(kept, "ES256", DIGEST, user.sign(kept, "ES256", DIGEST))
+        with room.pool.client("administrator", timeout_seconds=30.0) as client:
+            assert client.get_ceremony(PARTITION) is None
+            until(lambda: room.pool.ceremony_child(PARTITION) is None, 10, "the end of the ceremony child")
+        now = file_in_force(room)
+        changed = now != before
+        assert now in {before, died.new_file}
+        assert opens(room, old_officers, before) is not changed
+        assert opens(room, died.new_officers, died.new_file) is changed
+        assert changed or not isinstance(died.answer, Ceremony), "a change that was acknowledged is lost"
+        if changed:
+            room.officers_are(died.new_officers)
+        if died.landed:
+            break
+    else:
+        raise AssertionError(f"no kill of {ATTEMPTS_MAX} came while {moment}")
+    if moment != NO_MAJORITY:  # what waits for a majority may be committed when that is back, or not
+        assert changed is (moment == COMMITTED)
+    again = room.script(name).begin
+    with room.pool.client("administrator", timeout_seconds=30.0) as client:
+        client.cancel_ceremony(PARTITION, again(client).attempt_id)
+
+
+def test_a_quorum_of_the_officers_in_force_unlocks_afterwards(room: Room) -> None:
+    """G1, G4: both changes can be held to their ends, and then the pool unlocks."""
+    unlocked(room)
+    kept = keep_a_key(room.pool)
+    for name in ("rotate-shares", "new-generation"):
+        hold(room, name)
+        lock(room.pool)
+        hold(room, "unlock")
+        room.pool.await_states(["SERVING"] * 3)
+        with room.pool.client() as user:
+            user.sign(kept, "ES256", DIGEST)
+
+
+def killed_at(room: Room, name: str, victim: str, moment: str) -> LastStep:
+    """Hold a change of officers up to its last step, and kill in that at a moment.
+
+    The moment is held open: by a stopped child, a stopped majority of the store, or a stopped
+    partition, for whose lease every acknowledgement waits. The partition itself is stopped while the
+    test looks whether it has come to the moment, and not past it.
+    """
+    pool, script = room.pool, room.script(name)
+    answers: list[Ceremony | MHSMError] = []
+    with pool.client("administrator", timeout_seconds=60.0) as client, ExitStack() as stopped:
+        now = script.begin(client)
+        for step in script.steps[:-1]:
+            now = step(client, now)
+        partition, child = pool.process_id(PARTITION, "partition"), pool.ceremony_child(PARTITION)
+        assert partition is not None
+        assert child is not None
+        header, sequence = header_of(pool), changes(pool.status(2))
+        if moment == CHILD_WORKS:
+            stop(child)
+        elif moment == NO_MAJORITY:
+            stopped.enter_context(pool.paused(1, "store_member"))
+            stopped.enter_context(pool.paused(2, "store_member"))
+        else:
+            stopped.enter_context(pool.paused(1, "partition"))
+
+        def reached() -> bool:
+            if moment == CHILD_WORKS:
+                return is_in_a_step(pool)
+            if moment == NO_MAJORITY:
+                status = pool.status(PARTITION)
+                return status is not None and status.accepted_shares > now.accepted
+            if moment == PROPOSED:
+                return changes(pool.status(2)) > sequence
+            return header_of(pool) != header
+
+        def last() -> None:
+            try:
+                answers.append(script.steps[-1](client, now))
+            except MHSMError as error:
+                answers.append(error)
+
+        thread = threading.Thread(target=last)
+        thread.start()
+        until(lambda: bool(answers) or reached(), 30, moment)
+        stop(partition)
+        thread.join(ANSWER_SECONDS)  # an answer that left before the stop arrives
+        process_id = child if victim == "child" else partition
+        landed = not answers and runs(process_id)
+        if moment == PROPOSED:
+            landed = landed and header_of(pool) == header
+        if moment != CHILD_WORKS:
+            until(lambda: not runs(child), 10, "the end of a child that has given its last answer")
+        with suppress(ProcessLookupError):
+            os.kill(process_id, signal.SIGKILL)
+        if victim == "child":
+            os.kill(partition, signal.SIGCONT)
+        else:
+            until(lambda: not runs(partition), 10, "the death of the partition")
+        stopped.close()
+        thread.join(60)
+        assert not thread.is_alive()
+    if victim == "partition":
+        assert not landed or isinstance(answers[0], MHSMError), "a dead partition answers nothing"
+    return LastStep(landed, answers[0], script.new_officers, now.security_domain_file)
+
+
+def stop(process_id: int) -> None:
+    """Stop a process, and wait until it has stopped or is gone."""
+    with suppress(ProcessLookupError):
+        os.kill(process_id, signal.SIGSTOP)
+    until(lambda: process_state(process_id) in {"T", "Z", "X", ""}, 10, "a stopped process")
+
+
+def runs(process_id: int) -> bool:
+    """Whether a process has not ended."""
+    return process_state(process_id) not in {"Z", "X", ""}
+
+
+def process_state(process_id: int) -> str:
+    """Return the letter of a process's state (proc(5)), "" when it is gone."""
+    try:
+        return Path(f"/proc/{process_id}/stat").read_text().rsplit(")", 1)[1].split()[0]
+    except (FileNotFoundError, ProcessLookupError):
+        return ""
+
+
+def is_in_a_step(pool: RunningPool) -> bool:
+    """Whether the partition is in a step of a ceremony: it says nothing of the ceremony until that ends."""
+    with pool.client("administrator", timeout_seconds=1.0) as client:
+        try:
+            client.get_ceremony(PARTITION)
+        except MHSMError:
+            return True
+    return False
+
+
+def header_of(pool: RunningPool) -> bytes:
+    """Return the header in the store."""
+    with StoreAccess(pool.connection) as store:
+        return store.dump()["header"]
+
+
+def keep_a_key(pool: RunningPool) -> str:
+    """Create a key; return its name."""
+    with pool.client() as user:
+        return str(user.create_key(f"kept-{os.urandom(4).hex()}", **EC).name)
+
+
+def opens(room: Room, officers: list[TestOfficer], file: bytes) -> bool:
+    """Whether a quorum of these officers, with the shares in this file, opens the domain in force."""
+    with room.pool.client("administrator", timeout_seconds=30.0) as client:
+        proof = client.verify_security_domain(PARTITION)
+        told = Ceremony()
+        told.CopyFrom(proof)
+        told.security_domain_file = file
+        try:
+            for officer in officers[:2]:
+                after = client.submit_share(PARTITION, proof.attempt_id, room.pool.submission(officer, told))
+        except ShareRefused:
+            client.cancel_ceremony(PARTITION, proof.attempt_id)
+            return False
+        return bool(after.complete)
+
+
 @pytest.fixture(scope="module")
 def room(make_pool: Callable[..., RunningPool], officers: list[TestOfficer]) -> Room:
     """An active pool with its domain in both formats."""
     pool = make_pool(attended=True)
     return Room(pool, officers, activate(pool, officers))
-
-
-def activate(pool: RunningPool, officers: list[TestOfficer]) -> bytes:
-    """Activate a pool; return its security domain in Azure's format."""
-    pool.activate(officers, 2)
-    with pool.client("administrator", timeout_seconds=30.0) as client:
-        proof = client.verify_security_domain(PARTITION)
-        client.cancel_ceremony(PARTITION, proof.attempt_id)
-    return proof.azure_security_domain_file
-
-
-def file_in_force(room: Room) -> bytes:
-    """Return the security-domain file of the pool."""
-    with room.pool.client("administrator", timeout_seconds=30.0) as client:
-        proof = client.verify_security_domain(PARTITION)
-        client.cancel_ceremony(PARTITION, proof.attempt_id)
-    return proof.security_domain_file
-
-
-def lock(pool: RunningPool) -> None:
-    """Bring the pool to LOCKED, whatever it is now."""
-    if settled(pool) != ["LOCKED"] * 3:
-        pool.kill_everything()
-        pool.await_states(["LOCKED"] * 3)
-
-
-def unlocked(room: Room) -> None:
-    """Bring an active pool to SERVING."""
-    if settled(room.pool) == ["LOCKED"] * 3:
-        hold(room, "unlock")
-    room.pool.await_states(["SERVING"] * 3)
