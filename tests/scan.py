@@ -26,6 +26,9 @@ RUN_BYTES = 16
 WORD_RUN_CHARACTERS = 24
 """So many successive characters of a mnemonic are a hit: three words at least."""
 
+_CAP_SYS_PTRACE = 19
+"""Number of the capability (linux/capability.h)."""
+
 _CHUNK_BYTES = 8 * 1024 * 1024
 _OVERLAP_BYTES = 4096
 _SEPARATORS = (" ", "\n", ",", '","', '", "', "', '")
@@ -47,6 +50,13 @@ Piece = tuple[str, str, bytes]
 
 class Unreadable(Exception):
     """The kernel does not let this user read a process's memory; the text says why."""
+
+
+def may_trace() -> bool:
+    """Whether the kernel gives this process the right to read any other one (CAP_SYS_PTRACE)."""
+    status = Path("/proc/self/status").read_text()
+    (effective,) = (line.split()[1] for line in status.splitlines() if line.startswith("CapEff:"))
+    return bool(int(effective, 16) >> _CAP_SYS_PTRACE & 1)
 
 
 def encodings(octets: bytes, run: int = RUN_BYTES) -> Iterator[tuple[str, bytes, int]]:

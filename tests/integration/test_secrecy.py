@@ -9,6 +9,7 @@ from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import NoReturn
 
 import pytest
 
@@ -17,6 +18,7 @@ from hsm_pool.client.locations import open_location
 from security_domain.azure import document
 from security_domain.azure import submission as azure_submission
 from security_domain.submission import VERIFICATION
+from tests import scan
 from tests.canaries import every_form, holding_process, import_and_use, learn_secrets, open_shares, use
 from tests.running_pool import RunningPool, TestOfficer, until
 from tests.scan import Scanner, Unreadable, files_under
@@ -40,6 +42,13 @@ class Used:
     @property
     def scanner(self) -> Scanner:
         return Scanner(self.secrets, self.mnemonics)
+
+
+def cannot_look(why: str) -> NoReturn:
+    """End a test that could not read the memory it judges: a failure where it may, else a skip."""
+    if scan.may_trace():
+        pytest.fail(f"{why}, although this user may trace every process: nothing was proved")
+    pytest.skip(f"{why}: run as root, or with CAP_SYS_PTRACE")
 
 
 def hold_ceremonies(pool: RunningPool, officers: list[TestOfficer], place: Path) -> bytes:
@@ -156,7 +165,7 @@ def test_no_secret_stands_in_another_process(used: Used, capsys: pytest.CaptureF
         try:
             found[name], size = scanner.scan_process(process_id)
         except Unreadable as error:
-            pytest.skip(f"the memory of the {name} cannot be read: {error}")
+            cannot_look(f"the memory of the {name} cannot be read: {error}")
         assert size > 1024 * 1024, f"hardly any memory of the {name} was read"
     assert {name: hits for name, hits in found.items() if hits} == {}
 
@@ -176,7 +185,7 @@ def test_no_security_domain_secret_stays_in_a_partition(
         try:
             residues[f"partition {index}"], size = scanner.scan_process(process_id)
         except Unreadable as error:
-            pytest.skip(f"the memory of partition {index} cannot be read: {error}")
+            cannot_look(f"the memory of partition {index} cannot be read: {error}")
         assert size > 1024 * 1024
         assert not ceremony_children(process_id), "a ceremony child outlives its ceremony"
     with capsys.disabled():
@@ -230,7 +239,17 @@ def test_the_scanner_sees_planted_secrets_in_a_process(used: Used) -> None:
         try:
             assert not scanner.scan_process(process_id)[0]
         except Unreadable as error:
-            pytest.skip(f"not even the memory of an own child can be read: {error}")
+            cannot_look(f"not even the memory of an own child can be read: {error}")
         give(pieces)
         seen = scanner.scan_process(process_id)[0]
     assert {f"{name} ({kind})" for name, kind, _ in pieces} <= set(seen)
+
+
+def test_root_is_not_let_off(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Memory that cannot be read fails where it must be readable; elsewhere the skip is counted."""
+    if os.geteuid() == 0:
+        assert scan.may_trace(), "root without CAP_SYS_PTRACE proves nothing about memory"
+    for may, ending in ((True, pytest.fail.Exception), (False, pytest.skip.Exception)):
+        monkeypatch.setattr(scan, "may_trace", lambda may=may: may)
+        with pytest.raises(ending):
+            cannot_look("the memory cannot be read")
