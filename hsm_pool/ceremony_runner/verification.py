@@ -178,19 +178,32 @@ def verify(octets: bytes, ca_pem: bytes | None = None) -> Verified:
 def _check_certificate(certificate: x509.Certificate, ca_pem: bytes, times: Sequence[str]) -> None:
     try:
         authority = x509.load_pem_x509_certificate(ca_pem)
-        constraints = authority.extensions.get_extension_for_class(x509.BasicConstraints).value
-        own = certificate.extensions.get_extension_for_class(x509.BasicConstraints).value
+        authority_is_ca, authority_usage = _constraints(authority)
+        is_ca, usage = _constraints(certificate)
         certificate.verify_directly_issued_by(authority)
     except (ValueError, TypeError, x509.ExtensionNotFound):
         raise TranscriptRefused("the certificate was not issued by this authority, or not readable") from None
     except InvalidSignature:
         raise TranscriptRefused("the certificate was not issued by this authority") from None
-    if not constraints.ca or own.ca:
+    if not authority_is_ca or is_ca:
         raise TranscriptRefused("the certificate was not issued by an authority to an identity")
+    if not authority_usage.key_cert_sign or not usage.digital_signature:
+        raise TranscriptRefused("a certificate's key is not meant for what it has signed")
     for text in times:  # as of the ceremony: a transcript is read years later
         for checked in (certificate, authority):
             if not checked.not_valid_before_utc <= _time(text) <= checked.not_valid_after_utc:
                 raise TranscriptRefused("a certificate was not valid at the time of the ceremony")
+
+
+def _constraints(certificate: x509.Certificate) -> tuple[bool, x509.KeyUsage]:
+    """Return whether a certificate is an authority's, and what its key is for (RFC 5280, section 4.2.1).
+
+    Raises:
+        x509.ExtensionNotFound: It does not say: every authority and identity of a pool does.
+    """
+    extensions = certificate.extensions
+    constraints = extensions.get_extension_for_class(x509.BasicConstraints).value
+    return constraints.ca, extensions.get_extension_for_class(x509.KeyUsage).value
 
 
 def _plan_of(header: Mapping[str, Any]) -> Plan:
