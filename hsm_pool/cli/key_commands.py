@@ -14,7 +14,15 @@ from rich.console import Console
 from rich.table import Table
 
 from hsm_pool.cli.files import refuse_existing, write_new
-from hsm_pool.cli.output import common_options, connect, fail, read_bounded, report, request_id_option
+from hsm_pool.cli.output import (
+    common_options,
+    confirmed_by_name,
+    connect,
+    fail,
+    read_bounded,
+    report,
+    request_id_option,
+)
 from hsm_pool.client import calls
 from hsm_pool.crypto.algorithms import AKP_SIZES_BITS, ALGORITHMS, RSA_EXPONENT, RSA_EXPONENTS
 from hsm_pool.limits import IMPORT_BYTES_MAX, KEY_BACKUP_BYTES_MAX
@@ -283,7 +291,8 @@ def recover(name: str, request_id: str | None, **common: Any) -> None:
 @common_options
 def purge(name: str, yes: bool, request_id: str | None, **common: Any) -> None:
     """Destroy a soft-deleted key for good."""
-    if not yes and click.prompt("type the key's name to destroy it for good", err=True) != name:
+    question = "type the key's name to destroy it for good"
+    if not yes and not confirmed_by_name(question, name, f"mhsm key purge {name} --yes"):
         fail("the name does not fit; nothing was done", "")
     with connect(common) as pool:
         pool.purge_deleted_key(resource(name), request_id)

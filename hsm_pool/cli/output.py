@@ -48,6 +48,7 @@ from security_domain.errors import (
 )
 
 F = TypeVar("F", bound=Callable[..., Any])
+T = TypeVar("T")
 
 FAILED, USAGE, LOCKED, QUORUM, UNREACHABLE, VERIFICATION, UNKNOWN, INTERRUPTED = 1, 2, 3, 4, 5, 6, 7, 130
 
@@ -138,13 +139,22 @@ def read_bounded(path: Path, bytes_max: int) -> bytes:
 
 def confirmed(question: str, following: str) -> bool:
     """Ask before something is destroyed; end the command where nobody can answer."""
+    return _answer(lambda: click.confirm(question, err=True), following)
+
+
+def confirmed_by_name(question: str, name: str, following: str) -> bool:
+    """Have the name of what is destroyed for good typed; end the command where nobody can answer."""
+    return _answer(lambda: str(click.prompt(question, err=True)), following) == name
+
+
+def _answer(ask: Callable[[], T], following: str) -> T:
     try:
-        return click.confirm(question, err=True)
+        return ask()
     except click.Abort:
         if sys.stdin.isatty():
             raise
         click.echo(err=True)
-        fail("nobody answered: without a terminal use --yes; nothing was done", following)
+        fail("nobody answered: without a terminal use --yes; nothing was done", following, USAGE)
 
 
 def request_id_option(function: F) -> F:

@@ -10,9 +10,11 @@ from pathlib import Path
 from typing import Any
 
 import click
-from rich.console import Console
+from rich.console import Console, Group, RenderableType
 from rich.live import Live
+from rich.measure import Measurement
 from rich.table import Table
+from rich.text import Text
 
 from hsm_pool.cli import ceremony_progress
 from hsm_pool.cli.attempts import described
@@ -24,6 +26,9 @@ from mhsm.enclave.v1 import enclave_pb2
 from mhsm.pool.v1 import pool_pb2
 
 _REFRESH_SECONDS = 0.5
+_WIDTH_OF_NO_TERMINAL = 200
+_WIDTH_MAX = 1000
+"""Columns; more than any line needs."""
 _SERVING = "SERVING"
 COLUMNS = (
     ("partition", "index"),
@@ -57,9 +62,10 @@ def status(context: click.Context, watch: bool, data_dir: Path, as_json: bool) -
         raise failure_of(error) from None
     with Pool(connection, "administrator") as pool:
         if watch and not as_json:
-            with Live(console=Console(), refresh_per_second=4) as live:
+            console = Console()
+            with Live(console=console, refresh_per_second=4) as live:
                 while True:
-                    live.update(_table(_rows(pool, connection)))
+                    live.update(table(_rows(pool, connection), console))
                     time.sleep(_REFRESH_SECONDS)
         rows = _rows(pool, connection)
         answering = [row["index"] for row in rows if row["state"] != "UNREACHABLE"]
@@ -79,7 +85,8 @@ def status(context: click.Context, watch: bool, data_dir: Path, as_json: bool) -
         }
         click.echo(json.dumps(document))
     else:
-        Console(width=None if sys.stdout.isatty() else 200).print(_table(rows))
+        console = Console(width=None if sys.stdout.isatty() else _WIDTH_OF_NO_TERMINAL)
+        console.print(table(rows, console))
         for row in rows:
             for reason in filter(None, (row["reason"], row.get("audit_failure"))):
                 click.echo(f"partition {row['index']}: {reason}")
@@ -182,13 +189,24 @@ def _exit_code(rows: list[dict[str, Any]]) -> int:
     return UNREACHABLE
 
 
-def _table(rows: list[dict[str, Any]]) -> Table:
-    table = Table(box=None, pad_edge=False)
-    for title, _ in COLUMNS:
-        table.add_column(title)
-    for row in rows:
-        table.add_row(*(_cell(row, field) for _, field in COLUMNS))
-    return table
+def table(rows: list[dict[str, Any]], console: Console) -> RenderableType:
+    """Return a line for each partition with as many of COLUMNS, from the left, as the terminal is wide for.
+
+    Cells are never wrapped. A last line says how many columns do not fit.
+    """
+    for count in range(len(COLUMNS), 0, -1):
+        fitting = Table(box=None, pad_edge=False)
+        for title, _ in COLUMNS[:count]:
+            fitting.add_column(title, no_wrap=True)
+        for row in rows:
+            fitting.add_row(*(_cell(row, field) for _, field in COLUMNS[:count]))
+        unbounded = console.options.update(max_width=_WIDTH_MAX)
+        if Measurement.get(console, unbounded, fitting).maximum <= console.width:
+            break
+    if count == len(COLUMNS):
+        return fitting
+    said = f"{len(COLUMNS) - count} columns do not fit: mhsm status --json"
+    return Group(fitting, Text(said, no_wrap=True, overflow="ellipsis"))
 
 
 def _cell(row: dict[str, Any], field: str) -> str:

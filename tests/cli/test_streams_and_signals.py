@@ -80,6 +80,22 @@ def test_ctrl_c_in_the_middle_ends_with_130(tmp_path: Path) -> None:
     assert (process.returncode, out, err.strip()) == (130, "", "mhsm: interrupted")
 
 
+@pytest.mark.parametrize("answers", ["", "</dev/null", "<&-"])
+def test_what_asks_before_it_destroys_ends_with_2_where_nobody_can_answer(
+    answers: str, tmp_path: Path
+) -> None:
+    """Nothing is sent before the answer, so no pool is needed; the hint is the command that does not ask."""
+    refused = ended(f"mhsm key purge gone {answers}", tmp_path)
+    assert (refused.returncode, refused.stdout) == (2, "")
+    assert "without a terminal use --yes; nothing was done" in refused.stderr
+    assert "next: mhsm key purge gone --yes" in refused.stderr
+    another = ended("echo other | mhsm key purge gone", tmp_path)
+    assert (another.returncode, another.stdout) == (1, "")
+    assert "the name does not fit; nothing was done" in another.stderr
+    answered = ended("echo gone | mhsm key purge gone --data-dir nowhere", tmp_path)
+    assert answered.returncode == 5, "it would have been destroyed, had there been a pool"
+
+
 @pytest.mark.parametrize(
     ("command", "code"),
     [
