@@ -87,12 +87,12 @@ class Recovery:
         self._domain = container.parse(file)
         self._exchange_key = exchange_key or X25519PrivateKey.generate()
         self._context = Context(
-            self._domain.pool_id,
-            self._domain.generation,
             attempt_id,
             public_exchange_key(self._exchange_key),
             purpose,
             detail,
+            pool_id=self._domain.pool_id,
+            generation=self._domain.generation,
         )
         self._mnemonics: dict[str, Secret] = {}
         self._submissions = 0

@@ -57,24 +57,10 @@ _SHARE_FIELDS: dict[str, type] = {
 _PADDING = padding.PSS(padding.MGF1(hashes.SHA256()), hashes.SHA256.digest_size)
 
 
-def check_attempt(attempt_id: bytes, exchange_public_key: bytes, purpose: str, detail: bytes) -> None:
-    """Check the form of what every submission is bound to.
-
-    Raises:
-        SubmissionRefused: A length is wrong, or the purpose is not known or lacks what belongs to it.
-    """
-    if len(attempt_id) != ATTEMPT_ID_BYTES or len(exchange_public_key) != EXCHANGE_KEY_BYTES:
-        raise SubmissionRefused("the attempt id or the exchange key has a wrong length")
-    if purpose not in PURPOSES or len(detail) != (32 if purpose in WITH_OFFICERS else 0):
-        raise SubmissionRefused("the purpose is not known, or comes without what belongs to it")
-
-
 @dataclass(frozen=True, slots=True)
-class Context:
-    """What a submission is bound to."""
+class AttemptContext:
+    """What a submission of either format is bound to: the attempt, and what the officer agrees to."""
 
-    pool_id: str
-    generation: int
     attempt_id: bytes
     exchange_public_key: bytes
     purpose: str = RECOVERY
@@ -83,30 +69,37 @@ class Context:
     """Digest of the new officers, for a purpose that has any; else b""."""
 
     def __post_init__(self) -> None:
-        """Check the lengths.
+        """Check the form.
 
         Raises:
-            SubmissionRefused: The attempt id or the exchange key is not as long as it must be.
+            SubmissionRefused: A length is wrong, or the purpose is not known or lacks what belongs to it.
         """
-        check_attempt(self.attempt_id, self.exchange_public_key, self.purpose, self.detail)
+        if len(self.attempt_id) != ATTEMPT_ID_BYTES or len(self.exchange_public_key) != EXCHANGE_KEY_BYTES:
+            raise SubmissionRefused("the attempt id or the exchange key has a wrong length")
+        if self.purpose not in PURPOSES or len(self.detail) != (32 if self.purpose in WITH_OFFICERS else 0):
+            raise SubmissionRefused("the purpose is not known, or comes without what belongs to it")
 
     @property
     def exchange_key_digest(self) -> bytes:
         """SHA-256 of the exchange key."""
         return hashlib.sha256(self.exchange_public_key).digest()
 
+    def bound(self, label: str, *domain: str | int | bytes, officer: str) -> bytes:
+        """Return the HPKE info for an officer's share of a domain, which is named in its format's way."""
+        agreed = (self.attempt_id, self.exchange_key_digest, self.purpose, self.detail)
+        return bind(label, *domain, *agreed, officer)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Context(AttemptContext):
+    """What a submission of the pool's own format is bound to."""
+
+    pool_id: str
+    generation: int
+
     def info(self, officer: str) -> bytes:
         """Return the HPKE info for an officer's share."""
-        return bind(
-            "mhsm-sd/submission/v1",
-            self.pool_id,
-            self.generation,
-            self.attempt_id,
-            self.exchange_key_digest,
-            self.purpose,
-            self.detail,
-            officer,
-        )
+        return self.bound("mhsm-sd/submission/v1", self.pool_id, self.generation, officer=officer)
 
 
 def own_entry(file: SecurityDomainFile, private_key: rsa.RSAPrivateKey) -> OfficerEntry:
@@ -174,7 +167,14 @@ def make_submission(
     domain = container.parse(file)
     entry, mnemonic = open_own_share(domain, officer_private_key)
     return seal_submission(
-        Context(domain.pool_id, domain.generation, attempt_id, exchange_public_key, purpose, detail),
+        Context(
+            attempt_id,
+            exchange_public_key,
+            purpose,
+            detail,
+            pool_id=domain.pool_id,
+            generation=domain.generation,
+        ),
         entry.thumbprint,
         officer_private_key,
         mnemonic,

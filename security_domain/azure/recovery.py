@@ -41,7 +41,11 @@ class AzureRecovery:
         self._document = azure_document.parse(document)
         self._exchange_key = exchange_key
         self._context = Context(
-            self._document.digest, attempt_id, public_exchange_key(exchange_key), purpose, detail
+            attempt_id,
+            public_exchange_key(exchange_key),
+            purpose,
+            detail,
+            document_digest=self._document.digest,
         )
         self._shares: dict[str, Secret] = {}
         self._submissions = 0

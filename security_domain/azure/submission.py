@@ -6,7 +6,6 @@ workstation. Here each officer opens his own share on his own machine.
 
 from __future__ import annotations
 
-import hashlib
 from dataclasses import dataclass
 
 from cryptography.hazmat.primitives.asymmetric import rsa
@@ -14,7 +13,7 @@ from cryptography.hazmat.primitives.asymmetric.x25519 import X25519PrivateKey
 
 from security_domain.azure import document as azure_document
 from security_domain.azure.document import Document
-from security_domain.encoding import bind, decode, encode, parse_object
+from security_domain.encoding import decode, encode, parse_object
 from security_domain.errors import (
     NO_OFFICER,
     InvalidFile,
@@ -29,7 +28,7 @@ from security_domain.secret import Secret
 from security_domain.submission import (
     RECOVERY,
     SUBMISSION_BYTES_MAX,
-    check_attempt,
+    AttemptContext,
     check_signature,
     open_with_exchange_key,
     seal_to_exchange_key,
@@ -50,40 +49,15 @@ _FIELDS: dict[str, type] = {
 }
 
 
-@dataclass(frozen=True, slots=True)
-class Context:
-    """What a submission is bound to; purpose and detail as in security_domain.submission.Context."""
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Context(AttemptContext):
+    """What a submission of Azure's format is bound to."""
 
     document_digest: bytes
-    attempt_id: bytes
-    exchange_public_key: bytes
-    purpose: str = RECOVERY
-    detail: bytes = b""
-
-    def __post_init__(self) -> None:
-        """Check the form.
-
-        Raises:
-            SubmissionRefused: A length is wrong, or the purpose is not known.
-        """
-        check_attempt(self.attempt_id, self.exchange_public_key, self.purpose, self.detail)
-
-    @property
-    def exchange_key_digest(self) -> bytes:
-        """SHA-256 of the exchange key."""
-        return hashlib.sha256(self.exchange_public_key).digest()
 
     def info(self, officer: str) -> bytes:
         """Return the HPKE info for an officer's share."""
-        return bind(
-            "mhsm-sd/azure-submission/v1",
-            self.document_digest,
-            self.attempt_id,
-            self.exchange_key_digest,
-            self.purpose,
-            self.detail,
-            officer,
-        )
+        return self.bound("mhsm-sd/azure-submission/v1", self.document_digest, officer=officer)
 
 
 def make_submission(
@@ -112,7 +86,7 @@ def make_submission(
         InvalidShare: What opened is not this officer's share.
         SubmissionRefused: The attempt id or the exchange key is not one.
     """
-    context = Context(document.digest, attempt_id, exchange_public_key, purpose, detail)
+    context = Context(attempt_id, exchange_public_key, purpose, detail, document_digest=document.digest)
     officer = parse_officer(officer_certificate_der)
     if officer.public_key.public_numbers() != officer_private_key.public_key().public_numbers():
         raise InvalidOfficers("the certificate is of another key")

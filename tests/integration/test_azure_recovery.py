@@ -262,7 +262,7 @@ def test_officers_submit_shares_of_azures_format_one_by_one(
         detail = submission.officers_digest(begun.new_officers, 2)
         parsed = document.parse(azure.read_bytes())
         agreed = (begun.attempt_id, begun.exchange_public_key, submission.SHARE_ROTATION, detail)
-        context = azure_submission.Context(parsed.digest, *agreed)
+        context = azure_submission.Context(*agreed, document_digest=parsed.digest)
         for officer in officers[:2]:
             forged = azure_submission.seal_submission(
                 context, officer.certificate_der, officer.key, Secret(bytes(64))

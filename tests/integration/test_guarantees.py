@@ -143,7 +143,9 @@ def test_a_forged_share_is_named(make_pool: Callable[..., RunningPool], officers
     forged = shares.split(Secret(os.urandom(32)), 2, 3)[0]
     with pool.client("administrator") as client:
         begun = client.init_recovery(0)
-        context = Context(domain.pool_id, domain.generation, begun.attempt_id, begun.exchange_public_key)
+        context = Context(
+            begun.attempt_id, begun.exchange_public_key, pool_id=domain.pool_id, generation=domain.generation
+        )
         liar = domain.officers[1].thumbprint
         with pytest.raises(ShareRefused) as refused:
             client.submit_share(0, begun.attempt_id, seal_submission(context, liar, officers[1].key, forged))

@@ -63,7 +63,7 @@ def own_words(file: bytes, officer: TestOfficer) -> str:
 
 def context_of(recovery: Recovery) -> Context:
     """Return what honest submissions to an attempt of generation 1 are bound to."""
-    return Context(POOL, 1, ATTEMPT, recovery.exchange_public_key)
+    return Context(ATTEMPT, recovery.exchange_public_key, pool_id=POOL, generation=1)
 
 
 def everything_said(error: BaseException) -> str:

@@ -95,7 +95,7 @@ def test_a_wrong_share_is_named_even_at_exactly_the_quorum(
     own = [document.open_share(parsed, o.key, thumbprint(o)).reveal() for o in ten[:3]]
     foreign = document.open_share(other, ten[1].key, thumbprint(ten[1])).reveal()
     changed = bytes([own[1][0] ^ 1]) + own[1][1:]
-    context = Context(parsed.digest, ATTEMPT, recovery.exchange_public_key)
+    context = Context(ATTEMPT, recovery.exchange_public_key, document_digest=parsed.digest)
     for forged in (own[0], own[2], foreign, changed, own[1][:-2], own[1] + own[1][:2], b"", bytes(64)):
         submission = seal_submission(context, ten[1].certificate_der, ten[1].key, Secret(forged))
         with pytest.raises(ShareRefused) as refused:
@@ -130,13 +130,13 @@ def test_stale_foreign_and_repeated_submissions_are_refused(
             parsed, ten[0].key, ten[0].certificate_der, b"another-attempt!", recovery.exchange_public_key
         ),
         seal_submission(
-            Context(parsed.digest, ATTEMPT, recovery.exchange_public_key),
+            Context(ATTEMPT, recovery.exchange_public_key, document_digest=parsed.digest),
             ten[5].certificate_der,
             ten[5].key,
             Secret(bytes(64)),
         ),
         seal_submission(
-            Context(parsed.digest, ATTEMPT, recovery.exchange_public_key),
+            Context(ATTEMPT, recovery.exchange_public_key, document_digest=parsed.digest),
             ten[1].certificate_der,
             ten[0].key,
             document.open_share(parsed, ten[1].key, thumbprint(ten[1])),
