@@ -37,6 +37,14 @@ attempt_option = click.option(
     help="Written by the verb that began the ceremony.",
 )
 
+partition_option = click.option("--partition", type=click.IntRange(0, 2), default=0, show_default=True)
+azure_output_option = click.option(
+    "--azure-output",
+    type=NEW_FILE,
+    default=None,
+    help="The same domain in Azure's file format, to be written.",
+)
+
 
 @dataclass(frozen=True, slots=True)
 class Attempt:

@@ -7,7 +7,8 @@ import grpc
 from hsm_pool.errors import InvalidField
 from hsm_pool.net import convert
 from hsm_pool.net.interceptors import current_access
-from hsm_pool.partition.ceremonies import Ceremonies, Ceremony
+from hsm_pool.partition.ceremonies import Ceremonies
+from hsm_pool.partition.ceremony_attempts import Ceremony
 from hsm_pool.partition.partition import Partition
 from mhsm.security_domain.v1 import security_domain_pb2, security_domain_pb2_grpc
 from security_domain import container

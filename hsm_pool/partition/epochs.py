@@ -93,6 +93,18 @@ def sealed(domain: SecurityDomainFile, keys: PoolKeys, epoch: int) -> record_pb2
     )
 
 
+def header_in_force(partition: Partition) -> record_pb2.PoolHeader:
+    """Return the header of an active pool whose keys this partition holds.
+
+    Raises:
+        CeremonyState: The pool is not active, or locked.
+    """
+    header = partition.header
+    if partition.holding_keys() is None or header is None:
+        raise CeremonyState("the pool is not active, or locked")
+    return header
+
+
 def header_value(header: record_pb2.PoolHeader) -> bytes:
     """Return a header as it stands in the store."""
     return header.SerializeToString(deterministic=True)

@@ -10,7 +10,7 @@ import pytest
 from hsm_pool import limits
 from hsm_pool.core.roles import Access, DataAction
 from hsm_pool.errors import CeremonyState
-from hsm_pool.partition import ceremonies
+from hsm_pool.partition import ceremonies, ceremony_attempts
 from hsm_pool.partition.partition import PartitionState
 from mhsm.evidence.v1 import evidence_pb2
 from security_domain.submission import ACTIVATION, make_submission
@@ -37,8 +37,8 @@ def test_an_attempt_that_nobody_asks_for_ends_with_its_child(monkeypatch: pytest
     held = ceremonies.Ceremonies(provisioned())
     try:
         begun = held.download([officer.certificate_der for officer in officers], 2, "r" * 36)
-        assert held._attempt is not None
-        child = held._attempt.child
+        assert held._attempts.current is not None
+        child = held._attempts.current.child
         assert child.alive
         until(lambda: not child.alive, 30, "the end of the ceremony child")
         assert held.accepted_shares == 0
@@ -51,7 +51,7 @@ def test_an_attempt_that_nobody_asks_for_ends_with_its_child(monkeypatch: pytest
 def test_an_expired_exchange_key_is_gone(monkeypatch: pytest.MonkeyPatch) -> None:
     """A real child and real shares; only the partition around them, and the clock, are the test's."""
     now = [1000.0]
-    monkeypatch.setattr(ceremonies, "boot_time", lambda: now[0])
+    monkeypatch.setattr(ceremony_attempts, "boot_time", lambda: now[0])
     officers = make_officers(3)
     partition = provisioned()
     held = ceremonies.Ceremonies(partition)
