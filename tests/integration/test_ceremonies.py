@@ -6,12 +6,8 @@ import itertools
 import os
 import uuid
 from collections.abc import Callable, Iterator
-from datetime import UTC, datetime, timedelta
 
 import pytest
-from cryptography import x509
-from cryptography.hazmat.primitives import hashes, serialization
-from cryptography.hazmat.primitives.asymmetric import ec, rsa
 
 from hsm_pool.errors import (
     AlreadyActivated,
@@ -22,12 +18,13 @@ from hsm_pool.errors import (
     PoolLocked,
     ShareRefused,
 )
-from hsm_pool.partition.ceremonies import ATTEMPT_ID_BYTES
+from hsm_pool.partition.ceremony_attempts import ATTEMPT_ID_BYTES
 from mhsm.keys.v1 import keys_pb2
 from mhsm.security_domain.v1 import security_domain_pb2
 from security_domain import container, shares
 from security_domain.secret import Secret
 from security_domain.submission import Context, seal_submission
+from tests.refused_officers import refused_officers
 from tests.running_pool import RunningPool, TestOfficer, make_officers, until
 from tests.store_access import StoreAccess
 
@@ -53,7 +50,9 @@ def lock(pool: RunningPool) -> None:
 
 def context(pool: RunningPool, begun: Attempt) -> Context:
     domain = container.parse(pool.file)
-    return Context(domain.pool_id, domain.generation, begun.attempt_id, begun.exchange_public_key)
+    return Context(
+        begun.attempt_id, begun.exchange_public_key, pool_id=domain.pool_id, generation=domain.generation
+    )
 
 
 # -- who unlocks --------------------------------------------------------------------------
@@ -260,46 +259,15 @@ def provisioned(make_pool: Callable[..., RunningPool]) -> Iterator[RunningPool]:
     pool.down()
 
 
-def certificate(key: rsa.RSAPrivateKey | ec.EllipticCurvePrivateKey) -> bytes:
-    """Return a self-signed certificate, DER."""
-    name = x509.Name([x509.NameAttribute(x509.NameOID.COMMON_NAME, "officer")])
-    now = datetime.now(UTC)
-    return (
-        x509.CertificateBuilder(name, name, key.public_key(), x509.random_serial_number())
-        .not_valid_before(now)
-        .not_valid_after(now + timedelta(days=1))
-        .sign(key, hashes.SHA256())
-        .public_bytes(serialization.Encoding.DER)
-    )
-
-
 def test_activation_refuses_officers_and_quorums(
     provisioned: RunningPool, officers: list[TestOfficer]
 ) -> None:
     """G4, G8: each is refused as a field, and the pool stays as it is."""
-    good = [officer.certificate_der for officer in officers]
-    small = certificate(rsa.generate_private_key(65537, 1024))
-    curve = certificate(ec.generate_private_key(ec.SECP256R1()))
-    renewed = certificate(officers[0].key)
-    cases: list[tuple[list[bytes], int]] = [
-        ([], 2),
-        (good[:2], 2),
-        (good, 0),
-        (good, 1),
-        (good, 4),
-        ([*good[:2], small], 2),
-        ([*good[:2], curve], 2),
-        ([*good[:2], good[0]], 2),
-        ([*good[:2], renewed], 2),
-        ([*good[:2], good[2][:-1]], 2),
-        ([*good[:2], b""], 2),
-        ([*good[:2], b"x" * 20_000], 2),
-        (good * 4, 2),
-    ]
     with provisioned.client("administrator", partition=0) as client:
-        for certificates, required in cases:
-            with pytest.raises(InvalidField):
-                client.download_security_domain(certificates, required)
+        for name, case in refused_officers(officers).items():
+            with pytest.raises(InvalidField) as refused:
+                client.download_security_domain(case.certificates_der, case.required)
+            assert case.said in refused.value.message, name
     assert provisioned.states() == ["PROVISIONED"] * 3
     with StoreAccess(provisioned.connection) as store:
         assert store.dump() == {}
