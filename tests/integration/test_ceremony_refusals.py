@@ -251,7 +251,7 @@ def test_a_file_of_another_domain_opens_no_ceremony(pool: RunningPool, desk: Des
 
 def test_a_restore_blob_of_another_domain_unlocks_nothing(pool: RunningPool, desk: Desk) -> None:
     """G4: of another pool or generation: the pool stays locked, and the right blob unlocks it."""
-    officers = desk.officers
+    officers, said = desk.officers, "the payload is of another pool or generation"
     with pool.client("administrator") as client:
         proof = client.verify_security_domain(0)
         client.cancel_ceremony(0, proof.attempt_id)
@@ -265,13 +265,13 @@ def test_a_restore_blob_of_another_domain_unlocks_nothing(pool: RunningPool, des
         for foreign in foreign_files(pool, officers).values():
             with unchanged(pool):
                 foreign_blob = blob(foreign.azure_file, officers, begun)
-                with pytest.raises(InvalidField) as refused:
+                with pytest.raises(InvalidField, match=said) as refused:
                     client.upload_restore_blob(0, begun.attempt_id, foreign_blob)
                 assert refused.value.metadata["field"] == "restore_blob"
                 desk.write("blob", foreign_blob)
                 desk.refused(
                     FAILED,
-                    "blob: ",
+                    f"blob: {said}",
                     "",
                     *("security-domain", "upload", "--attempt", "attempt", "--restore-blob", "blob"),
                 )
