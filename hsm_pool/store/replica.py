@@ -16,7 +16,12 @@ from typing import Generic, Protocol, TypeVar
 
 from hsm_pool import limits
 from hsm_pool.core import membership
-from hsm_pool.core.freshness import FreshnessTracker, PeerRenewal, clock_skew_seconds
+from hsm_pool.core.freshness import (
+    FreshnessTracker,
+    PeerRenewal,
+    agreed_clock_offset,
+    clock_skew_seconds,
+)
 from hsm_pool.core.model import POOL, PoolRecord, Record, RecordName, name_of
 from hsm_pool.core.state import Overlay, State, View
 from hsm_pool.errors import MHSMError, NotFresh, PartitionDrained
@@ -445,13 +450,26 @@ class Replica:
 
     def _clock_is_off(self) -> bool:
         """Return whether the own clock is too far from the median of the clocks that were heard of lately."""
+        return clock_skew_seconds(self._heard_clocks(), self.index) > limits.CLOCK_SKEW_SECONDS_MAX
+
+    def _heard_clocks(self) -> dict[int, float]:
+        """Return the clocks of renewals that arrived lately, by partition, as offsets to the boot clock."""
         now = boot_time()
-        heard = {
+        return {
             index: offset
             for index, (offset, heard_at) in self._clocks.items()
             if now - heard_at < limits.LEASE_SECONDS
         }
-        return clock_skew_seconds(heard, self.index) > limits.CLOCK_SKEW_SECONDS_MAX
+
+    def agreed_time_ms(self) -> int | None:
+        """Return the time that a majority of the partitions agrees on, Unix milliseconds.
+
+        What cannot be undone waits for it: purges and rotations. It never is ahead of the second clock
+        of three. None while fewer than two clocks were heard of lately.
+        """
+        with self.condition:
+            offset = agreed_clock_offset(self._heard_clocks(), membership.PARTITIONS)
+        return None if offset is None else int((offset + boot_time()) * 1000)
 
     def lease_remaining(self) -> float:
         """Return for how many seconds this partition may still serve; 0.0 when it may not."""
@@ -489,7 +507,8 @@ class Replica:
     def is_housekeeper(self) -> bool:
         """Return whether this partition holds the housekeeping role, as far as it knows.
 
-        Two that both believe so do no harm: compaction and restores bear a repeat.
+        Two that both believe so do no harm: compaction and restores bear a repeat, and due work
+        is decided again on the state that it is committed on.
         """
         return membership.housekeeper(self.state.pool().housekeeper, self.serving()) == self.index
 
