@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable
 
+from hsm_pool import limits
 from hsm_pool.audit.trail import AuditTrail
 from hsm_pool.core.commands import Command
 from hsm_pool.core.model import KeyVersionRecord, PoolRecord, RecordName
@@ -63,8 +64,11 @@ class Serving:
         self._loaded.clear()
 
     def now_ms(self) -> int:
-        """Return the time of a command: the own clock, never behind the pool's time."""
-        return max(time.time_ns() // 1_000_000, self.replica.pool_time_ms)
+        """Return the time of a command: the own clock, never behind the pool's time nor far ahead of it."""
+        now_ms, agreed_ms = time.time_ns() // 1_000_000, self.replica.agreed_time_ms()
+        if agreed_ms is not None:
+            now_ms = min(now_ms, agreed_ms + int(1000 * limits.CLOCK_SKEW_SECONDS_MAX))
+        return max(now_ms, self.replica.pool_time_ms)
 
     def _forget(self, name: RecordName) -> None:
         """Forget the parsed private key of a version that was purged."""

@@ -153,9 +153,13 @@ class Replica:
             self._fresh_until = 0.0
             self._sent.clear()
             self._seen.clear()
-            for key, value in values.items():
-                if key.startswith(chain.FRESH_PREFIX):
-                    self._observe_renewal(value)
+            written = sorted(
+                self._observe_renewal(value).wall_time_ms
+                for key, value in values.items()
+                if key.startswith(chain.FRESH_PREFIX)
+            )
+            if len(written) > 1:
+                self.pool_time_ms = max(self.pool_time_ms, written[-2])
             # They were written at an unknown time: no clock can be compared with them.
             self._clocks.clear()
             self._note_drained()
@@ -278,7 +282,7 @@ class Replica:
                         raise Tampered(f"{key.split('/')[0]} was changed outside the chain")
             for key, value in values.items():
                 if key.startswith(chain.FRESH_PREFIX) and value is not None:
-                    self._observe_renewal(value)
+                    self._advance_pool_time(self._observe_renewal(value).wall_time_ms)
             self.revision = revision.revision
             self.tracker.advance(boot_time())
             self.condition.notify_all()
@@ -402,15 +406,20 @@ class Replica:
             else:
                 self._seen[counter] = head_value or b""
 
-    def _observe_renewal(self, value: bytes) -> None:
+    def _advance_pool_time(self, wall_time_ms: int) -> None:
+        """Take the time of a renewal, unless its clock is ahead of the one that a majority agrees on."""
+        agreed_ms = self.agreed_time_ms()
+        if agreed_ms is None or wall_time_ms <= agreed_ms + 1000 * limits.CLOCK_SKEW_SECONDS_MAX:
+            self.pool_time_ms = max(self.pool_time_ms, wall_time_ms)
+
+    def _observe_renewal(self, value: bytes) -> record_pb2.Renewal:
         now = boot_time()
         renewal = self._read_renewal(value)
-        self.pool_time_ms = max(self.pool_time_ms, renewal.wall_time_ms)
         self._clocks[renewal.partition_index] = (renewal.wall_time_ms / 1000 - now, now)
         if renewal.partition_index == self.index:
             if renewal.incarnation == self.incarnation:
                 self._own_renewal_returned(renewal.counter)
-            return
+            return renewal
         news = PeerRenewal(
             renewal.incarnation,
             renewal.counter,
@@ -420,6 +429,7 @@ class Replica:
         )
         if self.tracker.observe_renewal(renewal.partition_index, news):
             self._peer_revisions[renewal.partition_index] = renewal.applied_revision
+        return renewal
 
     def _read_renewal(self, value: bytes) -> record_pb2.Renewal:
         try:
