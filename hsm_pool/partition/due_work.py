@@ -99,6 +99,8 @@ class DueWork:
                 self._pass()
             except Stopped:
                 return
+            except MHSMError as error:
+                _log.warning("due work cannot be told", reason=error.reason)
 
     def _pass(self) -> None:
         """Do what is due among the next keys, and say how much that was."""
