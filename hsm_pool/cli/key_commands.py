@@ -320,7 +320,9 @@ def show_policy(name: str, **common: Any) -> None:
     """Show a key's rotation policy."""
     with connect(common) as pool:
         policy = pool.get_key_rotation_policy(resource(name))
-    _show_policy(name, policy, common, f"mhsm key rotation-policy update {name} --help")
+    changing = f"mhsm key rotation-policy update {name} --help"
+    known = policy.expiry_time or policy.lifetime_actions
+    _show_policy(name, policy, common, f"mhsm key rotate {name}" if known else changing)
 
 
 @rotation_policy.command("update")
