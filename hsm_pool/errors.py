@@ -160,6 +160,25 @@ class KeyNotUsable(StateError):
     reason = "KEY_NOT_USABLE"
 
 
+class KeyChanged(StateError):
+    """The key was changed meanwhile, so that what was decided before does not fit it any more."""
+
+    code = "ABORTED"
+    reason = "KEY_CHANGED"
+
+
+class PurgeProtected(StateError):
+    """The pool has purge protection, and the key's scheduled purge date has not come."""
+
+    reason = "PURGE_PROTECTED"
+
+
+class RotationPolicyMissing(StateError):
+    """The key has no rotation policy: it needs one before it is rotated."""
+
+    reason = "ROTATION_POLICY_MISSING"
+
+
 class OperationNotPermitted(StateError):
     """The operation is not among the key's key_operations."""
 

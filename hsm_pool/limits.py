@@ -55,6 +55,21 @@ RECOVERABLE_DAYS_MIN: Final = 7
 RECOVERABLE_DAYS_MAX: Final = 90
 """Days of retention at most, and the default (Azure Managed HSM)."""
 
+ROTATION_DAYS_MIN: Final = 28
+"""Days between two automatic rotations, and of a rotated version's life, at least (Azure Managed HSM)."""
+
+ROTATION_DAYS_MAX: Final = 36_525
+"""Days of a duration of a rotation policy at most: a century."""
+
+DURATION_LENGTH_MAX: Final = 24
+"""Characters of a duration of a rotation policy; the longest that says anything has 24."""
+
+DUE_KEYS_PER_PASS: Final = 1_000
+"""Keys that one pass of the due work looks at: about a millisecond."""
+
+DUE_ACTIONS_PER_PASS: Final = 16
+"""Keys that one pass of the due work purges or rotates."""
+
 OFFICERS_MIN: Final = 3
 """Officers of a security domain at least (Azure Managed HSM)."""
 

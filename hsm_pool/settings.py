@@ -150,6 +150,8 @@ class PartitionSettings:
     """What evidence must say, in the grammar of release policies; absent: the same distribution."""
     sealing: Literal["platform", "none"]
     recoverable_days: int
+    purge_protection: bool
+    """Both are taken over when the pool is activated, and fixed from then on."""
     initial_administrators: tuple[str, ...]
     """Principals: they hold ceremonies while no role can be read, and begin as Administrators."""
     initial_assignments: tuple[InitialAssignment, ...]

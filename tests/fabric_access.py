@@ -41,10 +41,12 @@ class Fabric:
         ]
         self.stubs = [enclave_pb2_grpc.EnclaveServiceStub(channel) for channel in self.channels]
         self._counter = 0
+        self.ahead_ms = 0
+        """How far the pool's clocks were moved."""
 
     def stamp(self) -> dict[str, int]:
         """Return counter and expiry of one more command."""
-        now_ms = time.time_ns() // 1_000_000
+        now_ms = time.time_ns() // 1_000_000 + self.ahead_ms
         self._counter = max(self._counter + 1, now_ms)
         return {"counter": self._counter, "expires_ms": now_ms + 30_000}
 

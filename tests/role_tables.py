@@ -91,6 +91,9 @@ keys.v1.KeyService GetDeletedKey keys/deletedKeys/read/action key
 keys.v1.KeyService ListDeletedKeys keys/deletedKeys/read/action pool
 keys.v1.KeyService RecoverDeletedKey keys/deletedKeys/recover/action key
 keys.v1.KeyService PurgeDeletedKey keys/deletedKeys/delete key
+keys.v1.KeyService RotateKey keys/rotate/action key
+keys.v1.KeyService GetKeyRotationPolicy keys/read/action key
+keys.v1.KeyService UpdateKeyRotationPolicy keys/write/action key
 keys.v1.KeyService BackupKey keys/backup/action key
 keys.v1.KeyService RestoreKey keys/restore/action pool
 crypto.v1.CryptoService Sign keys/sign/action key

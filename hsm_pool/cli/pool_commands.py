@@ -38,6 +38,11 @@ _READY = {
 @click.option("--attended", is_flag=True, help="After all partitions stopped, a quorum must unlock the pool.")
 @click.option("--recoverable-days", type=click.IntRange(7, 90), default=90, show_default=True)
 @click.option(
+    "--purge-protection",
+    is_flag=True,
+    help="No deleted key is purged before its scheduled purge date; for ever, nobody can take it back.",
+)
+@click.option(
     "--audit-failure",
     type=click.Choice(["stop", "continue"]),
     default="stop",
@@ -69,6 +74,7 @@ _READY = {
 def up(
     attended: bool,
     recoverable_days: int,
+    purge_protection: bool,
     audit_failure: Literal["stop", "continue"],
     etcd_path: str | None,
     external_store: Path | None,
@@ -87,7 +93,14 @@ def up(
         tokens = _token_issuer(token_issuer)
         external = _external(external_store)
         new = layout.NewPool(
-            attended, recoverable_days, binary, external, tokens, firmware_repository, audit_failure
+            attended,
+            recoverable_days,
+            binary,
+            external,
+            tokens,
+            firmware_repository,
+            audit_failure,
+            purge_protection,
         )
         try:
             pool_id = layout.provision(directory, new)
@@ -96,6 +109,8 @@ def up(
         click.echo(f"made pool {pool_id} in {directory}", err=True)
     elif attended and not layout.pool_settings(directory)["attended"]:
         fail("the pool was made unattended; that cannot be changed", "mhsm up without --attended")
+    elif purge_protection and not layout.pool_settings(directory).get("purge_protection"):
+        fail("the pool was made without purge protection", "mhsm up without --purge-protection")
     _check_admission_policy(directory)
     running = _supervisor_process_id(directory) is not None
     started = None if running else _start_supervisor(directory)

@@ -134,6 +134,18 @@ class AsyncPool:
         """Destroy a soft-deleted key."""
         await self._run(calls.purge_deleted_key(name, request_id))
 
+    async def rotate_key(self, name: str, request_id: str | None = None) -> keys_pb2.Key:
+        """Make a new version of the same kind; the key must have a rotation policy."""
+        return await self._run(calls.rotate_key(name, request_id))
+
+    async def get_key_rotation_policy(self, name: str) -> keys_pb2.KeyRotationPolicy:
+        """Read a key's rotation policy; one that says nothing when it has none."""
+        return await self._run(calls.get_key_rotation_policy(name))
+
+    async def update_key_rotation_policy(self, name: str, **fields: Any) -> keys_pb2.KeyRotationPolicy:
+        """Set a policy."""
+        return await self._run(calls.update_key_rotation_policy(name, **fields))
+
     async def sign(self, name: str, algorithm: str, digest: bytes) -> bytes:
         """Sign a digest."""
         return (await self._run(calls.sign_batch(name, algorithm, [digest])))[0]

@@ -198,6 +198,39 @@ def purge_deleted_key(name: str, request_id: str | None = None) -> Call[None]:
     return _key("PurgeDeletedKey", request, "mutation", lambda _: None)
 
 
+def rotate_key(name: str, request_id: str | None = None) -> Call[keys_pb2.Key]:
+    """RotateKey."""
+    request = keys_pb2.RotateKeyRequest(name=name, request_id=_request_id(request_id))
+    return _key("RotateKey", request, "mutation", lambda response: response.key)
+
+
+def get_key_rotation_policy(name: str) -> Call[keys_pb2.KeyRotationPolicy]:
+    """GetKeyRotationPolicy."""
+    request = keys_pb2.GetKeyRotationPolicyRequest(name=name)
+    return _key("GetKeyRotationPolicy", request, "read", lambda response: response.policy)
+
+
+def update_key_rotation_policy(
+    name: str,
+    *,
+    time_after_create: str = "",
+    time_before_expiry: str = "",
+    expiry_time: str = "",
+    request_id: str | None = None,
+) -> Call[keys_pb2.KeyRotationPolicy]:
+    """UpdateKeyRotationPolicy: ISO 8601 durations such as P90D; without any the policy is removed."""
+    policy = keys_pb2.KeyRotationPolicy(expiry_time=expiry_time)
+    rotate = keys_pb2.LIFETIME_ACTION_TYPE_ROTATE
+    if time_after_create:
+        policy.lifetime_actions.add(action=rotate, time_after_create=time_after_create)
+    if time_before_expiry:
+        policy.lifetime_actions.add(action=rotate, time_before_expiry=time_before_expiry)
+    request = keys_pb2.UpdateKeyRotationPolicyRequest(
+        name=name, policy=policy, request_id=_request_id(request_id)
+    )
+    return _key("UpdateKeyRotationPolicy", request, "mutation", lambda response: response.policy)
+
+
 def sign_batch(name: str, algorithm: str, digests: Sequence[bytes]) -> Call[list[bytes]]:
     """Sign."""
     request = crypto_pb2.SignRequest(name=name, algorithm=algorithm, digests=digests)

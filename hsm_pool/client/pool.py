@@ -146,6 +146,18 @@ class Pool:
         """Destroy a soft-deleted key."""
         self._run(calls.purge_deleted_key(name, request_id))
 
+    def rotate_key(self, name: str, request_id: str | None = None) -> keys_pb2.Key:
+        """Make a new version of the same kind; the key must have a rotation policy."""
+        return self._run(calls.rotate_key(name, request_id))
+
+    def get_key_rotation_policy(self, name: str) -> keys_pb2.KeyRotationPolicy:
+        """Read a key's rotation policy; one that says nothing when it has none."""
+        return self._run(calls.get_key_rotation_policy(name))
+
+    def update_key_rotation_policy(self, name: str, **fields: Any) -> keys_pb2.KeyRotationPolicy:
+        """Set a policy; fields as in :func:`hsm_pool.client.calls.update_key_rotation_policy`."""
+        return self._run(calls.update_key_rotation_policy(name, **fields))
+
     # -- cryptography --------------------------------------------------------------------
 
     def sign(self, name: str, algorithm: str, digest: bytes) -> bytes:

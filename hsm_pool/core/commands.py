@@ -12,8 +12,10 @@ from hsm_pool.core.model import (
     KeyType,
     KeyVersionRecord,
     Restorable,
+    Retention,
     RoleAssignment,
     RoleDefinitionRecord,
+    RotationPolicy,
     SealedMaterial,
 )
 
@@ -71,10 +73,46 @@ class RecoverDeletedKey:
 
 @dataclass(frozen=True, slots=True)
 class PurgeDeletedKey:
-    """Destroys a soft-deleted key."""
+    """Destroys a soft-deleted key; the time is one that a majority of the partitions agrees on."""
 
     time_ms: int
     key_id: str
+
+
+@dataclass(frozen=True, slots=True)
+class PurgeDueKey:
+    """Destroys a soft-deleted key whose retention is over; refused if it is not, or not any more."""
+
+    time_ms: int
+    key_id: str
+
+
+@dataclass(frozen=True, slots=True)
+class UpdateRotationPolicy:
+    """Gives a key a rotation policy in place of the one it has; one that says nothing removes it."""
+
+    time_ms: int
+    key_id: str
+    policy: RotationPolicy
+
+
+@dataclass(frozen=True, slots=True)
+class RotateKey:
+    """Adds a version of the same kind as the newest, with new material.
+
+    ``replaces`` is "" when a customer asks for it. Else it is the newest version for which the
+    rotation was found due: it is decided again, and refused when there is a newer one by now.
+    """
+
+    time_ms: int
+    key_id: str
+    version_id: str
+    key_type: KeyType
+    curve: Curve
+    size_bits: int
+    public_key_der: bytes
+    sealed_material: SealedMaterial
+    replaces: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -271,6 +309,9 @@ Command = (
     | DeleteKey
     | RecoverDeletedKey
     | PurgeDeletedKey
+    | PurgeDueKey
+    | UpdateRotationPolicy
+    | RotateKey
     | DrainPartition
     | ResumePartition
     | RestartPartition
@@ -302,7 +343,7 @@ class VersionReply:
     """A key version after the command."""
 
     version: KeyVersionRecord
-    recoverable_days: int
+    retention: Retention
 
 
 @dataclass(frozen=True, slots=True)
@@ -311,7 +352,14 @@ class DeletedKeyReply:
 
     key: KeyRecord
     version: KeyVersionRecord
-    recoverable_days: int
+    retention: Retention
+
+
+@dataclass(frozen=True, slots=True)
+class RotationPolicyReply:
+    """A key after its rotation policy was changed."""
+
+    key: KeyRecord
 
 
 @dataclass(frozen=True, slots=True)
@@ -333,4 +381,11 @@ class RoleAssignmentReply:
     assignment: RoleAssignment
 
 
-Reply = VersionReply | DeletedKeyReply | EmptyReply | RoleDefinitionReply | RoleAssignmentReply
+Reply = (
+    VersionReply
+    | DeletedKeyReply
+    | RotationPolicyReply
+    | EmptyReply
+    | RoleDefinitionReply
+    | RoleAssignmentReply
+)

@@ -20,6 +20,7 @@ observer's own boot clock; only bounded clock rates are assumed.
 from __future__ import annotations
 
 from collections import deque
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 from hsm_pool import limits
@@ -173,3 +174,19 @@ def clock_skew_seconds(offsets: dict[int, float], own_index: int) -> float:
         return 0.0
     ordered = sorted(offsets.values())
     return abs(offsets[own_index] - ordered[len(ordered) // 2])
+
+
+def agreed_clock_offset(offsets: Mapping[int, float], partitions: int) -> float | None:
+    """Return a clock that no single partition can move ahead of the others, for what cannot be undone.
+
+    Args:
+        offsets: wall clock minus the observer's boot clock, in seconds, by partition, heard of lately.
+        partitions: partitions of the pool.
+
+    Returns:
+        The lower median of the clocks, as an offset: of three the middle one, of two the one behind.
+        None while fewer than a majority are known: one clock cannot tell that it is wrong.
+    """
+    if 2 * len(offsets) <= partitions:
+        return None
+    return sorted(offsets.values())[(len(offsets) - 1) // 2]

@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 from hsm_pool import limits
-from hsm_pool.core import epochs, membership, restore, role_management
+from hsm_pool.core import epochs, membership, restore, role_management, rotation
 from hsm_pool.core.commands import (
     ActivateEpoch,
     ActivateFirmware,
@@ -33,6 +33,7 @@ from hsm_pool.core.commands import (
     NoteCheckpoint,
     ProposeEpoch,
     PurgeDeletedKey,
+    PurgeDueKey,
     RecoverDeletedKey,
     RelinquishHousekeeping,
     ReplaceSecurityDomain,
@@ -41,9 +42,12 @@ from hsm_pool.core.commands import (
     RestartPartition,
     RestoreKey,
     ResumePartition,
+    RotateKey,
+    RotationPolicyReply,
     StageRecords,
     StartRestore,
     UpdateKeyVersion,
+    UpdateRotationPolicy,
     VersionReply,
 )
 from hsm_pool.core.model import (
@@ -66,16 +70,18 @@ from hsm_pool.core.state import Changes, View
 from hsm_pool.errors import (
     DeletedKeyNotFound,
     InvalidField,
+    KeyChanged,
     KeyExists,
     KeyNotFound,
     KeyNotUsable,
     KeySoftDeleted,
     LimitExceeded,
     OperationNotPermitted,
+    PurgeProtected,
     RequestIdReused,
+    RotationPolicyMissing,
 )
 
-_DAY_MS = 24 * 3600 * 1000
 _EXEMPT_FROM_TIME = frozenset({KeyOperation.DECRYPT, KeyOperation.UNWRAP_KEY, KeyOperation.VERIFY})
 """Operations that a disabled or expired version still does, as the real service (Azure key attributes)."""
 
@@ -103,8 +109,12 @@ def apply(command: Command, view: View) -> Outcome:
             return _delete(command, view)
         case RecoverDeletedKey():
             return _recover(command, view)
-        case PurgeDeletedKey():
+        case PurgeDeletedKey() | PurgeDueKey():
             return _purge(command, view)
+        case UpdateRotationPolicy():
+            return _update_rotation_policy(command, view)
+        case RotateKey():
+            return _rotate(command, view)
         case (
             DrainPartition()
             | ResumePartition()
@@ -124,7 +134,7 @@ def apply(command: Command, view: View) -> Outcome:
             return _note_checkpoint(command, view)
         case RestoreKey():
             changes = restore.restore_key(command, view)
-            return Outcome(VersionReply(command.versions[-1], pool_record(view).recoverable_days), changes)
+            return Outcome(VersionReply(command.versions[-1], pool_record(view).retention), changes)
         case (
             CreateRoleDefinition() | DeleteRoleDefinition() | CreateRoleAssignment() | DeleteRoleAssignment()
         ):
@@ -243,18 +253,15 @@ def remember(view: View, record: RequestRecord) -> Changes:
 def _create(command: CreateKeyVersion, view: View) -> Outcome:
     restore.refuse_while_restoring(view)
     existing = view.get(key_name(command.key_id))
-    version_ids: tuple[str, ...] = ()
+    key = KeyRecord(command.key_id, ())
     if isinstance(existing, KeyRecord):
         if existing.deleted:
             raise KeyExists(f"key {command.key_id} is soft-deleted: recover or purge it", state="deleted")
         if command.must_not_exist:
             raise KeyExists(f"key {command.key_id} exists", state="active")
-        if len(existing.version_ids) >= limits.VERSIONS_PER_KEY_MAX:
-            raise LimitExceeded(f"key {command.key_id} has {limits.VERSIONS_PER_KEY_MAX} versions")
-        version_ids = existing.version_ids
+        key = existing
     elif view.key_count() >= limits.KEYS_MAX:
         raise LimitExceeded(f"the pool has {limits.KEYS_MAX} keys")
-    _check_times(command.not_before_ms, command.expires_ms)
     version = KeyVersionRecord(
         key_id=command.key_id,
         version_id=command.version_id,
@@ -265,18 +272,25 @@ def _create(command: CreateKeyVersion, view: View) -> Outcome:
         key_operations=command.key_operations,
         enabled=command.enabled,
         not_before_ms=command.not_before_ms,
-        expires_ms=command.expires_ms,
+        expires_ms=command.expires_ms or rotation.expires_ms(key.rotation_policy, command.time_ms),
         created_ms=command.time_ms,
         updated_ms=command.time_ms,
         exportable=command.exportable,
         tags=dict(command.tags or {}),
         sealed_material=command.sealed_material,
     )
-    _check_room(view, command.key_id, version_ids, version)
-    key = KeyRecord(command.key_id, (*version_ids, command.version_id))
+    return _add_version(view, key, version)
+
+
+def _add_version(view: View, key: KeyRecord, version: KeyVersionRecord) -> Outcome:
+    if len(key.version_ids) >= limits.VERSIONS_PER_KEY_MAX:
+        raise LimitExceeded(f"key {key.key_id} has {limits.VERSIONS_PER_KEY_MAX} versions")
+    _check_times(version.not_before_ms, version.expires_ms)
+    _check_room(view, key.key_id, key.version_ids, version)
+    grown = replace(key, version_ids=(*key.version_ids, version.version_id))
     return Outcome(
-        VersionReply(version, pool_record(view).recoverable_days),
-        {key_name(key.key_id): key, version_name(key.key_id, version.version_id): version},
+        VersionReply(version, pool_record(view).retention),
+        {key_name(key.key_id): grown, version_name(key.key_id, version.version_id): version},
     )
 
 
@@ -295,7 +309,7 @@ def _update(command: UpdateKeyVersion, view: View) -> Outcome:
     _check_times(new.not_before_ms, new.expires_ms)
     _check_room(view, key.key_id, [other for other in key.version_ids if other != new.version_id], new)
     return Outcome(
-        VersionReply(new, pool_record(view).recoverable_days),
+        VersionReply(new, pool_record(view).retention),
         {version_name(new.key_id, new.version_id): new},
     )
 
@@ -317,25 +331,85 @@ def _check_times(not_before_ms: int, expires_ms: int) -> None:
 
 def _delete(command: DeleteKey, view: View) -> Outcome:
     key = active_key(view, command.key_id)
-    days = pool_record(view).recoverable_days
+    retention = pool_record(view).retention
     deleted = replace(
         key,
         deleted_time_ms=command.time_ms,
-        scheduled_purge_time_ms=command.time_ms + days * _DAY_MS,
+        scheduled_purge_time_ms=command.time_ms + retention.recoverable_days * rotation.DAY_MS,
     )
-    return Outcome(DeletedKeyReply(deleted, version_of(view, key), days), {key_name(key.key_id): deleted})
+    return Outcome(
+        DeletedKeyReply(deleted, version_of(view, key), retention), {key_name(key.key_id): deleted}
+    )
 
 
 def _recover(command: RecoverDeletedKey, view: View) -> Outcome:
     key = deleted_key(view, command.key_id)
     recovered = replace(key, deleted_time_ms=0, scheduled_purge_time_ms=0)
-    reply = VersionReply(version_of(view, key), pool_record(view).recoverable_days)
+    reply = VersionReply(version_of(view, key), pool_record(view).retention)
     return Outcome(reply, {key_name(key.key_id): recovered})
 
 
-def _purge(command: PurgeDeletedKey, view: View) -> Outcome:
+def _purge(command: PurgeDeletedKey | PurgeDueKey, view: View) -> Outcome:
     key = deleted_key(view, command.key_id)
+    if not rotation.purge_due(key, command.time_ms):
+        if isinstance(command, PurgeDueKey):
+            raise KeyChanged(f"the retention of key {key.key_id} is not over")
+        if pool_record(view).purge_protection:
+            raise PurgeProtected(
+                f"purge protection is on: key {key.key_id} is purged at its scheduled purge date, not before"
+            )
     changes: dict[RecordName, Record | None] = {key_name(key.key_id): None}
     for version_id in key.version_ids:
         changes[version_name(key.key_id, version_id)] = None
     return Outcome(EmptyReply(), changes)
+
+
+def rotatable_version(view: View, key_id: str) -> KeyVersionRecord:
+    """Return the newest version of a key that may be rotated on demand.
+
+    Raises:
+        KeyNotFound: No such key.
+        KeySoftDeleted: The key is soft-deleted.
+        RotationPolicyMissing: It has no rotation policy (Azure Managed HSM wants one first).
+    """
+    key = active_key(view, key_id)
+    if key.rotation_policy is None:
+        raise RotationPolicyMissing(f"key {key_id} has no rotation policy: give it one before it is rotated")
+    return version_of(view, key)
+
+
+def _update_rotation_policy(command: UpdateRotationPolicy, view: View) -> Outcome:
+    key = active_key(view, command.key_id)
+    policy = rotation.checked(command.policy)
+    if policy is not None:
+        created_ms = key.rotation_policy.created_ms if key.rotation_policy else command.time_ms
+        policy = replace(policy, created_ms=created_ms, updated_ms=max(command.time_ms, created_ms))
+    changed = replace(key, rotation_policy=policy)
+    return Outcome(RotationPolicyReply(changed), {key_name(key.key_id): changed})
+
+
+def _rotate(command: RotateKey, view: View) -> Outcome:
+    """Add a version like the newest. What was due is compared with what is due now: never rotated twice."""
+    newest = rotatable_version(view, command.key_id)
+    key = active_key(view, command.key_id)
+    if command.replaces and (
+        command.replaces != newest.version_id or not rotation.rotation_due(key, newest, command.time_ms)
+    ):
+        raise KeyChanged(f"the rotation of key {key.key_id} is not due any more")
+    if (newest.key_type, newest.curve, newest.size_bits) != (
+        command.key_type,
+        command.curve,
+        command.size_bits,
+    ):
+        raise KeyChanged(f"key {key.key_id} got a version of another kind meanwhile: rotate it again")
+    version = replace(
+        newest,
+        version_id=command.version_id,
+        public_key_der=command.public_key_der,
+        sealed_material=command.sealed_material,
+        not_before_ms=0,
+        expires_ms=rotation.expires_ms(key.rotation_policy, command.time_ms),
+        created_ms=command.time_ms,
+        updated_ms=command.time_ms,
+    )
+    return _add_version(view, key, version)

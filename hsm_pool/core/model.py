@@ -51,6 +51,20 @@ class SealedMaterial:
 
 
 @dataclass(frozen=True, slots=True)
+class RotationPolicy:
+    """When a key gets a new version by itself, and how long each new version lives.
+
+    Durations are ISO 8601 texts as the customer wrote them, "" for none; core/rotation.py reads them.
+    """
+
+    time_after_create: str = ""
+    time_before_expiry: str = ""
+    expiry_time: str = ""
+    created_ms: int = 0
+    updated_ms: int = 0
+
+
+@dataclass(frozen=True, slots=True)
 class KeyRecord:
     """A key: the ordered list of its versions and whether it is soft-deleted."""
 
@@ -58,6 +72,7 @@ class KeyRecord:
     version_ids: tuple[str, ...]
     deleted_time_ms: int = 0
     scheduled_purge_time_ms: int = 0
+    rotation_policy: RotationPolicy | None = None
 
     @property
     def deleted(self) -> bool:
@@ -111,6 +126,14 @@ class Admission:
 
 
 @dataclass(frozen=True, slots=True)
+class Retention:
+    """What a pool does with deleted keys; chosen when it is made."""
+
+    recoverable_days: int
+    purge_protection: bool
+
+
+@dataclass(frozen=True, slots=True)
 class PoolRecord:
     """State of the whole pool."""
 
@@ -131,6 +154,13 @@ class PoolRecord:
     """Security version of the firmware that each partition reported."""
     security_version_floor: int = 0
     """Below it no partition serves; it only rises."""
+    purge_protection: bool = False
+    """Whether no deleted key is purged before its date; no command takes it away."""
+
+    @property
+    def retention(self) -> Retention:
+        """What the pool does with deleted keys."""
+        return Retention(self.recoverable_days, self.purge_protection)
 
 
 class RestorePhase(IntEnum):
@@ -297,7 +327,7 @@ def bytes_about(record: Record) -> int:
             tags = sum(len(name.encode()) + len(value.encode()) + 8 for name, value in record.tags.items())
             return 600 + len(record.public_key_der) + len(record.sealed_material.ciphertext) + tags
         case KeyRecord():
-            return 300 + 36 * len(record.version_ids)
+            return 400 + 36 * len(record.version_ids)
         case RequestRecord():
             return 300 + len(record.reply)
         case RestoreRecord():

@@ -15,12 +15,13 @@ from cryptography.hazmat.primitives import serialization
 from cryptography.hazmat.primitives.asymmetric import ec, mldsa, rsa
 from cryptography.hazmat.primitives.asymmetric.types import PrivateKeyTypes
 
-from hsm_pool.core.model import Curve, KeyType
+from hsm_pool.core.model import Curve, KeyType, KeyVersionRecord
 from hsm_pool.crypto.algorithms import (
     AKP_SIZES_BITS,
     CURVE_BITS,
     OCT_SIZES_BITS,
     RSA_EXPONENT,
+    RSA_EXPONENTS,
     RSA_SIZES_BITS,
     check_key_size,
     check_public_exponent,
@@ -222,6 +223,24 @@ class KeyGenerator:
             raise Overloaded("the RSA key was not made in time") from None
         except CancelledError:
             raise Overloaded("no more RSA keys are made here") from None
+
+    def generate_like(self, version: KeyVersionRecord, timeout_seconds: float) -> KeyMaterial:
+        """Make a key of the same kind as a version, an RSA key with its public exponent.
+
+        Raises:
+            Overloaded: As above.
+        """
+        exponent = 0
+        if version.key_type is KeyType.RSA:
+            public = serialization.load_der_public_key(version.public_key_der)
+            assert isinstance(public, rsa.RSAPublicKey)
+            # An imported key may have one that keys are not made with.
+            exponent = public.public_numbers().e if public.public_numbers().e in RSA_EXPONENTS else 0
+        curve, size_bits = version.curve, version.size_bits
+        size_bits = 0 if version.key_type is KeyType.EC else size_bits
+        return self.generate(
+            version.key_type, curve, size_bits, timeout_seconds=timeout_seconds, public_exponent=exponent
+        )
 
     def close(self) -> None:
         """End the threads; whoever waits for a key that is not begun is answered."""

@@ -75,6 +75,9 @@ DATA_ACTIONS: dict[str, Rule] = {
             "ListDeletedKeys": Rule((_A.DELETED_KEYS_READ,)),
             "RecoverDeletedKey": _at_key(_A.DELETED_KEYS_RECOVER),
             "PurgeDeletedKey": _at_key(_A.DELETED_KEYS_DELETE),
+            "RotateKey": _at_key(_A.KEYS_ROTATE),
+            "GetKeyRotationPolicy": _at_key(_A.KEYS_READ),
+            "UpdateKeyRotationPolicy": _at_key(_A.KEYS_WRITE),
             "BackupKey": _at_key(_A.KEYS_BACKUP),
             # The backup names the key: whoever may not restore anything does not get it opened.
             "RestoreKey": Rule((_A.KEYS_RESTORE,)),

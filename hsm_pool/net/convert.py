@@ -5,13 +5,22 @@ from __future__ import annotations
 import base64
 import re
 from collections.abc import Iterable, Mapping
+from dataclasses import replace
 from datetime import UTC, datetime
 
 from google.protobuf.timestamp_pb2 import Timestamp
 
 from hsm_pool import limits
 from hsm_pool.audit.record import note
-from hsm_pool.core.model import Curve, KeyOperation, KeyRecord, KeyType, KeyVersionRecord
+from hsm_pool.core.model import (
+    Curve,
+    KeyOperation,
+    KeyRecord,
+    KeyType,
+    KeyVersionRecord,
+    Retention,
+    RotationPolicy,
+)
 from hsm_pool.errors import InvalidField
 from mhsm.keys.v1 import keys_pb2
 
@@ -145,19 +154,25 @@ def timestamp(milliseconds: int) -> Timestamp:
     return Timestamp(seconds=milliseconds // 1000, nanos=milliseconds % 1000 * 1_000_000)
 
 
-def key_message(version: KeyVersionRecord, recoverable_days: int) -> keys_pb2.Key:
+_LEVELS = {
+    (False, False): keys_pb2.RECOVERY_LEVEL_RECOVERABLE_PURGEABLE,
+    (True, False): keys_pb2.RECOVERY_LEVEL_CUSTOMIZED_RECOVERABLE_PURGEABLE,
+    (False, True): keys_pb2.RECOVERY_LEVEL_RECOVERABLE,
+    (True, True): keys_pb2.RECOVERY_LEVEL_CUSTOMIZED_RECOVERABLE,
+}
+"""By fewer days than the most, and purge protection."""
+
+
+def key_message(version: KeyVersionRecord, retention: Retention) -> keys_pb2.Key:
     """Return what a client sees of a version."""
-    level = (
-        keys_pb2.RECOVERY_LEVEL_RECOVERABLE_PURGEABLE
-        if recoverable_days == limits.RECOVERABLE_DAYS_MAX
-        else keys_pb2.RECOVERY_LEVEL_CUSTOMIZED_RECOVERABLE_PURGEABLE
-    )
+    days = retention.recoverable_days
+    level = _LEVELS[days < limits.RECOVERABLE_DAYS_MAX, retention.purge_protection]
     attributes = keys_pb2.KeyAttributes(
         enabled=version.enabled,
         created=timestamp(version.created_ms),
         updated=timestamp(version.updated_ms),
         recovery_level=level,
-        recoverable_days=recoverable_days,
+        recoverable_days=days,
         exportable=version.exportable,
     )
     if version.not_before_ms:
@@ -177,11 +192,54 @@ def key_message(version: KeyVersionRecord, recoverable_days: int) -> keys_pb2.Ke
 
 
 def deleted_key_message(
-    key: KeyRecord, version: KeyVersionRecord, recoverable_days: int
+    key: KeyRecord, version: KeyVersionRecord, retention: Retention
 ) -> keys_pb2.DeletedKey:
     """Return what a client sees of a soft-deleted key."""
     return keys_pb2.DeletedKey(
-        key=key_message(version, recoverable_days),
+        key=key_message(version, retention),
         deleted_time=timestamp(key.deleted_time_ms),
         scheduled_purge_time=timestamp(key.scheduled_purge_time_ms),
     )
+
+
+def rotation_policy(message: keys_pb2.KeyRotationPolicy) -> RotationPolicy:
+    """Return the rotation policy of a message; the core checks its durations."""
+    if message.HasField("created") or message.HasField("updated"):
+        raise InvalidField("created and updated are set by the pool", field="policy.created")
+    if len(message.lifetime_actions) > 1:
+        raise InvalidField("a policy has at most one action", field="policy.lifetime_actions")
+    policy = RotationPolicy(expiry_time=_duration(message.expiry_time))
+    for action in message.lifetime_actions:
+        if action.action != keys_pb2.LIFETIME_ACTION_TYPE_ROTATE:
+            raise InvalidField("the action of a policy is rotate", field="policy.lifetime_actions")
+        match action.WhichOneof("trigger"):
+            case "time_after_create" if action.time_after_create:
+                policy = replace(policy, time_after_create=_duration(action.time_after_create))
+            case "time_before_expiry" if action.time_before_expiry:
+                policy = replace(policy, time_before_expiry=_duration(action.time_before_expiry))
+            case _:
+                raise InvalidField("the action has no trigger", field="policy.lifetime_actions")
+    return policy
+
+
+def _duration(text: str) -> str:
+    if len(text) > limits.DURATION_LENGTH_MAX:
+        raise InvalidField("a duration is ISO 8601 in whole days, such as P90D or P2Y", field="policy")
+    return text
+
+
+def rotation_policy_message(policy: RotationPolicy | None) -> keys_pb2.KeyRotationPolicy:
+    """Return what a client sees of a rotation policy; without one, a message that says nothing."""
+    if policy is None:
+        return keys_pb2.KeyRotationPolicy()
+    message = keys_pb2.KeyRotationPolicy(
+        expiry_time=policy.expiry_time,
+        created=timestamp(policy.created_ms),
+        updated=timestamp(policy.updated_ms),
+    )
+    rotate = keys_pb2.LIFETIME_ACTION_TYPE_ROTATE
+    if policy.time_after_create:
+        message.lifetime_actions.add(action=rotate, time_after_create=policy.time_after_create)
+    if policy.time_before_expiry:
+        message.lifetime_actions.add(action=rotate, time_before_expiry=policy.time_before_expiry)
+    return message

@@ -21,10 +21,12 @@ from hsm_pool.core.commands import (
     PurgeDeletedKey,
     RecoverDeletedKey,
     Reply,
+    RotationPolicyReply,
     UpdateKeyVersion,
+    UpdateRotationPolicy,
     VersionReply,
 )
-from hsm_pool.core.model import KeyOperation, KeyRecord, KeyVersionRecord, RequestRecord, key_name
+from hsm_pool.core.model import KeyOperation, KeyRecord, KeyVersionRecord, RequestRecord, Retention, key_name
 from hsm_pool.core.roles import Access, key_scope
 from hsm_pool.core.state import State, View
 from hsm_pool.crypto import algorithms
@@ -35,6 +37,7 @@ from hsm_pool.limits import IMPORT_BYTES_MAX
 from hsm_pool.net import convert
 from hsm_pool.net.calls import deadline
 from hsm_pool.net.interceptors import current_access, current_caller
+from hsm_pool.partition import due_work
 from hsm_pool.partition.backups import Backups
 from hsm_pool.partition.partition import Partition
 from hsm_pool.partition.serving import Serving
@@ -118,7 +121,7 @@ class KeyService(keys_pb2_grpc.KeyServiceServicer):
         def decide(view: View) -> keys_pb2.Key:
             key = lifecycle.active_key(view, key_id)
             version = lifecycle.version_of(view, key, version_id)
-            return convert.key_message(version, lifecycle.pool_record(view).recoverable_days)
+            return convert.key_message(version, lifecycle.pool_record(view).retention)
 
         decision = roles.permitted(current_access(key_scope(key_id)), decide)
         consulted = self._partition.serving().replica.consult(decision, deadline(context))
@@ -129,7 +132,7 @@ class KeyService(keys_pb2_grpc.KeyServiceServicer):
     ) -> keys_pb2.ListKeysResponse:
         keys, token = self._page(request.page_size, request.page_token, deadline(context), deleted=False)
         response = keys_pb2.ListKeysResponse(next_page_token=token)
-        response.keys.extend(convert.key_message(version, days) for _, version, days in keys)
+        response.keys.extend(convert.key_message(version, retention) for _, version, retention in keys)
         return response
 
     def ListDeletedKeys(  # noqa: N802, D102
@@ -152,8 +155,8 @@ class KeyService(keys_pb2_grpc.KeyServiceServicer):
                 raise InvalidField("the page token is not valid", field="page_token")
             start = key.version_ids.index(after) + 1 if after else 0
             page = key.version_ids[start : start + size]
-            days = lifecycle.pool_record(view).recoverable_days
-            messages = [convert.key_message(lifecycle.version_of(view, key, v), days) for v in page]
+            retention = lifecycle.pool_record(view).retention
+            messages = [convert.key_message(lifecycle.version_of(view, key, v), retention) for v in page]
             more = start + size < len(key.version_ids)
             return messages, convert.page_token(page[-1]) if more else ""
 
@@ -208,8 +211,8 @@ class KeyService(keys_pb2_grpc.KeyServiceServicer):
 
         def decide(view: View) -> keys_pb2.DeletedKey:
             key = lifecycle.deleted_key(view, key_id)
-            days = lifecycle.pool_record(view).recoverable_days
-            return convert.deleted_key_message(key, lifecycle.version_of(view, key), days)
+            retention = lifecycle.pool_record(view).retention
+            return convert.deleted_key_message(key, lifecycle.version_of(view, key), retention)
 
         decision = roles.permitted(current_access(key_scope(key_id)), decide)
         consulted = self._partition.serving().replica.consult(decision, deadline(context))
@@ -231,10 +234,56 @@ class KeyService(keys_pb2_grpc.KeyServiceServicer):
     ) -> keys_pb2.PurgeDeletedKeyResponse:
         key_id, _ = convert.parse_name(request.name, version_allowed=False)
         serving = self._partition.serving()
-        command = PurgeDeletedKey(serving.now_ms(), key_id)
+        # Without a time that a majority agrees on, no date has come.
+        command = PurgeDeletedKey(serving.replica.agreed_time_ms() or 0, key_id)
         access = current_access(key_scope(key_id))
         return self._commit(
             serving, access, command, request, keys_pb2.PurgeDeletedKeyResponse, deadline(context)
+        )
+
+    def RotateKey(  # noqa: N802, D102
+        self, request: keys_pb2.RotateKeyRequest, context: grpc.ServicerContext
+    ) -> keys_pb2.RotateKeyResponse:
+        key_id, _ = convert.parse_name(request.name, version_allowed=False)
+        until, serving = deadline(context), self._partition.serving()
+        access = current_access(key_scope(key_id))
+        answered = self._answered(serving, access, request, keys_pb2.RotateKeyResponse, until)
+        if answered is not None:
+            return answered
+
+        def find(view: View) -> KeyVersionRecord:
+            return lifecycle.rotatable_version(view, key_id)
+
+        newest = serving.replica.consult(roles.permitted(access, find), until).value
+        remaining = max(0.1, until - boot_time())
+        command = due_work.rotation(
+            serving.keys, self._partition.key_generator, newest, serving.now_ms(), remaining
+        )
+        note(key_version=command.version_id)
+        return self._commit(serving, access, command, request, keys_pb2.RotateKeyResponse, until)
+
+    def GetKeyRotationPolicy(  # noqa: N802, D102
+        self, request: keys_pb2.GetKeyRotationPolicyRequest, context: grpc.ServicerContext
+    ) -> keys_pb2.GetKeyRotationPolicyResponse:
+        key_id, _ = convert.parse_name(request.name, version_allowed=False)
+
+        def decide(view: View) -> keys_pb2.KeyRotationPolicy:
+            return convert.rotation_policy_message(lifecycle.active_key(view, key_id).rotation_policy)
+
+        decision = roles.permitted(current_access(key_scope(key_id)), decide)
+        consulted = self._partition.serving().replica.consult(decision, deadline(context))
+        return keys_pb2.GetKeyRotationPolicyResponse(policy=consulted.value)
+
+    def UpdateKeyRotationPolicy(  # noqa: N802, D102
+        self, request: keys_pb2.UpdateKeyRotationPolicyRequest, context: grpc.ServicerContext
+    ) -> keys_pb2.UpdateKeyRotationPolicyResponse:
+        key_id, _ = convert.parse_name(request.name, version_allowed=False)
+        policy = convert.rotation_policy(request.policy)
+        serving = self._partition.serving()
+        command = UpdateRotationPolicy(serving.now_ms(), key_id, policy)
+        access = current_access(key_scope(key_id))
+        return self._commit(
+            serving, access, command, request, keys_pb2.UpdateKeyRotationPolicyResponse, deadline(context)
         )
 
     def BackupKey(  # noqa: N802, D102
@@ -344,13 +393,13 @@ class KeyService(keys_pb2_grpc.KeyServiceServicer):
 
     def _page(
         self, requested_size: int, token: str, until: float, *, deleted: bool
-    ) -> tuple[list[tuple[KeyRecord, KeyVersionRecord, int]], str]:
+    ) -> tuple[list[tuple[KeyRecord, KeyVersionRecord, Retention]], str]:
         size, after = convert.page_size(requested_size), _position(token)
 
-        def decide(state: State) -> tuple[list[tuple[KeyRecord, KeyVersionRecord, int]], str]:
+        def decide(state: State) -> tuple[list[tuple[KeyRecord, KeyVersionRecord, Retention]], str]:
             restore.refuse_while_restoring(state)
-            page: list[tuple[KeyRecord, KeyVersionRecord, int]] = []
-            days, position = state.pool().recoverable_days, after
+            page: list[tuple[KeyRecord, KeyVersionRecord, Retention]] = []
+            retention, position = state.pool().retention, after
             while ids := state.key_ids_after(position, 100):
                 for position in ids:
                     key = state.get(key_name(position))
@@ -358,7 +407,7 @@ class KeyService(keys_pb2_grpc.KeyServiceServicer):
                         continue
                     if len(page) == size:
                         return page, convert.page_token(page[-1][0].key_id)
-                    page.append((key, lifecycle.version_of(state, key), days))
+                    page.append((key, lifecycle.version_of(state, key), retention))
             return page, ""
 
         return self._partition.serving().replica.consult_all(roles.permitted(current_access(), decide), until)
@@ -377,11 +426,14 @@ def reply_encoder(response: type[Message]) -> Callable[[Reply], bytes]:
         message = response()
         match reply:
             case VersionReply():
-                key = convert.key_message(reply.version, reply.recoverable_days)
+                key = convert.key_message(reply.version, reply.retention)
                 message.key.CopyFrom(key)  # type: ignore[attr-defined]
             case DeletedKeyReply():
-                deleted = convert.deleted_key_message(reply.key, reply.version, reply.recoverable_days)
+                deleted = convert.deleted_key_message(reply.key, reply.version, reply.retention)
                 message.deleted_key.CopyFrom(deleted)  # type: ignore[attr-defined]
+            case RotationPolicyReply():
+                policy = convert.rotation_policy_message(reply.key.rotation_policy)
+                message.policy.CopyFrom(policy)  # type: ignore[attr-defined]
         return message.SerializeToString(deterministic=True)
 
     return encode

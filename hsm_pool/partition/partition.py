@@ -299,6 +299,7 @@ class Partition:
                 self.hold_epoch,
                 self._report_firmware,
                 self.audit,
+                self.key_generator,
             )
             self._move(PartitionState.SERVING, "")
             self.firmware.confirm()
@@ -381,7 +382,11 @@ class Partition:
             CommitUnknown: The store gave no answer in time.
         """
         value = header.SerializeToString(deterministic=True)
-        pool = PoolRecord(self.settings.recoverable_days, frozenset(), chain.value_digest(value))
+        pool = PoolRecord(
+            self.settings.recoverable_days,
+            header_digest=chain.value_digest(value),
+            purge_protection=self.settings.purge_protection,
+        )
         genesis = chain.Head(0, chain.genesis_digest(self.settings.pool_id), b"")
         changes: dict[RecordName, Record | None] = {
             POOL: pool,

@@ -5,10 +5,13 @@ from __future__ import annotations
 import time
 from collections.abc import Callable
 
+from hsm_pool import limits
 from hsm_pool.audit.trail import AuditTrail
 from hsm_pool.core.commands import Command
 from hsm_pool.core.model import KeyVersionRecord, PoolRecord, RecordName
+from hsm_pool.crypto.key_generation import KeyGenerator
 from hsm_pool.crypto.loaded_keys import LoadedKey, LoadedKeyCache
+from hsm_pool.partition.due_work import DueWork
 from hsm_pool.partition.housekeeping import Housekeeper
 from hsm_pool.store.committer import Committer
 from hsm_pool.store.etcd_client import EtcdClient
@@ -35,6 +38,7 @@ class Serving:
         hold_epoch: Callable[[int], bool],
         report_firmware: Callable[[PoolRecord], Command | None],
         trail: AuditTrail,
+        generator: KeyGenerator,
     ) -> None:
         self.keys = keys
         self.replica = Replica(keys, index, state.incarnation)
@@ -42,23 +46,29 @@ class Serving:
         self.committer = Committer(store, self.replica)
         self._follower = Follower(store, self.replica, state, on_tampered)
         self._housekeeper = Housekeeper(self.replica, self.committer, hold_epoch, report_firmware, trail)
+        self._due_work = DueWork(keys, self.replica, self.committer, generator)
         self._loaded = LoadedKeyCache(_LOADED_KEYS_MAX)
         self.replica.on_removed = self._forget
         self.replica.on_header = on_header
         self._follower.start()
         self._housekeeper.start()
+        self._due_work.start()
 
     def close(self) -> None:
         """Stop serving and forget parsed keys."""
         self.replica.stop()
+        self._due_work.close()
         self._housekeeper.close()
         self._follower.close()
         self.committer.close()
         self._loaded.clear()
 
     def now_ms(self) -> int:
-        """Return the time of a command: the own clock, never behind the pool's time."""
-        return max(time.time_ns() // 1_000_000, self.replica.pool_time_ms)
+        """Return the time of a command: the own clock, never behind the pool's time nor far ahead of it."""
+        now_ms, agreed_ms = time.time_ns() // 1_000_000, self.replica.agreed_time_ms()
+        if agreed_ms is not None:
+            now_ms = min(now_ms, agreed_ms + int(1000 * limits.CLOCK_SKEW_SECONDS_MAX))
+        return max(now_ms, self.replica.pool_time_ms)
 
     def _forget(self, name: RecordName) -> None:
         """Forget the parsed private key of a version that was purged."""

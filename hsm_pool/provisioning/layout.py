@@ -98,6 +98,7 @@ class NewPool:
     """Whose bearer tokens are accepted: a small issuer of the pool's own, the customer's, or nobody's."""
     firmware_repository: Path | None = None
     audit_failure: Literal["stop", "continue"] = "stop"
+    purge_protection: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -202,6 +203,7 @@ class _Builder:
             "attended": self._new.attended,
             "partition_count": PARTITIONS,
             "recoverable_days": self._new.recoverable_days,
+            "purge_protection": self._new.purge_protection,
         }
         self._write("pool.json", json.dumps(pool, indent=2).encode() + b"\n")
         return self._pool_id
@@ -279,6 +281,7 @@ class _Builder:
             admission_policy_file=str(self._final / ADMISSION_POLICY),
             sealing="none" if self._new.attended else "platform",
             recoverable_days=self._new.recoverable_days,
+            purge_protection=self._new.purge_protection,
             initial_administrators=("client/administrator",),
             initial_assignments=tuple(
                 InitialAssignment("client/application", role.role_definition_id)

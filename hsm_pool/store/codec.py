@@ -19,6 +19,7 @@ from hsm_pool.core.model import (
     RoleAssignment,
     RoleDefinitionRecord,
     RolesRecord,
+    RotationPolicy,
     SealedMaterial,
     StagedRecord,
 )
@@ -81,6 +82,7 @@ def encode(record: Record) -> tuple[int, bytes]:
                         for index, version in sorted(record.security_versions.items())
                     ],
                     security_version_floor=record.security_version_floor,
+                    purge_protection=record.purge_protection,
                 )
             )
             kind = POOL
@@ -152,6 +154,7 @@ def decode(record_type: int, body: bytes) -> Record:
             },
             security_versions={entry.index: entry.security_version for entry in pool.security_versions},
             security_version_floor=pool.security_version_floor,
+            purge_protection=pool.purge_protection,
         )
     if which == "restore" and record_type == RESTORE:
         restore = message.restore
@@ -249,21 +252,41 @@ def decode_role_definition(message: record_pb2.RoleDefinitionRecord) -> RoleDefi
 
 def encode_key(record: KeyRecord) -> record_pb2.KeyRecord:
     """Return the message of a key."""
+    policy = record.rotation_policy
     return record_pb2.KeyRecord(
         key_id=record.key_id,
         version_ids=record.version_ids,
         deleted_time_ms=record.deleted_time_ms,
         scheduled_purge_time_ms=record.scheduled_purge_time_ms,
+        rotation_policy=record_pb2.RotationPolicyRecord(
+            time_after_create=policy.time_after_create,
+            time_before_expiry=policy.time_before_expiry,
+            expiry_time=policy.expiry_time,
+            created_ms=policy.created_ms,
+            updated_ms=policy.updated_ms,
+        )
+        if policy
+        else None,
     )
 
 
 def decode_key(message: record_pb2.KeyRecord) -> KeyRecord:
     """Return the key of a message."""
+    policy = message.rotation_policy
     return KeyRecord(
         message.key_id,
         tuple(message.version_ids),
         message.deleted_time_ms,
         message.scheduled_purge_time_ms,
+        RotationPolicy(
+            policy.time_after_create,
+            policy.time_before_expiry,
+            policy.expiry_time,
+            policy.created_ms,
+            policy.updated_ms,
+        )
+        if message.HasField("rotation_policy")
+        else None,
     )
 
 

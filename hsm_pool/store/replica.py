@@ -16,7 +16,12 @@ from typing import Generic, Protocol, TypeVar
 
 from hsm_pool import limits
 from hsm_pool.core import membership
-from hsm_pool.core.freshness import FreshnessTracker, PeerRenewal, clock_skew_seconds
+from hsm_pool.core.freshness import (
+    FreshnessTracker,
+    PeerRenewal,
+    agreed_clock_offset,
+    clock_skew_seconds,
+)
 from hsm_pool.core.model import POOL, PoolRecord, Record, RecordName, name_of
 from hsm_pool.core.state import Overlay, State, View
 from hsm_pool.errors import MHSMError, NotFresh, PartitionDrained
@@ -148,9 +153,13 @@ class Replica:
             self._fresh_until = 0.0
             self._sent.clear()
             self._seen.clear()
-            for key, value in values.items():
-                if key.startswith(chain.FRESH_PREFIX):
-                    self._observe_renewal(value)
+            written = sorted(
+                self._observe_renewal(value).wall_time_ms
+                for key, value in values.items()
+                if key.startswith(chain.FRESH_PREFIX)
+            )
+            if len(written) > 1:
+                self.pool_time_ms = max(self.pool_time_ms, written[-2])
             # They were written at an unknown time: no clock can be compared with them.
             self._clocks.clear()
             self._note_drained()
@@ -273,7 +282,7 @@ class Replica:
                         raise Tampered(f"{key.split('/')[0]} was changed outside the chain")
             for key, value in values.items():
                 if key.startswith(chain.FRESH_PREFIX) and value is not None:
-                    self._observe_renewal(value)
+                    self._advance_pool_time(self._observe_renewal(value).wall_time_ms)
             self.revision = revision.revision
             self.tracker.advance(boot_time())
             self.condition.notify_all()
@@ -397,15 +406,20 @@ class Replica:
             else:
                 self._seen[counter] = head_value or b""
 
-    def _observe_renewal(self, value: bytes) -> None:
+    def _advance_pool_time(self, wall_time_ms: int) -> None:
+        """Take the time of a renewal, unless its clock is ahead of the one that a majority agrees on."""
+        agreed_ms = self.agreed_time_ms()
+        if agreed_ms is None or wall_time_ms <= agreed_ms + 1000 * limits.CLOCK_SKEW_SECONDS_MAX:
+            self.pool_time_ms = max(self.pool_time_ms, wall_time_ms)
+
+    def _observe_renewal(self, value: bytes) -> record_pb2.Renewal:
         now = boot_time()
         renewal = self._read_renewal(value)
-        self.pool_time_ms = max(self.pool_time_ms, renewal.wall_time_ms)
         self._clocks[renewal.partition_index] = (renewal.wall_time_ms / 1000 - now, now)
         if renewal.partition_index == self.index:
             if renewal.incarnation == self.incarnation:
                 self._own_renewal_returned(renewal.counter)
-            return
+            return renewal
         news = PeerRenewal(
             renewal.incarnation,
             renewal.counter,
@@ -415,6 +429,7 @@ class Replica:
         )
         if self.tracker.observe_renewal(renewal.partition_index, news):
             self._peer_revisions[renewal.partition_index] = renewal.applied_revision
+        return renewal
 
     def _read_renewal(self, value: bytes) -> record_pb2.Renewal:
         try:
@@ -445,13 +460,26 @@ class Replica:
 
     def _clock_is_off(self) -> bool:
         """Return whether the own clock is too far from the median of the clocks that were heard of lately."""
+        return clock_skew_seconds(self._heard_clocks(), self.index) > limits.CLOCK_SKEW_SECONDS_MAX
+
+    def _heard_clocks(self) -> dict[int, float]:
+        """Return the clocks of renewals that arrived lately, by partition, as offsets to the boot clock."""
         now = boot_time()
-        heard = {
+        return {
             index: offset
             for index, (offset, heard_at) in self._clocks.items()
             if now - heard_at < limits.LEASE_SECONDS
         }
-        return clock_skew_seconds(heard, self.index) > limits.CLOCK_SKEW_SECONDS_MAX
+
+    def agreed_time_ms(self) -> int | None:
+        """Return the time that a majority of the partitions agrees on, Unix milliseconds.
+
+        What cannot be undone waits for it: purges and rotations. It never is ahead of the second clock
+        of three. None while fewer than two clocks were heard of lately.
+        """
+        with self.condition:
+            offset = agreed_clock_offset(self._heard_clocks(), membership.PARTITIONS)
+        return None if offset is None else int((offset + boot_time()) * 1000)
 
     def lease_remaining(self) -> float:
         """Return for how many seconds this partition may still serve; 0.0 when it may not."""
@@ -489,7 +517,8 @@ class Replica:
     def is_housekeeper(self) -> bool:
         """Return whether this partition holds the housekeeping role, as far as it knows.
 
-        Two that both believe so do no harm: compaction and restores bear a repeat.
+        Two that both believe so do no harm: compaction and restores bear a repeat, and due work
+        is decided again on the state that it is committed on.
         """
         return membership.housekeeper(self.state.pool().housekeeper, self.serving()) == self.index
 

@@ -388,6 +388,81 @@ BAD_TOKENS = {
 }
 
 
+def policy(**fields: Any) -> keys_pb2.UpdateKeyRotationPolicyRequest:
+    name = fields.pop("name", "keys/ec")
+    message = keys_pb2.KeyRotationPolicy(**fields)
+    return keys_pb2.UpdateKeyRotationPolicyRequest(name=name, policy=message, request_id=request_id())
+
+
+def action(**fields: Any) -> list[keys_pb2.LifetimeAction]:
+    return [keys_pb2.LifetimeAction(**{"action": keys_pb2.LIFETIME_ACTION_TYPE_ROTATE, **fields})]
+
+
+BAD_POLICIES: dict[str, dict[str, Any]] = {
+    "no trigger": {"lifetime_actions": action()},
+    "empty trigger": {"lifetime_actions": action(time_after_create="")},
+    "no action": {"lifetime_actions": action(action=0, time_after_create="P90D")},
+    "unknown action": {"lifetime_actions": action(action=9, time_after_create="P90D")},
+    "notify": {
+        "lifetime_actions": action(action=keys_pb2.LIFETIME_ACTION_TYPE_NOTIFY, time_before_expiry="P30D"),
+        "expiry_time": "P1Y",
+    },
+    "two actions": {"lifetime_actions": action(time_after_create="P90D") * 2},
+    "27 days": {"lifetime_actions": action(time_after_create="P27D")},
+    "expiry of 27 days": {"expiry_time": "P27D"},
+    "before expiry without expiry": {"lifetime_actions": action(time_before_expiry="P30D")},
+    "before expiry 27 days after creation": {
+        "lifetime_actions": action(time_before_expiry="P63D"),
+        "expiry_time": "P90D",
+    },
+    "created": {"created": Timestamp(seconds=1)},
+    "updated": {"updated": Timestamp(seconds=1)},
+    **{
+        f"duration {text[:12]!r}": {"lifetime_actions": action(time_after_create=text)}
+        for text in (
+            "P",
+            "90",
+            "P90",
+            "PD",
+            "-P90D",
+            "P-90D",
+            "P0D",
+            "P90D ",
+            "p90d",
+            "PT720H",
+            "P1DT1H",
+            "P1.5Y",
+            "P101Y",
+            "P99999Y",
+            "P\u0663\u0660D",
+            "P1Y" * 500,
+        )
+    },
+}
+
+
+def rotation_cases() -> Iterator[Case]:
+    invalid, missing = errors.InvalidField, errors.KeyNotFound
+    for what, fields in BAD_POLICIES.items():
+        yield Case(f"policy: {what}", "UpdateKeyRotationPolicy", policy(**fields), invalid)
+    for name, error in (
+        ("keys/nothing", missing),
+        ("keys/deleted", errors.KeySoftDeleted),
+        (f"keys/ec/versions/{NO_VERSION}", invalid),
+    ):
+        rotate = keys_pb2.RotateKeyRequest(name=name, request_id=request_id())
+        yield Case(f"rotate: {name}", "RotateKey", rotate, error)
+        show = keys_pb2.GetKeyRotationPolicyRequest(name=name)
+        yield Case(f"show policy: {name}", "GetKeyRotationPolicy", show, error)
+        update = policy(name=name, expiry_time="P90D")
+        yield Case(f"update policy: {name}", "UpdateKeyRotationPolicy", update, error)
+    unruled = keys_pb2.RotateKeyRequest(name="keys/ec", request_id=request_id())
+    yield Case("rotate: no policy", "RotateKey", unruled, errors.RotationPolicyMissing)
+    for bad in BAD_REQUEST_IDS:
+        rotate = keys_pb2.RotateKeyRequest(name="keys/ec", request_id=bad)
+        yield Case(f"rotate: request_id {bad!r}", "RotateKey", rotate, invalid)
+
+
 def key_cases() -> Iterator[Case]:
     invalid, missing = errors.InvalidField, errors.KeyNotFound
     deleted, no_deleted = errors.KeySoftDeleted, errors.DeletedKeyNotFound
@@ -420,6 +495,7 @@ def key_cases() -> Iterator[Case]:
     yield Case("recover: active", "RecoverDeletedKey", recover, no_deleted)
     purge = keys_pb2.PurgeDeletedKeyRequest(name="keys/ec", request_id=request_id())
     yield Case("purge: active", "PurgeDeletedKey", purge, no_deleted)
+    yield from rotation_cases()
     for method, kind in (
         ("GetDeletedKey", keys_pb2.GetDeletedKeyRequest),
         ("ListKeyVersions", keys_pb2.ListKeyVersionsRequest),

@@ -461,6 +461,8 @@ def mutations(key_id: str) -> list[tuple[str, Callable[[Pool, str], Any]]]:
         ("import", lambda c, i: c.import_key(f"{key_id}-imported", octets=bytes(16), request_id=i)),
         ("update", lambda c, i: c.update_key(name, tags={"a": "1"}, request_id=i)),
         ("operations", lambda c, i: c.update_key(name, key_operations=sign_only, request_id=i)),
+        ("policy", lambda c, i: c.update_key_rotation_policy(name, expiry_time="P90D", request_id=i)),
+        ("rotate", lambda c, i: c.rotate_key(name, request_id=i)),
         ("delete", lambda c, i: c.delete_key(name, request_id=i)),
         ("recover", lambda c, i: c.recover_deleted_key(name, request_id=i)),
         ("delete again", lambda c, i: c.delete_key(name, request_id=i)),
@@ -578,6 +580,13 @@ def test_both_clients_see_the_same(pool: RunningPool, client: Pool) -> None:
             client.verify(own.name, "ES256", DIGEST, signed)
             updated = await other.update_key(own.name, tags={"b": "2"})
             assert client.get_key(own.name) == updated
+            policy = await other.update_key_rotation_policy(
+                "keys/made-by-asyncio", time_before_expiry="P30D", expiry_time="P90D"
+            )
+            assert await other.get_key_rotation_policy("keys/made-by-asyncio") == policy
+            assert client.get_key_rotation_policy("keys/made-by-asyncio") == policy
+            updated = await other.rotate_key("keys/made-by-asyncio")
+            assert client.get_key("keys/made-by-asyncio") == updated
             deleted = await other.delete_key("keys/made-by-asyncio")
             assert client.get_deleted_key("keys/made-by-asyncio") == deleted
             assert await other.recover_deleted_key("keys/made-by-asyncio") == updated

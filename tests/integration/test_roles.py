@@ -226,6 +226,11 @@ def requests_for(key: str) -> dict[str, Message]:
         f"{keys}GetDeletedKey": keys_pb2.GetDeletedKeyRequest(name=name),
         f"{keys}RecoverDeletedKey": keys_pb2.RecoverDeletedKeyRequest(name=name, request_id=request_id),
         f"{keys}PurgeDeletedKey": keys_pb2.PurgeDeletedKeyRequest(name=name, request_id=request_id),
+        f"{keys}RotateKey": keys_pb2.RotateKeyRequest(name=name, request_id=request_id),
+        f"{keys}GetKeyRotationPolicy": keys_pb2.GetKeyRotationPolicyRequest(name=name),
+        f"{keys}UpdateKeyRotationPolicy": keys_pb2.UpdateKeyRotationPolicyRequest(
+            name=name, request_id=request_id
+        ),
         f"{keys}DeleteKey": keys_pb2.DeleteKeyRequest(name=name, request_id=request_id),
         **{f"{crypto}{method}": request for method, request in crypto_requests(name).items()},
         f"{service}CreateRoleAssignment": roles_pb2.CreateRoleAssignmentRequest(

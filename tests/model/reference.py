@@ -8,6 +8,9 @@ attributes, key operations, versions, soft delete), not from hsm_pool.core:
 * a version that is disabled, not valid yet or expired is refused, except to verify, decrypt and unwrap;
 * a deleted key can be listed, recovered and purged only, and its name cannot be used again meanwhile;
 * recovering brings back every version as it was; purging leaves nothing, and the name is free again;
+* a deleted key is purged by itself when its retention is over; with purge protection never before that;
+* a key with a rotation policy is rotated on demand, and by itself when its newest version is old enough:
+  the new version is like the newest, begins at once, and expires as the policy says;
 * there are at most 100 versions a key and 5,000 keys a pool, deleted ones included.
 
 Refusals are named by their reason on the wire. A refusal changes nothing (G8).
@@ -41,17 +44,42 @@ class Version:
     tags: dict[str, str] = field(default_factory=dict)
 
 
+@dataclass(frozen=True)
+class Policy:
+    """A rotation policy in milliseconds, 0 for none; at most one trigger."""
+
+    after_ms: int = 0
+    before_expiry_ms: int = 0
+    life_ms: int = 0
+
+
 class ReferencePool:
     """What a pool must answer, one operation after the other."""
 
-    def __init__(self, keys_max: int = 5_000, versions_max: int = 100, partitions: int = 3) -> None:
+    def __init__(
+        self,
+        keys_max: int = 5_000,
+        versions_max: int = 100,
+        partitions: int = 3,
+        retention_ms: int = 0,
+        *,
+        protected: bool = False,
+    ) -> None:
         self.active: dict[str, dict[str, Version]] = {}
         self.deleted: dict[str, dict[str, Version]] = {}
+        self.deleted_at: dict[str, int] = {}
+        self.policies: dict[str, Policy] = {}
+        self.made_at: dict[str, int] = {}
+        """When a version was made, by its id; noted by whoever can look at the clock."""
+        self.retention_ms, self.protected = retention_ms, protected
         self.drained: set[int] = set()
         self._keys_max, self._versions_max, self._partitions = keys_max, versions_max, partitions
 
-    def create(self, key: str, version: Version, *, must_not_exist: bool = False) -> Version:
+    def create(self, key: str, version: Version, *, must_not_exist: bool = False, now_ms: int = 0) -> Version:
         """Add a version, and with it the key if there is none."""
+        policy = self.policies.get(key)
+        if policy and policy.life_ms and not version.expires_ms:
+            version = replace(version, expires_ms=now_ms + policy.life_ms)
         if key in self.deleted or (must_not_exist and key in self.active):
             raise Refused("KEY_EXISTS")
         if len(self.active.get(key, {})) == self._versions_max:
@@ -60,6 +88,7 @@ class ReferencePool:
             raise Refused("LIMIT_EXCEEDED")
         _check_window(version)
         self.active.setdefault(key, {})[version.version_id] = version
+        self.made_at[version.version_id] = now_ms
         return version
 
     def find(self, key: str, version_id: str = "") -> Version:
@@ -95,10 +124,43 @@ class ReferencePool:
             raise Refused("KEY_NOT_USABLE")
         return version
 
-    def delete(self, key: str) -> None:
+    def set_policy(self, key: str, policy: Policy | None) -> None:
+        """Give a key a rotation policy, or take it away."""
+        self.versions(key)
+        self.policies.pop(key, None)
+        if policy:
+            self.policies[key] = policy
+
+    def rotate(self, key: str, version_id: str, now_ms: int) -> Version:
+        """Add a version like the newest."""
+        newest = self.find(key)
+        if key not in self.policies:
+            raise Refused("ROTATION_POLICY_MISSING")
+        return self.create(
+            key, replace(newest, version_id=version_id, not_before_ms=0, expires_ms=0), now_ms=now_ms
+        )
+
+    def due(self, now_ms: int) -> set[str]:
+        """Return the keys that are to be purged or rotated by now."""
+        found = {key for key in self.deleted if now_ms - self.deleted_at[key] >= self.retention_ms}
+        for key, policy in self.policies.items():
+            versions = self.active.get(key)
+            if not versions or len(versions) == self._versions_max:
+                continue
+            newest = list(versions.values())[-1]
+            if not newest.enabled or now_ms < newest.not_before_ms:
+                continue
+            old = policy.after_ms and now_ms - self.made_at[newest.version_id] >= policy.after_ms
+            early = policy.before_expiry_ms and newest.expires_ms
+            if old or (early and newest.expires_ms - now_ms <= policy.before_expiry_ms):
+                found.add(key)
+        return found
+
+    def delete(self, key: str, now_ms: int = 0) -> None:
         """Soft-delete a key with all its versions."""
         self.versions(key)
         self.deleted[key] = self.active.pop(key)
+        self.deleted_at[key] = now_ms
 
     def recover(self, key: str) -> Version:
         """Bring a deleted key back as it was."""
@@ -106,10 +168,13 @@ class ReferencePool:
         self.active[key] = self.deleted.pop(key)
         return self.find(key)
 
-    def purge(self, key: str) -> None:
+    def purge(self, key: str, now_ms: int = 0) -> None:
         """Forget a deleted key for good."""
         self._check_deleted(key)
+        if self.protected and now_ms - self.deleted_at[key] < self.retention_ms:
+            raise Refused("PURGE_PROTECTED")
         del self.deleted[key]
+        self.policies.pop(key, None)
 
     def drain(self, partition: int, serving: set[int]) -> None:
         """Take a partition out of service; two others must go on (G5)."""

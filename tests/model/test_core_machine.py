@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import pytest
@@ -13,16 +14,19 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule, run_state_machine_as_test
 
 from hsm_pool import limits
-from hsm_pool.core import lifecycle
+from hsm_pool.core import lifecycle, rotation
 from hsm_pool.core.commands import (
     Command,
     CreateKeyVersion,
     DeleteKey,
     DrainPartition,
     PurgeDeletedKey,
+    PurgeDueKey,
     RecoverDeletedKey,
     ResumePartition,
+    RotateKey,
     UpdateKeyVersion,
+    UpdateRotationPolicy,
 )
 from hsm_pool.core.model import (
     POOL,
@@ -31,8 +35,10 @@ from hsm_pool.core.model import (
     KeyRecord,
     KeyType,
     KeyVersionRecord,
+    PoolRecord,
     RecordName,
     RequestRecord,
+    RotationPolicy,
     SealedMaterial,
     key_name,
     request_name,
@@ -40,12 +46,20 @@ from hsm_pool.core.model import (
 )
 from hsm_pool.core.state import Overlay, State
 from hsm_pool.errors import MHSMError
-from tests.model.reference import ReferencePool, Refused, Version
+from tests.model.reference import Policy, ReferencePool, Refused, Version
 
 KEYS_MAX = 4
 VERSIONS_MAX = 3
 DAY_MS = 24 * 3600 * 1000
 UNKNOWN_VERSION = "f" * 32
+RETENTION_DAYS = 7
+POLICIES: dict[RotationPolicy, Policy | None] = {
+    RotationPolicy(): None,
+    RotationPolicy(time_after_create="P28D"): Policy(after_ms=28 * DAY_MS),
+    RotationPolicy(time_after_create="P30D", expiry_time="P28D"): Policy(30 * DAY_MS, 0, 28 * DAY_MS),
+    RotationPolicy(time_before_expiry="P2D", expiry_time="P30D"): Policy(0, 2 * DAY_MS, 30 * DAY_MS),
+    RotationPolicy(expiry_time="P90D"): Policy(life_ms=90 * DAY_MS),
+}
 
 keys = st.sampled_from(["a", "a", "b", "D", "e-1"])
 times = st.sampled_from([0, 0, 0, 0, 500, 1_000, 1_500, 2_000, 2_500])
@@ -66,14 +80,22 @@ class CoreMachine(RuleBasedStateMachine):
         super().__init__()
         self.state = State()
         self.overlay = Overlay(self.state)
-        self.reference = ReferencePool(KEYS_MAX, VERSIONS_MAX)
+        self.begin_pool(protected=False)
         self.made = 0
         self.now_ms = 1
         self.answers: dict[bytes, tuple[bytes, Command, int]] = {}
 
-    @initialize()
-    def begin(self) -> None:
+    def begin_pool(self, *, protected: bool) -> None:
+        """Begin with an empty pool."""
+        self.state.apply({POOL: PoolRecord(RETENTION_DAYS, purge_protection=protected)})
+        self.reference = ReferencePool(
+            KEYS_MAX, VERSIONS_MAX, retention_ms=RETENTION_DAYS * DAY_MS, protected=protected
+        )
+
+    @initialize(protected=st.booleans())
+    def begin(self, protected: bool) -> None:
         """A story may go without a rule (swarm testing); without any key it would say little."""
+        self.begin_pool(protected=protected)
         every = frozenset(operation.name for operation in KeyOperation)
         for key in ("a", "a", "b"):
             self.create(key, every, True, 0, 0, {"made": "first"}, False)
@@ -155,7 +177,10 @@ class CoreMachine(RuleBasedStateMachine):
             must_not_exist=must_not_exist,
         )
         version = Version(version_id, operations, enabled, not_before_ms, expires_ms, dict(tags))
-        self.both(command, lambda: self.reference.create(key, version, must_not_exist=must_not_exist))
+        self.both(
+            command,
+            lambda: self.reference.create(key, version, must_not_exist=must_not_exist, now_ms=self.now_ms),
+        )
 
     @rule(
         key=keys,
@@ -199,11 +224,11 @@ class CoreMachine(RuleBasedStateMachine):
 
     @rule(key=keys)
     def delete(self, key: str) -> None:
-        outcome = self.both(DeleteKey(self.now_ms, key), lambda: self.reference.delete(key))
+        outcome = self.both(DeleteKey(self.now_ms, key), lambda: self.reference.delete(key, self.now_ms))
         if outcome:
             record = outcome.changes[key_name(key)]
             assert isinstance(record, KeyRecord)
-            assert record.scheduled_purge_time_ms - record.deleted_time_ms == 90 * DAY_MS
+            assert record.scheduled_purge_time_ms - record.deleted_time_ms == RETENTION_DAYS * DAY_MS
 
     @rule(key=keys)
     def recover(self, key: str) -> None:
@@ -211,7 +236,54 @@ class CoreMachine(RuleBasedStateMachine):
 
     @rule(key=keys)
     def purge(self, key: str) -> None:
-        self.both(PurgeDeletedKey(self.now_ms, key), lambda: self.reference.purge(key))
+        self.both(PurgeDeletedKey(self.now_ms, key), lambda: self.reference.purge(key, self.now_ms))
+
+    @rule(key=keys, policy=st.sampled_from(list(POLICIES)))
+    def set_policy(self, key: str, policy: RotationPolicy) -> None:
+        command = UpdateRotationPolicy(self.now_ms, key, policy)
+        self.both(command, lambda: self.reference.set_policy(key, POLICIES[policy]))
+
+    @rule(key=keys)
+    def rotate(self, key: str) -> None:
+        command = self.rotation(key)
+        self.both(command, lambda: self.reference.rotate(key, command.version_id, self.now_ms))
+
+    def rotation(self, key: str, replaces: str = "") -> RotateKey:
+        self.made += 1
+        version_id = f"{self.made:032x}"
+        sealed = SealedMaterial(1, version_id[:12].encode(), b"sealed")
+        return RotateKey(
+            self.now_ms, key, version_id, KeyType.OCT, Curve.NONE, 128, b"", sealed, replaces=replaces
+        )
+
+    @rule(holders=st.integers(1, 3), until=st.sampled_from([0, 1, 2, 100]))
+    def keep_house(self, holders: int, until: int) -> None:
+        """All that is due and nothing else, once, though several find it; perhaps the first ones only."""
+        self.commit()
+        actions, position = rotation.due_work(self.state, self.now_ms)
+        assert position == ""
+        assert {action.key_id for action in actions} == self.reference.due(self.now_ms)
+        for action in actions[:until]:
+            done = 0
+            for _ in range(holders):
+                if isinstance(action, rotation.PurgeDue):
+                    purge = partial(self.reference.purge, action.key_id, self.now_ms)
+                    done += self.wanted(PurgeDueKey(self.now_ms, action.key_id), purge)
+                else:
+                    command = self.rotation(action.key_id, action.newest.version_id)
+                    rotate = partial(self.reference.rotate, command.key_id, command.version_id, self.now_ms)
+                    done += self.wanted(command, rotate)
+            assert done == 1, action
+        self.commit()
+
+    def wanted(self, command: Command, model: Callable[[], object]) -> bool:
+        """Let the core decide something due; the reference follows when it is done."""
+        try:
+            lifecycle.apply(command, Overlay(self.overlay))
+        except MHSMError as error:
+            assert error.reason in {"KEY_CHANGED", "DELETED_KEY_NOT_FOUND"}
+            return False
+        return self.both(command, model) is not None
 
     @rule(key=keys)
     def delete_and_recover(self, key: str) -> None:
@@ -238,7 +310,11 @@ class CoreMachine(RuleBasedStateMachine):
         self.state.apply(self.overlay.changes)
         self.overlay = Overlay(self.state)
 
-    @rule(passed_ms=st.sampled_from([1, 100, limits.REQUEST_RETENTION_MS + 1]))
+    @rule(
+        passed_ms=st.sampled_from(
+            [1, 100, limits.REQUEST_RETENTION_MS + 1, 7 * DAY_MS - 1, 7 * DAY_MS, 28 * DAY_MS]
+        )
+    )
     def wait(self, passed_ms: int) -> None:
         self.now_ms += passed_ms
 

@@ -21,7 +21,7 @@ from hsm_pool.client.pool import Pool
 from hsm_pool.errors import MHSMError
 from mhsm.crypto.v1 import crypto_pb2
 from mhsm.keys.v1 import keys_pb2
-from tests.model.reference import ReferencePool, Refused, Version
+from tests.model.reference import Policy, ReferencePool, Refused, Version
 from tests.running_pool import RunningPool
 
 pytestmark = pytest.mark.pool
@@ -31,6 +31,7 @@ UNKNOWN_VERSION = "f" * 32
 PAST = int(datetime(2020, 1, 1, tzinfo=UTC).timestamp()) * 1000
 FUTURE = int(datetime(2200, 1, 1, tzinfo=UTC).timestamp()) * 1000
 
+DAY_MS = 24 * 3600 * 1000
 EC_OPERATIONS = frozenset({"SIGN", "VERIFY"})
 OCT_OPERATIONS = frozenset({"ENCRYPT", "DECRYPT", "WRAP_KEY", "UNWRAP_KEY"})
 
@@ -155,7 +156,8 @@ class PoolMachine(RuleBasedStateMachine):
             version_id = answer.name.rpartition("/")[2] if answer else "refused"
             operations = wanted.operations or (EC_OPERATIONS if is_ec else OCT_OPERATIONS)
             version = replace(wanted, version_id=version_id, operations=operations)
-            return self.reference.create(key, version, must_not_exist=must_not_exist)
+            now_ms = answer.attributes.created.ToMilliseconds() if answer else 0
+            return self.reference.create(key, version, must_not_exist=must_not_exist, now_ms=now_ms)
 
         answer, modelled = self.both(
             lambda: self.clients[partition].create_key(
@@ -228,6 +230,30 @@ class PoolMachine(RuleBasedStateMachine):
         )
         if answer:
             assert as_reference(answer) == modelled
+
+    @rule(partition=partitions, key=keys, lasting=st.booleans())
+    def set_policy(self, partition: int, key: str, lasting: bool) -> None:
+        self.both(
+            lambda: self.clients[partition].update_key_rotation_policy(
+                self.name(key), expiry_time="P90D" if lasting else ""
+            ),
+            lambda _: self.reference.set_policy(key, Policy(life_ms=90 * DAY_MS) if lasting else None),
+        )
+
+    @rule(partition=partitions, key=keys)
+    def rotate(self, partition: int, key: str) -> None:
+        newest = next(reversed(self.reference.active.get(key, {"": None})))
+
+        def model(answer: keys_pb2.Key | None) -> Version:
+            made_ms = answer.attributes.created.ToMilliseconds() if answer else 0
+            return self.reference.rotate(
+                key, as_reference(answer).version_id if answer else "refused", made_ms
+            )
+
+        answer, modelled = self.both(lambda: self.clients[partition].rotate_key(self.name(key)), model)
+        if answer:
+            assert as_reference(answer) == modelled
+            self.types[modelled.version_id] = self.types[newest]
 
     @rule(partition=partitions, key=keys)
     def delete(self, partition: int, key: str) -> None:

@@ -27,6 +27,7 @@ _CEREMONY_KILL = "tests/integration/test_ceremony_kill.py"
 _CEREMONY_REFUSALS = "tests/integration/test_ceremony_refusals.py"
 _HARDENING = "tests/unit/enclave/test_hardening.py"
 _KEY_PROPOSED = "new-generation-the new key-encryption key is proposed and not in force-partition"
+_DUE = "tests/unit/test_rotation.py"
 _ROTATION = "tests/integration/test_share_rotation.py"
 
 BROKEN_BUILDS: tuple[BrokenBuild, ...] = (
@@ -513,5 +514,37 @@ BROKEN_BUILDS: tuple[BrokenBuild, ...] = (
         "    return {RESTORE: replace(restore, phase=RestorePhase.REMOVING)}\n",
         "    return {RESTORE: replace(restore, phase=RestorePhase.PLACING)}\n",
         (f"{_BACKUP}::test_a_restore_that_dies_undecided_is_repeated_or_cancelled[repeated]",),
+    ),
+    BrokenBuild(
+        "a due rotation is not compared with the key it was found for",
+        "G1",
+        "hsm_pool/core/lifecycle.py",
+        "        command.replaces != newest.version_id or not rotation.rotation_due(key, newest, command.time_ms)\n",
+        "        False\n",
+        (f"{_DUE}::test_a_rotation_is_due_at_its_date_and_once",),
+    ),
+    BrokenBuild(
+        "a purge that was due is not decided again",
+        "G1",
+        "hsm_pool/core/lifecycle.py",
+        "        if isinstance(command, PurgeDueKey):\n",
+        "        if False:\n",
+        (f"{_DUE}::test_a_deleted_key_is_purged_at_its_date_and_a_recovered_one_never",),
+    ),
+    BrokenBuild(
+        "purge protection is not asked",
+        "G1",
+        "hsm_pool/core/lifecycle.py",
+        "        if pool_record(view).purge_protection:\n",
+        "        if False:\n",
+        (f"{_DUE}::test_purge_protection_refuses_a_purge_before_the_date",),
+    ),
+    BrokenBuild(
+        "the clock that is ahead decides what is due",
+        "G1",
+        "hsm_pool/core/freshness.py",
+        "    return sorted(offsets.values())[(len(offsets) - 1) // 2]\n",
+        "    return max(offsets.values())\n",
+        (f"{_DUE}::test_one_wrong_clock_never_brings_a_date_forward",),
     ),
 )

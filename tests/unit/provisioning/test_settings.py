@@ -48,6 +48,7 @@ PARTITION = PartitionSettings(
     admission_policy_file="/policy.json",
     sealing="none",
     recoverable_days=90,
+    purge_protection=False,
     initial_administrators=("client/administrator",),
     initial_assignments=(InitialAssignment("client/application", "0" * 36),),
     tokens=TokenSettings("127.0.0.1:11", "https://issuer", "audience", "https://127.0.0.1:12/keys", "/ca"),
@@ -187,7 +188,7 @@ def test_a_field_of_another_type_is_refused(
     original = _document(file)
     value = _holder(original, place)[place[-1]]
     may_be_null = place in {("store_member",), ("tokens",), ("firmware",)}
-    alien: list[Any] = [True, 1.5, *([] if may_be_null else [None])]
+    alien: list[Any] = [*([] if value is False else [True]), 1.5, *([] if may_be_null else [None])]
     alien += [other for other in ("7", 7, list[Any](), dict[str, Any]()) if type(other) is not type(value)]
     for other in alien:
         document = copy.deepcopy(original)

@@ -62,3 +62,4 @@ def test_a_clock_that_runs_apart_from_two_others_is_not_fresh() -> None:
     replica.apply(Revision(4, (KeyValue(_fresh_key(0), own),)))
     replica.renewal_committed(1, table[chain.HEAD_KEY])
     assert replica.lease_remaining() == 0
+    assert replica.pool_time_ms <= time.time_ns() // 1_000_000 - AGE_MS, "nor does it move the pool's time"

@@ -114,6 +114,12 @@ class _ReasonEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_Reason.ValueTy
     """A checkpoint of an audit log does not continue the one that was cosigned before."""
     REASON_AUDIT_RECORD_NOT_FOUND: _Reason.ValueType  # 52
     """The audit log has no such record, or not any more."""
+    REASON_KEY_CHANGED: _Reason.ValueType  # 60
+    """The key was changed meanwhile; decide anew."""
+    REASON_PURGE_PROTECTED: _Reason.ValueType  # 61
+    """The pool has purge protection, and the key's scheduled purge date has not come."""
+    REASON_ROTATION_POLICY_MISSING: _Reason.ValueType  # 62
+    """The key has no rotation policy: it needs one before it is rotated."""
 
 class Reason(_Reason, metaclass=_ReasonEnumTypeWrapper):
     """Why a call was refused. The name without the prefix is ErrorInfo.reason."""
@@ -208,4 +214,10 @@ REASON_CHECKPOINT_REFUSED: Reason.ValueType  # 51
 """A checkpoint of an audit log does not continue the one that was cosigned before."""
 REASON_AUDIT_RECORD_NOT_FOUND: Reason.ValueType  # 52
 """The audit log has no such record, or not any more."""
+REASON_KEY_CHANGED: Reason.ValueType  # 60
+"""The key was changed meanwhile; decide anew."""
+REASON_PURGE_PROTECTED: Reason.ValueType  # 61
+"""The pool has purge protection, and the key's scheduled purge date has not come."""
+REASON_ROTATION_POLICY_MISSING: Reason.ValueType  # 62
+"""The key has no rotation policy: it needs one before it is rotated."""
 Global___Reason: _TypeAlias = Reason  # noqa: Y015

@@ -144,6 +144,10 @@ class _RecoveryLevelEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_Recover
     """Recoverable+Purgeable: 90 days of retention."""
     RECOVERY_LEVEL_CUSTOMIZED_RECOVERABLE_PURGEABLE: _RecoveryLevel.ValueType  # 2
     """CustomizedRecoverable+Purgeable: 7 to 89 days of retention."""
+    RECOVERY_LEVEL_RECOVERABLE: _RecoveryLevel.ValueType  # 3
+    """Recoverable: 90 days of retention, purge protection."""
+    RECOVERY_LEVEL_CUSTOMIZED_RECOVERABLE: _RecoveryLevel.ValueType  # 4
+    """CustomizedRecoverable: 7 to 89 days of retention, purge protection."""
 
 class RecoveryLevel(_RecoveryLevel, metaclass=_RecoveryLevelEnumTypeWrapper):
     """Azure's recoveryLevel."""
@@ -154,7 +158,35 @@ RECOVERY_LEVEL_RECOVERABLE_PURGEABLE: RecoveryLevel.ValueType  # 1
 """Recoverable+Purgeable: 90 days of retention."""
 RECOVERY_LEVEL_CUSTOMIZED_RECOVERABLE_PURGEABLE: RecoveryLevel.ValueType  # 2
 """CustomizedRecoverable+Purgeable: 7 to 89 days of retention."""
+RECOVERY_LEVEL_RECOVERABLE: RecoveryLevel.ValueType  # 3
+"""Recoverable: 90 days of retention, purge protection."""
+RECOVERY_LEVEL_CUSTOMIZED_RECOVERABLE: RecoveryLevel.ValueType  # 4
+"""CustomizedRecoverable: 7 to 89 days of retention, purge protection."""
 Global___RecoveryLevel: _TypeAlias = RecoveryLevel  # noqa: Y015
+
+class _LifetimeActionType:
+    ValueType = _typing.NewType("ValueType", _builtins.int)
+    V: _TypeAlias = ValueType  # noqa: Y015
+
+class _LifetimeActionTypeEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_LifetimeActionType.ValueType], _builtins.type):
+    DESCRIPTOR: _descriptor.EnumDescriptor
+    LIFETIME_ACTION_TYPE_UNSPECIFIED: _LifetimeActionType.ValueType  # 0
+    """Never valid."""
+    LIFETIME_ACTION_TYPE_ROTATE: _LifetimeActionType.ValueType  # 1
+    """The key gets a new version."""
+    LIFETIME_ACTION_TYPE_NOTIFY: _LifetimeActionType.ValueType  # 2
+    """A notice is sent: refused, as Azure Managed HSM has none."""
+
+class LifetimeActionType(_LifetimeActionType, metaclass=_LifetimeActionTypeEnumTypeWrapper):
+    """What happens at a moment in the life of a version."""
+
+LIFETIME_ACTION_TYPE_UNSPECIFIED: LifetimeActionType.ValueType  # 0
+"""Never valid."""
+LIFETIME_ACTION_TYPE_ROTATE: LifetimeActionType.ValueType  # 1
+"""The key gets a new version."""
+LIFETIME_ACTION_TYPE_NOTIFY: LifetimeActionType.ValueType  # 2
+"""A notice is sent: refused, as Azure Managed HSM has none."""
+Global___LifetimeActionType: _TypeAlias = LifetimeActionType  # noqa: Y015
 
 @_typing.final
 class KeyAttributes(_message.Message):
@@ -1060,6 +1092,236 @@ class PurgeDeletedKeyResponse(_message.Message):
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___PurgeDeletedKeyResponse: _TypeAlias = PurgeDeletedKeyResponse  # noqa: Y015
+
+@_typing.final
+class LifetimeAction(_message.Message):
+    """What happens when. Durations are ISO 8601 in whole days: P90D, P18M, P2Y; a
+    year counts 365 days, a month 30.
+    """
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    ACTION_FIELD_NUMBER: _builtins.int
+    TIME_AFTER_CREATE_FIELD_NUMBER: _builtins.int
+    TIME_BEFORE_EXPIRY_FIELD_NUMBER: _builtins.int
+    action: Global___LifetimeActionType.ValueType
+    """What happens."""
+    time_after_create: _builtins.str
+    """Age of the newest version; at least 28 days."""
+    time_before_expiry: _builtins.str
+    """Time before the newest version expires; at least 28 days less than
+    expiry_time.
+    """
+    def __init__(
+        self,
+        *,
+        action: Global___LifetimeActionType.ValueType = ...,
+        time_after_create: _builtins.str = ...,
+        time_before_expiry: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["time_after_create", b"time_after_create", "time_before_expiry", b"time_before_expiry", "trigger", b"trigger"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["action", b"action", "time_after_create", b"time_after_create", "time_before_expiry", b"time_before_expiry", "trigger", b"trigger"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    _WhichOneofReturnType_trigger: _TypeAlias = _typing.Literal["time_after_create", "time_before_expiry"]  # noqa: Y015
+    _WhichOneofArgType_trigger: _TypeAlias = _typing.Literal["trigger", b"trigger"]  # noqa: Y015
+    def WhichOneof(self, oneof_group: _WhichOneofArgType_trigger) -> _WhichOneofReturnType_trigger | None: ...
+
+Global___LifetimeAction: _TypeAlias = LifetimeAction  # noqa: Y015
+
+@_typing.final
+class KeyRotationPolicy(_message.Message):
+    """Rotation policy of a key."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    LIFETIME_ACTIONS_FIELD_NUMBER: _builtins.int
+    EXPIRY_TIME_FIELD_NUMBER: _builtins.int
+    CREATED_FIELD_NUMBER: _builtins.int
+    UPDATED_FIELD_NUMBER: _builtins.int
+    expiry_time: _builtins.str
+    """Life of each new version that is made without an expiry date; at least 28
+    days; empty for no end.
+    """
+    @_builtins.property
+    def lifetime_actions(self) -> _containers.RepeatedCompositeFieldContainer[Global___LifetimeAction]:
+        """At most one ROTATE."""
+
+    @_builtins.property
+    def created(self) -> _timestamp_pb2.Timestamp:
+        """When the key got its first policy; set by the pool."""
+
+    @_builtins.property
+    def updated(self) -> _timestamp_pb2.Timestamp:
+        """When the policy was last changed; set by the pool."""
+
+    def __init__(
+        self,
+        *,
+        lifetime_actions: _abc.Iterable[Global___LifetimeAction] | None = ...,
+        expiry_time: _builtins.str = ...,
+        created: _timestamp_pb2.Timestamp | None = ...,
+        updated: _timestamp_pb2.Timestamp | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["created", b"created", "updated", b"updated"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["created", b"created", "expiry_time", b"expiry_time", "lifetime_actions", b"lifetime_actions", "updated", b"updated"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___KeyRotationPolicy: _TypeAlias = KeyRotationPolicy  # noqa: Y015
+
+@_typing.final
+class RotateKeyRequest(_message.Message):
+    """Request of RotateKey."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    NAME_FIELD_NUMBER: _builtins.int
+    REQUEST_ID_FIELD_NUMBER: _builtins.int
+    name: _builtins.str
+    """keys/{key}."""
+    request_id: _builtins.str
+    """UUID of the mutation, 36 characters."""
+    def __init__(
+        self,
+        *,
+        name: _builtins.str = ...,
+        request_id: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["name", b"name", "request_id", b"request_id"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___RotateKeyRequest: _TypeAlias = RotateKeyRequest  # noqa: Y015
+
+@_typing.final
+class RotateKeyResponse(_message.Message):
+    """Response of RotateKey."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    KEY_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def key(self) -> Global___Key:
+        """The new version."""
+
+    def __init__(
+        self,
+        *,
+        key: Global___Key | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["key", b"key"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["key", b"key"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___RotateKeyResponse: _TypeAlias = RotateKeyResponse  # noqa: Y015
+
+@_typing.final
+class GetKeyRotationPolicyRequest(_message.Message):
+    """Request of GetKeyRotationPolicy."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    NAME_FIELD_NUMBER: _builtins.int
+    name: _builtins.str
+    """keys/{key}."""
+    def __init__(
+        self,
+        *,
+        name: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["name", b"name"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___GetKeyRotationPolicyRequest: _TypeAlias = GetKeyRotationPolicyRequest  # noqa: Y015
+
+@_typing.final
+class GetKeyRotationPolicyResponse(_message.Message):
+    """Response of GetKeyRotationPolicy."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    POLICY_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def policy(self) -> Global___KeyRotationPolicy:
+        """The policy."""
+
+    def __init__(
+        self,
+        *,
+        policy: Global___KeyRotationPolicy | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["policy", b"policy"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["policy", b"policy"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___GetKeyRotationPolicyResponse: _TypeAlias = GetKeyRotationPolicyResponse  # noqa: Y015
+
+@_typing.final
+class UpdateKeyRotationPolicyRequest(_message.Message):
+    """Request of UpdateKeyRotationPolicy."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    NAME_FIELD_NUMBER: _builtins.int
+    POLICY_FIELD_NUMBER: _builtins.int
+    REQUEST_ID_FIELD_NUMBER: _builtins.int
+    name: _builtins.str
+    """keys/{key}."""
+    request_id: _builtins.str
+    """UUID of the mutation, 36 characters."""
+    @_builtins.property
+    def policy(self) -> Global___KeyRotationPolicy:
+        """The policy; created and updated are refused."""
+
+    def __init__(
+        self,
+        *,
+        name: _builtins.str = ...,
+        policy: Global___KeyRotationPolicy | None = ...,
+        request_id: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["policy", b"policy"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["name", b"name", "policy", b"policy", "request_id", b"request_id"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___UpdateKeyRotationPolicyRequest: _TypeAlias = UpdateKeyRotationPolicyRequest  # noqa: Y015
+
+@_typing.final
+class UpdateKeyRotationPolicyResponse(_message.Message):
+    """Response of UpdateKeyRotationPolicy."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    POLICY_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def policy(self) -> Global___KeyRotationPolicy:
+        """The policy after the change."""
+
+    def __init__(
+        self,
+        *,
+        policy: Global___KeyRotationPolicy | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["policy", b"policy"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["policy", b"policy"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___UpdateKeyRotationPolicyResponse: _TypeAlias = UpdateKeyRotationPolicyResponse  # noqa: Y015
 
 @_typing.final
 class BackupKeyRequest(_message.Message):

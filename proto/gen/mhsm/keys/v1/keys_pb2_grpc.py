@@ -91,6 +91,21 @@ class KeyServiceStub:
                 request_serializer=mhsm_dot_keys_dot_v1_dot_keys__pb2.PurgeDeletedKeyRequest.SerializeToString,
                 response_deserializer=mhsm_dot_keys_dot_v1_dot_keys__pb2.PurgeDeletedKeyResponse.FromString,
                 _registered_method=True)
+        self.RotateKey = channel.unary_unary(
+                '/mhsm.keys.v1.KeyService/RotateKey',
+                request_serializer=mhsm_dot_keys_dot_v1_dot_keys__pb2.RotateKeyRequest.SerializeToString,
+                response_deserializer=mhsm_dot_keys_dot_v1_dot_keys__pb2.RotateKeyResponse.FromString,
+                _registered_method=True)
+        self.GetKeyRotationPolicy = channel.unary_unary(
+                '/mhsm.keys.v1.KeyService/GetKeyRotationPolicy',
+                request_serializer=mhsm_dot_keys_dot_v1_dot_keys__pb2.GetKeyRotationPolicyRequest.SerializeToString,
+                response_deserializer=mhsm_dot_keys_dot_v1_dot_keys__pb2.GetKeyRotationPolicyResponse.FromString,
+                _registered_method=True)
+        self.UpdateKeyRotationPolicy = channel.unary_unary(
+                '/mhsm.keys.v1.KeyService/UpdateKeyRotationPolicy',
+                request_serializer=mhsm_dot_keys_dot_v1_dot_keys__pb2.UpdateKeyRotationPolicyRequest.SerializeToString,
+                response_deserializer=mhsm_dot_keys_dot_v1_dot_keys__pb2.UpdateKeyRotationPolicyResponse.FromString,
+                _registered_method=True)
         self.BackupKey = channel.unary_unary(
                 '/mhsm.keys.v1.KeyService/BackupKey',
                 request_serializer=mhsm_dot_keys_dot_v1_dot_keys__pb2.BackupKeyRequest.SerializeToString,
@@ -179,7 +194,30 @@ class KeyServiceServicer:
         raise NotImplementedError('Method not implemented!')
 
     def PurgeDeletedKey(self, request, context):
-        """Destroys a soft-deleted key for good.
+        """Destroys a soft-deleted key for good. With purge protection it is refused
+        (PURGE_PROTECTED) before the key's scheduled purge date.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def RotateKey(self, request, context):
+        """Makes a new version of the same kind, with new material. The key must have
+        a rotation policy (ROTATION_POLICY_MISSING).
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def GetKeyRotationPolicy(self, request, context):
+        """Reads a key's rotation policy; one that says nothing when it has none.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def UpdateKeyRotationPolicy(self, request, context):
+        """Replaces a key's rotation policy; one that says nothing removes it.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -257,6 +295,21 @@ def add_KeyServiceServicer_to_server(servicer, server):
                     servicer.PurgeDeletedKey,
                     request_deserializer=mhsm_dot_keys_dot_v1_dot_keys__pb2.PurgeDeletedKeyRequest.FromString,
                     response_serializer=mhsm_dot_keys_dot_v1_dot_keys__pb2.PurgeDeletedKeyResponse.SerializeToString,
+            ),
+            'RotateKey': grpc.unary_unary_rpc_method_handler(
+                    servicer.RotateKey,
+                    request_deserializer=mhsm_dot_keys_dot_v1_dot_keys__pb2.RotateKeyRequest.FromString,
+                    response_serializer=mhsm_dot_keys_dot_v1_dot_keys__pb2.RotateKeyResponse.SerializeToString,
+            ),
+            'GetKeyRotationPolicy': grpc.unary_unary_rpc_method_handler(
+                    servicer.GetKeyRotationPolicy,
+                    request_deserializer=mhsm_dot_keys_dot_v1_dot_keys__pb2.GetKeyRotationPolicyRequest.FromString,
+                    response_serializer=mhsm_dot_keys_dot_v1_dot_keys__pb2.GetKeyRotationPolicyResponse.SerializeToString,
+            ),
+            'UpdateKeyRotationPolicy': grpc.unary_unary_rpc_method_handler(
+                    servicer.UpdateKeyRotationPolicy,
+                    request_deserializer=mhsm_dot_keys_dot_v1_dot_keys__pb2.UpdateKeyRotationPolicyRequest.FromString,
+                    response_serializer=mhsm_dot_keys_dot_v1_dot_keys__pb2.UpdateKeyRotationPolicyResponse.SerializeToString,
             ),
             'BackupKey': grpc.unary_unary_rpc_method_handler(
                     servicer.BackupKey,
@@ -568,6 +621,87 @@ class KeyService:
             '/mhsm.keys.v1.KeyService/PurgeDeletedKey',
             mhsm_dot_keys_dot_v1_dot_keys__pb2.PurgeDeletedKeyRequest.SerializeToString,
             mhsm_dot_keys_dot_v1_dot_keys__pb2.PurgeDeletedKeyResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def RotateKey(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/mhsm.keys.v1.KeyService/RotateKey',
+            mhsm_dot_keys_dot_v1_dot_keys__pb2.RotateKeyRequest.SerializeToString,
+            mhsm_dot_keys_dot_v1_dot_keys__pb2.RotateKeyResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def GetKeyRotationPolicy(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/mhsm.keys.v1.KeyService/GetKeyRotationPolicy',
+            mhsm_dot_keys_dot_v1_dot_keys__pb2.GetKeyRotationPolicyRequest.SerializeToString,
+            mhsm_dot_keys_dot_v1_dot_keys__pb2.GetKeyRotationPolicyResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def UpdateKeyRotationPolicy(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/mhsm.keys.v1.KeyService/UpdateKeyRotationPolicy',
+            mhsm_dot_keys_dot_v1_dot_keys__pb2.UpdateKeyRotationPolicyRequest.SerializeToString,
+            mhsm_dot_keys_dot_v1_dot_keys__pb2.UpdateKeyRotationPolicyResponse.FromString,
             options,
             channel_credentials,
             insecure,

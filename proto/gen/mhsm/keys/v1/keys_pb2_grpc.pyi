@@ -58,7 +58,17 @@ class KeyServiceStub:
     RecoverDeletedKey: _grpc.UnaryUnaryMultiCallable[_keys_pb2.RecoverDeletedKeyRequest, _keys_pb2.RecoverDeletedKeyResponse]
     """Makes a soft-deleted key usable again."""
     PurgeDeletedKey: _grpc.UnaryUnaryMultiCallable[_keys_pb2.PurgeDeletedKeyRequest, _keys_pb2.PurgeDeletedKeyResponse]
-    """Destroys a soft-deleted key for good."""
+    """Destroys a soft-deleted key for good. With purge protection it is refused
+    (PURGE_PROTECTED) before the key's scheduled purge date.
+    """
+    RotateKey: _grpc.UnaryUnaryMultiCallable[_keys_pb2.RotateKeyRequest, _keys_pb2.RotateKeyResponse]
+    """Makes a new version of the same kind, with new material. The key must have
+    a rotation policy (ROTATION_POLICY_MISSING).
+    """
+    GetKeyRotationPolicy: _grpc.UnaryUnaryMultiCallable[_keys_pb2.GetKeyRotationPolicyRequest, _keys_pb2.GetKeyRotationPolicyResponse]
+    """Reads a key's rotation policy; one that says nothing when it has none."""
+    UpdateKeyRotationPolicy: _grpc.UnaryUnaryMultiCallable[_keys_pb2.UpdateKeyRotationPolicyRequest, _keys_pb2.UpdateKeyRotationPolicyResponse]
+    """Replaces a key's rotation policy; one that says nothing removes it."""
     BackupKey: _grpc.UnaryUnaryMultiCallable[_keys_pb2.BackupKeyRequest, _keys_pb2.BackupKeyResponse]
     """Returns a key with all its versions, encrypted to the security domain."""
     RestoreKey: _grpc.UnaryUnaryMultiCallable[_keys_pb2.RestoreKeyRequest, _keys_pb2.RestoreKeyResponse]
@@ -94,7 +104,17 @@ class KeyServiceAsyncStub(KeyServiceStub):
     RecoverDeletedKey: _aio.UnaryUnaryMultiCallable[_keys_pb2.RecoverDeletedKeyRequest, _keys_pb2.RecoverDeletedKeyResponse]  # type: ignore[assignment]
     """Makes a soft-deleted key usable again."""
     PurgeDeletedKey: _aio.UnaryUnaryMultiCallable[_keys_pb2.PurgeDeletedKeyRequest, _keys_pb2.PurgeDeletedKeyResponse]  # type: ignore[assignment]
-    """Destroys a soft-deleted key for good."""
+    """Destroys a soft-deleted key for good. With purge protection it is refused
+    (PURGE_PROTECTED) before the key's scheduled purge date.
+    """
+    RotateKey: _aio.UnaryUnaryMultiCallable[_keys_pb2.RotateKeyRequest, _keys_pb2.RotateKeyResponse]  # type: ignore[assignment]
+    """Makes a new version of the same kind, with new material. The key must have
+    a rotation policy (ROTATION_POLICY_MISSING).
+    """
+    GetKeyRotationPolicy: _aio.UnaryUnaryMultiCallable[_keys_pb2.GetKeyRotationPolicyRequest, _keys_pb2.GetKeyRotationPolicyResponse]  # type: ignore[assignment]
+    """Reads a key's rotation policy; one that says nothing when it has none."""
+    UpdateKeyRotationPolicy: _aio.UnaryUnaryMultiCallable[_keys_pb2.UpdateKeyRotationPolicyRequest, _keys_pb2.UpdateKeyRotationPolicyResponse]  # type: ignore[assignment]
+    """Replaces a key's rotation policy; one that says nothing removes it."""
     BackupKey: _aio.UnaryUnaryMultiCallable[_keys_pb2.BackupKeyRequest, _keys_pb2.BackupKeyResponse]  # type: ignore[assignment]
     """Returns a key with all its versions, encrypted to the security domain."""
     RestoreKey: _aio.UnaryUnaryMultiCallable[_keys_pb2.RestoreKeyRequest, _keys_pb2.RestoreKeyResponse]  # type: ignore[assignment]
@@ -193,7 +213,35 @@ class KeyServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _keys_pb2.PurgeDeletedKeyRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_keys_pb2.PurgeDeletedKeyResponse, _abc.Awaitable[_keys_pb2.PurgeDeletedKeyResponse]]:
-        """Destroys a soft-deleted key for good."""
+        """Destroys a soft-deleted key for good. With purge protection it is refused
+        (PURGE_PROTECTED) before the key's scheduled purge date.
+        """
+
+    @_abc_1.abstractmethod
+    def RotateKey(
+        self,
+        request: _keys_pb2.RotateKeyRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_keys_pb2.RotateKeyResponse, _abc.Awaitable[_keys_pb2.RotateKeyResponse]]:
+        """Makes a new version of the same kind, with new material. The key must have
+        a rotation policy (ROTATION_POLICY_MISSING).
+        """
+
+    @_abc_1.abstractmethod
+    def GetKeyRotationPolicy(
+        self,
+        request: _keys_pb2.GetKeyRotationPolicyRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_keys_pb2.GetKeyRotationPolicyResponse, _abc.Awaitable[_keys_pb2.GetKeyRotationPolicyResponse]]:
+        """Reads a key's rotation policy; one that says nothing when it has none."""
+
+    @_abc_1.abstractmethod
+    def UpdateKeyRotationPolicy(
+        self,
+        request: _keys_pb2.UpdateKeyRotationPolicyRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_keys_pb2.UpdateKeyRotationPolicyResponse, _abc.Awaitable[_keys_pb2.UpdateKeyRotationPolicyResponse]]:
+        """Replaces a key's rotation policy; one that says nothing removes it."""
 
     @_abc_1.abstractmethod
     def BackupKey(

@@ -480,6 +480,7 @@ class KeyRecord(_message.Message):
     VERSION_IDS_FIELD_NUMBER: _builtins.int
     DELETED_TIME_MS_FIELD_NUMBER: _builtins.int
     SCHEDULED_PURGE_TIME_MS_FIELD_NUMBER: _builtins.int
+    ROTATION_POLICY_FIELD_NUMBER: _builtins.int
     key_id: _builtins.str
     """Key id."""
     deleted_time_ms: _builtins.int
@@ -490,6 +491,10 @@ class KeyRecord(_message.Message):
     def version_ids(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
         """Version ids, oldest first."""
 
+    @_builtins.property
+    def rotation_policy(self) -> Global___RotationPolicyRecord:
+        """When it is rotated; absent for never."""
+
     def __init__(
         self,
         *,
@@ -497,14 +502,53 @@ class KeyRecord(_message.Message):
         version_ids: _abc.Iterable[_builtins.str] | None = ...,
         deleted_time_ms: _builtins.int = ...,
         scheduled_purge_time_ms: _builtins.int = ...,
+        rotation_policy: Global___RotationPolicyRecord | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["rotation_policy", b"rotation_policy"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["deleted_time_ms", b"deleted_time_ms", "key_id", b"key_id", "scheduled_purge_time_ms", b"scheduled_purge_time_ms", "version_ids", b"version_ids"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["deleted_time_ms", b"deleted_time_ms", "key_id", b"key_id", "rotation_policy", b"rotation_policy", "scheduled_purge_time_ms", b"scheduled_purge_time_ms", "version_ids", b"version_ids"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___KeyRecord: _TypeAlias = KeyRecord  # noqa: Y015
+
+@_typing.final
+class RotationPolicyRecord(_message.Message):
+    """The rotation policy of a key. Durations as the customer wrote them (ISO 8601), empty for none."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    TIME_AFTER_CREATE_FIELD_NUMBER: _builtins.int
+    TIME_BEFORE_EXPIRY_FIELD_NUMBER: _builtins.int
+    EXPIRY_TIME_FIELD_NUMBER: _builtins.int
+    CREATED_MS_FIELD_NUMBER: _builtins.int
+    UPDATED_MS_FIELD_NUMBER: _builtins.int
+    time_after_create: _builtins.str
+    """Age of the newest version."""
+    time_before_expiry: _builtins.str
+    """Time before the newest version expires."""
+    expiry_time: _builtins.str
+    """Life of each new version."""
+    created_ms: _builtins.int
+    """Unix milliseconds."""
+    updated_ms: _builtins.int
+    """Unix milliseconds."""
+    def __init__(
+        self,
+        *,
+        time_after_create: _builtins.str = ...,
+        time_before_expiry: _builtins.str = ...,
+        expiry_time: _builtins.str = ...,
+        created_ms: _builtins.int = ...,
+        updated_ms: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["created_ms", b"created_ms", "expiry_time", b"expiry_time", "time_after_create", b"time_after_create", "time_before_expiry", b"time_before_expiry", "updated_ms", b"updated_ms"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___RotationPolicyRecord: _TypeAlias = RotationPolicyRecord  # noqa: Y015
 
 @_typing.final
 class KeyVersionRecord(_message.Message):
@@ -690,6 +734,7 @@ class PoolRecord(_message.Message):
     ADMISSIONS_FIELD_NUMBER: _builtins.int
     SECURITY_VERSIONS_FIELD_NUMBER: _builtins.int
     SECURITY_VERSION_FLOOR_FIELD_NUMBER: _builtins.int
+    PURGE_PROTECTION_FIELD_NUMBER: _builtins.int
     recoverable_days: _builtins.int
     """Days a deleted key can be recovered."""
     header_digest: _builtins.bytes
@@ -702,6 +747,8 @@ class PoolRecord(_message.Message):
     """Partition that is asked first to do the housekeeping."""
     security_version_floor: _builtins.int
     """Security version below which no partition serves; 0 for none."""
+    purge_protection: _builtins.bool
+    """Whether no deleted key is purged before its scheduled purge date."""
     @_builtins.property
     def drained(self) -> _containers.RepeatedScalarFieldContainer[_builtins.int]:
         """Indices of the drained partitions."""
@@ -731,10 +778,11 @@ class PoolRecord(_message.Message):
         admissions: _abc.Iterable[Global___Admission] | None = ...,
         security_versions: _abc.Iterable[Global___ReportedSecurityVersion] | None = ...,
         security_version_floor: _builtins.int = ...,
+        purge_protection: _builtins.bool = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["admissions", b"admissions", "drained", b"drained", "epoch", b"epoch", "header_digest", b"header_digest", "holders", b"holders", "housekeeper", b"housekeeper", "next_epoch", b"next_epoch", "recoverable_days", b"recoverable_days", "security_version_floor", b"security_version_floor", "security_versions", b"security_versions"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["admissions", b"admissions", "drained", b"drained", "epoch", b"epoch", "header_digest", b"header_digest", "holders", b"holders", "housekeeper", b"housekeeper", "next_epoch", b"next_epoch", "purge_protection", b"purge_protection", "recoverable_days", b"recoverable_days", "security_version_floor", b"security_version_floor", "security_versions", b"security_versions"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
