@@ -17,7 +17,9 @@ outcome open.
 
 from __future__ import annotations
 
-from typing import ClassVar
+from typing import ClassVar, Self
+
+from hsm_pool import limits
 
 DOMAIN = "mhsm"
 
@@ -302,10 +304,17 @@ class CommitUnknown(AvailabilityError):
 
 
 class Overloaded(AvailabilityError):
-    """Too many calls are under way."""
+    """Too many calls are under way. Nothing was done; retry_seconds travels as google.rpc.RetryInfo."""
 
     code = "RESOURCE_EXHAUSTED"
     reason = "OVERLOADED"
+    retry_seconds = 0.5
+    """After how long another try at the same partition makes sense."""
+
+    def retry_after(self, seconds: float) -> Self:
+        """Set retry_seconds, within its bounds."""
+        self.retry_seconds = min(max(seconds, limits.RETRY_SECONDS_MIN), limits.RETRY_SECONDS_MAX)
+        return self
 
 
 class AccessError(MHSMError):

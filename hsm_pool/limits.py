@@ -80,10 +80,52 @@ QUORUM_MIN: Final = 2
 """Quorum of a security domain at least (Azure Managed HSM)."""
 
 CALLS_IN_FLIGHT_MAX: Final = 64
-"""Calls under way in one partition; more are refused as OVERLOADED."""
+"""Calls under way at a listener of the peer, fabric or node plane."""
+
+CLIENT_CALLS_MAX: Final = 512
+"""Calls that a listener of the client plane takes from the wire; admission decides about each of them."""
 
 STREAMS_MAX: Final = 8
 """Open streams of one partition; each keeps a thread of its server."""
+
+STREAM_WAIT_SECONDS: Final = 10.0
+"""How long a message of a stream waits for its turn."""
+
+OPERATIONS_RUNNING_MAX: Final = 16
+"""Operations and reads that run at once in one partition; their interpreter also renews the lease."""
+
+OPERATIONS_WAITING_MAX: Final = 32
+"""Operations and reads that wait for their turn; more are refused as OVERLOADED."""
+
+MUTATIONS_RUNNING_MAX: Final = 24
+"""Mutations under way in one partition; they mostly wait for the store."""
+
+MUTATIONS_WAITING_MAX: Final = 24
+"""Mutations that wait for their turn."""
+
+CONTROL_RUNNING_MAX: Final = 8
+"""Questions for health, status and evidence, and steps of ceremonies, that run at once."""
+
+CONTROL_WAITING_MAX: Final = 8
+"""Those that wait for their turn."""
+
+RSA_KEYS_RUNNING_MAX: Final = 2
+"""RSA keys that are made at once in one partition, each by a thread of the generator's."""
+
+RSA_KEYS_WAITING_MAX: Final = 6
+"""Mutations that wait for the generator of RSA keys: with those above, a third of all."""
+
+RSA_KEY_WAIT_SECONDS: Final = 10.0
+"""How long one waits for the generator; a key of 4096 bits takes about a second."""
+
+QUEUE_SECONDS_MAX: Final = 1.0
+"""How long any other call waits for its turn, and never longer than half of the time that is left to it."""
+
+RETRY_SECONDS_MIN: Final = 0.02
+"""RetryInfo of a refused call, at least."""
+
+RETRY_SECONDS_MAX: Final = 2.0
+"""RetryInfo of a refused call, at most; a client believes no more either."""
 
 ROLE_DEFINITIONS_MAX: Final = 50
 """Custom role definitions of a pool (Azure Managed HSM service limits)."""

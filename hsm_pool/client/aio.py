@@ -16,7 +16,7 @@ from hsm_pool.client import backup_calls, calls, channels, role_calls
 from hsm_pool.client.calls import ATTEMPT_SECONDS, CALL_SECONDS, Call
 from hsm_pool.client.connection import Connection, load_connection
 from hsm_pool.client.errors import PoolUnreachable, from_rpc
-from hsm_pool.client.retry import Attempts, Rotation
+from hsm_pool.client.retry import Attempts, RetryCounts, Rotation
 from hsm_pool.errors import MHSMError
 from mhsm.crypto.v1 import crypto_pb2, crypto_pb2_grpc
 from mhsm.evidence.v1 import evidence_pb2
@@ -46,6 +46,8 @@ class AsyncPool:
         self._timeout_seconds = timeout_seconds
         self._channels = channels.open_channels(connection, client, token, grpc.aio.secure_channel)
         self._rotation = Rotation(len(self._channels))
+        self.retry_counts = RetryCounts()
+        """What this client met so far."""
 
     @staticmethod
     def connect(path: Path | str, client: str = "application", **options: Any) -> AsyncPool:
@@ -369,7 +371,7 @@ class AsyncPool:
         total = self._timeout_seconds or CALL_SECONDS[call.kind]
         if self._pinned is not None:
             return await self._once(call, self._pinned, total)
-        attempts = Attempts(time.monotonic() + total, call.kind == "mutation")
+        attempts = Attempts(time.monotonic() + total, call.kind == "mutation", self.retry_counts)
         while True:
             now = time.monotonic()
             index, probe = self._rotation.choose(attempts.tried, now)

@@ -12,7 +12,7 @@
 from __future__ import annotations
 
 import grpc
-from google.rpc import error_details_pb2
+from google.rpc import error_details_pb2, status_pb2
 from grpc_status import rpc_status
 
 from hsm_pool.errors import BY_REASON, DOMAIN, MHSMError, Overloaded
@@ -63,7 +63,12 @@ def from_rpc(error: grpc.RpcError) -> MHSMError:
         info = error_details_pb2.ErrorInfo()
         for detail in status.details:
             if detail.Unpack(info) and info.domain == DOMAIN and info.reason in BY_REASON:
-                return rebuild(info.reason, status.message, dict(info.metadata))
+                rebuilt = rebuild(info.reason, status.message, dict(info.metadata))
+                return (
+                    rebuilt.retry_after(_retry_seconds(status))
+                    if isinstance(rebuilt, Overloaded)
+                    else rebuilt
+                )
     code, details = error.code(), (error.details() or "").lower()
     if code is grpc.StatusCode.UNAVAILABLE:
         if any(word in details for word in _NOT_SENT):
@@ -74,6 +79,16 @@ def from_rpc(error: grpc.RpcError) -> MHSMError:
     if code in _INDEFINITE:
         return CallIndefinite(f"no answer ({code.name.lower()}); the outcome is not known")
     return CallRefused(f"the call was refused ({code.name.lower()})")
+
+
+def _retry_seconds(status: status_pb2.Status) -> float:
+    """Return the delay of google.rpc.RetryInfo in seconds, or the usual one."""
+    later = error_details_pb2.RetryInfo()
+    for detail in status.details:
+        if detail.Unpack(later):
+            delay: float = later.retry_delay.seconds + later.retry_delay.nanos / 1e9
+            return delay
+    return Overloaded.retry_seconds
 
 
 def rebuild(reason: str, message: str, metadata: dict[str, str]) -> MHSMError:

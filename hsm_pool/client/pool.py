@@ -16,7 +16,7 @@ from hsm_pool.client import backup_calls, calls, channels, role_calls
 from hsm_pool.client.calls import ATTEMPT_SECONDS, CALL_SECONDS, Call
 from hsm_pool.client.connection import Connection, load_connection
 from hsm_pool.client.errors import PoolUnreachable, from_rpc
-from hsm_pool.client.retry import Attempts, Rotation
+from hsm_pool.client.retry import Attempts, RetryCounts, Rotation
 from hsm_pool.errors import MHSMError
 from mhsm.crypto.v1 import crypto_pb2, crypto_pb2_grpc
 from mhsm.evidence.v1 import evidence_pb2
@@ -58,6 +58,8 @@ class Pool:
         self._channels = channels.open_channels(connection, client, token, grpc.secure_channel)
         self._stubs: dict[tuple[Any, int], Any] = {}
         self._rotation = Rotation(len(self._channels))
+        self.retry_counts = RetryCounts()
+        """What this client met so far."""
         self._lock = threading.Lock()
 
     @staticmethod
@@ -378,7 +380,7 @@ class Pool:
         total = self._timeout_seconds or CALL_SECONDS[call.kind]
         if self._pinned is not None:
             return self._once(call, self._pinned, total)
-        attempts = Attempts(time.monotonic() + total, call.kind == "mutation")
+        attempts = Attempts(time.monotonic() + total, call.kind == "mutation", self.retry_counts)
         pause = threading.Event()
         while True:
             now = time.monotonic()
@@ -397,7 +399,8 @@ class Pool:
                         self._rotation.unhealthy(index, now)
                     else:
                         self._rotation.healthy(index)
-                pause.wait(attempts.backoff(error, index, len(self._channels), now))
+                    seconds = attempts.backoff(error, index, len(self._channels), now)
+                pause.wait(seconds)
             else:
                 with self._lock:
                     self._rotation.healthy(index)

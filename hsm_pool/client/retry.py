@@ -12,11 +12,13 @@ import random
 from dataclasses import dataclass, field
 
 from hsm_pool.client.errors import CallIndefinite, PoolUnreachable
-from hsm_pool.errors import AvailabilityError, InternalError, MHSMError, NotActivated, PoolLocked
+from hsm_pool.errors import AvailabilityError, InternalError, MHSMError, NotActivated, Overloaded, PoolLocked
 
 _FIRST_BACKOFF_SECONDS = 0.01
 _LAST_BACKOFF_SECONDS = 0.5
 _ATTEMPTS_MAX = 200
+_RETRY_ROUNDS_MAX = 4
+"""RetryInfo is stretched up to this factor."""
 UNHEALTHY_SECONDS = 1.0
 """How long a partition that did not answer is asked last."""
 
@@ -58,15 +60,28 @@ class Rotation:
 
 
 @dataclass(slots=True)
+class RetryCounts:
+    """What a client met so far."""
+
+    overloaded: int = 0
+    """Answers of partitions that had too many calls."""
+    overload_pauses: int = 0
+    """Pauses that were as long as such answers asked for, or longer."""
+
+
+@dataclass(slots=True)
 class Attempts:
     """The tries of one call."""
 
     deadline: float
     mutation: bool
+    counts: RetryCounts = field(default_factory=RetryCounts)
     tried: set[int] = field(default_factory=set)
     count: int = 0
     indefinite: MHSMError | None = None
     """The first error that left the outcome open: a later definite one does not close it."""
+    _retry_seconds: float = 0.0
+    """The longest delay that partitions asked for in this round."""
 
     def backoff(self, error: MHSMError, index: int, partitions: int, now: float) -> float:
         """Return the pause before the next try.
@@ -78,6 +93,9 @@ class Attempts:
         if not error.definite and self.indefinite is None:
             self.indefinite = error
         self.tried.add(index)
+        if isinstance(error, Overloaded):
+            self.counts.overloaded += 1
+            self._retry_seconds = max(self._retry_seconds, error.retry_seconds)
         # What one partition says of the whole pool counts when all of them say it.
         of_pool = isinstance(error, NotActivated | PoolLocked)
         if not retriable(error) and not (of_pool and len(self.tried) < partitions):
@@ -89,6 +107,12 @@ class Attempts:
             rounds = self.count // max(1, partitions)
             limit = min(_LAST_BACKOFF_SECONDS, _FIRST_BACKOFF_SECONDS * 2 ** min(rounds, 10))
             pause = limit * (0.5 + random.random() / 2)  # noqa: S311 - jitter
+            if self._retry_seconds:
+                # Later rounds wait longer: whoever is refused again and again must not add to the load.
+                asked = self._retry_seconds * min(rounds, _RETRY_ROUNDS_MAX)
+                pause = max(pause, asked * (1 + random.random() / 2))  # noqa: S311
+                self.counts.overload_pauses += 1
+                self._retry_seconds = 0.0
         if now + pause >= self.deadline or self.count >= _ATTEMPTS_MAX:
             raise self.indefinite or error
         return pause

@@ -10,15 +10,15 @@ import threading
 import time
 import uuid
 from collections.abc import Callable, Iterator
+from contextlib import ExitStack, nullcontext
 from typing import Any
 
 import grpc
 import structlog
-from google.protobuf import any_pb2
+from google.protobuf import any_pb2, duration_pb2
 from google.rpc import code_pb2, error_details_pb2, status_pb2
 from grpc_status import rpc_status
 
-from hsm_pool import limits
 from hsm_pool.audit import record
 from hsm_pool.audit.log import AuditLog
 from hsm_pool.audit.record import Operation
@@ -33,6 +33,7 @@ from hsm_pool.errors import (
     Overloaded,
     Unauthenticated,
 )
+from hsm_pool.net.admission import CallAdmission, CallKind, kind_of
 from hsm_pool.net.authorization import Caller, Rule, authorize
 from hsm_pool.net.calls import deadline
 from hsm_pool.net.role_gate import RoleGate
@@ -61,11 +62,18 @@ def current_access(scope: str = WHOLE_POOL) -> Access:
 
 
 def error_status(error: MHSMError) -> status_pb2.Status:
-    """Return a typed error as google.rpc.Status with one ErrorInfo (AIP-193)."""
+    """Return a typed error as google.rpc.Status: ErrorInfo, and RetryInfo if it is an overload (AIP-193)."""
     detail = any_pb2.Any()
     metadata = {**error.metadata, "definite": "true" if error.definite else "false"}
     detail.Pack(error_details_pb2.ErrorInfo(reason=error.reason, domain=DOMAIN, metadata=metadata))
-    return status_pb2.Status(code=code_pb2.Code.Value(error.code), message=error.message, details=[detail])
+    details = [detail]
+    if isinstance(error, Overloaded):
+        later = any_pb2.Any()
+        delay = duration_pb2.Duration()
+        delay.FromNanoseconds(int(error.retry_seconds * 1e9))
+        later.Pack(error_details_pb2.RetryInfo(retry_delay=delay))
+        details.append(later)
+    return status_pb2.Status(code=code_pb2.Code.Value(error.code), message=error.message, details=details)
 
 
 def typed(error: Exception, method: str) -> MHSMError:
@@ -110,6 +118,7 @@ class Gate(grpc.ServerInterceptor):
         translate: Callable[[Exception], Exception],
         roles: RoleGate,
         audit_log: AuditLog,
+        admission: CallAdmission | None = None,
         *,
         bare_errors: bool = False,
     ) -> None:
@@ -119,8 +128,7 @@ class Gate(grpc.ServerInterceptor):
         self._bare_errors = bare_errors
         self._translate = translate
         self._audit_log = audit_log
-        # A stream keeps a thread of the server for as long as its client likes.
-        self._streams = threading.BoundedSemaphore(limits.STREAMS_MAX)
+        self._admission = admission
 
     def intercept_service(self, continuation: Any, handler_call_details: Any) -> Any:
         """Wrap the handler of a method."""
@@ -142,11 +150,12 @@ class Gate(grpc.ServerInterceptor):
         self._begin(caller, context, method)
         if method not in record.POLLED:
             self._audit_log.check()
-        rule = authorize(caller, method)
-        if rule is not None:
-            self._roles.admit(caller, rule, method, deadline(context))
-        _call.caller, _call.rule = caller, rule
+        _call.caller, _call.rule = caller, authorize(caller, method)
         return caller
+
+    def _admit_roles(self, method: str, until: float) -> None:
+        if _call.rule is not None:
+            self._roles.admit(_call.caller, _call.rule, method, until)
 
     def _begin(self, caller: Caller, context: grpc.ServicerContext, method: str) -> None:
         address = record.caller_address(context.peer())
@@ -182,11 +191,20 @@ class Gate(grpc.ServerInterceptor):
             context.abort(getattr(grpc.StatusCode, shown.code), "")
         context.abort_with_status(rpc_status.to_status(error_status(shown)))
 
+    def _place(self, caller: Caller, kind: CallKind, until: float, *, patient: bool = False) -> Any:
+        if self._admission is None:
+            return nullcontext()
+        return self._admission.call(caller.uri, kind, until, patient=patient)
+
     def _unary(self, handle: Any, parse: Any, method: str) -> Any:
+        kind = kind_of(method)
+
         def call(octets: bytes, context: grpc.ServicerContext) -> Any:
             try:
-                self._enter(context, method)
-                response = handle(_parsed(octets, parse), context)
+                caller, until = self._enter(context, method), deadline(context)
+                with self._place(caller, kind, until):
+                    self._admit_roles(method, until)
+                    response = handle(_parsed(octets, parse), context)
                 self._succeed()
                 return response
             except Exception as error:  # noqa: BLE001 - the one place where errors become answers
@@ -198,30 +216,33 @@ class Gate(grpc.ServerInterceptor):
 
     def _stream(self, handle: Any, parse: Any, method: str) -> Any:
         def call(messages: Iterator[bytes], context: grpc.ServicerContext) -> Iterator[Any]:
-            acquired = False
-            try:
-                caller = self._enter(context, method)
-                acquired = self._streams.acquire(blocking=False)
-                if not acquired:
-                    raise Overloaded("too many streams are open at this partition")
+            with ExitStack() as held:
+                try:
+                    caller = self._enter(context, method)
+                    if self._admission is not None:
+                        held.enter_context(self._admission.stream(caller.uri))
+                    self._admit_roles(method, deadline(context))
+                    place = held.enter_context(ExitStack())
 
-                def requests() -> Iterator[Any]:
-                    for octets in messages:
-                        self._begin(caller, context, method)
-                        self._audit_log.check()
-                        yield _parsed(octets, parse)
+                    def requests() -> Iterator[Any]:
+                        for octets in messages:
+                            self._begin(caller, context, method)
+                            self._audit_log.check()
+                            # Each message is a batch, and waits for its turn like any other call.
+                            until = deadline(context)
+                            place.enter_context(self._place(caller, CallKind.OPERATION, until, patient=True))
+                            yield _parsed(octets, parse)
 
-                # The stream as such is on record only if it is refused.
-                record.begin(None)
-                for response in handle(requests(), context):
-                    self._succeed()
+                    # The stream as such is on record only if it is refused.
                     record.begin(None)
-                    yield response
-            except Exception as error:  # noqa: BLE001
-                self._abort(context, error, method)
-            finally:
-                record.begin(None)
-                if acquired:
-                    self._streams.release()
+                    for response in handle(requests(), context):
+                        place.close()
+                        self._succeed()
+                        record.begin(None)
+                        yield response
+                except Exception as error:  # noqa: BLE001
+                    self._abort(context, error, method)
+                finally:
+                    record.begin(None)
 
         return call

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import os
 from collections.abc import Callable
+from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import TypeVar
 
@@ -26,7 +27,15 @@ from hsm_pool.core.commands import (
     UpdateRotationPolicy,
     VersionReply,
 )
-from hsm_pool.core.model import KeyOperation, KeyRecord, KeyVersionRecord, RequestRecord, Retention, key_name
+from hsm_pool.core.model import (
+    KeyOperation,
+    KeyRecord,
+    KeyType,
+    KeyVersionRecord,
+    RequestRecord,
+    Retention,
+    key_name,
+)
 from hsm_pool.core.roles import Access, key_scope
 from hsm_pool.core.state import State, View
 from hsm_pool.crypto import algorithms
@@ -35,6 +44,7 @@ from hsm_pool.crypto.secret import SecretBytes
 from hsm_pool.errors import InvalidField, PayloadTooLarge
 from hsm_pool.limits import IMPORT_BYTES_MAX
 from hsm_pool.net import convert
+from hsm_pool.net.admission import CallAdmission, CallKind
 from hsm_pool.net.calls import deadline
 from hsm_pool.net.interceptors import current_access, current_caller
 from hsm_pool.partition import due_work
@@ -63,9 +73,10 @@ class _NewVersion:
 class KeyService(keys_pb2_grpc.KeyServiceServicer):
     """Life cycle of keys."""
 
-    def __init__(self, partition: Partition, backups: Backups) -> None:
+    def __init__(self, partition: Partition, backups: Backups, admission: CallAdmission) -> None:
         self._partition = partition
         self._backups = backups
+        self._admission = admission
 
     def CreateKey(  # noqa: N802, D102
         self, request: keys_pb2.CreateKeyRequest, context: grpc.ServicerContext
@@ -82,14 +93,16 @@ class KeyService(keys_pb2_grpc.KeyServiceServicer):
         answered = self._answered(serving, access, request, keys_pb2.CreateKeyResponse, until)
         if answered is not None:
             return answered
-        remaining = max(0.1, until - boot_time())
-        material = self._partition.key_generator.generate(
-            key_type,
-            curve,
-            request.size_bits,
-            timeout_seconds=remaining,
-            public_exponent=request.public_exponent,
-        )
+        slow = key_type is KeyType.RSA
+        caller = current_caller().uri
+        with self._admission.call(caller, CallKind.RSA_KEY, until) if slow else nullcontext():
+            material = self._partition.key_generator.generate(
+                key_type,
+                curve,
+                request.size_bits,
+                timeout_seconds=max(0.1, until - boot_time()),
+                public_exponent=request.public_exponent,
+            )
         return self._create(serving, access, request, new, material, keys_pb2.CreateKeyResponse, until)
 
     def ImportKey(  # noqa: N802, D102

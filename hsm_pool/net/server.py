@@ -14,6 +14,7 @@ import grpc
 from grpc_health.v1 import health_pb2_grpc
 
 from hsm_pool import limits
+from hsm_pool.net.admission import THREADS, CallAdmission
 from hsm_pool.net.audit_service import AuditService
 from hsm_pool.net.backup_service import BackupService
 from hsm_pool.net.calls import Translator
@@ -79,12 +80,14 @@ class PlaneServers:
         roles = RoleGate(partition)
         certificates = CertificateIdentities(settings.pool_id)
         log = partition.audit.log
-        gate = Gate(settings.index, certificates, translate, roles, log)
+        admission = CallAdmission()
+        gate = Gate(settings.index, certificates, translate, roles, log, admission)
+        inner = Gate(settings.index, certificates, translate, roles, log)
 
         backups = Backups(partition)
 
         def client_plane(server: grpc.Server) -> None:
-            keys_pb2_grpc.add_KeyServiceServicer_to_server(KeyService(partition, backups), server)
+            keys_pb2_grpc.add_KeyServiceServicer_to_server(KeyService(partition, backups, admission), server)
             backup = BackupService(partition, backups)
             backup_pb2_grpc.add_BackupServiceServicer_to_server(backup, server)
             crypto = CryptoService(partition, translate)
@@ -109,8 +112,15 @@ class PlaneServers:
 
         bare = Gate(settings.index, certificates, translate, roles, log, bare_errors=True)
         self._servers = [
-            _server(settings.client_endpoint, settings.client_plane, gate, client_plane, threads=32),
-            _server(settings.peer_endpoint, settings.peer_plane, gate, peer_plane, threads=2),
+            _server(
+                settings.client_endpoint,
+                settings.client_plane,
+                gate,
+                client_plane,
+                threads=THREADS,
+                calls=limits.CLIENT_CALLS_MAX,
+            ),
+            _server(settings.peer_endpoint, settings.peer_plane, inner, peer_plane, threads=2),
             _server(
                 settings.enclave_endpoint,
                 settings.fabric_plane,
@@ -120,19 +130,20 @@ class PlaneServers:
                 guards=(EnclaveGuard(),),
                 options=_FABRIC_OPTIONS,
             ),
-            _server(settings.node_endpoint, settings.node_plane, gate, node_plane, threads=2),
+            _server(settings.node_endpoint, settings.node_plane, inner, node_plane, threads=2),
         ]
         tokens = settings.tokens
         if tokens is not None:
             verifier = TokenVerifier(tokens, IssuerKeys(tokens.keys, tokens.keys_ca_file))
-            gate = Gate(settings.index, TokenIdentities(verifier), translate, roles, log)
+            gate = Gate(settings.index, TokenIdentities(verifier), translate, roles, log, admission)
             self._servers.append(
                 _server(
                     tokens.endpoint,
                     settings.client_plane,
                     gate,
                     client_plane,
-                    threads=16,
+                    threads=THREADS,
+                    calls=limits.CLIENT_CALLS_MAX,
                     client_certificates=False,
                 )
             )
@@ -156,6 +167,7 @@ def _server(
     add_services: Callable[[grpc.Server], None],
     *,
     threads: int,
+    calls: int = limits.CALLS_IN_FLIGHT_MAX,
     guards: tuple[grpc.ServerInterceptor, ...] = (),
     options: tuple[tuple[str, int], ...] = _OPTIONS,
     client_certificates: bool = True,
@@ -169,7 +181,7 @@ def _server(
         ThreadPoolExecutor(threads, thread_name_prefix="call"),
         interceptors=[gate, *guards],
         options=options,
-        maximum_concurrent_rpcs=limits.CALLS_IN_FLIGHT_MAX,
+        maximum_concurrent_rpcs=calls,
     )
     add_services(server)
     if server.add_secure_port(endpoint, credentials) == 0:

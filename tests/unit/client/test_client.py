@@ -11,12 +11,12 @@ import grpc
 import pytest
 from grpc_status import rpc_status
 
-from hsm_pool import errors
+from hsm_pool import errors, limits
 from hsm_pool.client.aio import AsyncPool
 from hsm_pool.client.connection import NoConnection, default_data_directory, load_connection
 from hsm_pool.client.errors import CallIndefinite, CallRefused, PoolUnreachable, from_rpc
 from hsm_pool.client.pool import Pool
-from hsm_pool.client.retry import UNHEALTHY_SECONDS, Attempts, Rotation, retriable
+from hsm_pool.client.retry import UNHEALTHY_SECONDS, Attempts, RetryCounts, Rotation, retriable
 from hsm_pool.errors import BY_REASON, MHSMError
 from hsm_pool.net.interceptors import error_status
 
@@ -35,6 +35,10 @@ def server_and_channel():
         name = request.decode()
         if name in BY_REASON:
             context.abort_with_status(rpc_status.to_status(error_status(make(BY_REASON[name]))))
+        if name.startswith("retry:"):
+            refused = errors.Overloaded("why")
+            refused.retry_seconds = float(name.removeprefix("retry:"))
+            context.abort_with_status(rpc_status.to_status(error_status(refused)))
         context.abort(getattr(grpc.StatusCode, name.removeprefix("code:")), "no details")
         return b""
 
@@ -132,6 +136,33 @@ def test_pauses_come_after_a_whole_round_and_are_bounded() -> None:
     pauses = [attempts.backoff(make(errors.NotFresh), n % 3, 3, 0.0) for n in range(60)]
     assert all(pause == 0.0 for n, pause in enumerate(pauses) if n % 3 != 2)
     assert all(0.0 < pause <= 0.5 for pause in pauses[2::3])
+
+
+def test_an_overload_is_waited_for_longer_each_time_and_counted() -> None:
+    """RetryInfo of a whole round of partitions: at least the longest, stretched, and bounded by the deadline."""
+    counts = RetryCounts()
+    attempts = Attempts(100.0, mutation=False, counts=counts)
+    for round_number in range(1, 7):
+        assert attempts.backoff(errors.Overloaded("").retry_after(0.1), 0, 2, now=0.0) == 0.0
+        pause = attempts.backoff(errors.Overloaded("").retry_after(0.4), 1, 2, now=0.0)
+        assert 0.4 * min(round_number, 4) <= pause <= 0.4 * 4 * 1.5
+    assert (counts.overloaded, counts.overload_pauses) == (12, 6)
+    late = Attempts(1.0, mutation=False)
+    with pytest.raises(errors.Overloaded):
+        late.backoff(errors.Overloaded("").retry_after(0.4), 0, 1, now=0.7)
+
+
+@pytest.mark.parametrize(
+    ("asked", "seen"),
+    [(0.25, 0.25), (-5.0, limits.RETRY_SECONDS_MIN), (1e6, limits.RETRY_SECONDS_MAX)],
+)
+def test_the_delay_of_an_overload_crosses_the_wire_within_its_bounds(
+    server_and_channel, asked: float, seen: float
+) -> None:
+    """G8: neither side believes a delay out of bounds."""
+    error = received(server_and_channel, f"retry:{asked}")
+    assert isinstance(error, errors.Overloaded)
+    assert error.retry_seconds == pytest.approx(seen)
 
 
 def test_partitions_take_turns_and_a_silent_one_is_asked_last() -> None:

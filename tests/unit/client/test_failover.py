@@ -16,6 +16,7 @@ from typing import Any
 
 import grpc
 import pytest
+from grpc_status import rpc_status
 
 from hsm_pool import errors
 from hsm_pool.client import calls
@@ -24,6 +25,7 @@ from hsm_pool.client.errors import CallIndefinite, PoolUnreachable, SignatureInv
 from hsm_pool.client.pool import Pool
 from hsm_pool.client.retry import UNHEALTHY_SECONDS
 from hsm_pool.errors import BY_REASON, AvailabilityError, InternalError, MHSMError
+from hsm_pool.net.interceptors import error_status
 from mhsm.crypto.v1 import crypto_pb2
 from mhsm.keys.v1 import keys_pb2
 from tests.unit.client.protocol_server import Servers, fail_with, refuse
@@ -115,9 +117,29 @@ def test_only_what_another_partition_may_answer_otherwise_is_tried_again(
     assert type(raised.value) is kind
     tries = sum(servers.count("CreateKey"))
     if issubclass(kind, AvailabilityError | InternalError):
-        assert tries > 3
+        # An overloaded partition asks for a longer pause than this deadline has left.
+        assert tries == 3 if kind is errors.Overloaded else tries > 3
     else:
         assert tries == (3 if kind in {errors.NotActivated, errors.PoolLocked} else 1)
+
+
+def test_an_overloaded_pool_is_left_alone_as_long_as_it_asks(
+    servers: Servers, open_client: Callable[..., Call]
+) -> None:
+    """RetryInfo: each partition refuses once and says when; no partition is asked again before."""
+    seen: list[float] = []
+
+    def script(method: str, _: Any, context: grpc.ServicerContext) -> None:
+        seen.append(time.monotonic())
+        if len(seen) <= 3:
+            refused = errors.Overloaded("too many").retry_after(0.3)
+            context.abort_with_status(rpc_status.to_status(error_status(refused)))
+
+    call = open_client()
+    servers.script(script)
+    call("sign", *SIGN)
+    assert servers.count("Sign") in ([2, 1, 1], [1, 2, 1], [1, 1, 2])
+    assert seen[3] - seen[2] >= 0.3
 
 
 def test_a_call_ends_at_its_deadline(servers: Servers, open_client: Callable[..., Call]) -> None:
