@@ -20,6 +20,8 @@ from hsm_pool import limits
 T = TypeVar("T")
 _PARTITIONS_MAX = 3
 """Partitions of a pool (Azure Managed HSM has three)."""
+_LOOPBACK = frozenset({"127.0.0.1", "localhost", "::1"})
+_PORT_MAX = 65_535
 
 
 @dataclass(frozen=True, slots=True)
@@ -91,7 +93,7 @@ class TokenSettings:
         if "://" not in self.keys:
             return
         url = urllib.parse.urlsplit(self.keys)
-        if url.scheme != "https" or url.hostname not in {"127.0.0.1", "localhost", "::1"}:
+        if url.scheme != "https" or url.hostname not in _LOOPBACK:
             raise ValueError("keys: a file, or an https URL on loopback is needed")
 
 
@@ -104,6 +106,16 @@ class TokenIssuerSettings:
     issuer: str
     audience: str
     identity: Identity
+
+
+@dataclass(frozen=True, slots=True)
+class TraceSettings:
+    """Where traces are sent by OTLP over gRPC without TLS: host:port of a collector on this machine."""
+
+    endpoint: str
+
+    def __post_init__(self) -> None:
+        _check_loopback("traces", self.endpoint)
 
 
 @dataclass(frozen=True, slots=True)
@@ -162,10 +174,15 @@ class PartitionSettings:
     audit_failure: Literal["stop", "continue"]
     """What happens to operations while the audit log cannot be written."""
     audit_retention_mebibytes: int
+    metrics_endpoint: str
+    """Where metrics are scraped, host:port on loopback."""
+    traces: TraceSettings | None
+    """Absent: no traces."""
 
     def __post_init__(self) -> None:
         if not self.initial_administrators:
             raise ValueError("initial_administrators: at least one is needed")
+        _check_loopback("metrics_endpoint", self.metrics_endpoint)
         _check_range("partition_count", self.partition_count, 1, _PARTITIONS_MAX)
         _check_range("index", self.index, 0, self.partition_count - 1)
         _check_range(
@@ -216,6 +233,13 @@ class NodeSettings:
 
     def __post_init__(self) -> None:
         _check_range("index", self.index, 0, _PARTITIONS_MAX - 1)
+
+
+def _check_loopback(name: str, endpoint: str) -> None:
+    """Check host:port: what has no TLS and asks for no identity stays on this machine."""
+    host, _, port = endpoint.rpartition(":")
+    if host not in _LOOPBACK or not (port.isascii() and port.isdigit() and 1 <= int(port[:6]) <= _PORT_MAX):
+        raise ValueError(f"{name}: host:port on loopback is needed")
 
 
 def _check_range(name: str, value: int, lowest: int, highest: int) -> None:

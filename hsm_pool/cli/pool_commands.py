@@ -20,6 +20,7 @@ from hsm_pool.client.connection import NoConnection, load_connection
 from hsm_pool.client.pool import Pool
 from hsm_pool.errors import InvalidField, MHSMError
 from hsm_pool.provisioning import etcd_binary, layout
+from hsm_pool.settings import TraceSettings
 from mhsm.enclave.v1 import enclave_pb2
 
 _UP_SECONDS = 90.0
@@ -69,6 +70,12 @@ _READY = {
     default=None,
     help="Where a new pool gets its firmware (mhsm firmware new-repository).",
 )
+@click.option(
+    "--traces",
+    default=None,
+    metavar="HOST:PORT",
+    help="Where a new pool sends traces: an OpenTelemetry collector on this machine (OTLP over gRPC).",
+)
 @data_directory_option
 @json_option
 def up(
@@ -80,6 +87,7 @@ def up(
     external_store: Path | None,
     token_issuer: str,
     firmware_repository: Path | None,
+    traces: str | None,
     data_dir: Path,
     as_json: bool,
 ) -> None:
@@ -101,6 +109,7 @@ def up(
             firmware_repository,
             audit_failure,
             purge_protection,
+            _traces(traces),
         )
         try:
             pool_id = layout.provision(directory, new)
@@ -118,6 +127,7 @@ def up(
         states = _await_ready(directory, started)
     names = [enclave_pb2.PartitionState.Name(state).removeprefix("PARTITION_STATE_") for state in states]
     connection = directory / "connection.json"
+    metrics = [f"http://{entry.metrics_endpoint}/metrics" for entry in load_connection(directory).partitions]
     following = {
         "PROVISIONED": "mhsm officers make --output-dir officers, then mhsm security-domain download",
         "LOCKED": "mhsm security-domain init-recovery --output attempt.json",
@@ -129,10 +139,12 @@ def up(
             "data_directory": str(directory),
             "connection_file": str(connection),
             "states": names,
+            "metrics": metrics,
         },
         as_json=as_json,
         text=f"the pool {'was running already' if running else 'runs'}: {', '.join(names).lower()}\n"
-        f"connection file: {connection}",
+        f"connection file: {connection}\n"
+        f"metrics: {' '.join(metrics)}",
         following=following,
     )
 
@@ -249,6 +261,13 @@ def _token_issuer(value: str) -> layout.OwnIssuer | Literal["development"] | Non
     except (OSError, ValueError, TypeError, AttributeError):
         fail(f"{path} does not describe a token issuer", "see mhsm up --help")
     return own
+
+
+def _traces(endpoint: str | None) -> TraceSettings | None:
+    try:
+        return TraceSettings(endpoint) if endpoint is not None else None
+    except ValueError as error:
+        fail(str(error), "mhsm up --traces 127.0.0.1:4317")
 
 
 def _supervisor_process_id(directory: Path) -> int | None:

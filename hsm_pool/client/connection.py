@@ -40,6 +40,8 @@ class PartitionConnection:
     data_directory: str
     log_directory: str
     process_ids: dict[str, int | None]
+    metrics_endpoint: str | None = None
+    """Where its metrics are scraped (Prometheus)."""
     token_endpoint: str | None = None
     """Where callers with bearer tokens are served; None when none are accepted."""
 

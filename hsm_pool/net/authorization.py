@@ -152,9 +152,16 @@ DATA_ACTIONS: dict[str, Rule] = {
 """The data action of every method that concerns data. The names are Azure's, which has fewer methods:
 the parts of a backup or of a ceremony need what its beginning needs."""
 
+REFLECTION = "/grpc.reflection.v1alpha.ServerReflection/ServerReflectionInfo"
+"""Describes the client plane; the descriptors are public."""
 _HEALTH = "/grpc.health.v1.Health/Check"
 FREE_OF_DATA = frozenset(
-    {"/mhsm.pool.v1.PoolService/GetPartitionStatus", "/mhsm.pool.v1.PoolService/GetEvidence", _HEALTH}
+    {
+        "/mhsm.pool.v1.PoolService/GetPartitionStatus",
+        "/mhsm.pool.v1.PoolService/GetEvidence",
+        _HEALTH,
+        REFLECTION,
+    }
 )
 """What every client of the pool may ask, without any role."""
 

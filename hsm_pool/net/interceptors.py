@@ -37,6 +37,7 @@ from hsm_pool.net.admission import CallAdmission, CallKind, kind_of
 from hsm_pool.net.authorization import Caller, Rule, authorize
 from hsm_pool.net.calls import deadline
 from hsm_pool.net.role_gate import RoleGate
+from hsm_pool.observability.calls import CallObserver, Observation
 
 _log = structlog.get_logger()
 _call = threading.local()
@@ -118,6 +119,7 @@ class Gate(grpc.ServerInterceptor):
         translate: Callable[[Exception], Exception],
         roles: RoleGate,
         audit_log: AuditLog,
+        observer: CallObserver,
         admission: CallAdmission | None = None,
         *,
         bare_errors: bool = False,
@@ -128,6 +130,7 @@ class Gate(grpc.ServerInterceptor):
         self._bare_errors = bare_errors
         self._translate = translate
         self._audit_log = audit_log
+        self._observer = observer
         self._admission = admission
 
     def intercept_service(self, continuation: Any, handler_call_details: Any) -> Any:
@@ -181,8 +184,10 @@ class Gate(grpc.ServerInterceptor):
             return unavailable if shown.definite else shown
         return shown
 
-    def _abort(self, context: grpc.ServicerContext, error: Exception, method: str) -> None:
+    def _abort(self, context: grpc.ServicerContext, error: Exception, observed: Observation) -> None:
+        method = observed.method
         shown = self._fail(typed(self._translate(error), method))
+        observed.code = shown.code
         if isinstance(shown, AccessError):
             # The data action and not the text: that would write the names of keys into the log.
             cause = shown.metadata.get("action", shown.message)
@@ -196,10 +201,17 @@ class Gate(grpc.ServerInterceptor):
             return nullcontext()
         return self._admission.call(caller.uri, kind, until, patient=patient)
 
+    def _abort_stream(self, context: grpc.ServicerContext, error: Exception, observed: Observation) -> None:
+        try:
+            self._abort(context, error, observed)
+        finally:
+            self._observer.end(observed)
+
     def _unary(self, handle: Any, parse: Any, method: str) -> Any:
         kind = kind_of(method)
 
         def call(octets: bytes, context: grpc.ServicerContext) -> Any:
+            observed = self._observer.begin(method, context)
             try:
                 caller, until = self._enter(context, method), deadline(context)
                 with self._place(caller, kind, until):
@@ -208,14 +220,16 @@ class Gate(grpc.ServerInterceptor):
                 self._succeed()
                 return response
             except Exception as error:  # noqa: BLE001 - the one place where errors become answers
-                return self._abort(context, error, method)
+                return self._abort(context, error, observed)
             finally:
                 record.begin(None)
+                self._observer.end(observed)
 
         return call
 
     def _stream(self, handle: Any, parse: Any, method: str) -> Any:
         def call(messages: Iterator[bytes], context: grpc.ServicerContext) -> Iterator[Any]:
+            observed = self._observer.begin(method, context)
             with ExitStack() as held:
                 try:
                     caller = self._enter(context, method)
@@ -225,7 +239,9 @@ class Gate(grpc.ServerInterceptor):
                     place = held.enter_context(ExitStack())
 
                     def requests() -> Iterator[Any]:
+                        nonlocal observed
                         for octets in messages:
+                            observed = self._observer.begin(method, context)
                             self._begin(caller, context, method)
                             self._audit_log.check()
                             # Each message is a batch, and waits for its turn like any other call.
@@ -237,11 +253,14 @@ class Gate(grpc.ServerInterceptor):
                     record.begin(None)
                     for response in handle(requests(), context):
                         place.close()
+                        operation = record.current()
+                        observed.code = operation.code if operation else "OK"
                         self._succeed()
                         record.begin(None)
+                        self._observer.end(observed)
                         yield response
                 except Exception as error:  # noqa: BLE001
-                    self._abort(context, error, method)
+                    self._abort_stream(context, error, observed)
                 finally:
                     record.begin(None)
 

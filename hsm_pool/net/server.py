@@ -9,11 +9,13 @@ from __future__ import annotations
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import grpc
 from grpc_health.v1 import health_pb2_grpc
 
 from hsm_pool import limits
+from hsm_pool.net import reflection
 from hsm_pool.net.admission import THREADS, CallAdmission
 from hsm_pool.net.audit_service import AuditService
 from hsm_pool.net.backup_service import BackupService
@@ -33,11 +35,13 @@ from hsm_pool.net.plane_services import (
 from hsm_pool.net.role_gate import RoleGate
 from hsm_pool.net.role_service import RoleService
 from hsm_pool.net.security_domain_service import SecurityDomainService
+from hsm_pool.observability.calls import CallObserver
+from hsm_pool.observability.metrics import MetricsListener, PartitionMetrics
 from hsm_pool.partition.backups import Backups
 from hsm_pool.partition.ceremonies import Ceremonies
 from hsm_pool.partition.command_counter import CommandCounter
 from hsm_pool.partition.partition import Partition
-from hsm_pool.settings import Identity
+from hsm_pool.settings import Identity, PartitionSettings
 from hsm_pool.tokens.issuer_keys import IssuerKeys
 from hsm_pool.tokens.verification import TokenVerifier
 from mhsm.audit.v1 import audit_pb2_grpc
@@ -50,6 +54,9 @@ from mhsm.peer.v1 import peer_pb2_grpc
 from mhsm.pool.v1 import pool_pb2_grpc
 from mhsm.roles.v1 import roles_pb2_grpc
 from mhsm.security_domain.v1 import security_domain_pb2_grpc
+
+if TYPE_CHECKING:
+    from hsm_pool.observability.traces import Tracing
 
 _OPTIONS = (
     ("grpc.so_reuseport", 0),
@@ -81,8 +88,13 @@ class PlaneServers:
         certificates = CertificateIdentities(settings.pool_id)
         log = partition.audit.log
         admission = CallAdmission()
-        gate = Gate(settings.index, certificates, translate, roles, log, admission)
-        inner = Gate(settings.index, certificates, translate, roles, log)
+        metrics = PartitionMetrics(partition, admission)
+        self._tracing = _tracing(settings)
+        self._metrics_endpoint, self._registry = settings.metrics_endpoint, metrics.registry
+        self._metrics_listener: MetricsListener | None = None
+        observer = CallObserver(metrics.calls, self._tracing)
+        gate = Gate(settings.index, certificates, translate, roles, log, observer, admission)
+        inner = Gate(settings.index, certificates, translate, roles, log, observer)
 
         backups = Backups(partition)
 
@@ -98,6 +110,7 @@ class PlaneServers:
             security_domain_pb2_grpc.add_SecurityDomainServiceServicer_to_server(ceremony, server)
             audit_pb2_grpc.add_AuditServiceServicer_to_server(AuditService(partition), server)
             health_pb2_grpc.add_HealthServicer_to_server(HealthService(partition), server)
+            reflection.add_to(server)
 
         def peer_plane(server: grpc.Server) -> None:
             peer_pb2_grpc.add_PeerServiceServicer_to_server(PeerService(partition), server)
@@ -110,7 +123,7 @@ class PlaneServers:
         def node_plane(server: grpc.Server) -> None:
             node_pb2_grpc.add_NodeServiceServicer_to_server(NodeService(partition), server)
 
-        bare = Gate(settings.index, certificates, translate, roles, log, bare_errors=True)
+        bare = Gate(settings.index, certificates, translate, roles, log, observer, bare_errors=True)
         self._servers = [
             _server(
                 settings.client_endpoint,
@@ -135,7 +148,7 @@ class PlaneServers:
         tokens = settings.tokens
         if tokens is not None:
             verifier = TokenVerifier(tokens, IssuerKeys(tokens.keys, tokens.keys_ca_file))
-            gate = Gate(settings.index, TokenIdentities(verifier), translate, roles, log, admission)
+            gate = Gate(settings.index, TokenIdentities(verifier), translate, roles, log, observer, admission)
             self._servers.append(
                 _server(
                     tokens.endpoint,
@@ -152,12 +165,26 @@ class PlaneServers:
         """Begin to listen."""
         for server in self._servers:
             server.start()
+        self._metrics_listener = MetricsListener(self._metrics_endpoint, self._registry)
 
     def close(self) -> None:
         """Stop listening and wait, bounded, for calls under way."""
         stopped = [server.stop(_STOP_SECONDS) for server in self._servers]
         for event in stopped:
             event.wait(2 * _STOP_SECONDS)
+        if self._metrics_listener:
+            self._metrics_listener.close()
+        if self._tracing:
+            self._tracing.close()
+
+
+def _tracing(settings: PartitionSettings) -> Tracing | None:
+    """Return what sends traces; the library is loaded only if there is a collector."""
+    if settings.traces is None:
+        return None
+    from hsm_pool.observability.traces import Tracing
+
+    return Tracing(settings.traces, settings.pool_id, settings.index)
 
 
 def _server(

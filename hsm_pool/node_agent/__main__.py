@@ -6,10 +6,9 @@ import argparse
 import sys
 from pathlib import Path
 
-import structlog
-
 from hsm_pool import settings as settings_module
 from hsm_pool.node_agent import agent
+from hsm_pool.observability import logs
 from hsm_pool.settings import NodeSettings
 
 
@@ -18,14 +17,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--settings", type=Path, required=True)
     arguments = parser.parse_args()
-    structlog.configure(
-        processors=[
-            structlog.processors.add_log_level,
-            structlog.processors.TimeStamper(fmt="iso", utc=True),
-            structlog.processors.JSONRenderer(),
-        ],
-        logger_factory=structlog.PrintLoggerFactory(sys.stderr),
-    )
+    logs.configure()
     settings = settings_module.load(NodeSettings, arguments.settings)
     agent.run(settings, lambda: agent.partition_command(settings))
     return 0

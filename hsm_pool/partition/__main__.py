@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import logging
 import os
 import signal
 import sys
@@ -17,6 +16,7 @@ from hsm_pool.enclave import hardening, system_calls
 from hsm_pool.enclave.evidence import measurement
 from hsm_pool.net.peer_client import PeerCosigning, PeerHealing
 from hsm_pool.net.server import PlaneServers
+from hsm_pool.observability import logs
 from hsm_pool.partition.ceremonies import Ceremonies
 from hsm_pool.partition.partition import Partition
 from hsm_pool.settings import PartitionSettings
@@ -45,15 +45,7 @@ def main() -> int:
     arguments = parser.parse_args()
     if not __debug__:
         sys.exit("partition: assertions are stripped (-O); refusing to start")
-    structlog.configure(
-        processors=[
-            structlog.processors.add_log_level,
-            structlog.processors.TimeStamper(fmt="iso", utc=True),
-            structlog.processors.JSONRenderer(),
-        ],
-        wrapper_class=structlog.make_filtering_bound_logger(logging.INFO),
-        logger_factory=structlog.PrintLoggerFactory(sys.stderr),
-    )
+    logs.configure()
     threading.excepthook = _end_process
     # Blocked before any thread exists, so that only sigwait below sees them.
     signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM, signal.SIGINT})

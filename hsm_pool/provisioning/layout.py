@@ -38,18 +38,19 @@ from hsm_pool.settings import (
     StoreSettings,
     TokenIssuerSettings,
     TokenSettings,
+    TraceSettings,
 )
 from hsm_pool.tokens.issuer import KEYS_PATH
 
 PARTITIONS = 3
-POOL_FORMAT = 2
-"""2 since partitions hold a key that the owner certified."""
+POOL_FORMAT = 3
+"""3 since partitions have a listener for metrics."""
 
 PLATFORM_ROOT = "pki/platform-root.crt"
 OWNER_ROOT = "pki/owner-root.crt"
 ADMISSION_POLICY = "pki/admission-policy.json"
 STORE_PREFIX = "/mhsm/"
-_PORTS_PER_NODE = 7
+_PORTS_PER_NODE = 8
 AUDIENCE = "https://managedhsm.azure.net"
 """Audience of the tokens of a Managed HSM (Azure public cloud)."""
 
@@ -99,6 +100,7 @@ class NewPool:
     firmware_repository: Path | None = None
     audit_failure: Literal["stop", "continue"] = "stop"
     purge_protection: bool = False
+    traces: TraceSettings | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -110,6 +112,7 @@ class _Ports:
     store_client: int
     store_peer: int
     tokens: int
+    metrics: int
 
 
 class _Planes:
@@ -292,6 +295,8 @@ class _Builder:
             audit_directory=str(final / "audit"),
             audit_failure=self._new.audit_failure,
             audit_retention_mebibytes=limits.AUDIT_RETENTION_MEBIBYTES,
+            metrics_endpoint=_local(ports.metrics),
+            traces=self._new.traces,
         )
         settings_file = self._write(f"{base}/partition.json", settings_module.dump(partition).encode())
         node = NodeSettings(

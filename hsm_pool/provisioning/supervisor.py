@@ -20,6 +20,7 @@ import structlog
 
 from hsm_pool import settings as settings_module
 from hsm_pool.node_agent.processes import Child, SignalPipe, next_wait_seconds
+from hsm_pool.observability import logs
 from hsm_pool.provisioning.layout import PARTITIONS, pool_settings
 from hsm_pool.settings import PartitionSettings, TokenSettings
 from hsm_pool.store.state_file import write_atomically
@@ -185,6 +186,7 @@ class Supervisor:
                     "enclave_endpoint": settings.enclave_endpoint,
                     "node_endpoint": settings.node_endpoint,
                     "store_endpoint": settings.store.endpoints[0],
+                    "metrics_endpoint": settings.metrics_endpoint,
                     "token_endpoint": settings.tokens.endpoint if settings.tokens else None,
                     "data_directory": str(self._node(index)),
                     "log_directory": str(self._node(index) / "logs"),
@@ -226,14 +228,7 @@ def main() -> int:
         sys.exit("supervisor: this pool is running already")
     os.ftruncate(lock, 0)
     os.write(lock, str(os.getpid()).encode())
-    structlog.configure(
-        processors=[
-            structlog.processors.add_log_level,
-            structlog.processors.TimeStamper(fmt="iso", utc=True),
-            structlog.processors.JSONRenderer(),
-        ],
-        logger_factory=structlog.PrintLoggerFactory(sys.stderr),
-    )
+    logs.configure()
     Supervisor(directory).run()
     return 0
 

@@ -14,6 +14,7 @@ import pytest
 from cryptography import x509
 from google.rpc import error_details_pb2
 from grpc_health.v1 import health_pb2
+from grpc_reflection.v1alpha import reflection_pb2
 from grpc_status import rpc_status
 
 from hsm_pool.core import roles
@@ -42,6 +43,7 @@ SERVICES: dict[str, tuple[set[str], set[Kind]]] = {
     "mhsm.security_domain.v1.SecurityDomainService": ({"client"}, {Kind.CLIENT}),
     "mhsm.audit.v1.AuditService": ({"client"}, {Kind.CLIENT}),
     "mhsm.pool.v1.PoolService": ({"client"}, {Kind.CLIENT}),
+    "grpc.reflection.v1alpha.ServerReflection": ({"client"}, {Kind.CLIENT}),
     "grpc.health.v1.Health": ({"client", "enclave"}, {Kind.CLIENT, Kind.FABRIC}),
     "mhsm.peer.v1.PeerService": ({"peer"}, {Kind.PARTITION}),
     "mhsm.enclave.v1.EnclaveService": ({"enclave"}, {Kind.FABRIC}),
@@ -66,6 +68,7 @@ FILES = (
     node_pb2,
     peer_pb2,
     pool_pb2,
+    reflection_pb2,
     roles_pb2,
     security_domain_pb2,
 )
@@ -74,7 +77,6 @@ NOT_OFFERED = {"/grpc.health.v1.Health/Watch", "/grpc.health.v1.Health/List"}
 
 FOREIGN_METHODS = (
     "/grpc.reflection.v1.ServerReflection/ServerReflectionInfo",
-    "/grpc.reflection.v1alpha.ServerReflection/ServerReflectionInfo",
     "/grpc.channelz.v1.Channelz/GetServers",
     "/mhsm.keys.v1.KeyService/ExportKey",
     "/mhsm.keys.v1.KeyService/getkey",

@@ -139,7 +139,7 @@ def test_pauses_come_after_a_whole_round_and_are_bounded() -> None:
 
 
 def test_an_overload_is_waited_for_longer_each_time_and_counted() -> None:
-    """RetryInfo of a whole round of partitions: at least the longest, stretched, and bounded by the deadline."""
+    """RetryInfo of a round of partitions: at least the longest, stretched, bounded by the deadline."""
     counts = RetryCounts()
     attempts = Attempts(100.0, mutation=False, counts=counts)
     for round_number in range(1, 7):

@@ -24,6 +24,7 @@ from hsm_pool.settings import (
     StoreMemberSettings,
     StoreSettings,
     TokenSettings,
+    TraceSettings,
 )
 
 Place = tuple[str | int, ...]
@@ -55,6 +56,8 @@ PARTITION = PartitionSettings(
     firmware=FirmwareSettings("/repository", "/root.json", "/firmware"),
     audit_directory="/audit",
     audit_failure="stop",
+    metrics_endpoint="127.0.0.1:9",
+    traces=TraceSettings("127.0.0.1:4317"),
     audit_retention_mebibytes=64,
 )
 NODE = NodeSettings(
@@ -187,7 +190,7 @@ def test_a_field_of_another_type_is_refused(
 ) -> None:
     original = _document(file)
     value = _holder(original, place)[place[-1]]
-    may_be_null = place in {("store_member",), ("tokens",), ("firmware",)}
+    may_be_null = place in {("store_member",), ("tokens",), ("firmware",), ("traces",)}
     alien: list[Any] = [*([] if value is False else [True]), 1.5, *([] if may_be_null else [None])]
     alien += [other for other in ("7", 7, list[Any](), dict[str, Any]()) if type(other) is not type(value)]
     for other in alien:
@@ -221,6 +224,15 @@ def test_a_number_out_of_range_is_refused(
 ) -> None:
     """Azure keeps a deleted key for 7 to 90 days; a partition is one of the pool's."""
     assert name in refused(file, _document(file) | {name: value})
+
+
+@pytest.mark.parametrize(
+    "endpoint", ["", "127.0.0.1", "127.0.0.1:0", "0.0.0.0:9", "10.0.0.1:9", "127.0.0.1:x"]
+)
+def test_what_has_no_tls_stays_on_this_machine(refused: Callable[[str, Any], str], endpoint: str) -> None:
+    document = _document("partition.json")
+    assert "loopback" in refused("partition.json", document | {"metrics_endpoint": endpoint})
+    assert "loopback" in refused("partition.json", document | {"traces": {"endpoint": endpoint}})
 
 
 @pytest.mark.parametrize("text", ["", "{", "null", "[]", '"partition"', "{} {}"])
