@@ -116,6 +116,38 @@ def _patch_table(result: dict[str, Any]) -> Table:
     return table
 
 
+def _overload_table(result: dict[str, Any]) -> Table:
+    entry = result["overload"]
+    memory, writes = entry["resident_mebibytes"], entry["writes"]
+    cost_us = sum(entry["cost_us_per_call"].values())
+    table = Table(
+        title=f"{entry['offered_calls_per_second'] / entry['maximum_calls_per_second']:.1f} times the "
+        f"maximum of {entry['maximum_calls_per_second']:,.1f} batches a second for {entry['seconds']:.0f} s: "
+        f"{entry['goodput_ratio']:.0%} of it was done; resident memory {memory['before']} MiB before, "
+        f"{memory['peak']} at most, {memory['after']} after; of {writes['acknowledged']} writes "
+        f"{writes['lost']} lost; {entry['processes_replaced']} processes replaced; "
+        f"admission and metrics cost {cost_us:.0f} µs a call",
+        title_justify="left",
+    )
+    for heading in (
+        "principal",
+        "offered",
+        "done",
+        "refused",
+        "failed",
+        "done of offered",
+        "p50 ms",
+        "p99 ms",
+    ):
+        table.add_column(heading, justify="left" if heading == "principal" else "right")
+    for name in ("greedy", "modest"):
+        values = entry[name]
+        counts = [f"{values[count]:,}" for count in ("offered", "done", "refused", "failed")]
+        times = [f"{values[figure] or 0:,.0f}" for figure in ("p50_ms", "p99_ms")]
+        table.add_row(name, *counts, f"{values['done_share']:.1%}", *times)
+    return table
+
+
 def print_tables(result: dict[str, Any]) -> None:
     """Print the result for people."""
     console = Console()
@@ -137,6 +169,7 @@ def print_tables(result: dict[str, Any]) -> None:
         "faults": _fault_table,
         "failover": _failover_table,
         "patch": _patch_table,
+        "overload": _overload_table,
     }
     for name, make in makers.items():
         if name in result:

@@ -1,7 +1,8 @@
 """Measure a real pool: ``python -m benchmarks.run [PART] [--json] [--quick] [--seconds N] [--output FILE]``.
 
 With ``audit`` only the audit log is measured, without a pool; with ``failover`` only lost
-machines (``--full``: 50), with ``patch`` only rolling patches.
+machines (``--full``: 50), with ``patch`` only rolling patches, with ``overload`` only ten times the
+load that the pool can sustain, for a minute.
 
 Every figure stands beside a peer of the same run on the same machine: the physical limit
 (``openssl speed``), the library without a pool, and plain puts into the same etcd. Clients,
@@ -27,7 +28,7 @@ import cryptography
 import grpc
 from rich.console import Console
 
-from benchmarks import audit, commit_latency, failover, faults, patch
+from benchmarks import audit, commit_latency, failover, faults, overload, patch
 from benchmarks.bench_pool import BenchmarkPool
 from benchmarks.openssl_limit import openssl_rate, openssl_version
 from benchmarks.operations import MODES, OPERATIONS, Operation, create_keys
@@ -52,10 +53,11 @@ class Plan:
     unlock_repeats: int
     failovers: int
     patches: int
+    overload_seconds: float
 
 
-_DEFAULT = Plan(2.0, 3, 0.3, 2, 60, 25, 3, 2, 5, 1)
-_QUICK = Plan(0.6, 2, 0.2, 1, 25, 8, 1, 1, 2, 1)
+_DEFAULT = Plan(2.0, 3, 0.3, 2, 60, 25, 3, 2, 5, 1, 60.0)
+_QUICK = Plan(0.6, 2, 0.2, 1, 25, 8, 1, 1, 2, 1, 10.0)
 _FULL_FAILOVERS = 50
 _FULL_PATCHES = 5
 
@@ -148,7 +150,7 @@ def rolled_out(directory: Path, plan: Plan) -> dict[str, Any]:
 
 
 def measure_only(what: str, plan: Plan, directory: Path) -> dict[str, Any]:
-    """Measure lost machines or patches alone; the result lacks everything else."""
+    """Measure lost machines, patches or overload alone; the result lacks everything else."""
     began = time.monotonic()
     pool = BenchmarkPool(directory)
     try:
@@ -158,6 +160,8 @@ def measure_only(what: str, plan: Plan, directory: Path) -> dict[str, Any]:
             with pool.client() as client:
                 create_keys(client)
             result["failover"] = machines_lost(pool, plan)
+        if what == "overload":
+            result["overload"] = overload.overload(pool, plan.overload_seconds, _say)
     finally:
         pool.close()
     if what == "patch":
@@ -189,6 +193,8 @@ def measure(plan: Plan, directory: Path) -> dict[str, Any]:
             faults.unlock(pool, plan.unlock_repeats),
         ]
         machines = machines_lost(pool, plan)
+        _say("overload")
+        overloaded = overload.overload(pool, plan.overload_seconds, _say)
     finally:
         pool.close()
     patched = rolled_out(directory, plan)
@@ -203,6 +209,7 @@ def measure(plan: Plan, directory: Path) -> dict[str, Any]:
         "audit": logged,
         "faults": broken,
         "failover": machines,
+        "overload": overloaded,
         "patch": patched,
     }
 
@@ -210,7 +217,11 @@ def measure(plan: Plan, directory: Path) -> dict[str, Any]:
 def _arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="benchmark", description="Measure a real pool on this machine.")
     parser.add_argument(
-        "part", nargs="?", choices=["all", "audit", "failover", "patch"], default="all", help="one part alone"
+        "part",
+        nargs="?",
+        choices=["all", "audit", "failover", "patch", "overload"],
+        default="all",
+        help="one part alone",
     )
     parser.add_argument("--json", action="store_true", help="print the JSON object only")
     parser.add_argument("--quick", action="store_true", help="rough figures in under a minute")
@@ -240,6 +251,7 @@ def main() -> int:
         base.unlock_repeats,
         _FULL_FAILOVERS if arguments.full else base.failovers,
         _FULL_PATCHES if arguments.full else base.patches,
+        base.overload_seconds,
     )
     with tempfile.TemporaryDirectory(prefix="mhsm-benchmark-") as temporary:
         try:

@@ -28,6 +28,7 @@ _CEREMONY_REFUSALS = "tests/integration/test_ceremony_refusals.py"
 _HARDENING = "tests/unit/enclave/test_hardening.py"
 _KEY_PROPOSED = "new-generation-the new key-encryption key is proposed and not in force-partition"
 _DUE = "tests/unit/test_rotation.py"
+_ADMISSION = "tests/unit/test_admission.py"
 _ROTATION = "tests/integration/test_share_rotation.py"
 
 BROKEN_BUILDS: tuple[BrokenBuild, ...] = (
@@ -398,6 +399,48 @@ BROKEN_BUILDS: tuple[BrokenBuild, ...] = (
         "        wrapped.check(share)\n    except InvalidShare as error:\n",
         "        pass\n    except InvalidShare as error:\n",
         (f"{_AZURE_SUBMISSION}::test_a_wrong_share_is_named_even_at_exactly_the_quorum",),
+    ),
+    BrokenBuild(
+        "first come, first served: no fairness between principals",
+        "G8",
+        "hsm_pool/core/admission.py",
+        "            ticket = min(allowed, key=lambda entry: self._used[entry.principal])\n",
+        "            ticket = allowed[0]\n",
+        (f"{_ADMISSION}::test_who_used_least_is_next_and_a_batch_counts_as_the_work_it_is",),
+    ),
+    BrokenBuild(
+        "a full queue refuses whoever comes last",
+        "G8",
+        "hsm_pool/core/admission.py",
+        "        return next(entry for entry in reversed(waiting) if counts[entry.principal] == most)\n",
+        "        return waiting[-1]\n",
+        (f"{_ADMISSION}::test_a_full_queue_refuses_the_newest_of_the_greediest_only",),
+    ),
+    BrokenBuild(
+        "one principal may hold every place",
+        "G8",
+        "hsm_pool/core/admission.py",
+        "                if self._running_of.get(entry.principal, 0) < self.bounds.running_of_principal\n",
+        "",
+        (f"{_ADMISSION}::test_the_modest_one_runs_at_once_whatever_the_greedy_one_holds",),
+    ),
+    BrokenBuild(
+        "a refusal does not say when to come back",
+        "G8",
+        "hsm_pool/net/interceptors.py",
+        "        details.append(later)\n",
+        "",
+        (
+            "tests/unit/client/test_client.py::test_the_delay_of_an_overload_crosses_the_wire_within_its_bounds",
+        ),
+    ),
+    BrokenBuild(
+        "log lines are not redacted",
+        "G3",
+        "hsm_pool/observability/logs.py",
+        "            redact,\n",
+        "",
+        ("tests/unit/observability/test_logs.py::test_a_field_of_a_forbidden_name_is_redacted",),
     ),
     BrokenBuild(
         "an object store overwrites",
