@@ -65,6 +65,7 @@ RULES: tuple[tuple[str, str], ...] = (
     (r"\1  <starts>  none", r"^(\d  [a-z]+  0  0)  \d+  none"),
     (r"<secret memory>", r"\b(?:memfd_secret|mlock)\b"),
     (r"  <version>  <process ids>", r"  \d+\.\d+\.\d+  \d+ \d+ \d+$"),
+    ("127.0.0.1:<port>", r"127\.0\.0\.1:\d+"),
     # What this machine's kernel offers.
     (r"hardened with <measures>", r"hardened with .*"),
     (r'"\1": <measures>', r'"(hardening|ceremony_child_hardening)": \[[^\]]*\]'),

@@ -1090,7 +1090,7 @@ def test_many_large_writes_at_once_fit_the_store(pool: RunningPool) -> None:
 
 
 def test_idle_streams_do_not_starve_the_partition(pool: RunningPool) -> None:
-    """G8: streams beyond the bound are refused as overloaded; other calls go on."""
+    """G8: streams beyond the bound of a principal are refused as overloaded; other calls go on."""
     import queue
 
     connection = pool.connection
@@ -1099,7 +1099,8 @@ def test_idle_streams_do_not_starve_the_partition(pool: RunningPool) -> None:
         connection.partitions[0].endpoint, credentials(connection, "application")
     ) as channel:
         stub = crypto_pb2_grpc.CryptoServiceStub(channel)
-        opened = [stub.StreamOperations(iter(endless.get, None)) for _ in range(limits.STREAMS_MAX + 40)]
+        most = limits.STREAMS_MAX * 3 // 4
+        opened = [stub.StreamOperations(iter(endless.get, None)) for _ in range(most + 40)]
         ended: queue.Queue[grpc.StatusCode] = queue.Queue()
         for stream in opened:
             stream.add_done_callback(lambda call: ended.put(call.code()))
@@ -1107,7 +1108,7 @@ def test_idle_streams_do_not_starve_the_partition(pool: RunningPool) -> None:
             # The server's threads decide which streams come first, so any 40 of them are refused.
             refused = [ended.get(timeout=60) for _ in range(40)]
             assert set(refused) == {grpc.StatusCode.RESOURCE_EXHAUSTED}
-            assert sum(stream.is_active() for stream in opened) == limits.STREAMS_MAX
+            assert sum(stream.is_active() for stream in opened) == most
             with pool.client(partition=0) as client:
                 assert len(client.random_bytes(8)) == 8
         finally:
