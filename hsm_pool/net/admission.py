@@ -53,7 +53,7 @@ THREADS = (
 """Threads of a listener of the client plane: for all that runs or waits, and some that decide and refuse."""
 
 _CHANGES = (
-    *("Create", "Import", "Update", "Delete", "Recover", "Purge", "Restore"),
+    *("Create", "Import", "Update", "Delete", "Recover", "Purge", "Restore", "Rotate"),
     *("StageRestore", "Start", "Commit", "Cancel", "Finish"),
 )
 

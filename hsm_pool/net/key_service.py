@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import os
 from collections.abc import Callable
-from contextlib import nullcontext
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from typing import TypeVar
 
@@ -93,9 +93,7 @@ class KeyService(keys_pb2_grpc.KeyServiceServicer):
         answered = self._answered(serving, access, request, keys_pb2.CreateKeyResponse, until)
         if answered is not None:
             return answered
-        slow = key_type is KeyType.RSA
-        caller = current_caller().uri
-        with self._admission.call(caller, CallKind.RSA_KEY, until) if slow else nullcontext():
+        with self._place(key_type, until):
             material = self._partition.key_generator.generate(
                 key_type,
                 curve,
@@ -104,6 +102,12 @@ class KeyService(keys_pb2_grpc.KeyServiceServicer):
                 public_exponent=request.public_exponent,
             )
         return self._create(serving, access, request, new, material, keys_pb2.CreateKeyResponse, until)
+
+    def _place(self, key_type: KeyType, until: float) -> AbstractContextManager[None]:
+        """Hold a place at the generator of RSA keys, which takes long; other keys need none."""
+        if key_type is not KeyType.RSA:
+            return nullcontext()
+        return self._admission.call(current_caller().uri, CallKind.RSA_KEY, until)
 
     def ImportKey(  # noqa: N802, D102
         self, request: keys_pb2.ImportKeyRequest, context: grpc.ServicerContext
@@ -268,10 +272,11 @@ class KeyService(keys_pb2_grpc.KeyServiceServicer):
             return lifecycle.rotatable_version(view, key_id)
 
         newest = serving.replica.consult(roles.permitted(access, find), until).value
-        remaining = max(0.1, until - boot_time())
-        command = due_work.rotation(
-            serving.keys, self._partition.key_generator, newest, serving.now_ms(), remaining
-        )
+        with self._place(newest.key_type, until):
+            remaining = max(0.1, until - boot_time())
+            command = due_work.rotation(
+                serving.keys, self._partition.key_generator, newest, serving.now_ms(), remaining
+            )
         note(key_version=command.version_id)
         return self._commit(serving, access, command, request, keys_pb2.RotateKeyResponse, until)
 

@@ -199,7 +199,7 @@ MUTATIONS = {
     ),
     *("CreateRoleDefinition", "DeleteRoleDefinition", "CreateRoleAssignment", "DeleteRoleAssignment"),
     *("StartBackup", "FinishBackup", "StartRestore", "StageRestorePart", "CommitRestore", "CancelRestore"),
-    "RestoreKeyFromPart",
+    *("RestoreKeyFromPart", "RotateKey", "UpdateKeyRotationPolicy"),
 }
 
 
