@@ -91,7 +91,7 @@ STREAMS_MAX: Final = 8
 STREAM_WAIT_SECONDS: Final = 10.0
 """How long a message of a stream waits for its turn."""
 
-OPERATIONS_RUNNING_MAX: Final = 16
+OPERATIONS_RUNNING_MAX: Final = 8
 """Operations and reads that run at once in one partition; their interpreter also renews the lease."""
 
 OPERATIONS_WAITING_MAX: Final = 32
