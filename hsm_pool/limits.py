@@ -91,8 +91,11 @@ STREAMS_MAX: Final = 8
 STREAM_WAIT_SECONDS: Final = 10.0
 """How long a message of a stream waits for its turn."""
 
-OPERATIONS_RUNNING_MAX: Final = 8
+OPERATIONS_RUNNING_MAX: Final = 4
 """Operations and reads that run at once in one partition; their interpreter also renews the lease."""
+
+OPERATIONS_PAUSED_MAX: Final = 16
+"""Operations that only wait for a lease or a stable record, while others run in their place."""
 
 OPERATIONS_WAITING_MAX: Final = 32
 """Operations and reads that wait for their turn; more are refused as OVERLOADED."""

@@ -39,7 +39,11 @@ class Ticket:
     standing: Standing = Standing.WAITING
     patient: bool = False
     """Waits outside the bounded queue: a message of a stream, of which there are few."""
+    paused: bool = False
+    """Only waits for something at the moment, and another one runs in its place."""
     began: float = 0.0
+    seconds: float = 0.0
+    """How long it ran before it paused last."""
     charged: float = 0.0
     """Seconds that its principal was charged with when it began."""
 
@@ -52,6 +56,8 @@ class Bounds:
     running_of_principal: int
     """Less than ``running``, so that no principal holds everything."""
     waiting: int
+    paused: int = 0
+    """How many of those that only wait for something give their place to others."""
 
 
 class Admission:
@@ -63,6 +69,7 @@ class Admission:
         """Moving average of how long a call runs."""
         self.refused = 0
         self.running = 0
+        self.paused = 0
         self._running_of: dict[str, int] = {}
         self._queue: list[Ticket] = []
         self._virtual_time = 0.0
@@ -105,14 +112,45 @@ class Admission:
         if ticket.standing is not Standing.RUNNING:
             return []
         ticket.standing = Standing.ENDED
+        if ticket.paused:
+            self.paused -= 1
+        else:
+            self._stop(ticket, now)
+        self.service_seconds += _SMOOTHING * (ticket.seconds - self.service_seconds)
+        return self._start(now)
+
+    def pause(self, ticket: Ticket, now: float) -> list[Ticket]:
+        """Let another call run while this one only waits; return the tickets of those that begin."""
+        if ticket.standing is not Standing.RUNNING or ticket.paused or self.paused >= self.bounds.paused:
+            return []
+        ticket.paused = True
+        self.paused += 1
+        self._stop(ticket, now)
+        return self._start(now)
+
+    def resume(self, ticket: Ticket, now: float) -> None:
+        """Let a paused call run again, at once: one too many runs until the next one ends."""
+        if not ticket.paused:
+            return
+        ticket.paused = False
+        self.paused -= 1
+        self._run(ticket, now, charged=0.0)
+
+    def _run(self, ticket: Ticket, now: float, charged: float) -> None:
+        ticket.standing, ticket.began, ticket.charged = Standing.RUNNING, now, charged
+        self._used[ticket.principal] = self._used.get(ticket.principal, self._virtual_time) + charged
+        self.running += 1
+        self._running_of[ticket.principal] = self._running_of.get(ticket.principal, 0) + 1
+
+    def _stop(self, ticket: Ticket, now: float) -> None:
+        """End, or interrupt, the running of a call; its principal is charged with what it really took."""
         seconds = max(0.0, now - ticket.began)
-        self.service_seconds += _SMOOTHING * (seconds - self.service_seconds)
+        ticket.seconds += seconds
         self._used[ticket.principal] += seconds - ticket.charged
         self.running -= 1
         self._running_of[ticket.principal] -= 1
         if not self._running_of[ticket.principal]:
             del self._running_of[ticket.principal]
-        return self._start(now)
 
     def _start(self, now: float) -> list[Ticket]:
         """Let calls begin while there is room."""
@@ -129,10 +167,7 @@ class Admission:
             ticket = min(allowed, key=lambda entry: self._used[entry.principal])
             self._queue.remove(ticket)
             self._virtual_time = max(self._virtual_time, self._used[ticket.principal])
-            ticket.standing, ticket.began, ticket.charged = Standing.RUNNING, now, self.service_seconds
-            self._used[ticket.principal] += ticket.charged
-            self.running += 1
-            self._running_of[ticket.principal] = self._running_of.get(ticket.principal, 0) + 1
+            self._run(ticket, now, charged=self.service_seconds)
             started.append(ticket)
         return started
 

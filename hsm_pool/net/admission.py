@@ -9,9 +9,10 @@ from __future__ import annotations
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from enum import Enum
 
-from hsm_pool import limits
+from hsm_pool import limits, waiting
 from hsm_pool.core.admission import Admission, Bounds, Standing, Ticket
 from hsm_pool.errors import Overloaded
 from hsm_pool.net.authorization import CEREMONY_SERVICE, FREE_OF_DATA
@@ -31,14 +32,16 @@ class CallKind(Enum):
     """Within a mutation: waits for an RSA key that is made."""
 
 
-def _three_quarters(running: int, waiting: int) -> Bounds:
-    return Bounds(running, running * 3 // 4, waiting)
+def _three_quarters(running: int, waiting: int, paused: int = 0) -> Bounds:
+    return Bounds(running, running * 3 // 4, waiting, paused)
 
 
 BOUNDS: dict[CallKind, Bounds] = {
     CallKind.CONTROL: _three_quarters(limits.CONTROL_RUNNING_MAX, limits.CONTROL_WAITING_MAX),
     CallKind.MUTATION: _three_quarters(limits.MUTATIONS_RUNNING_MAX, limits.MUTATIONS_WAITING_MAX),
-    CallKind.OPERATION: _three_quarters(limits.OPERATIONS_RUNNING_MAX, limits.OPERATIONS_WAITING_MAX),
+    CallKind.OPERATION: _three_quarters(
+        limits.OPERATIONS_RUNNING_MAX, limits.OPERATIONS_WAITING_MAX, limits.OPERATIONS_PAUSED_MAX
+    ),
     # Whoever is alone may use both threads: the others wait a second or so.
     CallKind.RSA_KEY: Bounds(
         limits.RSA_KEYS_RUNNING_MAX, limits.RSA_KEYS_RUNNING_MAX, limits.RSA_KEYS_WAITING_MAX
@@ -46,7 +49,11 @@ BOUNDS: dict[CallKind, Bounds] = {
 }
 _DECIDING_THREADS = 8
 THREADS = (
-    sum(bounds.running + bounds.waiting for kind, bounds in BOUNDS.items() if kind is not CallKind.RSA_KEY)
+    sum(
+        bounds.running + bounds.waiting + bounds.paused
+        for kind, bounds in BOUNDS.items()
+        if kind is not CallKind.RSA_KEY
+    )
     + limits.STREAMS_MAX
     + _DECIDING_THREADS
 )
@@ -71,6 +78,23 @@ def _longest(kind: CallKind, patient: bool) -> float:
     if patient:
         return limits.STREAM_WAIT_SECONDS
     return limits.RSA_KEY_WAIT_SECONDS if kind is CallKind.RSA_KEY else limits.QUEUE_SECONDS_MAX
+
+
+@dataclass(frozen=True, slots=True)
+class _Held:
+    """A call's place, for whoever waits on its behalf."""
+
+    calls: CallAdmission
+    admission: Admission
+    ticket: Ticket
+
+    def pause(self) -> None:
+        """Give the place to another call."""
+        self.calls.pause(self.admission, self.ticket)
+
+    def resume(self) -> None:
+        """Take it back."""
+        self.calls.resume(self.admission, self.ticket)
 
 
 class CallAdmission:
@@ -111,9 +135,20 @@ class CallAdmission:
             # Nobody hears the answer of a call whose time is over: it would cost others theirs.
             if ticket.standing is not Standing.RUNNING or boot_time() >= deadline:
                 raise self._overloaded(admission)
-            yield
+            with waiting.holding(_Held(self, admission, ticket)):
+                yield
         finally:
             self._leave(admission, ticket)
+
+    def pause(self, admission: Admission, ticket: Ticket) -> None:
+        """Let another call run for now."""
+        with self._lock:
+            self._wake(admission.pause(ticket, boot_time()))
+
+    def resume(self, admission: Admission, ticket: Ticket) -> None:
+        """Let a paused call run again."""
+        with self._lock:
+            admission.resume(ticket, boot_time())
 
     @contextmanager
     def stream(self, principal: str) -> Iterator[None]:

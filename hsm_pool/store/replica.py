@@ -14,7 +14,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Generic, Protocol, TypeVar
 
-from hsm_pool import limits
+from hsm_pool import limits, waiting
 from hsm_pool.core import membership
 from hsm_pool.core.freshness import (
     FreshnessTracker,
@@ -616,7 +616,8 @@ class Replica:
             remaining = until - boot_time()
             if remaining <= 0:
                 raise NotFresh("this partition holds no freshness lease at the moment")
-            self.condition.wait(remaining)
+            with waiting.idle():
+                self.condition.wait(remaining)
 
     def _wait_stable(self, sequence: int, deadline: float) -> None:
         while self.tracker.stable_sequence < sequence:
@@ -630,7 +631,8 @@ class Replica:
                 raise NotFresh("what the answer depends on did not become stable in time")
             release = self.tracker.next_release()
             wake = deadline if release is None else min(deadline, release)
-            self.condition.wait(max(0.001, wake - now))
+            with waiting.idle():
+                self.condition.wait(max(0.001, wake - now))
 
 
 def _opaque_id(key: str) -> bytes:

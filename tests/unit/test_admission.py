@@ -7,7 +7,7 @@ import threading
 
 import pytest
 
-from hsm_pool import limits
+from hsm_pool import limits, waiting
 from hsm_pool.core.admission import Admission, Bounds, Standing, Ticket
 from hsm_pool.errors import Overloaded
 from hsm_pool.net.admission import BOUNDS, THREADS, CallAdmission, CallKind, kind_of
@@ -129,6 +129,50 @@ def test_the_delay_follows_the_measured_service_time() -> None:
     assert machine.admission.retry_seconds() == pytest.approx((running + waiting) * 2.0 / 4, rel=0.1)
 
 
+def test_a_call_that_only_waits_lets_another_one_run() -> None:
+    """As many as the bound says; each runs on at once, and only its own seconds are charged."""
+    admission = Admission(Bounds(1, 1, 6, paused=1))
+    first, _ = admission.arrive("a", 0.0)
+    second, _ = admission.arrive("a", 0.0)
+    third, _ = admission.arrive("b", 0.0)
+    assert admission.pause(first, 1.0) == [third], "the one who used least"
+    assert admission.pause(third, 2.0) == [], "no more than the bound"
+    assert (admission.running, admission.paused) == (1, 1)
+    admission.resume(first, 100.0)
+    assert (admission.running, admission.paused) == (2, 0), "at once"
+    assert admission.leave(third, 100.0) == [], "one too many ran"
+    assert admission.leave(first, 101.0) == [second]
+    assert admission.pause(second, 101.0) == []
+    assert admission.leave(second, 102.0) == []
+    assert (admission.running, admission.paused, admission.waiting) == (0, 0, 0)
+    assert first.seconds == 2.0
+    admission.resume(first, 103.0)
+    assert admission.running == 0, "what has ended stays so"
+
+
+def test_the_store_gives_the_place_of_a_waiting_call_away() -> None:
+    admission = CallAdmission()
+    bounds = BOUNDS[CallKind.OPERATION]
+    go_on, pausing = threading.Event(), threading.Semaphore(0)
+
+    def call() -> None:
+        with admission.call("slow", CallKind.OPERATION, boot_time() + 60), waiting.idle():
+            pausing.release()
+            go_on.wait(60)
+
+    callers = [threading.Thread(target=call) for _ in range(bounds.paused)]
+    for caller in callers:
+        caller.start()
+    for _ in callers:
+        assert pausing.acquire(timeout=60), "each found a place that was given away"
+    with admission.call("slow", CallKind.OPERATION, boot_time() + 60):
+        assert admission.counts(CallKind.OPERATION)[0] == 1
+    go_on.set()
+    for caller in callers:
+        caller.join(60)
+    assert admission.counts(CallKind.OPERATION)[:2] == (0, 0)
+
+
 # -- the shell ---------------------------------------------------------------------------
 
 
@@ -215,7 +259,7 @@ def test_every_method_has_its_kind() -> None:
 
 
 def test_a_listener_has_a_thread_for_all_that_runs_or_waits() -> None:
-    most = sum(b.running + b.waiting for kind, b in BOUNDS.items() if kind is not CallKind.RSA_KEY)
+    most = sum(b.running + b.waiting + b.paused for kind, b in BOUNDS.items() if kind is not CallKind.RSA_KEY)
     assert most + limits.STREAMS_MAX < THREADS
     rsa = BOUNDS[CallKind.RSA_KEY]
     assert rsa.running + rsa.waiting < BOUNDS[CallKind.MUTATION].running_of_principal, "RSA keys leave room"
