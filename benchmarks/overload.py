@@ -38,7 +38,7 @@ FACTOR = 10
 """Offered load over the maximum."""
 MODEST_SHARE = 0.1
 """Of the maximum, offered by the modest principal."""
-ITEMS = 16
+ITEMS = 32
 _KEY = "benchmark-rsa-4096"
 _CONCURRENCY = (4, 8)
 """Callers a partition with which the maximum is looked for."""
@@ -47,6 +47,8 @@ _CALL_SECONDS = 5.0
 _OUTSTANDING_MAX = 4_000
 """Calls of one process that wait for their answers; more are not offered, and counted."""
 _SAMPLE_SECONDS = 0.5
+_WRITE_PAUSE_SECONDS = 0.5
+"""Between writes: they are there to be counted, not to be a load."""
 _COST_CALLS = 20_000
 _MEBIBYTE = 1024 * 1024
 
@@ -186,7 +188,7 @@ class _Beside(threading.Thread):
         self._sampler.start()
         with self._pool.client() as client:
             number = 0
-            while not self._ended.is_set():
+            while not self._ended.wait(_WRITE_PAUSE_SECONDS):
                 number += 1
                 try:
                     key = client.create_key(
@@ -218,15 +220,20 @@ def resident_bytes(pool: BenchmarkPool) -> list[int]:
     return found
 
 
-def _maximum(pool: BenchmarkPool, seconds: float, say: Callable[[str], None]) -> float:
-    """Return the most calls a second that are done when each caller waits for his answers."""
-    best = 0.0
+def _maximum(pool: BenchmarkPool, seconds: float, say: Callable[[str], None]) -> tuple[float, float]:
+    """Return the most calls a second that are done when each caller waits for his answers.
+
+    Also the partitions' processor milliseconds a call then.
+    """
+    found: list[tuple[float, float]] = []
     for callers in _CONCURRENCY:
+        cpu_before = pool.partition_cpu_seconds()
         (outcome,) = _offered(pool, [Load("application", seconds, callers=callers)])
+        cpu_seconds = pool.partition_cpu_seconds() - cpu_before
         rate = outcome.done / outcome.seconds
         say(f"{callers} callers a partition: {rate:,.1f} batches a second")
-        best = max(best, rate)
-    return best
+        found.append((rate, cpu_seconds * 1000 / max(1, outcome.done)))
+    return max(found)
 
 
 def _principal(outcomes: list[Outcome]) -> dict[str, Any]:
@@ -253,11 +260,11 @@ def overload(pool: BenchmarkPool, seconds: float, say: Callable[[str], None]) ->
     with pool.client("administrator") as client:
         # He is the modest principal: another one than the application, with the same right.
         client.create_role_assignment("client/administrator", CRYPTO_USER.role_definition_id)
-    maximum = _maximum(pool, max(3.0, seconds / 6), say)
+    maximum, cpu_ms_at_maximum = _maximum(pool, max(3.0, seconds / 6), say)
     before = resident_bytes(pool)
     incarnations = [pool.connection.partitions[index].process_ids for index in range(PARTITIONS)]
     say(f"{FACTOR} times {maximum:,.1f} batches a second for {seconds:.0f} s")
-    beside = _Beside(pool)
+    beside, cpu_before = _Beside(pool), pool.partition_cpu_seconds()
     beside.start()
     try:
         greedy = Load(
@@ -268,6 +275,8 @@ def overload(pool: BenchmarkPool, seconds: float, say: Callable[[str], None]) ->
     finally:
         beside.end()
     outcomes = [*greedy_outcomes, modest_outcome]
+    cpu_seconds = pool.partition_cpu_seconds() - cpu_before
+    done = sum(outcome.done + outcome.late for outcome in outcomes)
     goodput = sum(outcome.done / outcome.seconds for outcome in outcomes)
     pool.await_whole()
     lost = _lost(pool, beside.acknowledged)
@@ -279,6 +288,10 @@ def overload(pool: BenchmarkPool, seconds: float, say: Callable[[str], None]) ->
         "offered_calls_per_second": round(sum(outcome.offered / outcome.seconds for outcome in outcomes), 1),
         "goodput_calls_per_second": round(goodput, 1),
         "goodput_ratio": round(goodput / maximum, 3),
+        "cpu_ms_per_done_call": {
+            "at_maximum": round(cpu_ms_at_maximum, 1),
+            "overloaded": round(cpu_seconds * 1000 / max(1, done), 1),
+        },
         "greedy": _principal(greedy_outcomes),
         "modest": _principal([modest_outcome]),
         "retry_delay_ms": {"p50": round(percentile(retry, 0.5)), "maximum": round(max(retry))}
