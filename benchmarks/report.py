@@ -123,13 +123,19 @@ def _overload_table(result: dict[str, Any]) -> Table:
     cost_us = sum(entry["cost_us_per_call"].values())
     factor = entry["offered_calls_per_second"] / entry["maximum_calls_per_second"]
     title = [
-        f"{factor:.1f} times the maximum of {entry['maximum_calls_per_second']:,.1f} batches a second, for "
-        f"{entry['seconds']:.0f} s: {entry['goodput_ratio']:.0%} of the maximum was done",
-        f"partitions' processor time a batch: {cpu_ms['overloaded']:.0f} ms, at the maximum "
-        f"{cpu_ms['at_maximum']:.0f} ms; admission and metrics cost {cost_us:.0f} µs a call",
+        (
+            f"{factor:.1f} times the maximum of {entry['maximum_calls_per_second']:,.1f} batches a second, for "
+            f"{entry['seconds']:.0f} s: {entry['goodput_ratio']:.0%} of the maximum was done"
+        ),
+        (
+            f"partitions' processor time a batch: {cpu_ms['overloaded']:.0f} ms, at the maximum "
+            f"{cpu_ms['at_maximum']:.0f} ms; admission and metrics cost {cost_us:.0f} µs a call"
+        ),
         f"resident memory: {memory['before']} MiB before, {memory['peak']} at most, {memory['after']} after",
-        f"{writes['acknowledged']} writes acknowledged, {writes['lost']} lost; "
-        f"{entry['processes_replaced']} processes replaced",
+        (
+            f"{writes['acknowledged']} writes acknowledged, {writes['lost']} lost; "
+            f"{entry['processes_replaced']} processes replaced"
+        ),
     ]
     table = Table(title="\n".join(title), title_justify="left")
     for heading in (
