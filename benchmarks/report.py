@@ -124,8 +124,8 @@ def _overload_table(result: dict[str, Any]) -> Table:
     factor = entry["offered_calls_per_second"] / entry["maximum_calls_per_second"]
     title = [
         (
-            f"{factor:.1f} times the maximum of {entry['maximum_calls_per_second']:,.1f} batches a second, for "
-            f"{entry['seconds']:.0f} s: {entry['goodput_ratio']:.0%} of the maximum was done"
+            f"{factor:.1f} times the maximum of {entry['maximum_calls_per_second']:,.1f} batches a second, "
+            f"for {entry['seconds']:.0f} s: {entry['goodput_ratio']:.0%} of the maximum was done"
         ),
         (
             f"partitions' processor time a batch: {cpu_ms['overloaded']:.0f} ms, at the maximum "
