@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes
+import os
 from ctypes.util import find_library
 from pathlib import Path
 
@@ -11,6 +12,9 @@ import pytest
 needs_seccomp = pytest.mark.skipif(
     find_library("seccomp") is None or not Path("/proc/sys/kernel/seccomp/actions_avail").exists(),
     reason="no libseccomp, or a kernel without seccomp; status does not name the filter",
+)
+needs_root = pytest.mark.skipif(
+    os.geteuid() != 0, reason="only root starts processes as other users; status says: not root"
 )
 # landlock_create_ruleset(NULL, 0, LANDLOCK_CREATE_RULESET_VERSION)
 needs_landlock = pytest.mark.skipif(

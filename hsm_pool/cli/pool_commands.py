@@ -19,7 +19,7 @@ from hsm_pool.cli.output import FAILED, UNREACHABLE, data_directory_option, fail
 from hsm_pool.client.connection import NoConnection, load_connection
 from hsm_pool.client.pool import Pool
 from hsm_pool.errors import InvalidField, MHSMError
-from hsm_pool.provisioning import etcd_binary, layout
+from hsm_pool.provisioning import etcd_binary, layout, users
 from mhsm.enclave.v1 import enclave_pb2
 
 _UP_SECONDS = 90.0
@@ -69,6 +69,13 @@ _READY = {
     default=None,
     help="Where a new pool gets its firmware (mhsm firmware new-repository).",
 )
+@click.option(
+    "--first-user-id",
+    type=click.IntRange(users.FIRST_USER_ID_MIN, users.FIRST_USER_ID_MAX),
+    default=users.FIRST_USER_ID,
+    show_default=True,
+    help="First of the five users that a new pool's processes run as where root starts it.",
+)
 @data_directory_option
 @json_option
 def up(
@@ -80,6 +87,7 @@ def up(
     external_store: Path | None,
     token_issuer: str,
     firmware_repository: Path | None,
+    first_user_id: int,
     data_dir: Path,
     as_json: bool,
 ) -> None:
@@ -101,6 +109,7 @@ def up(
             firmware_repository,
             audit_failure,
             purge_protection,
+            first_user_id,
         )
         try:
             pool_id = layout.provision(directory, new)

@@ -16,7 +16,7 @@ from rich.measure import Measurement
 from rich.table import Table
 from rich.text import Text
 
-from hsm_pool.cli import ceremony_progress
+from hsm_pool.cli import ceremony_progress, process_users
 from hsm_pool.cli.attempts import described
 from hsm_pool.cli.output import LOCKED, UNREACHABLE, data_directory_option, failure_of, json_option
 from hsm_pool.client.connection import Connection, NoConnection, load_connection
@@ -73,6 +73,7 @@ def status(context: click.Context, watch: bool, data_dir: Path, as_json: bool) -
     code = _exit_code(rows)
     ceremonies = {index: ceremony for index, ceremony in found.items() if not isinstance(ceremony, str)}
     controller = _controller_hardening(connection)
+    users = process_users.measured(connection)
     if as_json:
         document = {
             "pool_id": connection.pool_id,
@@ -82,6 +83,7 @@ def status(context: click.Context, watch: bool, data_dir: Path, as_json: bool) -
                 {"partition": index, **described(ceremony)} for index, ceremony in ceremonies.items()
             ],
             "fabric_controller": {"hardening": controller},
+            "users": users,
         }
         click.echo(json.dumps(document))
     else:
@@ -94,6 +96,7 @@ def status(context: click.Context, watch: bool, data_dir: Path, as_json: bool) -
             click.echo(f"{who}: hardened with {hardening}")
         if controller is not None:
             click.echo(f"fabric controller: hardened with {', '.join(controller) or 'nothing'}")
+        click.echo(process_users.in_words(users))
         for index, ceremony in ceremonies.items():
             click.echo(f"partition {index}: ceremony under way: {ceremony_progress.progress(ceremony)}")
         if ceremonies:

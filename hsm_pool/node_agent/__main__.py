@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import os
 import sys
 from pathlib import Path
 
@@ -10,6 +11,7 @@ import structlog
 
 from hsm_pool import settings as settings_module
 from hsm_pool.node_agent import agent
+from hsm_pool.node_agent.ownership import NodeUsers
 from hsm_pool.settings import NodeSettings
 
 
@@ -17,7 +19,12 @@ def main() -> int:
     """Serve until SIGTERM."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--settings", type=Path, required=True)
+    parser.add_argument("--partition-user", type=int, help="What the partition runs as (with the next one).")
+    parser.add_argument("--store-user", type=int, help="What the store member runs as.")
     arguments = parser.parse_args()
+    users = None
+    if arguments.partition_user is not None and arguments.store_user is not None:
+        users = NodeUsers(os.getuid(), arguments.partition_user, arguments.store_user)
     structlog.configure(
         processors=[
             structlog.processors.add_log_level,
@@ -27,7 +34,7 @@ def main() -> int:
         logger_factory=structlog.PrintLoggerFactory(sys.stderr),
     )
     settings = settings_module.load(NodeSettings, arguments.settings)
-    agent.run(settings, lambda: agent.partition_command(settings))
+    agent.run(settings, lambda: agent.partition_command(settings), users)
     return 0
 
 

@@ -25,6 +25,7 @@ from hsm_pool import settings as settings_module
 from hsm_pool.core.roles import CRYPTO_OFFICER, CRYPTO_USER
 from hsm_pool.provisioning.pki import Authority
 from hsm_pool.provisioning.ports import free_ports
+from hsm_pool.provisioning.users import FIRST_USER_ID
 from hsm_pool.settings import (
     FirmwareSettings,
     Identity,
@@ -99,6 +100,8 @@ class NewPool:
     firmware_repository: Path | None = None
     audit_failure: Literal["stop", "continue"] = "stop"
     purge_protection: bool = False
+    first_user_id: int = FIRST_USER_ID
+    """Of the users that the processes run as where root starts the pool."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -204,6 +207,7 @@ class _Builder:
             "partition_count": PARTITIONS,
             "recoverable_days": self._new.recoverable_days,
             "purge_protection": self._new.purge_protection,
+            "first_user_id": self._new.first_user_id,
         }
         self._write("pool.json", json.dumps(pool, indent=2).encode() + b"\n")
         return self._pool_id

@@ -19,9 +19,11 @@ from typing import Any
 import structlog
 
 from hsm_pool import settings as settings_module
-from hsm_pool.node_agent.processes import Child, SignalPipe, next_wait_seconds
+from hsm_pool.node_agent.processes import Child, RunAs, SignalPipe, next_wait_seconds
+from hsm_pool.provisioning import users as users_module
 from hsm_pool.provisioning.layout import PARTITIONS, pool_settings
-from hsm_pool.settings import PartitionSettings, TokenSettings
+from hsm_pool.provisioning.users import NotSeparated, Users
+from hsm_pool.settings import NodeSettings, PartitionSettings, TokenSettings
 from hsm_pool.store.state_file import write_atomically
 
 CONNECTION_FORMAT = 1
@@ -39,6 +41,16 @@ class Supervisor:
     def __init__(self, directory: Path) -> None:
         self._directory = directory
         self._pool = pool_settings(directory)
+        self._users, self._not_separated = self._separate()
+        users = self._users
+        agents_options = []
+        if users:
+            agents_options = [
+                "--partition-user",
+                str(users.partition),
+                "--store-user",
+                str(users.store_member),
+            ]
         self._agents = [
             Child(
                 f"node-agent-{index}",
@@ -48,10 +60,12 @@ class Supervisor:
                     "hsm_pool.node_agent",
                     "--settings",
                     str(self._node(index) / "node.json"),
+                    *agents_options,
                 ],
                 self._node(index) / "logs",
                 _BACKOFF_SECONDS,
                 pipe_output=True,
+                run_as=users.agent_runs_as if users else None,
             )
             for index in range(PARTITIONS)
         ]
@@ -67,16 +81,34 @@ class Supervisor:
             ],
             directory / "fabric",
             _BACKOFF_SECONDS,
+            run_as=RunAs(users.fabric_controller) if users else None,
         )
         self._issuer: list[Child] = []
         issuer_settings = directory / "token-issuer" / "token-issuer.json"
         if issuer_settings.is_file():
             command = [sys.executable, "-m", "hsm_pool.tokens.issuer", "--settings", str(issuer_settings)]
-            self._issuer = [Child("token-issuer", command, directory / "token-issuer", _BACKOFF_SECONDS)]
+            runs_as = RunAs(users.token_issuer) if users else None
+            logs = directory / "token-issuer"
+            self._issuer = [Child("token-issuer", command, logs, _BACKOFF_SECONDS, run_as=runs_as)]
         self._process_ids: list[dict[str, int | None]] = [{} for _ in range(PARTITIONS)]
         self._buffers: dict[int, bytes] = {}
         self._signals = SignalPipe()
         self._selector = selectors.DefaultSelector()
+
+    def _separate(self) -> tuple[Users | None, str]:
+        """Return the users of the processes, or None and why they are all this one."""
+        member = settings_module.load(NodeSettings, self._node(0) / "node.json").store_member
+        first = self._pool.get("first_user_id", users_module.FIRST_USER_ID)
+        binary = member.binary if member else ""
+        try:
+            return users_module.separate(self._directory, first, binary, self._partition_settings()), ""
+        except NotSeparated as why:
+            _log.warning("users are not separated", reason=str(why))
+            return None, str(why)
+
+    def _partition_settings(self) -> list[PartitionSettings]:
+        files = (self._node(index) / "partition.json" for index in range(PARTITIONS))
+        return [settings_module.load(PartitionSettings, file) for file in files]
 
     def _node(self, index: int) -> Path:
         return self._directory / "nodes" / str(index)
@@ -159,10 +191,7 @@ class Supervisor:
 
     def _connection(self) -> dict[str, Any]:
         directory = self._directory
-        partitions = [
-            settings_module.load(PartitionSettings, self._node(index) / "partition.json")
-            for index in range(PARTITIONS)
-        ]
+        partitions = self._partition_settings()
         store = partitions[0].store
         return {
             "format": CONNECTION_FORMAT,
@@ -211,6 +240,7 @@ class Supervisor:
                 "ca_file": str(directory / "fabric" / "controller-trusted.crt"),
             },
             "supervisor": {"process_id": os.getpid()},
+            "users": {"separated": self._users is not None, "reason": self._not_separated},
         }
 
 
@@ -234,6 +264,7 @@ def main() -> int:
         ],
         logger_factory=structlog.PrintLoggerFactory(sys.stderr),
     )
+    os.umask(0o022)  # what is not for others says so itself
     Supervisor(directory).run()
     return 0
 

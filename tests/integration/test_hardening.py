@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import json
 import os
+import pwd
 import subprocess
 import sys
+from fnmatch import fnmatch
 from pathlib import Path
 
 import pytest
 
-from tests.kernel import needs_landlock, needs_seccomp
+from tests.kernel import needs_landlock, needs_root, needs_seccomp
 from tests.running_pool import RunningPool, mhsm, until
 
 pytestmark = pytest.mark.pool
@@ -71,6 +73,7 @@ for name, reach in {
 print(json.dumps(reached))
 """
 FORBIDDEN = ("head", "sealing key", "nodes", "memory", "signal", "client plane")
+TAKEN = pwd.getpwnam("nobody").pw_uid
 NEEDED = ("enclave interface", "journal", "key")
 
 
@@ -132,3 +135,112 @@ def test_a_ceremony_child_is_hardened_too(pool: RunningPool) -> None:
         finally:
             client.cancel_ceremony(1, begun.attempt_id)
         assert status(pool)["partitions"][1]["ceremony_child_hardening"] == []
+
+
+LOOKING = """
+import json, os, pathlib, sys
+directory, *process_ids = sys.argv[1:]
+readable, writable, signalled = [], [], []
+for name in sys.stdin.read().split("\\0"):
+    path = pathlib.Path(directory, name)
+    try:
+        list(path.iterdir()) if path.is_dir() else path.open("rb").close()
+        readable.append(name)
+    except PermissionError:
+        pass
+    if os.access(path, os.W_OK):
+        writable.append(name)
+for process_id in process_ids:
+    try:
+        os.kill(int(process_id), 0)
+        signalled.append(int(process_id))
+    except PermissionError:
+        pass
+print(json.dumps({"readable": readable, "writable": writable, "signalled": signalled}))
+"""
+PUBLIC = ["pki/*.crt", "pki/admission-policy.json"]
+OF_PARTITION = [
+    *(f"nodes/?/{name}*" for name in ("partition", "platform", "owner", "audit")),
+    *(f"nodes/?/pki/{name}*" for name in ("client", "fabric", "node", "peer", "store-client")),
+]
+SEEN_BY = {
+    "fabric_controller": ["fabric*", *PUBLIC],
+    "partition": [*OF_PARTITION, *PUBLIC],
+    "store_member": ["nodes/?/store*", "nodes/?/pki/store-server*", "nodes/?/pki/store-peer*", *PUBLIC],
+    "node_agent": [
+        *("nodes/?", "nodes/?/node.json", "nodes/?/logs*", "nodes/?/pki/agent*"),
+        *("nodes/?/partition/incarnation", "nodes/?/partition/lock", *PUBLIC),
+    ],
+}
+"""Files and directories of a pool that each user may read at most; ``*`` matches any path."""
+NEEDED_BY = {
+    "fabric_controller": {"fabric/controller.key", "fabric/journal"},
+    "partition": {"nodes/0/partition/head", "nodes/0/platform/sealing.key", "nodes/1/pki/peer.key"},
+    "store_member": {"nodes/0/store/member", "nodes/0/pki/store-peer.key"},
+    "node_agent": {"nodes/0/node.json", "nodes/0/partition/incarnation"},
+}
+
+
+@needs_root
+def test_users_reach_only_what_is_theirs(pool: RunningPool) -> None:
+    """G3, G5: every file of the pool, tried by every user; root, trying the same, is the positive control."""
+    users = status(pool)["users"]
+    assert users["separated"], users
+    assert users["user_ids"]["supervisor"] == [0]
+    connection = pool.connection
+    process_ids = {
+        "fabric_controller": connection.fabric_controller["process_id"],
+        **connection.partitions[0].process_ids,
+    }
+    names = [str(path.relative_to(pool.directory)) for path in pool.directory.rglob("*")]
+
+    def look(kind: str, user_id: int) -> dict[str, list]:
+        # In the mount namespace of the process: from outside nobody else reaches the directory at all.
+        number = str(user_id)
+        become = ("setpriv", "--reuid", number, "--regid", number, "--clear-groups", "--inh-caps=-all", "--")
+        completed = subprocess.run(
+            [
+                *("nsenter", "--target", str(process_ids[kind]), "--mount", "--wd=/"),
+                *(become if user_id else ()),
+                *(sys.executable, "-c", LOOKING, str(pool.directory), *map(str, process_ids.values())),
+            ],
+            input="\0".join(names),
+            capture_output=True,
+            text=True,
+            check=True,
+            timeout=60,
+        )
+        return json.loads(completed.stdout)
+
+    everything = look("partition", 0)
+    assert set(names) - set(everything["readable"]) == set()
+    assert len(everything["signalled"]) == len(process_ids)
+    for kind, allowed in SEEN_BY.items():
+        (user_id,) = users["user_ids"][kind]
+        seen = look(kind, user_id)
+        not_allowed = [
+            name
+            for name in (*seen["readable"], *seen["writable"])
+            if not any(fnmatch(name, pattern) for pattern in allowed)
+        ]
+        assert not_allowed == [], kind
+        assert NEEDED_BY[kind] <= set(seen["readable"]), kind
+        assert seen["signalled"] == [process_ids[kind]], kind
+
+
+def test_status_says_why_users_are_not_separated(tmp_path: Path) -> None:
+    """The documented fallback: all run as the user who started the pool, and status says why."""
+    directory = tmp_path / "data"
+    if os.geteuid() == 0:
+        option, why = ("--first-user-id", str(TAKEN)), f"user {TAKEN} is {pwd.getpwuid(TAKEN)[0]}"
+    else:
+        option, why = (), "not root"
+    mhsm("up", *option, "--data-dir", str(directory))
+    try:
+        said = json.loads(mhsm("status", "--data-dir", str(directory), "--json", check=False).stdout)["users"]
+        assert (said["separated"], said["reason"]) == (False, why)
+        assert {user_id for found in said["user_ids"].values() for user_id in found} == {os.geteuid()}
+        text = mhsm("status", "--data-dir", str(directory), check=False).stdout
+        assert f"users: not separated: {why}" in text
+    finally:
+        mhsm("down", "--data-dir", str(directory))
