@@ -119,7 +119,11 @@ def status(context: click.Context, watch: bool, data_dir: Path, as_json: bool) -
 def _rows(pool: Pool, connection: Connection) -> list[dict[str, Any]]:
     rows: list[dict[str, Any]] = []
     for entry in connection.partitions:
-        row: dict[str, Any] = {"index": entry.index, "process_ids": entry.process_ids}
+        row: dict[str, Any] = {
+            "index": entry.index,
+            "process_ids": entry.process_ids,
+            "node_agent_hardening": entry.node_agent_hardening,
+        }
         try:
             answer = pool.partition_status(entry.index)
         except MHSMError as error:
@@ -152,13 +156,14 @@ def _rows(pool: Pool, connection: Connection) -> list[dict[str, Any]]:
 
 
 def _hardening(rows: list[dict[str, Any]]) -> Iterator[tuple[str, str]]:
-    """Give (processes, measures): partitions that are hardened alike, then ceremony children."""
-    alike: dict[str, list[str]] = {}
-    for row in rows:
-        if "hardening" in row:
-            alike.setdefault(", ".join(row["hardening"]) or "nothing", []).append(str(row["index"]))
-    for measures, indexes in alike.items():
-        yield f"partition {', '.join(indexes)}", measures.replace("_", " ")
+    """Give (processes, measures): partitions and agents that are hardened alike, then ceremony children."""
+    for who, field in (("partition", "hardening"), ("node agent", "node_agent_hardening")):
+        alike: dict[str, list[str]] = {}
+        for row in rows:
+            if field in row:
+                alike.setdefault(", ".join(row[field]) or "nothing", []).append(str(row["index"]))
+        for measures, indexes in alike.items():
+            yield f"{who} {', '.join(indexes)}", measures.replace("_", " ")
     for row in rows:
         if row.get("ceremony_child_hardening"):
             measures = ", ".join(row["ceremony_child_hardening"])

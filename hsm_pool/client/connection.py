@@ -42,6 +42,8 @@ class PartitionConnection:
     process_ids: dict[str, int | None]
     token_endpoint: str | None = None
     """Where callers with bearer tokens are served; None when none are accepted."""
+    node_agent_hardening: list[str] = field(default_factory=list)
+    """What the node agent says that it is hardened with."""
 
 
 @dataclass(frozen=True, slots=True)

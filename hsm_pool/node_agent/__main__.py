@@ -10,9 +10,10 @@ from pathlib import Path
 import structlog
 
 from hsm_pool import settings as settings_module
+from hsm_pool.enclave import confinement
 from hsm_pool.node_agent import agent
 from hsm_pool.node_agent.ownership import NodeUsers
-from hsm_pool.settings import NodeSettings
+from hsm_pool.settings import NodeSettings, PartitionSettings
 
 
 def main() -> int:
@@ -34,7 +35,12 @@ def main() -> int:
         logger_factory=structlog.PrintLoggerFactory(sys.stderr),
     )
     settings = settings_module.load(NodeSettings, arguments.settings)
-    agent.run(settings, lambda: agent.partition_command(settings), users)
+    hardening = []
+    if confinement.confine_agent(
+        settings, settings_module.load(PartitionSettings, Path(settings.partition_settings_file))
+    ):
+        hardening.append("landlock")
+    agent.run(settings, lambda: agent.partition_command(settings), users, hardening)
     return 0
 
 

@@ -68,8 +68,6 @@ def carry_out(settings: NodeSettings, admission: Admission, users: NodeUsers | N
     write_atomically(incarnation_file, str(highest).encode())
     if users:
         ownership.give_partition_directory(incarnation_file.parent, users)
-        if settings.store_member:
-            ownership.give_store_directory(Path(settings.store_member.data_directory), users)
     _write(settings, Admission(admission.number, admission.incarnation, done=True))
 
 

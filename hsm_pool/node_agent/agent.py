@@ -17,7 +17,7 @@ import structlog
 
 from hsm_pool.errors import FirmwareRefused
 from hsm_pool.firmware.slots import Slots
-from hsm_pool.node_agent import admission, store_member
+from hsm_pool.node_agent import admission, ownership, store_member
 from hsm_pool.node_agent.admission import AdmissionWatch
 from hsm_pool.node_agent.exit_notice import ExitNotices, incarnation, partition_is_dead
 from hsm_pool.node_agent.ownership import NodeUsers
@@ -47,13 +47,19 @@ def partition_command(settings: NodeSettings) -> list[str]:
     return ["env", f"PYTHONPATH={image}", *command] if image else command
 
 
-def run(settings: NodeSettings, command: Callable[[], Sequence[str]], users: NodeUsers | None = None) -> None:
+def run(
+    settings: NodeSettings,
+    command: Callable[[], Sequence[str]],
+    users: NodeUsers | None = None,
+    hardening: Sequence[str] = (),
+) -> None:
     """Run the node until SIGTERM. Call from the main thread.
 
     Args:
         settings: The node's settings.
         command: Returns the command of the partition process, asked before each start.
         users: What the children run as; None for this process's own user.
+        hardening: What this process is hardened with, for whoever looks at the pool.
     """
     signals = SignalPipe()
     notices = ExitNotices(settings)
@@ -103,10 +109,12 @@ def run(settings: NodeSettings, command: Callable[[], Sequence[str]], users: Nod
                             child.start_at = time.monotonic() + _JOINING_SECONDS
                             continue
                         child.command = command()
+                    else:
+                        _give_store_directory(settings, users)
                     child.start()
                     changed = True
             if changed:
-                _report(settings, partition, member)
+                _report(settings, partition, member, hardening)
             selector.select(next_wait_seconds(children, _LOOP_SECONDS))
             signals.drain()
     partition.stop(_PARTITION_STOP_SECONDS)
@@ -134,10 +142,17 @@ def _replace(
             child.start_at = time.monotonic()
 
 
-def _report(settings: NodeSettings, partition: Child, member: Child | None) -> None:
+def _give_store_directory(settings: NodeSettings, users: NodeUsers | None) -> None:
+    """Have the member start on a directory of its own; its disk may have been lost meanwhile."""
+    if users and settings.store_member:
+        ownership.give_store_directory(Path(settings.store_member.data_directory), users)
+
+
+def _report(settings: NodeSettings, partition: Child, member: Child | None, hardening: Sequence[str]) -> None:
     event = {
         "event": "processes",
         "index": settings.index,
+        "hardening": list(hardening),
         "process_ids": {
             "partition": partition.process_id,
             "store_member": member.process_id if member else None,

@@ -45,26 +45,25 @@ def take(directory: Path, users: NodeUsers) -> None:
 
 
 def give_partition_directory(directory: Path, users: NodeUsers) -> None:
-    """Give a directory with what the agent wrote into it to the partition."""
+    """Give a directory, with what the agent wrote into it, to the partition."""
     for name in ("incarnation", "lock"):
         file = directory / name
         if file.exists():
             file.chmod(0o640)
             os.chown(file, users.partition, users.node_agent)
-    _give(directory, users.partition, users.node_agent)
+    _give(directory, users.partition, users)
 
 
 def give_store_directory(directory: Path, users: NodeUsers) -> None:
-    """Give a directory to the store member."""
+    """Give a directory to the store member, which does not run; before each of its starts."""
+    take(directory, users)
     member = directory / "member"
-    if not member.exists():  # the member's own would be passed by nobody else
-        member.mkdir()
-    _give(member, users.store_member, users.node_agent)
-    _give(directory, users.store_member, users.node_agent)
+    member.mkdir(exist_ok=True)  # one that etcd makes itself is closed to the agent
+    _give(member, users.store_member, users)
+    _give(directory, users.store_member, users)
 
 
-def _give(directory: Path, user: int, group: int) -> None:
-    # The group first, and the mode while this process may still set it.
-    os.chown(directory, -1, group)
+def _give(directory: Path, user: int, users: NodeUsers) -> None:
+    take(directory, users)  # only the owner sets the mode
     directory.chmod(_PASSED_BY_GROUP)
-    os.chown(directory, user, group)
+    os.chown(directory, user, users.node_agent)

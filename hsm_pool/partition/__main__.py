@@ -13,7 +13,7 @@ from pathlib import Path
 import structlog
 
 from hsm_pool import settings as settings_module
-from hsm_pool.enclave import hardening, system_calls
+from hsm_pool.enclave import confinement, hardening, system_calls
 from hsm_pool.enclave.evidence import measurement
 from hsm_pool.net.peer_client import PeerCosigning, PeerHealing
 from hsm_pool.net.server import PlaneServers
@@ -60,6 +60,7 @@ def main() -> int:
     hardening.harden_process()
     settings = settings_module.load(PartitionSettings, arguments.settings)
     measurement()  # of what is loaded now, whatever is installed later
+    confinement.confine_partition(settings)
     log = structlog.get_logger().bind(partition=settings.index)
     cosign = PeerCosigning(settings)
     partition = Partition(settings, PeerHealing(settings), cosign)

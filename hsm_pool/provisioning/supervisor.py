@@ -91,6 +91,7 @@ class Supervisor:
             logs = directory / "token-issuer"
             self._issuer = [Child("token-issuer", command, logs, _BACKOFF_SECONDS, run_as=runs_as)]
         self._process_ids: list[dict[str, int | None]] = [{} for _ in range(PARTITIONS)]
+        self._agent_hardening: list[list[str]] = [[] for _ in range(PARTITIONS)]
         self._buffers: dict[int, bytes] = {}
         self._signals = SignalPipe()
         self._selector = selectors.DefaultSelector()
@@ -174,6 +175,7 @@ class Supervisor:
             event = json.loads(line)
             if event.get("event") == "processes":
                 self._process_ids[index] = event["process_ids"]
+                self._agent_hardening[index] = event["hardening"]
         return bool(lines)
 
     def _token_issuer(self, tokens: TokenSettings | None) -> dict[str, Any] | None:
@@ -222,6 +224,7 @@ class Supervisor:
                         "partition": self._process_ids[index].get("partition"),
                         "store_member": self._process_ids[index].get("store_member"),
                     },
+                    "node_agent_hardening": self._agent_hardening[index],
                 }
                 for index, settings in enumerate(partitions)
             ],

@@ -156,9 +156,10 @@ def _assign_node(node: Path, users: Users) -> None:
                 _give_tree(path, users.node_agent)
     os.chown(node, users.node_agent, users.node_agent)
     node.chmod(_PASSED)
+    # The agent reads there which ports and files its children need; no secret stands in it.
+    os.chown(node / "partition.json", users.partition, users.node_agent)
+    (node / "partition.json").chmod(0o640)
     ownership.give_partition_directory(node / "partition", users.node)
-    if (node / "store").is_dir():
-        ownership.give_store_directory(node / "store", users.node)
     if (node / "firmware").is_dir():
         # The agent counts the starts of an image there.
         os.chown(node / "firmware", users.partition, users.node_agent)

@@ -111,6 +111,110 @@ def test_the_controller_reaches_its_own_files_and_the_enclave_interface_only(poo
     assert reached["yes"] == dict.fromkeys(FORBIDDEN, False) | dict.fromkeys(NEEDED, True)
 
 
+CONFINED_IN_A_NODE = """
+import json, os, pathlib, socket, subprocess, sys
+from hsm_pool import settings
+from hsm_pool.enclave import confinement
+kind, directory, process_id, confine, *numbers = sys.argv[1:]
+enclave_port, own_port, peer_port = map(int, numbers)
+pool = pathlib.Path(directory)
+node, other = pool / "nodes" / "0", pool / "nodes" / "1"
+partition = settings.load(settings.PartitionSettings, node / "partition.json")
+agent = settings.load(settings.NodeSettings, node / "node.json")
+if confine == "yes":
+    if kind == "partition":
+        assert confinement.confine_partition(partition)
+    else:
+        assert confinement.confine_agent(agent, partition)
+    assert confinement.in_force()
+
+def bind(port):
+    with socket.socket() as listening:
+        try:
+            listening.bind(("127.0.0.1", port))
+        except OSError as error:
+            if isinstance(error, PermissionError):
+                raise
+
+def touch(path):
+    path.write_bytes(b"")
+    path.unlink()
+
+reached = {}
+for name, reach in {
+    "another node": lambda: (other / "platform" / "sealing.key").read_bytes(),
+    "controller": lambda: (pool / "fabric" / "controller.key").read_bytes(),
+    "clients": lambda: (pool / "clients" / "administrator.key").read_bytes(),
+    "accounts": lambda: open("/etc/shadow", "rb").close(),
+    "new file": lambda: touch(pool / "nodes" / "new"),
+    "settings": lambda: (node / "partition.json").open("ab").close(),
+    "enclave interface": lambda: socket.create_connection(("127.0.0.1", enclave_port)).close(),
+    "signal": lambda: os.kill(int(process_id), 0),
+    "bind": lambda: bind(0),
+    "store": lambda: list((node / "store").iterdir()),
+    "own file": lambda: touch(node / "partition" / "new"),
+    "own key": lambda: (node / "platform" / "sealing.key").read_bytes(),
+    "own port": lambda: bind(own_port),
+    "peer": lambda: socket.create_connection(("127.0.0.1", peer_port)).close(),
+    "child": lambda: subprocess.run([sys.executable, "-c", "import hsm_pool.ceremony.child"], check=True),
+}.items():
+    try:
+        reach()
+        reached[name] = True
+    except PermissionError:
+        reached[name] = False
+print(json.dumps(reached))
+"""
+CLOSED = (
+    "another node",
+    "controller",
+    "clients",
+    "accounts",
+    "new file",
+    "enclave interface",
+    "signal",
+    "bind",
+)
+OPEN = ("own file", "own key", "own port", "peer", "child")
+
+
+@needs_landlock
+@pytest.mark.parametrize(
+    ("kind", "closed", "open_"),
+    [
+        ("partition", (*CLOSED, "settings", "store"), OPEN),
+        ("node_agent", CLOSED, (*OPEN, "settings", "store")),
+    ],
+)
+def test_a_node_reaches_its_own_files_and_ports_only(
+    pool: RunningPool, kind: str, closed: tuple[str, ...], open_: tuple[str, ...]
+) -> None:
+    """G3: confined as a partition or an agent is, also as root; unconfined it is the positive control."""
+    field = "hardening" if kind == "partition" else "node_agent_hardening"
+    assert all("landlock" in row[field] for row in status(pool)["partitions"])
+    own, peer = pool.connection.partitions[:2]
+    ports = [
+        endpoint.rpartition(":")[2] for endpoint in (own.enclave_endpoint, own.endpoint, peer.peer_endpoint)
+    ]
+    reached = {}
+    for confine in ("yes", "no"):
+        completed = subprocess.run(
+            [
+                *(sys.executable, "-c", CONFINED_IN_A_NODE, kind, str(pool.directory)),
+                *(str(own.process_ids["node_agent"]), confine, *ports),
+            ],
+            capture_output=True,
+            text=True,
+            check=False,
+            timeout=60,
+        )
+        assert completed.returncode == 0, completed.stderr
+        reached[confine] = json.loads(completed.stdout)
+    if os.getuid() == 0:
+        assert reached["no"] == dict.fromkeys((*closed, *open_), True)
+    assert reached["yes"] == dict.fromkeys(closed, False) | dict.fromkeys(open_, True)
+
+
 @needs_seccomp
 def test_a_filter_holds_for_every_thread_of_a_partition(pool: RunningPool) -> None:
     for row in status(pool)["partitions"]:
@@ -169,7 +273,7 @@ SEEN_BY = {
     "store_member": ["nodes/?/store*", "nodes/?/pki/store-server*", "nodes/?/pki/store-peer*", *PUBLIC],
     "node_agent": [
         *("nodes/?", "nodes/?/node.json", "nodes/?/logs*", "nodes/?/pki/agent*"),
-        *("nodes/?/partition/incarnation", "nodes/?/partition/lock", *PUBLIC),
+        *("nodes/?/partition/incarnation", "nodes/?/partition/lock", "nodes/?/partition.json", *PUBLIC),
     ],
 }
 """Files and directories of a pool that each user may read at most; ``*`` matches any path."""
