@@ -22,6 +22,7 @@ from hsm_pool import settings as settings_module
 from hsm_pool.node_agent.processes import Child, RunAs, SignalPipe, next_wait_seconds
 from hsm_pool.provisioning import users as users_module
 from hsm_pool.provisioning.layout import PARTITIONS, pool_settings
+from hsm_pool.provisioning.sandbox import NoSandbox, sandboxed
 from hsm_pool.provisioning.users import NotSeparated, Users
 from hsm_pool.settings import NodeSettings, PartitionSettings, TokenSettings
 from hsm_pool.store.state_file import write_atomically
@@ -69,20 +70,8 @@ class Supervisor:
             )
             for index in range(PARTITIONS)
         ]
-        self._controller = Child(
-            "fabric-controller",
-            [
-                sys.executable,
-                "-m",
-                "fabric_controller",
-                "serve",
-                "--settings",
-                str(directory / "fabric" / "fabric.json"),
-            ],
-            directory / "fabric",
-            _BACKOFF_SECONDS,
-            run_as=RunAs(users.fabric_controller) if users else None,
-        )
+        self._controller, self._not_sandboxed = self._make_controller()
+        self._controller_process_id: int | None = None
         self._issuer: list[Child] = []
         issuer_settings = directory / "token-issuer" / "token-issuer.json"
         if issuer_settings.is_file():
@@ -106,6 +95,21 @@ class Supervisor:
         except NotSeparated as why:
             _log.warning("users are not separated", reason=str(why))
             return None, str(why)
+
+    def _make_controller(self) -> tuple[Child, str]:
+        """Return the controller, and why it runs without a sandbox; "" if it runs in one."""
+        directory = self._directory / "fabric"
+        settings_file = str(directory / "fabric.json")
+        command = [sys.executable, "-m", "fabric_controller", "serve", "--settings", settings_file]
+        run_as = RunAs(self._users.fabric_controller) if self._users else None
+        why = ""
+        try:
+            command = sandboxed(command, directory, run_as)
+        except NoSandbox as reason:
+            why = str(reason)
+            _log.warning("the controller has no sandbox", reason=why)
+        name = "fabric-controller"
+        return Child(name, command, directory, _BACKOFF_SECONDS, pipe_output=not why, run_as=run_as), why
 
     def _partition_settings(self) -> list[PartitionSettings]:
         files = (self._node(index) / "partition.json" for index in range(PARTITIONS))
@@ -147,9 +151,9 @@ class Supervisor:
     def _follow(self, child: Child) -> None:
         if child.process and child.process.stdout:
             os.set_blocking(child.process.stdout.fileno(), False)
-            self._selector.register(
-                child.process.stdout, selectors.EVENT_READ, data=self._agents.index(child)
-            )
+            self._selector.register(child.process.stdout, selectors.EVENT_READ, data=child)
+        elif child is self._controller and child.process:
+            self._controller_process_id = child.process.pid
 
     def _forget(self, child: Child) -> None:
         if child.process and child.process.stdout:
@@ -158,10 +162,13 @@ class Supervisor:
                 self._selector.unregister(descriptor)
             self._buffers.pop(descriptor, None)
             child.process.stdout.close()
+        if child is self._controller:
+            self._controller_process_id = None
+        elif child in self._agents:
             self._process_ids[self._agents.index(child)] = {}
 
-    def _read(self, descriptor: int, index: int) -> bool:
-        """Take what an agent printed; return whether process ids changed."""
+    def _read(self, descriptor: int, child: Child) -> bool:
+        """Take what an agent, or the controller's sandbox, printed; return whether process ids changed."""
         try:
             octets = os.read(descriptor, _LINE_BYTES_MAX)
         except BlockingIOError:
@@ -169,6 +176,9 @@ class Supervisor:
         if not octets:
             self._selector.unregister(descriptor)
             return False
+        if child is self._controller:
+            return self._read_sandbox(descriptor, octets)
+        index = self._agents.index(child)
         *lines, rest = (self._buffers.get(descriptor, b"") + octets).split(b"\n")
         self._buffers[descriptor] = rest[-_LINE_BYTES_MAX:]
         for line in lines:
@@ -177,6 +187,16 @@ class Supervisor:
                 self._process_ids[index] = event["process_ids"]
                 self._agent_hardening[index] = event["hardening"]
         return bool(lines)
+
+    def _read_sandbox(self, descriptor: int, octets: bytes) -> bool:
+        """Take the process id within the sandbox, as this machine counts it."""
+        said = (self._buffers.get(descriptor, b"") + octets)[-_LINE_BYTES_MAX:]
+        self._buffers[descriptor] = said
+        try:
+            self._controller_process_id = json.loads(said)["child-pid"]
+        except ValueError:  # not all of it is here yet
+            return False
+        return True
 
     def _token_issuer(self, tokens: TokenSettings | None) -> dict[str, Any] | None:
         if tokens is None or not self._issuer:
@@ -236,7 +256,8 @@ class Supervisor:
                 "prefix": store.prefix,
             },
             "fabric_controller": {
-                "process_id": self._controller.process_id,
+                "process_id": self._controller_process_id,
+                "sandbox": {"bubblewrap": not self._not_sandboxed, "reason": self._not_sandboxed},
                 "data_directory": str(directory / "fabric"),
                 "certificate_file": str(directory / "fabric" / "controller.crt"),
                 "key_file": str(directory / "fabric" / "controller.key"),

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import pwd
+import shutil
 import subprocess
 import sys
 from fnmatch import fnmatch
@@ -12,7 +13,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.kernel import needs_landlock, needs_root, needs_seccomp
+from tests.kernel import needs_bubblewrap, needs_landlock, needs_root, needs_seccomp
 from tests.running_pool import RunningPool, mhsm, until
 
 pytestmark = pytest.mark.pool
@@ -332,19 +333,51 @@ def test_users_reach_only_what_is_theirs(pool: RunningPool) -> None:
         assert seen["signalled"] == [process_ids[kind]], kind
 
 
-def test_status_says_why_users_are_not_separated(tmp_path: Path) -> None:
-    """The documented fallback: all run as the user who started the pool, and status says why."""
-    directory = tmp_path / "data"
+@needs_bubblewrap
+def test_the_controller_sees_no_other_process_and_no_other_file(pool: RunningPool) -> None:
+    """G5: its root directory, as the kernel has it; that of the supervisor is the positive control."""
+
+    def seen(process_id: int) -> tuple[set[str], set[str]]:
+        root = Path(f"/proc/{process_id}/root")
+        files = {path.name for path in (root / str(pool.directory).lstrip("/")).iterdir()}
+        return files, {path.name for path in (root / "proc").iterdir() if path.name.isdecimal()}
+
+    said = status(pool)["fabric_controller"]
+    assert (said["bubblewrap"], said["bubblewrap_reason"]) == (True, "")
+    assert seen(pool.connection.fabric_controller["process_id"]) == ({"fabric"}, {"1"})
+    files, process_ids = seen(pool.connection.supervisor_process_id)
+    assert {"fabric", "nodes", "clients"} <= files
+    assert len(process_ids) > 5
+
+
+def test_status_says_why_users_and_controller_are_not_separated(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The documented fallbacks: all run as the user who started the pool, without a sandbox."""
+    directory, programs = tmp_path / "data", tmp_path / "programs"
+    programs.mkdir()
+    for name in ("env", "setpriv", "sh"):
+        (programs / name).symlink_to(shutil.which(name) or name)
+    etcd = shutil.which("etcd")
+    assert etcd
+    (programs / "etcd").symlink_to(etcd)
+    monkeypatch.setenv("PATH", str(programs))
     if os.geteuid() == 0:
         option, why = ("--first-user-id", str(TAKEN)), f"user {TAKEN} is {pwd.getpwuid(TAKEN)[0]}"
     else:
         option, why = (), "not root"
     mhsm("up", *option, "--data-dir", str(directory))
     try:
-        said = json.loads(mhsm("status", "--data-dir", str(directory), "--json", check=False).stdout)["users"]
+        document = json.loads(mhsm("status", "--data-dir", str(directory), "--json", check=False).stdout)
+        said, controller = document["users"], document["fabric_controller"]
+        assert (controller["bubblewrap"], controller["bubblewrap_reason"]) == (
+            False,
+            "bwrap is not installed",
+        )
         assert (said["separated"], said["reason"]) == (False, why)
         assert {user_id for found in said["user_ids"].values() for user_id in found} == {os.geteuid()}
         text = mhsm("status", "--data-dir", str(directory), check=False).stdout
         assert f"users: not separated: {why}" in text
+        assert "fabric controller: no bubblewrap: bwrap is not installed" in text
     finally:
         mhsm("down", "--data-dir", str(directory))

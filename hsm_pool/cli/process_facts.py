@@ -1,4 +1,4 @@
-"""Which users the pool's processes run as: looked up in the kernel, not believed (proc_pid_status(5))."""
+"""Users and namespaces of the pool's processes: asked of the kernel, not believed (proc_pid_status(5))."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ def measured(connection: Connection) -> dict[str, Any]:
     """
     found: dict[str, set[int]] = {}
     for kind, process_id in _processes(connection):
-        user_id = _effective_user(process_id)
+        user_id = _status_field(process_id, "Uid:", 2)
         if user_id is not None:
             found.setdefault(kind, set()).add(user_id)
     users = [user_id for user_ids in found.values() for user_id in user_ids]
@@ -45,6 +45,22 @@ def in_words(users: dict[str, Any]) -> str:
     return f"users: {'; '.join(parts)}"
 
 
+def own_namespaces(process_id: int | None, other: int) -> bool:
+    """Return whether a process has other process and mount namespaces than another one."""
+    try:
+        return all(
+            Path(f"/proc/{process_id}/ns/{kind}").readlink() != Path(f"/proc/{other}/ns/{kind}").readlink()
+            for kind in ("pid", "mnt")
+        )
+    except OSError:
+        return False
+
+
+def innermost_process_id(process_id: int) -> int | None:
+    """Return the id that a process sees itself under, in its own namespace."""
+    return _status_field(process_id, "NSpid:", -1)
+
+
 def _processes(connection: Connection) -> Iterator[tuple[str, int | None]]:
     yield "supervisor", connection.supervisor_process_id
     for entry in connection.partitions:
@@ -54,9 +70,9 @@ def _processes(connection: Connection) -> Iterator[tuple[str, int | None]]:
         yield "token_issuer", connection.token_issuer["process_id"]
 
 
-def _effective_user(process_id: int | None) -> int | None:
+def _status_field(process_id: int | None, name: str, position: int) -> int | None:
     try:
         lines = Path(f"/proc/{process_id}/status").read_text().splitlines()
     except OSError:
         return None
-    return next((int(line.split()[2]) for line in lines if line.startswith("Uid:")), None)
+    return next((int(line.split()[position]) for line in lines if line.startswith(name)), None)
