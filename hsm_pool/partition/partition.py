@@ -13,7 +13,6 @@ peer; LOCKED says that no peer holds them either, so that a quorum must unlock t
 from __future__ import annotations
 
 import threading
-import uuid
 from enum import Enum
 from pathlib import Path
 from typing import Protocol
@@ -23,20 +22,14 @@ import structlog
 from hsm_pool.audit.record import Operation, current
 from hsm_pool.audit.trail import AuditTrail
 from hsm_pool.audit.witness import CosignPeer
-from hsm_pool.core import role_management, roles
 from hsm_pool.core.commands import ReportSecurityVersion
 from hsm_pool.core.model import (
-    POOL,
     CheckpointRecord,
     PoolRecord,
-    Record,
-    RecordName,
-    RoleAssignment,
     checkpoint_name,
 )
 from hsm_pool.crypto.key_generation import KeyGenerator
 from hsm_pool.crypto.secret import SecretBytes
-from hsm_pool.enclave import admission
 from hsm_pool.enclave.evidence import Attester
 from hsm_pool.enclave.healing import HealGiver
 from hsm_pool.enclave.verifier import TrustAnchors, Verifier
@@ -51,6 +44,7 @@ from hsm_pool.errors import (
     PartitionStarting,
     PoolLocked,
 )
+from hsm_pool.partition.activation import first_transaction
 from hsm_pool.partition.firmware import PartitionFirmware
 from hsm_pool.partition.serving import Serving
 from hsm_pool.settings import PartitionSettings
@@ -106,11 +100,11 @@ class Partition:
         anchors = TrustAnchors.load(
             settings.platform.root_certificate_file, settings.owner.root_certificate_file
         )
-        self.verifier = Verifier(anchors, admission.load(Path(settings.admission_policy_file)))
+        self.firmware = PartitionFirmware(settings, anchors)
+        self.verifier = self.firmware.verifier
         self.audit = AuditTrail(
             settings, self.state_directory.incarnation, self.attester, anchors.owner_root, cosign_peer
         )
-        self.firmware = PartitionFirmware(settings, self.verifier)
         self.store = EtcdClient(settings.store)
         self.heal_giver = HealGiver(self.attester, self.verifier, settings.pool_id)
         self.key_generator = KeyGenerator()
@@ -352,15 +346,6 @@ class Partition:
             raise AlreadyActivated("the pool is active already")
         return header
 
-    def _initial_assignments(self) -> list[RoleAssignment]:
-        settings = self.settings
-        given = [(name, roles.ADMINISTRATOR.role_definition_id) for name in settings.initial_administrators]
-        given += [(entry.principal_id, entry.role_definition_id) for entry in settings.initial_assignments]
-        return [
-            RoleAssignment(str(uuid.uuid4()), principal_id, role_definition_id, roles.WHOLE_POOL)
-            for principal_id, role_definition_id in given
-        ]
-
     def _read_header(self) -> bytes | None:
         for _ in range(_ACTIVATION_TRIES):
             try:
@@ -382,22 +367,8 @@ class Partition:
             CommitUnknown: The store gave no answer in time.
         """
         value = header.SerializeToString(deterministic=True)
-        pool = PoolRecord(
-            self.settings.recoverable_days,
-            header_digest=chain.value_digest(value),
-            purge_protection=self.settings.purge_protection,
-        )
-        genesis = chain.Head(0, chain.genesis_digest(self.settings.pool_id), b"")
-        changes: dict[RecordName, Record | None] = {
-            POOL: pool,
-            **role_management.initial(self._initial_assignments()),
-        }
         operation = current() or Operation("Activate", self.audit.identity, partition=self.settings.index)
-        records = [operation.record(1, 1)]
-        transaction = chain.build_transaction(
-            keys, self.settings.index, genesis, chain.TableDigest(), changes, audit=records
-        )
-        puts = {**transaction.puts, chain.HEADER_KEY: value}
+        puts = {**first_transaction(self.settings, value, keys, operation).puts, chain.HEADER_KEY: value}
         # The comparison makes a repeat harmless: at most one header is ever committed.
         for _ in range(_ACTIVATION_TRIES):
             try:
