@@ -67,7 +67,14 @@ RULES: tuple[tuple[str, str], ...] = (
     (r"  <version>  <process ids>", r"  \d+\.\d+\.\d+  \d+ \d+ \d+$"),
     # What this machine's kernel offers.
     (r"hardened with <measures>", r"hardened with .*"),
-    (r'"\1": <measures>', r'"(hardening|ceremony_child_hardening)": \[[^\]]*\]'),
+    (r'"\1": <measures>', r'"((?:ceremony_child_|node_agent_)?hardening)": \[[^\]]*\]'),
+    ("fabric controller: <sandbox>", r"fabric controller: (?:under|no) bubblewrap.*"),
+    (r'"bubblewrap": <sandbox>', r'"bubblewrap": (?:true|false)'),
+    (r'"bubblewrap_reason": <sandbox>', r'"bubblewrap_reason": "[^"]*"'),
+    # Who started the pool, and which users are free.
+    ("users: <users>", r"users: .*"),
+    (r'"users": <users>', r'"users": \{[^{}]*\{[^{}]*\}[^{}]*\}'),
+    (r"controller: user <user>", r"controller: user \d+"),
     # Fields of JSON.
     (r'"\1": <\1>', r'"(lease_remaining_ms|applied_sequence|sequence|incarnation)": [^,}\n]+'),
     (r'"\1": <\1>', r'"(bytes|store_version|audit_records|audit_cosignatures)": [^,}\n]+'),
