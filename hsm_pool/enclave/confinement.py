@@ -122,7 +122,7 @@ def _read_by_partition(settings: PartitionSettings) -> Iterator[Path]:
     yield from _files_of(settings.store.identity)
     yield from map(Path, dataclasses.astuple(settings.platform))
     yield from map(Path, dataclasses.astuple(settings.owner))
-    yield Path(settings.admission_policy_file)
+    yield Path(settings.admission_policy_file).parent  # the owner may write one at any time
     if settings.firmware:
         yield from (Path(settings.firmware.repository), Path(settings.firmware.root_file))
     if settings.tokens:

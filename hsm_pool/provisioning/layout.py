@@ -4,6 +4,7 @@
 
     D/pool.json  connection.json (while it runs)  supervisor.lock  supervisor.log
       pki/               client-ca.crt client-ca.key platform-root.crt owner-root.crt
+      policy/            admission-policy.json (the owner's, if he writes one)
       clients/           administrator.* application.*
       nodes/<i>/         node.json partition.json pki/ platform/ owner/ partition/ store/ logs/ firmware/
       fabric/            fabric.json controller.* ca.crt
@@ -48,7 +49,7 @@ POOL_FORMAT = 2
 
 PLATFORM_ROOT = "pki/platform-root.crt"
 OWNER_ROOT = "pki/owner-root.crt"
-ADMISSION_POLICY = "pki/admission-policy.json"
+ADMISSION_POLICY = "policy/admission-policy.json"
 STORE_PREFIX = "/mhsm/"
 _PORTS_PER_NODE = 7
 AUDIENCE = "https://managedhsm.azure.net"
@@ -193,6 +194,7 @@ class _Builder:
         self._write("pki/client-ca.key", planes.client.key_pem)
         self._write(PLATFORM_ROOT, planes.platform.certificate_pem)
         self._write(OWNER_ROOT, planes.owner.certificate_pem)
+        self._directory(self._building / Path(ADMISSION_POLICY).parent)
         for name in ("administrator", "application"):
             self._identity(f"clients/{name}", planes.client, f"client/{name}", planes.client)
         for index in range(PARTITIONS):

@@ -7,6 +7,7 @@ its data directory. The network stays, because the enclave interfaces are reache
 from __future__ import annotations
 
 import importlib.util
+import os
 import shutil
 import subprocess
 import sys
@@ -58,6 +59,7 @@ def _options(data_directory: Path) -> list[str]:
         elif Path(directory).is_dir():
             options += ["--ro-bind", directory, directory]
     readable = [*_CONFIGURATION, sys.base_prefix, sys.prefix]
+    readable += filter(None, os.environ.get("PYTHONPATH", "").split(os.pathsep))
     for package in _PACKAGES:
         spec = importlib.util.find_spec(package)
         readable += (spec and spec.submodule_search_locations) or ()

@@ -94,6 +94,7 @@ def separate(directory: Path, first: int, etcd: str, partitions: Sequence[Partit
 def _code() -> Iterator[Path]:
     """Give what Python runs from."""
     yield from (Path(sys.prefix), Path(sys.base_prefix), Path(sys.executable))
+    yield from map(Path, filter(None, os.environ.get("PYTHONPATH", "").split(os.pathsep)))
     for package in ("hsm_pool", "security_domain", "fabric_controller", "mhsm"):
         spec = importlib.util.find_spec(package)
         yield from (Path(place).parent for place in (spec and spec.submodule_search_locations) or ())
@@ -129,11 +130,11 @@ def _taken(users: Users) -> str:
 
 def _assign(directory: Path, users: Users, nodes: int) -> None:
     """Give everything in a pool's data directory to the users that need it. No process of the pool runs."""
-    for passed in (directory, directory / "pki", directory / "nodes"):
-        passed.chmod(_PASSED)
-    for public in (directory / "pki").iterdir():
-        if public.suffix != ".key":
-            public.chmod(0o644)
+    for passed in (directory, directory / "pki", directory / "policy", directory / "nodes"):
+        if passed.is_dir():
+            passed.chmod(_PASSED)
+    for public in (*(directory / "pki").glob("*.crt"), *directory.glob("*/admission-policy.json")):
+        public.chmod(0o644)
     for index in range(nodes):
         _assign_node(directory / "nodes" / str(index), users)
     _give_tree(directory / "fabric", users.fabric_controller)

@@ -176,7 +176,7 @@ def test_a_stolen_peer_identity_alone_is_given_nothing(pool: RunningPool, tmp_pa
 
 def test_the_admission_policy_of_the_pool_decides(pool: RunningPool) -> None:
     """G5: a partition whose policy no peer meets stays without keys; with the policy gone it heals."""
-    policy = pool.directory / "pki/admission-policy.json"
+    policy = pool.directory / "policy/admission-policy.json"
     strict = json.loads(admission.default_document())
     strict["anyOf"][0]["allOf"].append({"claim": "mhsm.security_version", "greaterOrEquals": 99})
     policy.write_text(json.dumps(strict))

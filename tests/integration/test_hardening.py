@@ -263,7 +263,7 @@ for process_id in process_ids:
         pass
 print(json.dumps({"readable": readable, "writable": writable, "signalled": signalled}))
 """
-PUBLIC = ["pki/*.crt", "pki/admission-policy.json"]
+PUBLIC = ["pki/*.crt", "policy/admission-policy.json"]
 OF_PARTITION = [
     *(f"nodes/?/{name}*" for name in ("partition", "platform", "owner", "audit")),
     *(f"nodes/?/pki/{name}*" for name in ("client", "fabric", "node", "peer", "store-client")),
