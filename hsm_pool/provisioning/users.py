@@ -12,6 +12,7 @@ import grp
 import importlib.util
 import os
 import pwd
+import subprocess
 import sys
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -19,7 +20,7 @@ from pathlib import Path
 
 from hsm_pool.node_agent import ownership
 from hsm_pool.node_agent.ownership import NodeUsers
-from hsm_pool.node_agent.processes import RunAs
+from hsm_pool.node_agent.processes import RunAs, dying_with_parent
 from hsm_pool.provisioning.passage import NoPassage, open_passage
 from hsm_pool.settings import PartitionSettings
 
@@ -79,6 +80,11 @@ def separate(directory: Path, first: int, etcd: str, partitions: Sequence[Partit
     users = Users.beginning_at(first)
     if whose := _taken(users):
         raise NotSeparated(whose)
+    tried = subprocess.run(
+        dying_with_parent(["true"], users.agent_runs_as), capture_output=True, cwd="/", check=False
+    )
+    if tried.returncode:  # a container's root may lack what it takes
+        raise NotSeparated("root may not start processes of other users here")
     before = directory.stat().st_mode
     directory.chmod(_PASSED)
     try:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import os
 import pwd
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -11,6 +13,7 @@ import pytest
 from hsm_pool.node_agent.ownership import CAPABILITIES
 from hsm_pool.provisioning import users
 from hsm_pool.provisioning.users import FIRST_USER_ID, NotSeparated, Users, separate
+from tests.kernel import needs_root
 
 
 def test_five_users_one_after_the_other() -> None:
@@ -33,6 +36,27 @@ def test_not_root_is_not_separated(tmp_path: Path, monkeypatch: pytest.MonkeyPat
     monkeypatch.setattr(os, "geteuid", lambda: 1000)
     with pytest.raises(NotSeparated, match="not root"):
         separate(tmp_path, FIRST_USER_ID, "", [])
+
+
+@needs_root
+def test_a_root_that_may_not_change_users_is_not_separated(tmp_path: Path) -> None:
+    """As in many containers; with its capabilities the same root gets further: the control."""
+    separating = (
+        "import sys, pathlib; from hsm_pool.provisioning import users;"
+        "users._assign = lambda *_: None; users.open_passage = lambda _: None;"
+        f"users.separate(pathlib.Path(sys.argv[1]), {FIRST_USER_ID}, '', [])"
+    )
+    ended = {}
+    for bounding in ("-setuid", "+setuid"):
+        ended[bounding] = subprocess.run(
+            ["setpriv", "--bounding-set", bounding, "--", sys.executable, "-c", separating, str(tmp_path)],
+            capture_output=True,
+            text=True,
+            check=False,
+            timeout=30,
+        )
+    assert "NotSeparated: root may not start processes of other users here" in ended["-setuid"].stderr
+    assert ended["+setuid"].returncode == 0, ended["+setuid"].stderr
 
 
 @pytest.mark.parametrize("before", range(5))
