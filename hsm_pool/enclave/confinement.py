@@ -90,6 +90,8 @@ def _confine(
     # Without its own library a Python that is not the system's would take that of the system.
     python = [Path(sys.prefix, "pyvenv.cfg"), Path(sys.base_prefix, "lib")]
     python += landlock.python_directories(*PACKAGES)
+    # Named by who started the pool; what is started anew looks for its modules there.
+    python += map(Path, filter(None, os.environ.get("PYTHONPATH", "").split(os.pathsep)))
     programs = [Path(sys.executable), *map(Path, _SYSTEM_PROGRAMS), *executable]
     try:
         landlock.restrict(
