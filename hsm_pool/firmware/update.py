@@ -119,6 +119,8 @@ class FirmwareSource:
     def _updater(self) -> Updater:
         """Return an updater with fresh metadata."""
         self._state.mkdir(mode=0o700, parents=True, exist_ok=True)
+        # The TUF library downloads into temporary files; under Landlock /tmp is out of reach.
+        tempfile.tempdir = str(self._state)
         config = UpdaterConfig(
             max_root_rotations=32,
             max_delegations=1,
