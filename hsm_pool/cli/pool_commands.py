@@ -9,6 +9,7 @@ import signal
 import subprocess
 import sys
 import time
+import uuid
 from pathlib import Path
 from typing import Any, Literal
 
@@ -64,6 +65,13 @@ _READY = {
     "file with issuer, audience, keys (file, or https URL on loopback) and keys_ca_file.",
 )
 @click.option(
+    "--administrator",
+    "administrators",
+    type=click.UUID,
+    multiple=True,
+    help="Object id of an initial administrator who presents tokens of that issuer; repeatable.",
+)
+@click.option(
     "--firmware-repository",
     type=click.Path(exists=True, file_okay=False, path_type=Path),
     default=None,
@@ -86,6 +94,7 @@ def up(
     etcd_path: str | None,
     external_store: Path | None,
     token_issuer: str,
+    administrators: tuple[uuid.UUID, ...],
     firmware_repository: Path | None,
     first_user_id: int,
     data_dir: Path,
@@ -100,6 +109,7 @@ def up(
             binary = _usable_etcd(etcd_path)
         tokens = _token_issuer(token_issuer)
         external = _external(external_store)
+        object_ids = tuple(str(object_id) for object_id in administrators)
         new = layout.NewPool(
             attended,
             recoverable_days,
@@ -110,6 +120,7 @@ def up(
             audit_failure,
             purge_protection,
             first_user_id,
+            object_ids,
         )
         try:
             pool_id = layout.provision(directory, new)
@@ -127,6 +138,7 @@ def up(
         states = _await_ready(directory, started)
     names = [enclave_pb2.PartitionState.Name(state).removeprefix("PARTITION_STATE_") for state in states]
     connection = directory / "connection.json"
+    rest = [f"https://localhost:{port}" for port in _rest_ports(directory)]
     following = {
         "PROVISIONED": "mhsm officers make --output-dir officers, then mhsm security-domain download",
         "LOCKED": "mhsm security-domain init-recovery --output attempt.json",
@@ -138,10 +150,11 @@ def up(
             "data_directory": str(directory),
             "connection_file": str(connection),
             "states": names,
+            "rest_endpoints": rest,
         },
         as_json=as_json,
         text=f"the pool {'was running already' if running else 'runs'}: {', '.join(names).lower()}\n"
-        f"connection file: {connection}",
+        f"connection file: {connection}" + (f"\nREST, any of: {' '.join(rest)}" if rest else ""),
         following=following,
     )
 
@@ -212,6 +225,12 @@ def kill(partition: int, what: str, signal_name: str, data_dir: Path, as_json: b
         text=f"sent {signal_name} to {', '.join(f'{name} ({pid})' for name, pid in sent.items())}",
         following="mhsm status",
     )
+
+
+def _rest_ports(directory: Path) -> list[str]:
+    """Return the port of each partition's REST endpoint; none without an issuer of tokens."""
+    endpoints = [entry.rest_endpoint for entry in load_connection(directory).partitions]
+    return [endpoint.rpartition(":")[2] for endpoint in endpoints if endpoint]
 
 
 def _check_admission_policy(directory: Path) -> None:

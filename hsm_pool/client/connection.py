@@ -44,6 +44,8 @@ class PartitionConnection:
     """Where callers with bearer tokens are served; None when none are accepted."""
     node_agent_hardening: list[str] = field(default_factory=list)
     """What the node agent says that it is hardened with."""
+    rest_endpoint: str | None = None
+    """Where Azure's clients are served, by HTTPS; None when no tokens are accepted."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -43,6 +43,7 @@ def confine_partition(settings: PartitionSettings) -> bool:
     tokens = settings.tokens
     endpoints = [settings.client_endpoint, settings.peer_endpoint]
     endpoints += [settings.enclave_endpoint, settings.node_endpoint]
+    endpoints += [settings.rest.endpoint] if settings.rest else []
     return _confine(
         readable=_read_by_partition(settings),
         executable=[],
@@ -62,6 +63,7 @@ def confine_agent(settings: NodeSettings, partition: PartitionSettings) -> bool:
     bound = [partition.client_endpoint, partition.peer_endpoint]
     bound += [partition.enclave_endpoint, partition.node_endpoint]
     bound += [partition.tokens.endpoint] if partition.tokens else []
+    bound += [partition.rest.endpoint] if partition.rest else []
     bound += [member.client_url, member.peer_url] if member else []
     return _confine(
         # Within the node's directory the agent could not even name all that its partition reads.

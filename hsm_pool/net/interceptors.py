@@ -1,4 +1,4 @@
-"""The one interceptor: identity, permission, roles, load, errors and audit record of every call.
+"""What every call passes, and the one interceptor of gRPC: identity, roles, load, errors and audit record.
 
 Nothing but a typed error ever reaches a caller; the text of any other exception stays in
 the log, under a correlation id (G3, G8). On the fabric plane an error is its code alone (G5).
@@ -96,11 +96,81 @@ def _parsed(octets: bytes, parse: Callable[[bytes], Any]) -> Any:
         raise InvalidField("the request is no message of this method", field="") from None
 
 
-class Gate(grpc.ServerInterceptor):
-    """Lets a call through to its service, or answers it with a typed error.
+class Passage:
+    """What every call of a customer or a process passes, whatever carries it: permission, roles, its record.
 
-    Whatever the outcome, its record is in the audit log before the answer leaves (G7): one
-    record a call, and one a message of a stream.
+    Whatever the outcome, the record is in the audit log before the answer leaves (G7).
+    """
+
+    def __init__(
+        self,
+        partition: int,
+        translate: Callable[[Exception], Exception],
+        roles: RoleGate,
+        audit_log: AuditLog,
+    ) -> None:
+        self._partition = partition
+        self._roles = roles
+        self._translate = translate
+        self._audit_log = audit_log
+
+    def enter(self, caller: Caller, address: str, method: str, until: float) -> None:
+        """Let a call begin in this thread.
+
+        Args:
+            caller: Who calls.
+            address: His IP address, "" when it is not known.
+            method: gRPC method (/package.Service/Method) that is called, or whose front is called.
+            until: When it has to be answered, on the boot clock.
+
+        Raises:
+            MHSMError: The call is refused.
+        """
+        self.begin(caller, address, method)
+        if method not in record.POLLED:
+            self._audit_log.check()
+        rule = authorize(caller, method)
+        if rule is not None:
+            self._roles.admit(caller, rule, method, until)
+        _call.caller, _call.rule = caller, rule
+
+    def begin(self, caller: Caller, address: str, method: str) -> None:
+        """Begin the record of a call."""
+        name = record.operation_name(method)
+        record.begin(Operation(name, caller.uri, address, method, self._partition))
+
+    def succeed(self) -> None:
+        """Put the call on record; nothing may leave before."""
+        operation = record.current()
+        if operation and not operation.on_chain and operation.method not in record.POLLED:
+            self._audit_log.append(operation.record())
+
+    def fail(self, error: Exception, method: str) -> MHSMError:
+        """Put the refusal on record; return the error to show."""
+        shown = self._recorded(typed(self._translate(error), method))
+        if isinstance(shown, AccessError):
+            # The data action and not the text: that would write the names of keys into the log.
+            cause = shown.metadata.get("action", shown.message)
+            _log.warning("access refused", method=method, reason=shown.reason, cause=cause)
+        return shown
+
+    def _recorded(self, shown: MHSMError) -> MHSMError:
+        operation = record.current()
+        if operation is None or (operation.method in record.POLLED and not isinstance(shown, AccessError)):
+            return shown
+        operation.refused(shown.code, shown.reason)
+        try:
+            self._audit_log.append(operation.record())
+        except AuditUnavailable as unavailable:
+            # An open outcome stays open.
+            return unavailable if shown.definite else shown
+        return shown
+
+
+class Gate(Passage, grpc.ServerInterceptor):
+    """Lets a call of gRPC through to its service, or answers it with a typed error.
+
+    There is one record a call, and one a message of a stream.
     """
 
     def __init__(
@@ -113,12 +183,9 @@ class Gate(grpc.ServerInterceptor):
         *,
         bare_errors: bool = False,
     ) -> None:
-        self._partition = partition
+        super().__init__(partition, translate, roles, audit_log)
         self._identify = identify
-        self._roles = roles
         self._bare_errors = bare_errors
-        self._translate = translate
-        self._audit_log = audit_log
         # A stream keeps a thread of the server for as long as its client likes.
         self._streams = threading.BoundedSemaphore(limits.STREAMS_MAX)
 
@@ -139,45 +206,11 @@ class Gate(grpc.ServerInterceptor):
 
     def _enter(self, context: grpc.ServicerContext, method: str) -> Caller:
         caller = self._identify(context)
-        self._begin(caller, context, method)
-        if method not in record.POLLED:
-            self._audit_log.check()
-        rule = authorize(caller, method)
-        if rule is not None:
-            self._roles.admit(caller, rule, method, deadline(context))
-        _call.caller, _call.rule = caller, rule
+        self.enter(caller, record.caller_address(context.peer()), method, deadline(context))
         return caller
 
-    def _begin(self, caller: Caller, context: grpc.ServicerContext, method: str) -> None:
-        address = record.caller_address(context.peer())
-        name = record.operation_name(method)
-        record.begin(Operation(name, caller.uri, address, method, self._partition))
-
-    def _succeed(self) -> None:
-        """Put the call on record; nothing may leave before."""
-        operation = record.current()
-        if operation and not operation.on_chain and operation.method not in record.POLLED:
-            self._audit_log.append(operation.record())
-
-    def _fail(self, shown: MHSMError) -> MHSMError:
-        """Put the refusal on record; return the error to show."""
-        operation = record.current()
-        if operation is None or (operation.method in record.POLLED and not isinstance(shown, AccessError)):
-            return shown
-        operation.refused(shown.code, shown.reason)
-        try:
-            self._audit_log.append(operation.record())
-        except AuditUnavailable as unavailable:
-            # An open outcome stays open.
-            return unavailable if shown.definite else shown
-        return shown
-
     def _abort(self, context: grpc.ServicerContext, error: Exception, method: str) -> None:
-        shown = self._fail(typed(self._translate(error), method))
-        if isinstance(shown, AccessError):
-            # The data action and not the text: that would write the names of keys into the log.
-            cause = shown.metadata.get("action", shown.message)
-            _log.warning("access refused", method=method, reason=shown.reason, cause=cause)
+        shown = self.fail(error, method)
         if self._bare_errors:
             context.abort(getattr(grpc.StatusCode, shown.code), "")
         context.abort_with_status(rpc_status.to_status(error_status(shown)))
@@ -187,7 +220,7 @@ class Gate(grpc.ServerInterceptor):
             try:
                 self._enter(context, method)
                 response = handle(_parsed(octets, parse), context)
-                self._succeed()
+                self.succeed()
                 return response
             except Exception as error:  # noqa: BLE001 - the one place where errors become answers
                 return self._abort(context, error, method)
@@ -207,14 +240,14 @@ class Gate(grpc.ServerInterceptor):
 
                 def requests() -> Iterator[Any]:
                     for octets in messages:
-                        self._begin(caller, context, method)
+                        self.begin(caller, record.caller_address(context.peer()), method)
                         self._audit_log.check()
                         yield _parsed(octets, parse)
 
                 # The stream as such is on record only if it is refused.
                 record.begin(None)
                 for response in handle(requests(), context):
-                    self._succeed()
+                    self.succeed()
                     record.begin(None)
                     yield response
             except Exception as error:  # noqa: BLE001

@@ -19,6 +19,7 @@ from hsm_pool.net.peer_client import PeerCosigning, PeerHealing
 from hsm_pool.net.server import PlaneServers
 from hsm_pool.partition.ceremonies import Ceremonies
 from hsm_pool.partition.partition import Partition
+from hsm_pool.rest.server import rest_server
 from hsm_pool.settings import PartitionSettings
 
 _FAILED = 70
@@ -66,7 +67,14 @@ def main() -> int:
     partition = Partition(settings, PeerHealing(settings), cosign)
     ceremonies = Ceremonies(partition)
     servers = PlaneServers(partition, ceremonies)
+    rest = (
+        rest_server(partition, ceremonies, settings.rest, settings.tokens)
+        if settings.rest and settings.tokens
+        else None
+    )
     servers.start()
+    if rest:
+        rest.start()
     partition.start()
     hardening.filter_system_calls(system_calls.PARTITION)
     log.info(
@@ -76,6 +84,8 @@ def main() -> int:
     )
     received = signal.sigwait({signal.SIGTERM, signal.SIGINT})
     log.info("stopping", signal=signal.Signals(received).name)
+    if rest:
+        rest.close()
     servers.close()
     ceremonies.close()
     partition.close()

@@ -144,13 +144,23 @@ class Partition:
     def state(self) -> PartitionState:
         """State now."""
         serving = self._serving
+        if self._state is PartitionState.SERVING and self.unconfirmed:
+            return PartitionState.PROVISIONED
         if self._state is PartitionState.SERVING and serving and serving.replica.drained:
             return PartitionState.DRAINED
         return self._state
 
     @property
+    def unconfirmed(self) -> bool:
+        """Whether the pool is not active because nobody polled the status of its download yet."""
+        header = self.header
+        return header is not None and header.unconfirmed
+
+    @property
     def reason(self) -> str:
         """Why the state is what it is, in words; "" when there is nothing to say."""
+        if self.state is PartitionState.PROVISIONED and self.unconfirmed:
+            return "the security domain was downloaded over REST; the first poll of its status activates it"
         return self._reason
 
     def holding_keys(self) -> Serving | None:
@@ -171,6 +181,8 @@ class Partition:
     def refusal(self) -> MHSMError:
         """Return the typed error that says why this partition does not serve."""
         match self.state:
+            case PartitionState.PROVISIONED if self.unconfirmed:
+                return NotActivated(f"the pool is not active: {self.reason}")
             case PartitionState.PROVISIONED:
                 return NotActivated("the pool is not active: download its security domain first")
             case PartitionState.LOCKED:
@@ -338,13 +350,22 @@ class Partition:
             AlreadyActivated: Another request did.
             StoreUnavailable: That cannot be told now.
         """
-        value = self._read_header()
-        if value is None:
+        header = self.stored_header()
+        if header is None:
             return None
-        header = self._parse_header(value)
         if header.activation_request_digest != request_digest:
             raise AlreadyActivated("the pool is active already")
         return header
+
+    def stored_header(self) -> record_pb2.PoolHeader | None:
+        """Return the pool's header as it stands in the store, None when the pool has none.
+
+        Raises:
+            CommitUnknown: That cannot be told now.
+            Tampered: It is not readable.
+        """
+        value = self._read_header()
+        return None if value is None else self._parse_header(value)
 
     def _read_header(self) -> bytes | None:
         for _ in range(_ACTIVATION_TRIES):

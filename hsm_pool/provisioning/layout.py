@@ -17,6 +17,7 @@ import json
 import os
 import secrets
 import shutil
+import uuid
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -36,12 +37,13 @@ from hsm_pool.settings import (
     PartitionSettings,
     Peer,
     PlatformSettings,
+    RestSettings,
     StoreMemberSettings,
     StoreSettings,
     TokenIssuerSettings,
     TokenSettings,
 )
-from hsm_pool.tokens.issuer import KEYS_PATH
+from hsm_pool.tokens.issuer import KEYS_PATH, object_id
 
 PARTITIONS = 3
 POOL_FORMAT = 2
@@ -51,7 +53,7 @@ PLATFORM_ROOT = "pki/platform-root.crt"
 OWNER_ROOT = "pki/owner-root.crt"
 ADMISSION_POLICY = "policy/admission-policy.json"
 STORE_PREFIX = "/mhsm/"
-_PORTS_PER_NODE = 7
+_PORTS_PER_NODE = 8
 AUDIENCE = "https://managedhsm.azure.net"
 """Audience of the tokens of a Managed HSM (Azure public cloud)."""
 
@@ -103,6 +105,8 @@ class NewPool:
     purge_protection: bool = False
     first_user_id: int = FIRST_USER_ID
     """Of the users that the processes run as where root starts the pool."""
+    administrators: tuple[str, ...] = ()
+    """Object ids of further initial administrators, who present tokens."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -114,6 +118,7 @@ class _Ports:
     store_client: int
     store_peer: int
     tokens: int
+    rest: int
 
 
 class _Planes:
@@ -288,12 +293,13 @@ class _Builder:
             sealing="none" if self._new.attended else "platform",
             recoverable_days=self._new.recoverable_days,
             purge_protection=self._new.purge_protection,
-            initial_administrators=("client/administrator",),
+            initial_administrators=self._initial_administrators(),
             initial_assignments=tuple(
                 InitialAssignment("client/application", role.role_definition_id)
                 for role in (CRYPTO_USER, CRYPTO_OFFICER)
             ),
             tokens=self._tokens(ports.tokens),
+            rest=self._rest(ports.rest),
             firmware=self._firmware(base),
             audit_directory=str(final / "audit"),
             audit_failure=self._new.audit_failure,
@@ -379,6 +385,23 @@ class _Builder:
                 return own.settings(_local(port))
             case _:
                 return None
+
+    def _rest(self, port: int) -> RestSettings | None:
+        match self._new.tokens:
+            case "development":
+                tenant = uuid.UUID(self._pool_id)
+                return RestSettings(_local(port), f"https://{_local(self._issuer_port)}/{tenant}")
+            case OwnIssuer() as own:
+                return RestSettings(_local(port), own.issuer)
+            case _:
+                return None
+
+    def _initial_administrators(self) -> tuple[str, ...]:
+        """Return who holds ceremonies of the new pool: a certificate, and the same person's object id."""
+        found = ["client/administrator", *self._new.administrators]
+        if self._new.tokens == "development":
+            found.append(object_id(self._pool_id, "administrator"))
+        return tuple(found)
 
     def _token_issuer(self) -> None:
         client = self._planes.client

@@ -237,6 +237,7 @@ class Supervisor:
                     "node_endpoint": settings.node_endpoint,
                     "store_endpoint": settings.store.endpoints[0],
                     "token_endpoint": settings.tokens.endpoint if settings.tokens else None,
+                    "rest_endpoint": settings.rest.endpoint if settings.rest else None,
                     "data_directory": str(self._node(index)),
                     "log_directory": str(self._node(index) / "logs"),
                     "process_ids": {
