@@ -127,7 +127,7 @@ class PeerService(peer_pb2_grpc.PeerServiceServicer):
 
     def _keys_to_give(self) -> Serving:
         """Return what serves: a partition that is drained, quarantined or not fresh gives no keys."""
-        serving = self._partition.serving()
+        serving = self._partition.serving_or_unconfirmed()
         if not serving.replica.lease_remaining():
             raise NotFresh("this partition holds no freshness lease at the moment")
         return serving

@@ -87,9 +87,7 @@ def rotate(
         CeremonyState: Something else has changed meanwhile, or a serving partition did not take the key.
         CommitUnknown: The last step gave no answer in time; the status tells.
     """
-    serving, old = partition.holding_keys(), partition.header
-    if serving is None or old is None or not old.unconfirmed:
-        serving = partition.serving()
+    serving, old = partition.serving_or_unconfirmed(), partition.header
     assert old is not None
     old_header_digest = old_header_digest or chain.value_digest(header_value(old))
     pool = serving.replica.state.pool()

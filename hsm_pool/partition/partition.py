@@ -178,6 +178,19 @@ class Partition:
             return serving
         raise self.refusal()
 
+    def serving_or_unconfirmed(self) -> Serving:
+        """Return what serves, or would if the pool's download were confirmed.
+
+        Raises:
+            MHSMError: There is nothing of the kind; the error says why.
+        """
+        serving = self._serving
+        return (
+            serving
+            if self._state is PartitionState.SERVING and serving and self.unconfirmed
+            else self.serving()
+        )
+
     def refusal(self) -> MHSMError:
         """Return the typed error that says why this partition does not serve."""
         match self.state:

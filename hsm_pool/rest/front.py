@@ -55,10 +55,12 @@ class Front:
         return self._answer(Request(environ))(environ, start_response)
 
     def _answer(self, request: Request) -> Response:
-        method = ""
+        method, authorization = "", request.headers.get("Authorization")
+        # Before path and body: whoever presents no token is told where to get one.
+        if authorization is None:
+            return self._refusal(Unauthenticated("a bearer token is needed"))
         try:
-            # Before path and body: whoever presents no token is told where to get one.
-            caller = self._identities.bearer(request.headers.get("Authorization", ""))
+            caller = self._identities.bearer(authorization)
             try:
                 route = self._route(request)
             except NotFound:

@@ -24,7 +24,12 @@ from hsm_pool.rest.errors import body
 from hsm_pool.settings import Identity
 
 _log = structlog.get_logger()
-_CODES: Final = {"408": "RequestTimeout", "413": "RequestEntityTooLarge", "414": "RequestUriTooLong"}
+_CODES: Final = {
+    "408": "RequestTimeout",
+    "413": "RequestEntityTooLarge",
+    "414": "RequestUriTooLong",
+    "500": "InternalError",
+}
 Application = Callable[[dict[str, Any], Callable[..., Any]], Iterable[bytes]]
 
 
@@ -50,7 +55,30 @@ class _Tls(Adapter):
         return MakeFile(sock, mode, bufsize)
 
 
+class _OneSlash:
+    """Reads a request line; clients begin paths with two slashes, which would name another server."""
+
+    def __init__(self, stream: Any) -> None:
+        self._stream = stream
+
+    def readline(self) -> bytes:
+        line: bytes = self._stream.readline()
+        method, _, rest = line.partition(b" ")
+        return method + b" /" + rest.lstrip(b"/") if rest.startswith(b"//") else line
+
+
 class _Request(HTTPRequest):
+    def read_request_line(self) -> bool:
+        """Read the first line; return whether it is one of HTTP."""
+        stream, self.rfile = self.rfile, _OneSlash(self.rfile)
+        try:
+            return bool(super().read_request_line())  # type: ignore[no-untyped-call]
+        except ValueError:  # an address that is none
+            self.simple_response("400 Bad Request")
+            return False
+        finally:
+            self.rfile = stream
+
     def simple_response(self, status: Any, msg: str = "") -> None:
         """Refuse what is no request, without a word of the text that cheroot has for it."""
         del msg
