@@ -204,7 +204,7 @@ _BODIES = st.binary(max_size=200) | (
 
 
 def test_no_body_is_an_accident(new_pool: RunningPool, seed: int) -> None:
-    """G8: whatever the body, a refusal of Azure's shape; never a 5xx, a closed connection, a text of Python."""
+    """G8: whatever the body, a refusal of Azure's shape; never a 5xx, an open end, a text of Python."""
     client = RestClient(new_pool)
     context = ssl.create_default_context(cafile=new_pool.connection.client_ca_file)
     connection = http.client.HTTPSConnection("localhost", client.port, timeout=60, context=context)
