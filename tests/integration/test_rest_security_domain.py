@@ -306,7 +306,13 @@ def test_a_pool_that_dies_before_the_first_poll_is_opened_by_its_officers(
     """
     pool = make_pool(attended=True)
     client, body = RestClient(pool), download_body(officers, 2)
+    with pool.paused(1, "partition"), pool.paused(2, "partition"):
+        # One partition alone holds the keys: if it died now they would be gone.
+        alone = client.call("POST", DOWNLOAD, body)
+        refused(alone, 503, "ServiceUnavailable")
+        assert alone.headers["retry-after"] == "1"
     made = client.call("POST", DOWNLOAD, body)
+    assert made.status == 202
     pool.kill_everything()
     pool.await_states(["LOCKED"] * 3)
     assert client.call("POST", DOWNLOAD, body).value == made.value

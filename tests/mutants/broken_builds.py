@@ -29,6 +29,8 @@ _HARDENING = "tests/unit/enclave/test_hardening.py"
 _KEY_PROPOSED = "new-generation-the new key-encryption key is proposed and not in force-partition"
 _DUE = "tests/unit/test_rotation.py"
 _ROTATION = "tests/integration/test_share_rotation.py"
+_REST = "tests/integration/test_rest_security_domain.py"
+_REPLACED = f"{_REST}::test_a_download_may_be_repeated_and_replaced_until_its_first_poll"
 
 BROKEN_BUILDS: tuple[BrokenBuild, ...] = (
     BrokenBuild(
@@ -470,6 +472,47 @@ BROKEN_BUILDS: tuple[BrokenBuild, ...] = (
         "    incarnation = max(command.incarnation, number * INCARNATIONS_PER_ADMISSION)\n",
         "    incarnation = command.incarnation\n",
         ("tests/unit/test_core.py::test_only_a_dead_partition_is_replaced_and_a_repeat_goes_on_with_it",),
+    ),
+    BrokenBuild(
+        "a download is replaced after its first poll",
+        "G4",
+        "hsm_pool/partition/unproved_download.py",
+        "            elif not header.unconfirmed:\n                raise AlreadyActivated",
+        "            elif False:\n                raise AlreadyActivated",
+        (_REPLACED,),
+    ),
+    BrokenBuild(
+        "the poll of a replaced download confirms its successor",
+        "G4",
+        "hsm_pool/partition/unproved_download.py",
+        "        if generation is not None and generation != header.generation:\n",
+        "        if False:\n",
+        (_REPLACED,),
+    ),
+    BrokenBuild(
+        "a pool serves before the first poll of its download",
+        "G4",
+        "hsm_pool/partition/partition.py",
+        "        if self._state is PartitionState.SERVING and self.unconfirmed:\n",
+        "        if False:\n",
+        (_REPLACED,),
+    ),
+    BrokenBuild(
+        "the first answer to a download leaves while one partition alone holds the keys",
+        "G1",
+        "hsm_pool/partition/unproved_download.py",
+        "lambda: len(replica.serving()) >= HOLDERS_MIN",
+        "lambda: True",
+        (f"{_REST}::test_a_pool_that_dies_before_the_first_poll_is_opened_by_its_officers",),
+    ),
+    BrokenBuild(
+        "an unhandled exception is shown by its text over REST",
+        "G8",
+        "hsm_pool/rest/front.py",
+        "            return self._refusal(self._passage.fail(error, method))\n",
+        "            self._passage.fail(error, method)\n"
+        '            return _plain(500, "InternalError", str(error))\n',
+        ("tests/unit/rest/test_front.py::test_an_unhandled_exception_shows_a_correlation_id_only",),
     ),
     BrokenBuild(
         "system calls are denied to one thread only",
