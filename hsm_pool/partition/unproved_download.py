@@ -25,7 +25,8 @@ from hsm_pool.core.roles import Access
 from hsm_pool.crypto.secret import SecretBytes
 from hsm_pool.errors import AlreadyActivated, CeremonyState, CommitUnknown, NotActivated
 from hsm_pool.partition import epochs
-from hsm_pool.partition.ceremonies import ATTEMPT_ID_BYTES, Ceremonies, request_digest
+from hsm_pool.partition.ceremonies import Ceremonies, request_digest
+from hsm_pool.partition.ceremony_attempts import ATTEMPT_ID_BYTES
 from hsm_pool.partition.partition import Partition, PartitionState
 from hsm_pool.store import chain
 from hsm_pool.store.committer import Mutation

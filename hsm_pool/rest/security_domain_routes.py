@@ -14,7 +14,8 @@ from typing import Any, Final
 
 from hsm_pool.errors import CeremonyState, InvalidField
 from hsm_pool.net.interceptors import current_access
-from hsm_pool.partition.ceremonies import Ceremonies, Ceremony, Purpose
+from hsm_pool.partition.ceremonies import Ceremonies
+from hsm_pool.partition.ceremony_attempts import Ceremony, Purpose
 from hsm_pool.partition.partition import Partition, PartitionState
 from hsm_pool.partition.unproved_download import UnprovedDownload
 from hsm_pool.rest.call import Answer, Call, Route

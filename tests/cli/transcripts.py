@@ -54,6 +54,7 @@ RULES: tuple[tuple[str, str], ...] = (
     ("<thumbprint>", r"(?<![\w-])[\w-]{43}(?![\w-])"),
     ("<time>", r"\b\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d(?:\.\d+)?(?:Z|\+00:00)"),
     ("store: etcd <version>", r"store: etcd .*"),
+    ("localhost:<port>", r"\blocalhost:\d{4,5}\b"),
     (r"(<size> bytes)", r"\([\d,]+ bytes\)"),
     (r"(<process id>)", r"\(\d{2,}\)"),
     # At a deadline the client may notice first, or the partition.
