@@ -175,6 +175,8 @@ def test_what_is_not_http_ends_its_own_connection_only(new_pool: RunningPool) ->
                 except (ConnectionError, ssl.SSLError):
                     pass  # closed before all of it was read
                 status = answer.split(b" ")[1:2]
+                if len(junk) > limits.REST_HEADER_BYTES_MAX and not answer:
+                    continue  # what was not read of it took the answer away with it (TCP)
                 assert status and (status[0] == b"505" or status[0][:1] == b"4"), (junk[:40], answer[:200])
                 assert not any(word.encode() in answer for word in INTERNALS), answer
         refused(send(port, connection.client_ca_file, "GET", "/"), 401, "Unauthorized")
