@@ -12,6 +12,7 @@ import os
 import threading
 import time
 from datetime import UTC, datetime
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
 import click
@@ -83,6 +84,10 @@ def _render(document: dict[str, Any], picture: Picture) -> None:
         table.add_row(str(view.index), *cells, view.failure.code if view.failure else "")
     console = Console()
     console.print(table)
+    controller = document["controller"]
+    if controller is not None:
+        measures = ", ".join(controller.get("hardening", ())) or "nothing"
+        console.print(Text(f"controller: user {controller.get('user_id')}, hardened with {measures}"))
     work = document["work"]
     if work["state"] != "idle":
         reason = f": {work['reason']}" if work["reason"] else ""
@@ -117,7 +122,7 @@ def _suggest(picture: Picture, work: dict[str, Any]) -> str | None:
 @with_settings
 def status(settings: FabricSettings, *, watch: bool, as_json: bool) -> None:
     """Ask every partition how it is, and say what the controller works on. Fails (5) when none answers."""
-    from fabric_controller.controller import status_document
+    from fabric_controller.controller import running_controller, status_document
     from fabric_controller.observe import blank, observe
 
     picture = blank(partition.index for partition in settings.partitions)
@@ -129,6 +134,7 @@ def status(settings: FabricSettings, *, watch: bool, as_json: bool) -> None:
                 picture, _ = observe(picture, client.get_status_of_all())
                 now_ms = time.time_ns() // 1_000_000
                 document = status_document(settings.pool_id, picture, journal.refresh(), now_ms)
+                document["controller"] = running_controller(Path(settings.data_directory))
                 if as_json:
                     click.echo(json.dumps(document))
                 else:

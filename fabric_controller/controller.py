@@ -69,6 +69,18 @@ def status_document(pool_id: str, picture: Picture, work: Work, now_ms: int) -> 
     }
 
 
+def running_controller(data_directory: Path) -> dict[str, Any] | None:
+    """Return what the controller said of itself in its last round; None when it said nothing readable.
+
+    It holds ``process_id``, in its own namespace, ``user_id`` and ``hardening``.
+    """
+    try:
+        said = json.loads((data_directory / STATUS_FILE).read_text())["controller"]
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
+    return said if isinstance(said, dict) else None
+
+
 def write_atomically(path: Path, document: dict[str, Any]) -> None:
     """Replace a file by a JSON document, mode 0600: a reader sees the old one or the new one.
 
@@ -165,7 +177,7 @@ def run(
         OSError: The journal cannot be written: without it nothing is sent.
     """
     path = Path(settings.data_directory) / STATUS_FILE
-    controller = {"process_id": os.getpid(), "hardening": list(hardening)}
+    controller = {"process_id": os.getpid(), "user_id": os.geteuid(), "hardening": list(hardening)}
     picture = blank(partition.index for partition in settings.partitions)
     write_failure: str | None = None
     while not stop.is_set():

@@ -294,3 +294,21 @@ AUDIT_NOTE_SECONDS: Final = 30.0
 
 AUDIT_LOGS_MAX: Final = 16
 """Logs of one partition that another one remembers: a partition begins a log once in its life."""
+
+REST_THREADS: Final = 8
+"""Requests of Azure's clients that a partition serves at the same time."""
+
+REST_CONNECTIONS_MAX: Final = 64
+"""Their connections that wait for a thread, and that are kept open between two requests."""
+
+REST_SILENCE_SECONDS: Final = 10
+"""Their connection is closed when nothing comes for so long."""
+
+REST_STOP_SECONDS: Final = 2
+"""For requests under way when the partition stops."""
+
+REST_HEADER_BYTES_MAX: Final = 32 * 1024
+"""Request line and headers together; a token may have TOKEN_BYTES_MAX."""
+
+REST_BODY_BYTES_MAX: Final = 1024 * 1024
+"""A restore blob has at most half of it, and JSON writes some characters as two."""

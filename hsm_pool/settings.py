@@ -98,6 +98,21 @@ class TokenSettings:
 
 
 @dataclass(frozen=True, slots=True)
+class RestSettings:
+    """Where Azure's clients are served (host:port), and where the challenge sends them for a token."""
+
+    endpoint: str
+    authority: str
+    """URL; Entra ID has the tenant as first segment of its path."""
+
+    def __post_init__(self) -> None:
+        if not all(isinstance(value, str) for value in dataclasses.astuple(self)):
+            raise ValueError("rest: texts are needed")
+        if not self.authority.isprintable() or '"' in self.authority:
+            raise ValueError("rest: the authority does not fit in a header")
+
+
+@dataclass(frozen=True, slots=True)
 class TokenIssuerSettings:
     """The issuer of the development profile: host:port, and what stands in its tokens."""
 
@@ -168,6 +183,8 @@ class PartitionSettings:
     """Principals: they hold ceremonies while no role can be read, and begin as Administrators."""
     initial_assignments: tuple[InitialAssignment, ...]
     tokens: TokenSettings | None
+    rest: RestSettings | None
+    """The front for Azure's clients, who present tokens; none without an issuer of tokens."""
     firmware: FirmwareSettings | None
     """Absent in a pool without a repository: it runs what is installed."""
     audit_directory: str
@@ -180,6 +197,8 @@ class PartitionSettings:
     """Absent: no traces."""
 
     def __post_init__(self) -> None:
+        if self.rest and not self.tokens:
+            raise ValueError("rest: tokens are needed, too")
         if not self.initial_administrators:
             raise ValueError("initial_administrators: at least one is needed")
         _check_loopback("metrics_endpoint", self.metrics_endpoint)

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import ctypes
+import os
+import shutil
+import subprocess
 from ctypes.util import find_library
 from pathlib import Path
 
@@ -11,6 +14,17 @@ import pytest
 needs_seccomp = pytest.mark.skipif(
     find_library("seccomp") is None or not Path("/proc/sys/kernel/seccomp/actions_avail").exists(),
     reason="no libseccomp, or a kernel without seccomp; status does not name the filter",
+)
+needs_root = pytest.mark.skipif(
+    os.geteuid() != 0, reason="only root starts processes as other users; status says: not root"
+)
+needs_bubblewrap = pytest.mark.skipif(
+    shutil.which("bwrap") is None
+    or subprocess.run(
+        ["bwrap", "--unshare-all", "--ro-bind", "/", "/", "true"], capture_output=True, check=False
+    ).returncode
+    != 0,
+    reason="bwrap is not installed, or may not be used here; status says why there is no sandbox",
 )
 # landlock_create_ruleset(NULL, 0, LANDLOCK_CREATE_RULESET_VERSION)
 needs_landlock = pytest.mark.skipif(

@@ -58,12 +58,14 @@ class _Ceremony:
         self._azure_recovery: AzureRecovery | None = None
         self._exchange: transfer_key.ExchangeKey | None = None
         self.azure_file = b""
+        self.without_proofs = False
         if begin.WhichOneof("command") == "create":
             command = begin.create
             certificates = list(command.officer_certificates_der)
             self._new_domain = domain.create(
                 command.pool_id, command.generation, certificates, command.required
             )
+            self.without_proofs = command.without_proofs
             self.file = self._new_domain.file
             self.azure_file = azure_domain.make(
                 self._new_domain.core, self.file, certificates, command.required
@@ -116,6 +118,8 @@ class _Ceremony:
         if taking:
             result.exchange_public_key = taking.exchange_public_key
             result.required = taking.needed
+        if self._new_domain and self.without_proofs:
+            result.backup_private_key = self._new_domain.backup_private_key.reveal()
         if self._exchange:
             result.transfer_key = transfer_key.transfer_key(self._exchange.certificate_der)
         return ceremony_pb2.CeremonyResponse(begin=result)
@@ -203,6 +207,8 @@ def _serve(
     ceremony: _Ceremony, measures: Iterable[Measure], requests: IO[bytes], responses: IO[bytes]
 ) -> None:
     write_frame(responses, ceremony.begun(measures))
+    if ceremony.without_proofs:
+        return
     while (request := read_frame(requests, ceremony_pb2.CeremonyRequest)) is not None:
         try:
             if request.WhichOneof("command") == "upload":

@@ -9,6 +9,7 @@ import signal
 import subprocess
 import sys
 import time
+import uuid
 from pathlib import Path
 from typing import Any, Literal
 
@@ -19,7 +20,7 @@ from hsm_pool.cli.output import FAILED, UNREACHABLE, data_directory_option, fail
 from hsm_pool.client.connection import NoConnection, load_connection
 from hsm_pool.client.pool import Pool
 from hsm_pool.errors import InvalidField, MHSMError
-from hsm_pool.provisioning import etcd_binary, layout
+from hsm_pool.provisioning import etcd_binary, layout, users
 from hsm_pool.settings import TraceSettings
 from mhsm.enclave.v1 import enclave_pb2
 
@@ -65,10 +66,24 @@ _READY = {
     "file with issuer, audience, keys (file, or https URL on loopback) and keys_ca_file.",
 )
 @click.option(
+    "--administrator",
+    "administrators",
+    type=click.UUID,
+    multiple=True,
+    help="Object id of an initial administrator who presents tokens of that issuer; repeatable.",
+)
+@click.option(
     "--firmware-repository",
     type=click.Path(exists=True, file_okay=False, path_type=Path),
     default=None,
     help="Where a new pool gets its firmware (mhsm firmware new-repository).",
+)
+@click.option(
+    "--first-user-id",
+    type=click.IntRange(users.FIRST_USER_ID_MIN, users.FIRST_USER_ID_MAX),
+    default=users.FIRST_USER_ID,
+    show_default=True,
+    help="First of the five users that a new pool's processes run as where root starts it.",
 )
 @click.option(
     "--traces",
@@ -86,7 +101,9 @@ def up(
     etcd_path: str | None,
     external_store: Path | None,
     token_issuer: str,
+    administrators: tuple[uuid.UUID, ...],
     firmware_repository: Path | None,
+    first_user_id: int,
     traces: str | None,
     data_dir: Path,
     as_json: bool,
@@ -100,6 +117,7 @@ def up(
             binary = _usable_etcd(etcd_path)
         tokens = _token_issuer(token_issuer)
         external = _external(external_store)
+        object_ids = tuple(str(object_id) for object_id in administrators)
         new = layout.NewPool(
             attended,
             recoverable_days,
@@ -109,6 +127,8 @@ def up(
             firmware_repository,
             audit_failure,
             purge_protection,
+            first_user_id,
+            object_ids,
             _traces(traces),
         )
         try:
@@ -127,6 +147,7 @@ def up(
         states = _await_ready(directory, started)
     names = [enclave_pb2.PartitionState.Name(state).removeprefix("PARTITION_STATE_") for state in states]
     connection = directory / "connection.json"
+    rest = [f"https://localhost:{port}" for port in _rest_ports(directory)]
     metrics = [f"http://{entry.metrics_endpoint}/metrics" for entry in load_connection(directory).partitions]
     following = {
         "PROVISIONED": "mhsm officers make --output-dir officers, then mhsm security-domain download",
@@ -139,12 +160,14 @@ def up(
             "data_directory": str(directory),
             "connection_file": str(connection),
             "states": names,
+            "rest_endpoints": rest,
             "metrics": metrics,
         },
         as_json=as_json,
         text=f"the pool {'was running already' if running else 'runs'}: {', '.join(names).lower()}\n"
-        f"connection file: {connection}\n"
-        f"metrics: {' '.join(metrics)}",
+        f"connection file: {connection}"
+        + (f"\nREST, any of: {' '.join(rest)}" if rest else "")
+        + f"\nmetrics: {' '.join(metrics)}",
         following=following,
     )
 
@@ -215,6 +238,12 @@ def kill(partition: int, what: str, signal_name: str, data_dir: Path, as_json: b
         text=f"sent {signal_name} to {', '.join(f'{name} ({pid})' for name, pid in sent.items())}",
         following="mhsm status",
     )
+
+
+def _rest_ports(directory: Path) -> list[str]:
+    """Return the port of each partition's REST endpoint; none without an issuer of tokens."""
+    endpoints = [entry.rest_endpoint for entry in load_connection(directory).partitions]
+    return [endpoint.rpartition(":")[2] for endpoint in endpoints if endpoint]
 
 
 def _check_admission_policy(directory: Path) -> None:

@@ -16,7 +16,7 @@ from rich.measure import Measurement
 from rich.table import Table
 from rich.text import Text
 
-from hsm_pool.cli import ceremony_progress
+from hsm_pool.cli import ceremony_progress, process_facts
 from hsm_pool.cli.attempts import described
 from hsm_pool.cli.output import LOCKED, UNREACHABLE, data_directory_option, failure_of, json_option
 from hsm_pool.client.connection import Connection, NoConnection, load_connection
@@ -73,6 +73,8 @@ def status(context: click.Context, watch: bool, data_dir: Path, as_json: bool) -
     code = _exit_code(rows)
     ceremonies = {index: ceremony for index, ceremony in found.items() if not isinstance(ceremony, str)}
     controller = _controller_hardening(connection)
+    users = process_facts.measured(connection)
+    sandbox = _sandbox(connection)
     if as_json:
         document = {
             "pool_id": connection.pool_id,
@@ -81,7 +83,8 @@ def status(context: click.Context, watch: bool, data_dir: Path, as_json: bool) -
             "ceremonies": [
                 {"partition": index, **described(ceremony)} for index, ceremony in ceremonies.items()
             ],
-            "fabric_controller": {"hardening": controller},
+            "fabric_controller": {"hardening": controller, **sandbox},
+            "users": users,
         }
         click.echo(json.dumps(document))
     else:
@@ -94,6 +97,11 @@ def status(context: click.Context, watch: bool, data_dir: Path, as_json: bool) -
             click.echo(f"{who}: hardened with {hardening}")
         if controller is not None:
             click.echo(f"fabric controller: hardened with {', '.join(controller) or 'nothing'}")
+        in_words = (
+            "under bubblewrap" if sandbox["bubblewrap"] else f"no bubblewrap: {sandbox['bubblewrap_reason']}"
+        )
+        click.echo(f"fabric controller: {in_words}")
+        click.echo(process_facts.in_words(users))
         for index, ceremony in ceremonies.items():
             click.echo(f"partition {index}: ceremony under way: {ceremony_progress.progress(ceremony)}")
         if ceremonies:
@@ -116,7 +124,11 @@ def status(context: click.Context, watch: bool, data_dir: Path, as_json: bool) -
 def _rows(pool: Pool, connection: Connection) -> list[dict[str, Any]]:
     rows: list[dict[str, Any]] = []
     for entry in connection.partitions:
-        row: dict[str, Any] = {"index": entry.index, "process_ids": entry.process_ids}
+        row: dict[str, Any] = {
+            "index": entry.index,
+            "process_ids": entry.process_ids,
+            "node_agent_hardening": entry.node_agent_hardening,
+        }
         try:
             answer = pool.partition_status(entry.index)
         except MHSMError as error:
@@ -149,13 +161,14 @@ def _rows(pool: Pool, connection: Connection) -> list[dict[str, Any]]:
 
 
 def _hardening(rows: list[dict[str, Any]]) -> Iterator[tuple[str, str]]:
-    """Give (processes, measures): partitions that are hardened alike, then ceremony children."""
-    alike: dict[str, list[str]] = {}
-    for row in rows:
-        if "hardening" in row:
-            alike.setdefault(", ".join(row["hardening"]) or "nothing", []).append(str(row["index"]))
-    for measures, indexes in alike.items():
-        yield f"partition {', '.join(indexes)}", measures.replace("_", " ")
+    """Give (processes, measures): partitions and agents that are hardened alike, then ceremony children."""
+    for who, field in (("partition", "hardening"), ("node agent", "node_agent_hardening")):
+        alike: dict[str, list[str]] = {}
+        for row in rows:
+            if field in row:
+                alike.setdefault(", ".join(row[field]) or "nothing", []).append(str(row["index"]))
+        for measures, indexes in alike.items():
+            yield f"{who} {', '.join(indexes)}", measures.replace("_", " ")
     for row in rows:
         if row.get("ceremony_child_hardening"):
             measures = ", ".join(row["ceremony_child_hardening"])
@@ -168,11 +181,19 @@ def _controller_hardening(connection: Connection) -> list[str] | None:
     try:
         content = (Path(controller["data_directory"]) / "status.json").read_text()
         said = json.loads(content)["controller"]
-        if said["process_id"] == controller["process_id"]:
+        if said["process_id"] == process_facts.innermost_process_id(controller["process_id"]):
             return [str(measure) for measure in said["hardening"]]
     except (OSError, ValueError, KeyError, TypeError):
         pass
     return None
+
+
+def _sandbox(connection: Connection) -> dict[str, Any]:
+    """Return whether the controller runs under bubblewrap, as the kernel says, and else why not."""
+    controller = connection.fabric_controller
+    found = process_facts.own_namespaces(controller["process_id"], connection.supervisor_process_id)
+    reason = controller.get("sandbox", {}).get("reason") or "not known"
+    return {"bubblewrap": found, "bubblewrap_reason": "" if found else reason}
 
 
 def _measures(values: Iterable[pool_pb2.HardeningMeasure.ValueType]) -> list[str]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import os
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -44,6 +44,10 @@ class PartitionConnection:
     """Where its metrics are scraped (Prometheus)."""
     token_endpoint: str | None = None
     """Where callers with bearer tokens are served; None when none are accepted."""
+    node_agent_hardening: list[str] = field(default_factory=list)
+    """What the node agent says that it is hardened with."""
+    rest_endpoint: str | None = None
+    """Where Azure's clients are served, by HTTPS; None when no tokens are accepted."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,6 +65,8 @@ class Connection:
     supervisor_process_id: int
     token_issuer: dict[str, Any] | None = None
     """The development profile's issuer: issuer, audience and process id."""
+    users: dict[str, Any] = field(default_factory=dict)
+    """Whether the supervisor runs the processes as different users, and else why not."""
 
 
 def default_data_directory() -> Path:
@@ -91,6 +97,7 @@ def load_connection(path: Path) -> Connection:
             fabric_controller=value["fabric_controller"],
             supervisor_process_id=value["supervisor"]["process_id"],
             token_issuer=value.get("token_issuer"),
+            users=value.get("users", {}),
         )
     except OSError:
         raise NoConnection(f"{file} is not there: the pool does not run") from None

@@ -58,6 +58,18 @@ def housekeeper(preferred: int, serving: frozenset[int]) -> int | None:
     return min(serving, key=lambda index: (index < preferred, index), default=None)
 
 
+def boot_count_min(pool: PoolRecord, index: int, renewed: int) -> int:
+    """Return the least boot count that a partition's evidence may claim; it only rises.
+
+    Args:
+        pool: The pool, with its admissions.
+        index: The partition.
+        renewed: Incarnation of its newest renewal that was seen, 0 for none.
+    """
+    admission = pool.admissions.get(index)
+    return max(renewed, admission.incarnation if admission else 0)
+
+
 def apply(command: MembershipCommand, view: View) -> Changes:
     """Decide a command.
 

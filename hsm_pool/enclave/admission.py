@@ -46,19 +46,34 @@ def default_document(
     return json.dumps(policy, indent=2)
 
 
-def load(
-    path: Path | None,
-    security_version_floor: int | None = None,
-    measurements: frozenset[bytes] = frozenset(),
-) -> ReleasePolicy:
-    """Read a pool's admission policy; the default one, for these images, if there is no such file.
+def own_policy(path: Path) -> ReleasePolicy | None:
+    """Read the policy that a pool has of its own; None if there is no such file.
 
     Raises:
         InvalidField: It is not a policy; equals and greaterOrEquals are known.
         OSError: The file cannot be read.
     """
-    document: bytes | str = default_document(security_version_floor, measurements)
-    if path is not None and path.exists():
+    try:
         with path.open("rb") as stream:
             document = stream.read(limits.RELEASE_POLICY_BYTES_MAX + 1)
+    except FileNotFoundError:
+        return None
     return release_policy.parse(document, release_policy.ADMISSION_OPERATORS)
+
+
+def default_policy(
+    security_version_floor: int | None = None, measurements: frozenset[bytes] = frozenset()
+) -> ReleasePolicy:
+    """Return :func:`default_document` as a policy."""
+    document = default_document(security_version_floor, measurements)
+    return release_policy.parse(document, release_policy.ADMISSION_OPERATORS)
+
+
+def load(path: Path | None, measurements: frozenset[bytes] = frozenset()) -> ReleasePolicy:
+    """Read a pool's admission policy; the default one, for these images, if there is no such file.
+
+    Raises:
+        InvalidField: It is not a policy.
+        OSError: The file cannot be read.
+    """
+    return (own_policy(path) if path else None) or default_policy(measurements=measurements)

@@ -14,7 +14,7 @@ from collections.abc import Iterable, Iterator
 from enum import Enum
 from pathlib import Path
 
-from hsm_pool.enclave import landlock, system_calls
+from hsm_pool.enclave import confinement, landlock, system_calls
 from hsm_pool.enclave.landlock import LandlockUnavailable
 from hsm_pool.enclave.system_calls import FilterUnavailable
 from mhsm.pool.v1 import pool_pb2
@@ -67,6 +67,7 @@ def in_force() -> tuple[Measure, ...]:
         Measure.NO_NEW_PRIVILEGES: all(thread.get("NoNewPrivs") == "1" for thread in threads),
         Measure.SYSTEM_CALL_FILTER: _filtered
         and all(thread.get("Seccomp") == _FILTERED for thread in threads),
+        Measure.LANDLOCK: confinement.in_force(),
     }
     return tuple(measure for measure, holds in found.items() if holds)
 
@@ -79,10 +80,10 @@ def reach_nothing() -> tuple[Measure, ...]:
     """
     before = in_force()
     try:
-        landlock.restrict(readable=landlock.python_directories("hsm_pool", "security_domain", "mhsm"))
+        landlock.restrict(readable=landlock.python_directories(*confinement.PACKAGES))
     except LandlockUnavailable:
         return before
-    return (*before, Measure.LANDLOCK)
+    return (*(measure for measure in before if measure is not Measure.LANDLOCK), Measure.LANDLOCK)
 
 
 def _threads() -> Iterator[dict[str, str]]:

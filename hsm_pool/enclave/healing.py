@@ -53,7 +53,12 @@ class HealGiver:
         return nonce
 
     def give(
-        self, request: peer_pb2.HealRequest, peer_index: int, peer_tls_key: bytes, keys: PoolKeys
+        self,
+        request: peer_pb2.HealRequest,
+        peer_index: int,
+        peer_tls_key: bytes,
+        keys: PoolKeys,
+        boot_count_min: int,
     ) -> peer_pb2.HealResponse:
         """Verify the evidence and encrypt the keys to it.
 
@@ -62,6 +67,7 @@ class HealGiver:
             peer_index: Index in the TLS identity of the caller.
             peer_tls_key: SubjectPublicKeyInfo of the caller's TLS certificate.
             keys: The pool's keys.
+            boot_count_min: The least that the caller's evidence may say.
 
         Raises:
             EvidenceRefused: The nonce is not known or the evidence does not verify.
@@ -78,6 +84,7 @@ class HealGiver:
             peer_tls_key=peer_tls_key,
             pool_id=self._pool_id,
             partition_index=peer_index,
+            boot_count_min=boot_count_min,
         )
         self._verifier.verify(request.evidence, expected)
         info = report_data("heal/info", *transcript)

@@ -24,7 +24,7 @@ _GET_VERSION = 1
 _RULE_PATH_BENEATH, _RULE_NET_PORT = 1, 2
 _PR_SET_NO_NEW_PRIVS = 38
 
-_READ_FILE, _READ_DIRECTORY = 1 << 2, 1 << 3
+_EXECUTE, _READ_FILE, _READ_DIRECTORY = 1 << 0, 1 << 2, 1 << 3
 _OF_FILES = 1 << 0 | 1 << 1 | _READ_FILE | 1 << 14 | 1 << 15  # execute, write, read, cut, ioctl
 _FILE_RIGHTS: Final = {1: (1 << 13) - 1, 2: (1 << 14) - 1, 3: (1 << 15) - 1, 4: (1 << 15) - 1}
 _FILE_RIGHTS_NEWEST: Final = (1 << 16) - 1
@@ -70,9 +70,18 @@ def python_directories(*packages: str) -> list[Path]:
 
 
 def restrict(
-    *, readable: Iterable[Path] = (), writable: Iterable[Path] = (), connect_ports: Iterable[int] = ()
+    *,
+    readable: Iterable[Path] = (),
+    listable: Iterable[Path] = (),
+    executable: Iterable[Path] = (),
+    writable: Iterable[Path] = (),
+    connect_ports: Iterable[int] = (),
+    bind_ports: Iterable[int] = (),
 ) -> int:
-    """Restrict this process to these files and directories, and to TCP connections to these ports.
+    """Restrict this process to these files and directories, and to TCP at these ports.
+
+    What lies below a directory that may be read, listed, executed or written may be so, too. What is
+    executable may be read, what is writable may be all.
 
     Call it while the process has one thread: threads that run already would not be restricted.
     Paths that do not exist are left out. Files that are open stay so.
@@ -101,16 +110,26 @@ def restrict(
     try:
         for path in readable:
             _allow_path(ruleset, path, _READ_FILE | _READ_DIRECTORY)
+        for path in listable:
+            _allow_path(ruleset, path, _READ_DIRECTORY)
+        for path in executable:
+            _allow_path(ruleset, path, _EXECUTE | _READ_FILE | _READ_DIRECTORY)
         for path in writable:
             _allow_path(ruleset, path, files)
-        for port in connect_ports if abi >= 4 else ():
-            rule = _Port(_CONNECT_TCP, port)
-            _checked(_libc.syscall(_ADD_RULE, ruleset, _RULE_NET_PORT, ctypes.byref(rule), 0))
+        if abi >= 4:
+            _allow_ports(ruleset, connect_ports, _CONNECT_TCP)
+            _allow_ports(ruleset, bind_ports, _BIND_TCP)
         _checked(_libc.prctl(_PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0))
         _checked(_libc.syscall(_RESTRICT_SELF, ruleset, 0))
     finally:
         os.close(ruleset)
     return int(abi)
+
+
+def _allow_ports(ruleset: int, ports: Iterable[int], right: int) -> None:
+    for port in ports:
+        rule = _Port(right, port)
+        _checked(_libc.syscall(_ADD_RULE, ruleset, _RULE_NET_PORT, ctypes.byref(rule), 0))
 
 
 def _allow_path(ruleset: int, path: Path, rights: int) -> None:

@@ -62,6 +62,8 @@ class Expected:
     """SubjectPublicKeyInfo of whom the verifier talks to on the peer plane."""
     pool_id: str = ""
     partition_index: int | None = None
+    boot_count_min: int = 0
+    """What the verifier has seen of this partition: an earlier start than that is refused."""
 
 
 class Verifier:
@@ -115,6 +117,8 @@ class Verifier:
             raise EvidenceRefused("the evidence is of another pool")
         if expected.partition_index is not None and claims.partition_index != expected.partition_index:
             raise EvidenceRefused("the evidence is of another partition")
+        if claims.boot_count < expected.boot_count_min:
+            raise EvidenceRefused("the evidence is of an earlier start of the partition than was seen")
         if claims.nonce != expected.nonce:
             raise EvidenceRefused("the evidence is not fresh: it was made for another nonce")
         if claims.exchange_key != _digest(expected.exchange_key):

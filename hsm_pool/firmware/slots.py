@@ -135,6 +135,7 @@ class Slots:
     def _replace(self, file: Path, content: bytes) -> None:
         self._directory.mkdir(mode=0o700, parents=True, exist_ok=True)
         new = file.with_suffix(".new")
+        new.unlink(missing_ok=True)  # agent and partition may be different users
         with new.open("wb") as stream:
             stream.write(content)
             stream.flush()

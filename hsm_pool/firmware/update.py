@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import tempfile
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from urllib.parse import unquote, urlsplit
 
@@ -47,6 +48,15 @@ class _Files(FetcherInterface):
                 yield chunk
 
 
+@contextmanager
+def _verified() -> Iterator[None]:
+    """Make one refusal of whatever is wrong with a repository."""
+    try:
+        yield
+    except (RepositoryError, DownloadError, OSError, ValueError) as error:
+        raise FirmwareRefused(f"the firmware repository is refused: {type(error).__name__}") from None
+
+
 class FirmwareSource:
     """A repository as one partition sees it.
 
@@ -67,12 +77,8 @@ class FirmwareSource:
         Raises:
             FirmwareRefused: It does not verify, or is not fresh.
         """
-        try:
-            updater = self._updater()
-            updater.refresh()
-            updater.get_targetinfo(target_path(1))  # reads the targets, whatever is in them
-        except (RepositoryError, DownloadError, OSError, ValueError) as error:
-            raise FirmwareRefused(f"the firmware repository is refused: {type(error).__name__}") from None
+        with _verified():
+            self._updater().get_targetinfo(target_path(1))  # reads the targets, whatever is in them
 
     def fetch(self, version: int) -> tuple[Published, bytes]:
         """Return an image of the repository, verified against fresh metadata.
@@ -81,9 +87,8 @@ class FirmwareSource:
             FirmwareRefused: There is none of this version, or something about it does not verify.
         """
         name = target_path(version)
-        try:
+        with _verified():
             updater = self._updater()
-            updater.refresh()
             target = updater.get_targetinfo(name)
             if target is None:
                 raise FirmwareRefused(f"the repository has no version {version}")
@@ -93,8 +98,6 @@ class FirmwareSource:
             with tempfile.NamedTemporaryFile(dir=self._state) as file:
                 updater.download_target(target, file.name)
                 return published, Path(file.name).read_bytes()
-        except (RepositoryError, DownloadError, OSError, ValueError) as error:
-            raise FirmwareRefused(f"the firmware repository is refused: {type(error).__name__}") from None
 
     def known(self) -> dict[int, Published]:
         """Return the images of the metadata that was verified last, by version; {} before the first time.
@@ -114,7 +117,10 @@ class FirmwareSource:
         return images_of(targets)
 
     def _updater(self) -> Updater:
+        """Return an updater with fresh metadata."""
         self._state.mkdir(mode=0o700, parents=True, exist_ok=True)
+        # The TUF library downloads into temporary files; under Landlock /tmp is out of reach.
+        tempfile.tempdir = str(self._state)
         config = UpdaterConfig(
             max_root_rotations=32,
             max_delegations=1,
@@ -123,7 +129,7 @@ class FirmwareSource:
             targets_max_length=_METADATA_BYTES_MAX,
         )
         base = self._repository.resolve().as_uri()
-        return Updater(
+        updater = Updater(
             str(self._state),
             f"{base}/metadata/",
             str(self._state),
@@ -132,3 +138,5 @@ class FirmwareSource:
             config=config,
             bootstrap=self._root,
         )
+        updater.refresh()
+        return updater

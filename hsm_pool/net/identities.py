@@ -42,9 +42,17 @@ class TokenIdentities:
         presented = [value for name, value in context.invocation_metadata() if name == "authorization"]
         if len(presented) != 1 or not isinstance(presented[0], str):
             raise Unauthenticated("exactly one bearer token is needed")
-        if presented[0][: len(_SCHEME)].lower() != _SCHEME:
+        return self.bearer(presented[0])
+
+    def bearer(self, authorization: str) -> Caller:
+        """Return the caller who sends this authorization, over gRPC or HTTP.
+
+        Raises:
+            Unauthenticated: It is no token, or one that is not acceptable.
+        """
+        if authorization[: len(_SCHEME)].lower() != _SCHEME:
             raise Unauthenticated("the scheme of the authorization is Bearer")
-        bearer = self._verifier.verify(presented[0][len(_SCHEME) :])
+        bearer = self._verifier.verify(authorization[len(_SCHEME) :])
         return Caller(
             f"token/{bearer.principals[0]}",
             Kind.CLIENT,

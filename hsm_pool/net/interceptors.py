@@ -1,4 +1,4 @@
-"""The one interceptor: identity, permission, roles, load, errors and audit record of every call.
+"""What every call passes, and the one interceptor of gRPC: identity, roles, load, errors and audit record.
 
 Nothing but a typed error ever reaches a caller; the text of any other exception stays in
 the log, under a correlation id (G3, G8). On the fabric plane an error is its code alone (G5).
@@ -105,11 +105,88 @@ def _parsed(octets: bytes, parse: Callable[[bytes], Any]) -> Any:
         raise InvalidField("the request is no message of this method", field="") from None
 
 
-class Gate(grpc.ServerInterceptor):
-    """Lets a call through to its service, or answers it with a typed error.
+class Passage:
+    """What every call of a customer or a process passes, whatever carries it: permission, roles, its record.
 
-    Whatever the outcome, its record is in the audit log before the answer leaves (G7): one
-    record a call, and one a message of a stream.
+    Whatever the outcome, the record is in the audit log before the answer leaves (G7).
+    """
+
+    def __init__(
+        self,
+        partition: int,
+        translate: Callable[[Exception], Exception],
+        roles: RoleGate,
+        audit_log: AuditLog,
+    ) -> None:
+        self._partition = partition
+        self._roles = roles
+        self._translate = translate
+        self._audit_log = audit_log
+
+    def enter(self, caller: Caller, address: str, method: str, until: float) -> None:
+        """Let a call begin in this thread.
+
+        Args:
+            caller: Who calls.
+            address: His IP address, "" when it is not known.
+            method: gRPC method (/package.Service/Method) that is called, or whose front is called.
+            until: When it has to be answered, on the boot clock.
+
+        Raises:
+            MHSMError: The call is refused.
+        """
+        self.recognise(caller, address, method)
+        self.admit_roles(method, until)
+
+    def recognise(self, caller: Caller, address: str, method: str) -> None:
+        """Do the first half of :meth:`enter`: all that needs no state."""
+        self.begin(caller, address, method)
+        if method not in record.POLLED:
+            self._audit_log.check()
+        _call.caller, _call.rule = caller, authorize(caller, method)
+
+    def admit_roles(self, method: str, until: float) -> None:
+        """Do the second half of :meth:`enter`, which may wait: ask the caller's roles."""
+        if _call.rule is not None:
+            self._roles.admit(_call.caller, _call.rule, method, until)
+
+    def begin(self, caller: Caller, address: str, method: str) -> None:
+        """Begin the record of a call."""
+        name = record.operation_name(method)
+        record.begin(Operation(name, caller.uri, address, method, self._partition))
+
+    def succeed(self) -> None:
+        """Put the call on record; nothing may leave before."""
+        operation = record.current()
+        if operation and not operation.on_chain and operation.method not in record.POLLED:
+            self._audit_log.append(operation.record())
+
+    def fail(self, error: Exception, method: str) -> MHSMError:
+        """Put the refusal on record; return the error to show."""
+        shown = self._recorded(typed(self._translate(error), method))
+        if isinstance(shown, AccessError):
+            # The data action and not the text: that would write the names of keys into the log.
+            cause = shown.metadata.get("action", shown.message)
+            _log.warning("access refused", method=method, reason=shown.reason, cause=cause)
+        return shown
+
+    def _recorded(self, shown: MHSMError) -> MHSMError:
+        operation = record.current()
+        if operation is None or (operation.method in record.POLLED and not isinstance(shown, AccessError)):
+            return shown
+        operation.refused(shown.code, shown.reason)
+        try:
+            self._audit_log.append(operation.record())
+        except AuditUnavailable as unavailable:
+            # An open outcome stays open.
+            return unavailable if shown.definite else shown
+        return shown
+
+
+class Gate(Passage, grpc.ServerInterceptor):
+    """Lets a call of gRPC through to its service, or answers it with a typed error.
+
+    There is one record a call, and one a message of a stream.
     """
 
     def __init__(
@@ -124,12 +201,9 @@ class Gate(grpc.ServerInterceptor):
         *,
         bare_errors: bool = False,
     ) -> None:
-        self._partition = partition
+        super().__init__(partition, translate, roles, audit_log)
         self._identify = identify
-        self._roles = roles
         self._bare_errors = bare_errors
-        self._translate = translate
-        self._audit_log = audit_log
         self._observer = observer
         self._admission = admission
 
@@ -150,62 +224,26 @@ class Gate(grpc.ServerInterceptor):
 
     def _enter(self, context: grpc.ServicerContext, method: str) -> Caller:
         caller = self._identify(context)
-        self._begin(caller, context, method)
-        if method not in record.POLLED:
-            self._audit_log.check()
-        _call.caller, _call.rule = caller, authorize(caller, method)
+        self.recognise(caller, record.caller_address(context.peer()), method)
         return caller
 
-    def _admit_roles(self, method: str, until: float) -> None:
-        if _call.rule is not None:
-            self._roles.admit(_call.caller, _call.rule, method, until)
-
-    def _begin(self, caller: Caller, context: grpc.ServicerContext, method: str) -> None:
-        address = record.caller_address(context.peer())
-        name = record.operation_name(method)
-        record.begin(Operation(name, caller.uri, address, method, self._partition))
-
-    def _succeed(self) -> None:
-        """Put the call on record; nothing may leave before."""
-        operation = record.current()
-        if operation and not operation.on_chain and operation.method not in record.POLLED:
-            self._audit_log.append(operation.record())
-
-    def _fail(self, shown: MHSMError) -> MHSMError:
-        """Put the refusal on record; return the error to show."""
-        operation = record.current()
-        if operation is None or (operation.method in record.POLLED and not isinstance(shown, AccessError)):
-            return shown
-        operation.refused(shown.code, shown.reason)
-        try:
-            self._audit_log.append(operation.record())
-        except AuditUnavailable as unavailable:
-            # An open outcome stays open.
-            return unavailable if shown.definite else shown
-        return shown
-
     def _abort(self, context: grpc.ServicerContext, error: Exception, observed: Observation) -> None:
-        method = observed.method
-        shown = self._fail(typed(self._translate(error), method))
+        shown = self.fail(error, observed.method)
         observed.code = shown.code
-        if isinstance(shown, AccessError):
-            # The data action and not the text: that would write the names of keys into the log.
-            cause = shown.metadata.get("action", shown.message)
-            _log.warning("access refused", method=method, reason=shown.reason, cause=cause)
         if self._bare_errors:
             context.abort(getattr(grpc.StatusCode, shown.code), "")
         context.abort_with_status(rpc_status.to_status(error_status(shown)))
-
-    def _place(self, caller: Caller, kind: CallKind, until: float, *, patient: bool = False) -> Any:
-        if self._admission is None:
-            return nullcontext()
-        return self._admission.call(caller.uri, kind, until, patient=patient)
 
     def _abort_stream(self, context: grpc.ServicerContext, error: Exception, observed: Observation) -> None:
         try:
             self._abort(context, error, observed)
         finally:
             self._observer.end(observed)
+
+    def _place(self, caller: Caller, kind: CallKind, until: float, *, patient: bool = False) -> Any:
+        if self._admission is None:
+            return nullcontext()
+        return self._admission.call(caller.uri, kind, until, patient=patient)
 
     def _unary(self, handle: Any, parse: Any, method: str) -> Any:
         kind = kind_of(method)
@@ -215,9 +253,9 @@ class Gate(grpc.ServerInterceptor):
             try:
                 caller, until = self._enter(context, method), deadline(context)
                 with self._place(caller, kind, until):
-                    self._admit_roles(method, until)
+                    self.admit_roles(method, until)
                     response = handle(_parsed(octets, parse), context)
-                self._succeed()
+                self.succeed()
                 return response
             except Exception as error:  # noqa: BLE001 - the one place where errors become answers
                 return self._abort(context, error, observed)
@@ -235,14 +273,14 @@ class Gate(grpc.ServerInterceptor):
                     caller = self._enter(context, method)
                     if self._admission is not None:
                         held.enter_context(self._admission.stream(caller.uri))
-                    self._admit_roles(method, deadline(context))
+                    self.admit_roles(method, deadline(context))
                     place = held.enter_context(ExitStack())
 
                     def requests() -> Iterator[Any]:
                         nonlocal observed
                         for octets in messages:
                             observed = self._observer.begin(method, context)
-                            self._begin(caller, context, method)
+                            self.begin(caller, record.caller_address(context.peer()), method)
                             self._audit_log.check()
                             # Each message is a batch, and waits for its turn like any other call.
                             until = deadline(context)
@@ -255,7 +293,7 @@ class Gate(grpc.ServerInterceptor):
                         place.close()
                         operation = record.current()
                         observed.code = operation.code if operation else "OK"
-                        self._succeed()
+                        self.succeed()
                         record.begin(None)
                         self._observer.end(observed)
                         yield response

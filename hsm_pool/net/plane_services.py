@@ -108,8 +108,9 @@ class PeerService(peer_pb2_grpc.PeerServiceServicer):
         if index is None or index == self._partition.settings.index:
             raise PermissionDenied("a partition does not heal from itself")
         certificate = bytes(next(iter(context.auth_context()["x509_pem_cert"])))
+        serving = self._keys_to_give()
         response = self._partition.heal_giver.give(
-            request, index, certificate_key(certificate), self._keys_to_give().keys
+            request, index, certificate_key(certificate), serving.keys, serving.replica.boot_count_min(index)
         )
         self._keys_to_give()  # checked again before it leaves
         return response
@@ -126,7 +127,7 @@ class PeerService(peer_pb2_grpc.PeerServiceServicer):
 
     def _keys_to_give(self) -> Serving:
         """Return what serves: a partition that is drained, quarantined or not fresh gives no keys."""
-        serving = self._partition.serving()
+        serving = self._partition.serving_or_unconfirmed()
         if not serving.replica.lease_remaining():
             raise NotFresh("this partition holds no freshness lease at the moment")
         return serving

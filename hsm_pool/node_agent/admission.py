@@ -16,7 +16,9 @@ from pathlib import Path
 
 import grpc
 
+from hsm_pool.node_agent import ownership
 from hsm_pool.node_agent.exit_notice import incarnation
+from hsm_pool.node_agent.ownership import NodeUsers
 from hsm_pool.settings import NodeSettings
 from hsm_pool.store.state_file import write_atomically
 from mhsm.node.v1 import node_pb2, node_pb2_grpc
@@ -43,7 +45,7 @@ def read(settings: NodeSettings) -> Admission:
     return Admission(**json.loads(path.read_text()))
 
 
-def carry_out(settings: NodeSettings, admission: Admission) -> None:
+def carry_out(settings: NodeSettings, admission: Admission, users: NodeUsers | None = None) -> None:
     """Put the data directories aside and make empty ones; may be repeated. The children do not run.
 
     The incarnation is carried over: the others take no renewal of a lower one.
@@ -58,10 +60,14 @@ def carry_out(settings: NodeSettings, admission: Admission) -> None:
         if directory.exists() and not aside.exists():
             directory.rename(aside)
         directory.mkdir(mode=0o700, exist_ok=True)
+        if users:
+            ownership.take(directory, users)
     old = _aside(incarnation_file.parent, admission) / incarnation_file.name
     last = int(old.read_text()) if old.exists() else 0
     highest = max(last, incarnation(settings), admission.incarnation - 1)
     write_atomically(incarnation_file, str(highest).encode())
+    if users:
+        ownership.give_partition_directory(incarnation_file.parent, users)
     _write(settings, Admission(admission.number, admission.incarnation, done=True))
 
 

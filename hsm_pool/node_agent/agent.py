@@ -17,9 +17,10 @@ import structlog
 
 from hsm_pool.errors import FirmwareRefused
 from hsm_pool.firmware.slots import Slots
-from hsm_pool.node_agent import admission, store_member
+from hsm_pool.node_agent import admission, ownership, store_member
 from hsm_pool.node_agent.admission import AdmissionWatch
 from hsm_pool.node_agent.exit_notice import ExitNotices, incarnation, partition_is_dead
+from hsm_pool.node_agent.ownership import NodeUsers
 from hsm_pool.node_agent.processes import Child, SignalPipe, next_wait_seconds
 from hsm_pool.settings import NodeSettings
 
@@ -46,25 +47,35 @@ def partition_command(settings: NodeSettings) -> list[str]:
     return ["env", f"PYTHONPATH={image}", *command] if image else command
 
 
-def run(settings: NodeSettings, command: Callable[[], Sequence[str]]) -> None:
+def run(
+    settings: NodeSettings,
+    command: Callable[[], Sequence[str]],
+    users: NodeUsers | None = None,
+    hardening: Sequence[str] = (),
+) -> None:
     """Run the node until SIGTERM. Call from the main thread.
 
     Args:
         settings: The node's settings.
         command: Returns the command of the partition process, asked before each start.
+        users: What the children run as; None for this process's own user.
+        hardening: What this process is hardened with, for whoever looks at the pool.
     """
     signals = SignalPipe()
     notices = ExitNotices(settings)
     logs = Path(settings.log_directory)
-    partition = Child("partition", (), logs, _PARTITION_BACKOFF_SECONDS)
+    partition = Child(
+        "partition", (), logs, _PARTITION_BACKOFF_SECONDS, run_as=users.partition_runs_as if users else None
+    )
     children = [partition]
     member: Child | None = None
     admitted = admission.read(settings)
     if not admitted.done:
-        admission.carry_out(settings, admitted)
+        admission.carry_out(settings, admitted, users)
     if settings.store_member:
         command_of_member = store_member.command(settings.store_member, joining=admitted.number > 0)
-        member = Child("store", command_of_member, logs, _STORE_BACKOFF_SECONDS)
+        member_runs_as = users.member_runs_as if users else None
+        member = Child("store", command_of_member, logs, _STORE_BACKOFF_SECONDS, run_as=member_runs_as)
         children.insert(0, member)
     joining = admitted.number > 0
     watch = AdmissionWatch(settings, admitted.number)
@@ -79,7 +90,7 @@ def run(settings: NodeSettings, command: Callable[[], Sequence[str]]) -> None:
             new = watch.take()
             if new:
                 _log.warning("admitted anew", number=new.number)
-                _replace(settings, new, partition, member)
+                _replace(settings, new, partition, member, users)
                 joining = changed = True
             for child in children:
                 if child.reap():
@@ -98,10 +109,12 @@ def run(settings: NodeSettings, command: Callable[[], Sequence[str]]) -> None:
                             child.start_at = time.monotonic() + _JOINING_SECONDS
                             continue
                         child.command = command()
+                    else:
+                        _give_store_directory(settings, users)
                     child.start()
                     changed = True
             if changed:
-                _report(settings, partition, member)
+                _report(settings, partition, member, hardening)
             selector.select(next_wait_seconds(children, _LOOP_SECONDS))
             signals.drain()
     partition.stop(_PARTITION_STOP_SECONDS)
@@ -112,23 +125,34 @@ def run(settings: NodeSettings, command: Callable[[], Sequence[str]]) -> None:
 
 
 def _replace(
-    settings: NodeSettings, new: admission.Admission, partition: Child, member: Child | None
+    settings: NodeSettings,
+    new: admission.Admission,
+    partition: Child,
+    member: Child | None,
+    users: NodeUsers | None,
 ) -> None:
     """End both children and have them start on empty directories."""
     partition.stop(_PARTITION_STOP_SECONDS)
     if member and settings.store_member:
         member.stop(_STORE_STOP_SECONDS)
         member.command = store_member.command(settings.store_member, joining=True)
-    admission.carry_out(settings, new)
+    admission.carry_out(settings, new, users)
     for child in (member, partition):
         if child:
             child.start_at = time.monotonic()
 
 
-def _report(settings: NodeSettings, partition: Child, member: Child | None) -> None:
+def _give_store_directory(settings: NodeSettings, users: NodeUsers | None) -> None:
+    """Have the member start on a directory of its own; its disk may have been lost meanwhile."""
+    if users and settings.store_member:
+        ownership.give_store_directory(Path(settings.store_member.data_directory), users)
+
+
+def _report(settings: NodeSettings, partition: Child, member: Child | None, hardening: Sequence[str]) -> None:
     event = {
         "event": "processes",
         "index": settings.index,
+        "hardening": list(hardening),
         "process_ids": {
             "partition": partition.process_id,
             "store_member": member.process_id if member else None,

@@ -24,7 +24,7 @@ def incarnation(settings: NodeSettings) -> int:
 def partition_is_dead(settings: NodeSettings) -> bool:
     """Return whether no process holds the partition's lock (a stopped one still would)."""
     try:
-        descriptor = os.open(settings.partition_lock_file, os.O_RDWR)
+        descriptor = os.open(settings.partition_lock_file, os.O_RDONLY)
     except FileNotFoundError:
         return True
     try:

@@ -31,12 +31,30 @@ def minimal_environment() -> dict[str, str]:
     return {name: os.environ[name] for name in kept if name in os.environ}
 
 
-def dying_with_parent(command: Sequence[str]) -> list[str]:
+@dataclass(frozen=True, slots=True)
+class RunAs:
+    """The user and group, of the same number, that a process runs as, and what it keeps of root."""
+
+    user_id: int
+    capabilities: tuple[str, ...] = ()
+    """Names of capabilities(7) in small letters; whoever starts it has them."""
+
+    def options(self) -> list[str]:
+        """Return options of setpriv(1)."""
+        kept = ",".join(["-all", *(f"+{name}" for name in self.capabilities)])
+        number = str(self.user_id)
+        options = ["--reuid", number, "--regid", number, "--clear-groups", "--no-new-privs"]
+        if os.geteuid() == 0:  # else they are bounded already, and it takes a privilege to bound them
+            options += ["--bounding-set", kept, "--securebits", "+noroot,+noroot_locked"]
+        return [*options, "--inh-caps", kept, "--ambient-caps", kept]
+
+
+def dying_with_parent(command: Sequence[str], run_as: RunAs | None = None) -> list[str]:
     """Return the command so that the kernel kills it with the process that started it.
 
     The kernel watches the *thread* that started it: start it from the main thread.
     """
-    return ["setpriv", "--pdeathsig", "KILL", "--", *command]
+    return ["setpriv", "--pdeathsig", "KILL", *(run_as.options() if run_as else ()), "--", *command]
 
 
 @dataclass(slots=True)
@@ -49,6 +67,7 @@ class Child:
         log_directory: Where its output goes; None inherits standard error.
         backoff_seconds: First and last pause before a restart.
         pipe_output: Keep its standard output as a pipe for the owner to read.
+        run_as: Another user to run as; None for this process's own.
     """
 
     name: str
@@ -56,6 +75,7 @@ class Child:
     log_directory: Path | None
     backoff_seconds: tuple[float, float]
     pipe_output: bool = False
+    run_as: RunAs | None = None
     process: subprocess.Popen[bytes] | None = None
     started_at: float = 0.0
     failures: int = 0
@@ -72,7 +92,7 @@ class Child:
         output = self._open_log()
         try:
             self.process = subprocess.Popen(
-                dying_with_parent(self.command),
+                dying_with_parent(self.command, self.run_as),
                 stdin=subprocess.DEVNULL,
                 stdout=subprocess.PIPE if self.pipe_output else output,
                 stderr=output,

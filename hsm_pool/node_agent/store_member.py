@@ -26,7 +26,8 @@ def has_joined(settings: NodeSettings) -> bool:
     """
     if settings.store_member is None:
         return True
-    return any((Path(settings.store_member.data_directory) / "member" / "wal").glob("*.wal"))
+    # The directory comes by a rename, with the log in it; its owner may be another user.
+    return (Path(settings.store_member.data_directory) / "member" / "wal").is_dir()
 
 
 def command(settings: StoreMemberSettings, *, joining: bool) -> list[str]:

@@ -12,13 +12,14 @@ from pathlib import Path
 import structlog
 
 from hsm_pool import settings as settings_module
-from hsm_pool.enclave import hardening, system_calls
+from hsm_pool.enclave import confinement, hardening, system_calls
 from hsm_pool.enclave.evidence import measurement
 from hsm_pool.net.peer_client import PeerCosigning, PeerHealing
 from hsm_pool.net.server import PlaneServers
 from hsm_pool.observability import logs
 from hsm_pool.partition.ceremonies import Ceremonies
 from hsm_pool.partition.partition import Partition
+from hsm_pool.rest.server import rest_server
 from hsm_pool.settings import PartitionSettings
 
 _FAILED = 70
@@ -52,12 +53,20 @@ def main() -> int:
     hardening.harden_process()
     settings = settings_module.load(PartitionSettings, arguments.settings)
     measurement()  # of what is loaded now, whatever is installed later
+    confinement.confine_partition(settings)
     log = structlog.get_logger().bind(partition=settings.index)
     cosign = PeerCosigning(settings)
     partition = Partition(settings, PeerHealing(settings), cosign)
     ceremonies = Ceremonies(partition)
     servers = PlaneServers(partition, ceremonies)
+    rest = (
+        rest_server(partition, ceremonies, settings.rest, settings.tokens)
+        if settings.rest and settings.tokens
+        else None
+    )
     servers.start()
+    if rest:
+        rest.start()
     partition.start()
     hardening.filter_system_calls(system_calls.PARTITION)
     log.info(
@@ -67,6 +76,8 @@ def main() -> int:
     )
     received = signal.sigwait({signal.SIGTERM, signal.SIGINT})
     log.info("stopping", signal=signal.Signals(received).name)
+    if rest:
+        rest.close()
     servers.close()
     ceremonies.close()
     partition.close()

@@ -18,6 +18,7 @@ from __future__ import annotations
 import hashlib
 import os
 import threading
+from collections.abc import Sequence
 
 from hsm_pool.audit.record import note
 from hsm_pool.core.roles import Access
@@ -76,8 +77,10 @@ class Ceremonies:
             CeremonyState: Another ceremony is under way, or the child died.
             CommitUnknown: The store gave no answer in time.
         """
-        digest = _request_digest(certificates_der, required, request_id)
+        digest = request_digest(certificates_der, required, request_id)
         with self._lock:
+            if self._partition.unconfirmed:
+                raise CeremonyState(self._partition.refusal().message)
             known = self._partition.activated_by(digest)
             if known is not None:
                 return _completed(known)
@@ -119,7 +122,7 @@ class Ceremonies:
                     raise InvalidField("a locked pool has its own file", field="security_domain_file")
                 file, azure_file = header.security_domain_file, header.azure_security_domain_file
                 sealed = header.sealed_epoch
-            elif partition.state is not PartitionState.PROVISIONED:
+            elif partition.state is not PartitionState.PROVISIONED or partition.unconfirmed:
                 raise CeremonyState("the pool is not locked, and not new")
             elif file:
                 file, azure_file = _by_format(file)
@@ -338,7 +341,8 @@ def _completed(header: record_pb2.PoolHeader) -> Ceremony:
     )
 
 
-def _request_digest(certificates_der: list[bytes], required: int, request_id: str) -> bytes:
+def request_digest(certificates_der: Sequence[bytes], required: int, request_id: str) -> bytes:
+    """Return what tells a download from another one, 32 bytes."""
     digest = hashlib.sha256(b"mhsm/activation/v1\x00")
     for part in (request_id.encode(), str(required).encode(), *certificates_der):
         digest.update(len(part).to_bytes(4, "big") + part)

@@ -18,7 +18,6 @@ from hsm_pool.store.replica import boot_time
 from hsm_pool.store.sealing import PoolKeys
 from mhsm.ceremony.v1 import ceremony_pb2
 from mhsm.record.v1 import record_pb2
-from security_domain import container
 
 
 def complete(
@@ -41,33 +40,16 @@ def complete(
             keys = PoolKeys(partition.settings.pool_id, SecretBytes(result.pool_keys_secret))
             partition.adopt(keys, "quorum")
         case Purpose.ACTIVATION | Purpose.RECOVERY:
-            _activate(partition, attempt, SecretBytes(result.backup_private_key))
+            backup_key, digest = SecretBytes(result.backup_private_key), attempt.request_digest
+            epochs.begin(partition, epochs.NewDomain(attempt.file, attempt.azure_file, backup_key, digest))
         case Purpose.SHARE_ROTATION:
             _replace(partition, attempt, access)
         case Purpose.NEW_GENERATION:
-            domain = container.parse(attempt.file)
             backup_key = SecretBytes(result.backup_private_key)
-            new = epochs.NewDomain(attempt.file, attempt.azure_file, domain, backup_key)
+            new = epochs.NewDomain(attempt.file, attempt.azure_file, backup_key)
             epochs.rotate(partition, access, attempt.old_header_digest, new)
         case Purpose.VERIFICATION:
             pass  # the child has opened the domain and the pool's keys
-
-
-def _activate(partition: Partition, attempt: Attempt, backup_private_key: SecretBytes) -> None:
-    """Make the pool active in the domain that was just made or recovered."""
-    pool_id = partition.settings.pool_id
-    domain = container.parse(attempt.file)
-    keys = PoolKeys.generate(pool_id, domain.generation, backup_private_key)
-    header = record_pb2.PoolHeader(
-        pool_id=pool_id,
-        generation=domain.generation,
-        security_domain_file=attempt.file,
-        activation_request_digest=attempt.request_digest,
-        sealed_epoch=epochs.sealed(domain, keys, keys.epoch),
-        recovery_public_key=domain.recovery_public_key,
-        azure_security_domain_file=attempt.azure_file,
-    )
-    partition.activate(header, keys)
 
 
 def _replace(partition: Partition, attempt: Attempt, access: Access) -> None:

@@ -35,8 +35,41 @@ class NewDomain:
 
     file: bytes
     azure_file: bytes
-    domain: SecurityDomainFile
     backup_key: SecretBytes
+    request_digest: bytes = b""
+    """SHA-256 of the request that made it, so that it can be told from another one; b"" for none."""
+
+    @property
+    def domain(self) -> SecurityDomainFile:
+        """The file, parsed."""
+        return container.parse(self.file)
+
+
+def begin(partition: Partition, new: NewDomain, *, unconfirmed: bool = False) -> None:
+    """Commit the first transaction of a pool in a security domain.
+
+    Args:
+        partition: One of a pool without keys.
+        new: The security domain that was just made or recovered.
+        unconfirmed: Whether the pool becomes active later only.
+
+    Raises:
+        AlreadyActivated: Another activation came first.
+        CommitUnknown: The store gave no answer in time.
+    """
+    pool_id, domain = partition.settings.pool_id, new.domain
+    keys = PoolKeys.generate(pool_id, domain.generation, new.backup_key)
+    header = record_pb2.PoolHeader(
+        pool_id=pool_id,
+        generation=domain.generation,
+        security_domain_file=new.file,
+        activation_request_digest=new.request_digest,
+        sealed_epoch=sealed(domain, keys, keys.epoch),
+        recovery_public_key=domain.recovery_public_key,
+        azure_security_domain_file=new.azure_file,
+        unconfirmed=unconfirmed,
+    )
+    partition.activate(header, keys)
 
 
 def rotate(
@@ -45,7 +78,7 @@ def rotate(
     """Put a new key-encryption key in force; returns its epoch.
 
     Args:
-        partition: A serving one.
+        partition: A serving one, or one that holds the keys of a pool whose download is not confirmed.
         access: What the caller's roles must allow.
         old_header_digest: The header that a ceremony began with; b"" for the one in force now.
         new: The new security domain, if the generation changes.
@@ -54,7 +87,7 @@ def rotate(
         CeremonyState: Something else has changed meanwhile, or a serving partition did not take the key.
         CommitUnknown: The last step gave no answer in time; the status tells.
     """
-    serving, old = partition.serving(), partition.header
+    serving, old = partition.serving_or_unconfirmed(), partition.header
     assert old is not None
     old_header_digest = old_header_digest or chain.value_digest(header_value(old))
     pool = serving.replica.state.pool()
@@ -72,6 +105,7 @@ def rotate(
         header.security_domain_file = new.file
         header.azure_security_domain_file = new.azure_file
         header.recovery_public_key = new.domain.recovery_public_key
+        header.activation_request_digest = new.request_digest or header.activation_request_digest
     domain = new.domain if new else container.parse(header.security_domain_file)
     header.sealed_epoch.CopyFrom(sealed(domain, keys, epoch))
     value = header_value(header)
@@ -100,7 +134,7 @@ def header_in_force(partition: Partition) -> record_pb2.PoolHeader:
         CeremonyState: The pool is not active, or locked.
     """
     header = partition.header
-    if partition.holding_keys() is None or header is None:
+    if partition.holding_keys() is None or header is None or header.unconfirmed:
         raise CeremonyState("the pool is not active, or locked")
     return header
 

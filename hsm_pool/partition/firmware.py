@@ -13,8 +13,9 @@ import structlog
 
 from hsm_pool.core.commands import ReportSecurityVersion
 from hsm_pool.core.model import PoolRecord
+from hsm_pool.core.release_policy import ReleasePolicy
 from hsm_pool.enclave import admission
-from hsm_pool.enclave.verifier import Verifier
+from hsm_pool.enclave.verifier import TrustAnchors, Verifier
 from hsm_pool.errors import FirmwareRefused
 from hsm_pool.firmware.repository import Published
 from hsm_pool.firmware.running import running
@@ -29,15 +30,16 @@ _BELOW = "this partition runs firmware below the pool's security version"
 class PartitionFirmware:
     """Images of one partition, and which of them its peers may run. Thread-safe."""
 
-    def __init__(self, settings: PartitionSettings, verifier: Verifier) -> None:
+    def __init__(self, settings: PartitionSettings, anchors: TrustAnchors) -> None:
         """Read what is here.
 
         Raises:
             FirmwareRefused: What runs is below the security version that this node has seen.
+            InvalidField: The pool's admission policy is none.
         """
         self._index = settings.index
-        self._policy_file = Path(settings.admission_policy_file)
-        self._verifier = verifier
+        self._own_policy = admission.own_policy(Path(settings.admission_policy_file))
+        self._confirmed = False
         self._lock = threading.Lock()
         self._floor = 0
         self._source: FirmwareSource | None = None
@@ -50,7 +52,7 @@ class PartitionFirmware:
             self._floor = self._slots.floor()
             if running().security_version < self._floor:
                 raise FirmwareRefused(_BELOW)
-        self._admit()
+        self.verifier = Verifier(anchors, self._policy())
 
     def stage(self, version: int, floor: int) -> None:
         """Fetch a version from the repository and keep it; a repeat changes nothing.
@@ -100,8 +102,9 @@ class PartitionFirmware:
 
     def confirm(self) -> None:
         """Say that the running image works, so that it is not given up."""
-        if self._slots:
+        if self._slots and not self._confirmed:
             self._slots.confirm()
+            self._confirmed = True
 
     def refresh(self) -> None:
         """Learn of images that were published lately: a peer may run one already."""
@@ -113,7 +116,7 @@ class PartitionFirmware:
             except FirmwareRefused as refused:
                 # What was verified before still holds.
                 _log.warning("firmware", reason=refused.message)
-        self._admit()
+        self.verifier.replace_policy(self._policy())
 
     def report(self, pool: PoolRecord) -> ReportSecurityVersion | None:
         """Return what is to be reported to the pool, None when it knows; take its floor.
@@ -129,7 +132,7 @@ class PartitionFirmware:
             # Known at the next start, too, before a peer or the chain can say it.
             self._floor = pool.security_version_floor
             self._slots.raise_floor(self._floor)
-            self._admit()
+            self.verifier.replace_policy(self._policy())
         if pool.security_versions.get(self._index) == running().security_version:
             return None
         return ReportSecurityVersion(self._index, running().security_version)
@@ -146,11 +149,13 @@ class PartitionFirmware:
                 f"security version {published.manifest.security_version} is below the pool's {floor}"
             )
 
-    def _admit(self) -> None:
-        """Set whom peers may be: what runs here, and the verified images that are not below the floor."""
+    def _policy(self) -> ReleasePolicy:
+        """Return whom peers may be: what runs here, and the verified images that are not below the floor."""
+        if self._own_policy is not None:
+            return self._own_policy
         images = self._source.known().values() if self._source else ()
         floor = max(self._floor, 1) if self._source else running().security_version
         measurements = {image.measurement for image in images if image.manifest.security_version >= floor}
         if self._slots and (before := self._slots.active().previous_measurement):
             measurements.add(bytes.fromhex(before))
-        self._verifier.replace_policy(admission.load(self._policy_file, floor, frozenset(measurements)))
+        return admission.default_policy(floor, frozenset(measurements))

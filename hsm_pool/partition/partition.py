@@ -13,7 +13,6 @@ peer; LOCKED says that no peer holds them either, so that a quorum must unlock t
 from __future__ import annotations
 
 import threading
-import uuid
 from enum import Enum
 from pathlib import Path
 from typing import Protocol
@@ -23,20 +22,14 @@ import structlog
 from hsm_pool.audit.record import Operation, current
 from hsm_pool.audit.trail import AuditTrail
 from hsm_pool.audit.witness import CosignPeer
-from hsm_pool.core import role_management, roles
 from hsm_pool.core.commands import ReportSecurityVersion
 from hsm_pool.core.model import (
-    POOL,
     CheckpointRecord,
     PoolRecord,
-    Record,
-    RecordName,
-    RoleAssignment,
     checkpoint_name,
 )
 from hsm_pool.crypto.key_generation import KeyGenerator
 from hsm_pool.crypto.secret import SecretBytes
-from hsm_pool.enclave import admission
 from hsm_pool.enclave.evidence import Attester
 from hsm_pool.enclave.healing import HealGiver
 from hsm_pool.enclave.verifier import TrustAnchors, Verifier
@@ -51,6 +44,7 @@ from hsm_pool.errors import (
     PartitionStarting,
     PoolLocked,
 )
+from hsm_pool.partition.activation import first_transaction
 from hsm_pool.partition.firmware import PartitionFirmware
 from hsm_pool.partition.serving import Serving
 from hsm_pool.settings import PartitionSettings
@@ -106,11 +100,11 @@ class Partition:
         anchors = TrustAnchors.load(
             settings.platform.root_certificate_file, settings.owner.root_certificate_file
         )
-        self.verifier = Verifier(anchors, admission.load(Path(settings.admission_policy_file)))
+        self.firmware = PartitionFirmware(settings, anchors)
+        self.verifier = self.firmware.verifier
         self.audit = AuditTrail(
             settings, self.state_directory.incarnation, self.attester, anchors.owner_root, cosign_peer
         )
-        self.firmware = PartitionFirmware(settings, self.verifier)
         self.store = EtcdClient(settings.store)
         self.heal_giver = HealGiver(self.attester, self.verifier, settings.pool_id)
         self.key_generator = KeyGenerator()
@@ -150,13 +144,23 @@ class Partition:
     def state(self) -> PartitionState:
         """State now."""
         serving = self._serving
+        if self._state is PartitionState.SERVING and self.unconfirmed:
+            return PartitionState.PROVISIONED
         if self._state is PartitionState.SERVING and serving and serving.replica.drained:
             return PartitionState.DRAINED
         return self._state
 
     @property
+    def unconfirmed(self) -> bool:
+        """Whether the pool is not active because nobody polled the status of its download yet."""
+        header = self.header
+        return header is not None and header.unconfirmed
+
+    @property
     def reason(self) -> str:
         """Why the state is what it is, in words; "" when there is nothing to say."""
+        if self.state is PartitionState.PROVISIONED and self.unconfirmed:
+            return "the security domain was downloaded over REST; the first poll of its status activates it"
         return self._reason
 
     def holding_keys(self) -> Serving | None:
@@ -174,9 +178,24 @@ class Partition:
             return serving
         raise self.refusal()
 
+    def serving_or_unconfirmed(self) -> Serving:
+        """Return what serves, or would if the pool's download were confirmed.
+
+        Raises:
+            MHSMError: There is nothing of the kind; the error says why.
+        """
+        serving = self._serving
+        return (
+            serving
+            if self._state is PartitionState.SERVING and serving and self.unconfirmed
+            else self.serving()
+        )
+
     def refusal(self) -> MHSMError:
         """Return the typed error that says why this partition does not serve."""
         match self.state:
+            case PartitionState.PROVISIONED if self.unconfirmed:
+                return NotActivated(f"the pool is not active: {self.reason}")
             case PartitionState.PROVISIONED:
                 return NotActivated("the pool is not active: download its security domain first")
             case PartitionState.LOCKED:
@@ -344,22 +363,22 @@ class Partition:
             AlreadyActivated: Another request did.
             StoreUnavailable: That cannot be told now.
         """
-        value = self._read_header()
-        if value is None:
+        header = self.stored_header()
+        if header is None:
             return None
-        header = self._parse_header(value)
         if header.activation_request_digest != request_digest:
             raise AlreadyActivated("the pool is active already")
         return header
 
-    def _initial_assignments(self) -> list[RoleAssignment]:
-        settings = self.settings
-        given = [(name, roles.ADMINISTRATOR.role_definition_id) for name in settings.initial_administrators]
-        given += [(entry.principal_id, entry.role_definition_id) for entry in settings.initial_assignments]
-        return [
-            RoleAssignment(str(uuid.uuid4()), principal_id, role_definition_id, roles.WHOLE_POOL)
-            for principal_id, role_definition_id in given
-        ]
+    def stored_header(self) -> record_pb2.PoolHeader | None:
+        """Return the pool's header as it stands in the store, None when the pool has none.
+
+        Raises:
+            CommitUnknown: That cannot be told now.
+            Tampered: It is not readable.
+        """
+        value = self._read_header()
+        return None if value is None else self._parse_header(value)
 
     def _read_header(self) -> bytes | None:
         for _ in range(_ACTIVATION_TRIES):
@@ -382,22 +401,8 @@ class Partition:
             CommitUnknown: The store gave no answer in time.
         """
         value = header.SerializeToString(deterministic=True)
-        pool = PoolRecord(
-            self.settings.recoverable_days,
-            header_digest=chain.value_digest(value),
-            purge_protection=self.settings.purge_protection,
-        )
-        genesis = chain.Head(0, chain.genesis_digest(self.settings.pool_id), b"")
-        changes: dict[RecordName, Record | None] = {
-            POOL: pool,
-            **role_management.initial(self._initial_assignments()),
-        }
         operation = current() or Operation("Activate", self.audit.identity, partition=self.settings.index)
-        records = [operation.record(1, 1)]
-        transaction = chain.build_transaction(
-            keys, self.settings.index, genesis, chain.TableDigest(), changes, audit=records
-        )
-        puts = {**transaction.puts, chain.HEADER_KEY: value}
+        puts = {**first_transaction(self.settings, value, keys, operation).puts, chain.HEADER_KEY: value}
         # The comparison makes a repeat harmless: at most one header is ever committed.
         for _ in range(_ACTIVATION_TRIES):
             try:

@@ -4,6 +4,7 @@
 
     D/pool.json  connection.json (while it runs)  supervisor.lock  supervisor.log
       pki/               client-ca.crt client-ca.key platform-root.crt owner-root.crt
+      policy/            admission-policy.json (the owner's, if he writes one)
       clients/           administrator.* application.*
       nodes/<i>/         node.json partition.json pki/ platform/ owner/ partition/ store/ logs/ firmware/
       fabric/            fabric.json controller.* ca.crt
@@ -16,6 +17,7 @@ import json
 import os
 import secrets
 import shutil
+import uuid
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -25,6 +27,7 @@ from hsm_pool import settings as settings_module
 from hsm_pool.core.roles import CRYPTO_OFFICER, CRYPTO_USER
 from hsm_pool.provisioning.pki import Authority
 from hsm_pool.provisioning.ports import free_ports
+from hsm_pool.provisioning.users import FIRST_USER_ID
 from hsm_pool.settings import (
     FirmwareSettings,
     Identity,
@@ -34,13 +37,14 @@ from hsm_pool.settings import (
     PartitionSettings,
     Peer,
     PlatformSettings,
+    RestSettings,
     StoreMemberSettings,
     StoreSettings,
     TokenIssuerSettings,
     TokenSettings,
     TraceSettings,
 )
-from hsm_pool.tokens.issuer import KEYS_PATH
+from hsm_pool.tokens.issuer import KEYS_PATH, object_id
 
 PARTITIONS = 3
 POOL_FORMAT = 3
@@ -48,9 +52,9 @@ POOL_FORMAT = 3
 
 PLATFORM_ROOT = "pki/platform-root.crt"
 OWNER_ROOT = "pki/owner-root.crt"
-ADMISSION_POLICY = "pki/admission-policy.json"
+ADMISSION_POLICY = "policy/admission-policy.json"
 STORE_PREFIX = "/mhsm/"
-_PORTS_PER_NODE = 8
+_PORTS_PER_NODE = 9
 AUDIENCE = "https://managedhsm.azure.net"
 """Audience of the tokens of a Managed HSM (Azure public cloud)."""
 
@@ -100,6 +104,10 @@ class NewPool:
     firmware_repository: Path | None = None
     audit_failure: Literal["stop", "continue"] = "stop"
     purge_protection: bool = False
+    first_user_id: int = FIRST_USER_ID
+    """Of the users that the processes run as where root starts the pool."""
+    administrators: tuple[str, ...] = ()
+    """Object ids of further initial administrators, who present tokens."""
     traces: TraceSettings | None = None
 
 
@@ -113,6 +121,7 @@ class _Ports:
     store_peer: int
     tokens: int
     metrics: int
+    rest: int
 
 
 class _Planes:
@@ -193,6 +202,7 @@ class _Builder:
         self._write("pki/client-ca.key", planes.client.key_pem)
         self._write(PLATFORM_ROOT, planes.platform.certificate_pem)
         self._write(OWNER_ROOT, planes.owner.certificate_pem)
+        self._directory(self._building / Path(ADMISSION_POLICY).parent)
         for name in ("administrator", "application"):
             self._identity(f"clients/{name}", planes.client, f"client/{name}", planes.client)
         for index in range(PARTITIONS):
@@ -207,6 +217,7 @@ class _Builder:
             "partition_count": PARTITIONS,
             "recoverable_days": self._new.recoverable_days,
             "purge_protection": self._new.purge_protection,
+            "first_user_id": self._new.first_user_id,
         }
         self._write("pool.json", json.dumps(pool, indent=2).encode() + b"\n")
         return self._pool_id
@@ -285,12 +296,13 @@ class _Builder:
             sealing="none" if self._new.attended else "platform",
             recoverable_days=self._new.recoverable_days,
             purge_protection=self._new.purge_protection,
-            initial_administrators=("client/administrator",),
+            initial_administrators=self._initial_administrators(),
             initial_assignments=tuple(
                 InitialAssignment("client/application", role.role_definition_id)
                 for role in (CRYPTO_USER, CRYPTO_OFFICER)
             ),
             tokens=self._tokens(ports.tokens),
+            rest=self._rest(ports.rest),
             firmware=self._firmware(base),
             audit_directory=str(final / "audit"),
             audit_failure=self._new.audit_failure,
@@ -378,6 +390,23 @@ class _Builder:
                 return own.settings(_local(port))
             case _:
                 return None
+
+    def _rest(self, port: int) -> RestSettings | None:
+        match self._new.tokens:
+            case "development":
+                tenant = uuid.UUID(self._pool_id)
+                return RestSettings(_local(port), f"https://{_local(self._issuer_port)}/{tenant}")
+            case OwnIssuer() as own:
+                return RestSettings(_local(port), own.issuer)
+            case _:
+                return None
+
+    def _initial_administrators(self) -> tuple[str, ...]:
+        """Return who holds ceremonies of the new pool: a certificate, and the same person's object id."""
+        found = ["client/administrator", *self._new.administrators]
+        if self._new.tokens == "development":
+            found.append(object_id(self._pool_id, "administrator"))
+        return tuple(found)
 
     def _token_issuer(self) -> None:
         client = self._planes.client

@@ -19,10 +19,13 @@ from typing import Any
 import structlog
 
 from hsm_pool import settings as settings_module
-from hsm_pool.node_agent.processes import Child, SignalPipe, next_wait_seconds
+from hsm_pool.node_agent.processes import Child, RunAs, SignalPipe, next_wait_seconds
 from hsm_pool.observability import logs
+from hsm_pool.provisioning import users as users_module
 from hsm_pool.provisioning.layout import PARTITIONS, pool_settings
-from hsm_pool.settings import PartitionSettings, TokenSettings
+from hsm_pool.provisioning.sandbox import NoSandbox, sandboxed
+from hsm_pool.provisioning.users import NotSeparated, Users
+from hsm_pool.settings import NodeSettings, PartitionSettings, TokenSettings
 from hsm_pool.store.state_file import write_atomically
 
 CONNECTION_FORMAT = 1
@@ -40,6 +43,16 @@ class Supervisor:
     def __init__(self, directory: Path) -> None:
         self._directory = directory
         self._pool = pool_settings(directory)
+        self._users, self._not_separated = self._separate()
+        users = self._users
+        agents_options = []
+        if users:
+            agents_options = [
+                "--partition-user",
+                str(users.partition),
+                "--store-user",
+                str(users.store_member),
+            ]
         self._agents = [
             Child(
                 f"node-agent-{index}",
@@ -49,35 +62,59 @@ class Supervisor:
                     "hsm_pool.node_agent",
                     "--settings",
                     str(self._node(index) / "node.json"),
+                    *agents_options,
                 ],
                 self._node(index) / "logs",
                 _BACKOFF_SECONDS,
                 pipe_output=True,
+                run_as=users.agent_runs_as if users else None,
             )
             for index in range(PARTITIONS)
         ]
-        self._controller = Child(
-            "fabric-controller",
-            [
-                sys.executable,
-                "-m",
-                "fabric_controller",
-                "serve",
-                "--settings",
-                str(directory / "fabric" / "fabric.json"),
-            ],
-            directory / "fabric",
-            _BACKOFF_SECONDS,
-        )
+        self._controller, self._not_sandboxed = self._make_controller()
+        self._controller_process_id: int | None = None
         self._issuer: list[Child] = []
         issuer_settings = directory / "token-issuer" / "token-issuer.json"
         if issuer_settings.is_file():
             command = [sys.executable, "-m", "hsm_pool.tokens.issuer", "--settings", str(issuer_settings)]
-            self._issuer = [Child("token-issuer", command, directory / "token-issuer", _BACKOFF_SECONDS)]
+            runs_as = RunAs(users.token_issuer) if users else None
+            logs = directory / "token-issuer"
+            self._issuer = [Child("token-issuer", command, logs, _BACKOFF_SECONDS, run_as=runs_as)]
         self._process_ids: list[dict[str, int | None]] = [{} for _ in range(PARTITIONS)]
+        self._agent_hardening: list[list[str]] = [[] for _ in range(PARTITIONS)]
         self._buffers: dict[int, bytes] = {}
         self._signals = SignalPipe()
         self._selector = selectors.DefaultSelector()
+
+    def _separate(self) -> tuple[Users | None, str]:
+        """Return the users of the processes, or None and why they are all this one."""
+        member = settings_module.load(NodeSettings, self._node(0) / "node.json").store_member
+        first = self._pool.get("first_user_id", users_module.FIRST_USER_ID)
+        binary = member.binary if member else ""
+        try:
+            return users_module.separate(self._directory, first, binary, self._partition_settings()), ""
+        except NotSeparated as why:
+            _log.warning("users are not separated", reason=str(why))
+            return None, str(why)
+
+    def _make_controller(self) -> tuple[Child, str]:
+        """Return the controller, and why it runs without a sandbox; "" if it runs in one."""
+        directory = self._directory / "fabric"
+        settings_file = str(directory / "fabric.json")
+        command = [sys.executable, "-m", "fabric_controller", "serve", "--settings", settings_file]
+        run_as = RunAs(self._users.fabric_controller) if self._users else None
+        why = ""
+        try:
+            command = sandboxed(command, directory, run_as)
+        except NoSandbox as reason:
+            why = str(reason)
+            _log.warning("the controller has no sandbox", reason=why)
+        name = "fabric-controller"
+        return Child(name, command, directory, _BACKOFF_SECONDS, pipe_output=not why, run_as=run_as), why
+
+    def _partition_settings(self) -> list[PartitionSettings]:
+        files = (self._node(index) / "partition.json" for index in range(PARTITIONS))
+        return [settings_module.load(PartitionSettings, file) for file in files]
 
     def _node(self, index: int) -> Path:
         return self._directory / "nodes" / str(index)
@@ -115,9 +152,9 @@ class Supervisor:
     def _follow(self, child: Child) -> None:
         if child.process and child.process.stdout:
             os.set_blocking(child.process.stdout.fileno(), False)
-            self._selector.register(
-                child.process.stdout, selectors.EVENT_READ, data=self._agents.index(child)
-            )
+            self._selector.register(child.process.stdout, selectors.EVENT_READ, data=child)
+        elif child is self._controller and child.process:
+            self._controller_process_id = child.process.pid
 
     def _forget(self, child: Child) -> None:
         if child.process and child.process.stdout:
@@ -126,10 +163,13 @@ class Supervisor:
                 self._selector.unregister(descriptor)
             self._buffers.pop(descriptor, None)
             child.process.stdout.close()
+        if child is self._controller:
+            self._controller_process_id = None
+        elif child in self._agents:
             self._process_ids[self._agents.index(child)] = {}
 
-    def _read(self, descriptor: int, index: int) -> bool:
-        """Take what an agent printed; return whether process ids changed."""
+    def _read(self, descriptor: int, child: Child) -> bool:
+        """Take what an agent, or the controller's sandbox, printed; return whether process ids changed."""
         try:
             octets = os.read(descriptor, _LINE_BYTES_MAX)
         except BlockingIOError:
@@ -137,13 +177,27 @@ class Supervisor:
         if not octets:
             self._selector.unregister(descriptor)
             return False
+        if child is self._controller:
+            return self._read_sandbox(descriptor, octets)
+        index = self._agents.index(child)
         *lines, rest = (self._buffers.get(descriptor, b"") + octets).split(b"\n")
         self._buffers[descriptor] = rest[-_LINE_BYTES_MAX:]
         for line in lines:
             event = json.loads(line)
             if event.get("event") == "processes":
                 self._process_ids[index] = event["process_ids"]
+                self._agent_hardening[index] = event["hardening"]
         return bool(lines)
+
+    def _read_sandbox(self, descriptor: int, octets: bytes) -> bool:
+        """Take the process id within the sandbox, as this machine counts it."""
+        said = (self._buffers.get(descriptor, b"") + octets)[-_LINE_BYTES_MAX:]
+        self._buffers[descriptor] = said
+        try:
+            self._controller_process_id = json.loads(said)["child-pid"]
+        except ValueError:  # not all of it is here yet
+            return False
+        return True
 
     def _token_issuer(self, tokens: TokenSettings | None) -> dict[str, Any] | None:
         if tokens is None or not self._issuer:
@@ -160,10 +214,7 @@ class Supervisor:
 
     def _connection(self) -> dict[str, Any]:
         directory = self._directory
-        partitions = [
-            settings_module.load(PartitionSettings, self._node(index) / "partition.json")
-            for index in range(PARTITIONS)
-        ]
+        partitions = self._partition_settings()
         store = partitions[0].store
         return {
             "format": CONNECTION_FORMAT,
@@ -188,6 +239,7 @@ class Supervisor:
                     "store_endpoint": settings.store.endpoints[0],
                     "metrics_endpoint": settings.metrics_endpoint,
                     "token_endpoint": settings.tokens.endpoint if settings.tokens else None,
+                    "rest_endpoint": settings.rest.endpoint if settings.rest else None,
                     "data_directory": str(self._node(index)),
                     "log_directory": str(self._node(index) / "logs"),
                     "process_ids": {
@@ -195,6 +247,7 @@ class Supervisor:
                         "partition": self._process_ids[index].get("partition"),
                         "store_member": self._process_ids[index].get("store_member"),
                     },
+                    "node_agent_hardening": self._agent_hardening[index],
                 }
                 for index, settings in enumerate(partitions)
             ],
@@ -206,13 +259,15 @@ class Supervisor:
                 "prefix": store.prefix,
             },
             "fabric_controller": {
-                "process_id": self._controller.process_id,
+                "process_id": self._controller_process_id,
+                "sandbox": {"bubblewrap": not self._not_sandboxed, "reason": self._not_sandboxed},
                 "data_directory": str(directory / "fabric"),
                 "certificate_file": str(directory / "fabric" / "controller.crt"),
                 "key_file": str(directory / "fabric" / "controller.key"),
                 "ca_file": str(directory / "fabric" / "controller-trusted.crt"),
             },
             "supervisor": {"process_id": os.getpid()},
+            "users": {"separated": self._users is not None, "reason": self._not_separated},
         }
 
 
@@ -229,6 +284,7 @@ def main() -> int:
     os.ftruncate(lock, 0)
     os.write(lock, str(os.getpid()).encode())
     logs.configure()
+    os.umask(0o022)  # what is not for others says so itself
     Supervisor(directory).run()
     return 0
 

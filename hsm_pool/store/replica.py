@@ -514,6 +514,10 @@ class Replica:
             peer = self.tracker.peers().get(index)
             return peer.incarnation if peer else 0
 
+    def boot_count_min(self, index: int) -> int:
+        """Return the least that evidence of another partition may say of its starts."""
+        return membership.boot_count_min(self.state.pool(), index, self.peer_incarnation(index))
+
     def is_housekeeper(self) -> bool:
         """Return whether this partition holds the housekeeping role, as far as it knows.
 

@@ -27,10 +27,14 @@ _SLOT_BYTES = 512
 _NONCE_BYTES = 12
 
 
-def write_atomically(path: Path, content: bytes) -> None:
-    """Replace a file's content so that a crash leaves the old or the new one, mode 0600."""
+_FOR_THE_AGENT = 0o640
+"""The node agent reads incarnation and lock, through the directory's group where it is another user."""
+
+
+def write_atomically(path: Path, content: bytes, mode: int = 0o600) -> None:
+    """Replace a file's content so that a crash leaves the old or the new one."""
     temporary = path.with_name(path.name + ".new")
-    descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
+    descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, mode)
     try:
         remaining = memoryview(content)
         while remaining:
@@ -56,7 +60,7 @@ class StateDirectory:
     def __init__(self, directory: Path) -> None:
         directory.mkdir(mode=0o700, parents=True, exist_ok=True)
         self._directory = directory
-        self._lock = os.open(directory / "lock", os.O_RDWR | os.O_CREAT, 0o600)
+        self._lock = os.open(directory / "lock", os.O_RDWR | os.O_CREAT, _FOR_THE_AGENT)
         try:
             fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError as error:
@@ -74,7 +78,7 @@ class StateDirectory:
     def _next_incarnation(self) -> int:
         path = self._directory / "incarnation"
         previous = int(path.read_text()) if path.exists() else 0
-        write_atomically(path, str(previous + 1).encode())
+        write_atomically(path, str(previous + 1).encode(), _FOR_THE_AGENT)
         return previous + 1
 
     def write_head(self, keys: PoolKeys, sequence: int, digest: bytes) -> None:

@@ -2,7 +2,9 @@
 
 It stands for Microsoft Entra ID on one machine: it listens on loopback only and publishes its
 key set. A token for any name is given to whoever shows the administrator's client
-certificate. Its signing key is made at each start and never written: a restart is a rotation.
+certificate. Azure's clients take theirs by the client-credentials flow (RFC 6749, 4.4) with such
+a token as client assertion (RFC 7523), and get one that ends with it. The signing key is made at
+each start and never written: a restart is a rotation.
 """
 
 from __future__ import annotations
@@ -15,6 +17,7 @@ import ssl
 import sys
 import threading
 import time
+import urllib.parse
 import uuid
 from concurrent.futures import ThreadPoolExecutor
 from http.server import BaseHTTPRequestHandler, HTTPServer
@@ -22,6 +25,7 @@ from pathlib import Path
 from typing import Any
 
 from joserfc import jwt
+from joserfc.errors import JoseError
 from joserfc.jwk import ECKey
 
 from hsm_pool import limits
@@ -30,6 +34,9 @@ from hsm_pool.settings import TokenIssuerSettings
 
 KEYS_PATH = "/keys"
 TOKEN_PATH = "/token"  # noqa: S105 - a path
+_OPENID_CONFIGURATION = re.compile(r"/([A-Za-z0-9.-]{1,64})/v2\.0/\.well-known/openid-configuration")
+_ASSERTION_PATH = re.compile(r"/[A-Za-z0-9.-]{1,64}/oauth2/v2\.0/token")
+_ASSERTION_TYPE = "urn:ietf:params:oauth:client-assertion-type:jwt-bearer"
 _REQUEST_BYTES_MAX = 32 * 1024
 _CONNECTION_SECONDS = 5.0
 _THREADS = 4
@@ -65,10 +72,34 @@ class Issuer:
             "oid": object_id(pool_id, name),
             "groups": [object_id(pool_id, f"group/{group}") for group in groups],
         }
-        header = {"alg": "ES256", "kid": self._key.kid, "typ": "JWT"}
-        token = jwt.encode(header, claims, self._key, algorithms=["ES256"])
         found = {name: claims[name] for name in ("oid", "groups", "exp")}
-        return {"access_token": token, "token_type": "Bearer", **found}
+        return {"access_token": self._signed(claims), "token_type": "Bearer", **found}
+
+    def token_for(self, assertion: str, client_id: str) -> dict[str, Any]:
+        """Return the answer of Entra ID's token endpoint to whoever shows a token of this issuer.
+
+        Raises:
+            ValueError: It is none, has expired, or is another one's than the client's.
+        """
+        now = int(time.time())
+        try:
+            claims = jwt.decode(assertion, self._key, algorithms=["ES256"]).claims
+        except JoseError:
+            raise ValueError("the assertion is no token of this issuer") from None
+        if claims["oid"] != client_id or claims["exp"] <= now:
+            raise ValueError("the assertion has expired, or is another client's")
+        token = self._signed({**claims, "iat": now, "nbf": now})
+        remaining = claims["exp"] - now
+        return {
+            "access_token": token,
+            "token_type": "Bearer",
+            "expires_in": remaining,
+            "ext_expires_in": remaining,
+        }
+
+    def _signed(self, claims: dict[str, Any]) -> str:
+        header = {"alg": "ES256", "kid": self._key.kid, "typ": "JWT"}
+        return jwt.encode(header, claims, self._key, algorithms=["ES256"])
 
 
 class _Server(HTTPServer):
@@ -116,10 +147,26 @@ class _Handler(BaseHTTPRequestHandler):
                 self._answer(200, {"issuer": base, "jwks_uri": base + KEYS_PATH})
             case path if path == KEYS_PATH:
                 self._answer(200, issuer.key_set())
+            case path if found := _OPENID_CONFIGURATION.fullmatch(path.partition("?")[0]):
+                base = f"{issuer.settings.issuer}/{found[1]}"
+                self._answer(
+                    200,
+                    {
+                        "issuer": f"{base}/v2.0",
+                        "authorization_endpoint": f"{base}/oauth2/v2.0/authorize",
+                        "token_endpoint": f"{base}/oauth2/v2.0/token",
+                    },
+                )
+            case path if path.partition("?")[0] == "/subscriptions":
+                # az asks at each login; there is no resource manager here.
+                self._answer(200, {"value": []})
             case _:
                 self._answer(404, {"error": "not_found"})
 
     def do_POST(self) -> None:
+        if _ASSERTION_PATH.fullmatch(self.path.partition("?")[0]):
+            self._exchange()
+            return
         if self.path != TOKEN_PATH:
             self._answer(404, {"error": "not_found"})
             return
@@ -127,10 +174,7 @@ class _Handler(BaseHTTPRequestHandler):
             self._answer(403, {"error": "access_denied"})
             return
         try:
-            length = int(self.headers.get("Content-Length", ""))
-            if not 0 < length <= _REQUEST_BYTES_MAX:
-                raise ValueError
-            request = json.loads(self.rfile.read(length))
+            request = json.loads(self._body())
             name, groups = request["name"], request.get("groups", [])
             if not isinstance(groups, list) or len(groups) > limits.TOKEN_GROUPS_MAX:
                 raise ValueError
@@ -140,6 +184,27 @@ class _Handler(BaseHTTPRequestHandler):
             self._answer(400, {"error": "invalid_request"})
             return
         self._answer(200, self.server.issuer.token(name, groups))
+
+    def _exchange(self) -> None:
+        """Answer the client-credentials flow."""
+        try:
+            form = urllib.parse.parse_qs(self._body().decode("ascii"), strict_parsing=True)
+            if form["grant_type"] != ["client_credentials"]:
+                raise ValueError
+            if form["client_assertion_type"] != [_ASSERTION_TYPE]:
+                raise ValueError
+            (assertion,), (client_id,) = form["client_assertion"], form["client_id"]
+            answer = self.server.issuer.token_for(assertion, client_id)
+        except (ValueError, KeyError, TypeError, RecursionError):
+            self._answer(401, {"error": "invalid_client"})
+            return
+        self._answer(200, answer)
+
+    def _body(self) -> bytes:
+        length = int(self.headers.get("Content-Length", ""))
+        if not 0 < length <= _REQUEST_BYTES_MAX:
+            raise ValueError
+        return self.rfile.read(length)
 
     def _is_administrator(self) -> bool:
         certificate: Any = self.connection.getpeercert() or {}

@@ -107,6 +107,7 @@ class Proof:
             chaos.full(firmware)
         else:
             chaos.short()
+        recording.collect(pool.directory, recordings)
         result.scanned += scan_files(pool, scanner, recordings, output)
         result.problems = recording.problems(recordings)
         result.verbs = recording.verbs(recordings)

@@ -11,17 +11,25 @@ from __future__ import annotations
 
 import os
 import sys
+import time
 from pathlib import Path
 from typing import Any
 
-DIRECTORY = Path(__file__).resolve().parent
+
+def _directory() -> Path:
+    """Return where to write: a controller reaches its own directory only, a command this one."""
+    arguments = sys.orig_argv
+    if "serve" in arguments and "--settings" in arguments:
+        return Path(arguments[arguments.index("--settings") + 1]).parent
+    return Path(__file__).resolve().parent
 
 
 class Recorder:
     """One file a process: frames of ``kind method name length`` and as many octets."""
 
     def __init__(self) -> None:
-        path = DIRECTORY / f"recording-{os.getpid()}"
+        # Under bubblewrap each controller is process 1.
+        path = _directory() / f"recording-{os.getpid()}-{time.time_ns()}"
         self._descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600)
 
     def note(self, kind: str, method: str, name: str, octets: bytes) -> None:

@@ -40,7 +40,7 @@ class Frame:
 @contextlib.contextmanager
 def recorded(directory: Path) -> Iterator[Path]:
     """Record every controller and operator's command that is started within; yields the recordings' place."""
-    directory.mkdir(mode=0o700)
+    directory.mkdir(mode=0o755)  # the controller may be another user
     shutil.copy(recorder.__file__, directory / "sitecustomize.py")
     before = os.environ.get("PYTHONPATH")
     os.environ["PYTHONPATH"] = f"{directory}{os.pathsep}{before}" if before else str(directory)
@@ -51,6 +51,12 @@ def recorded(directory: Path) -> Iterator[Path]:
             del os.environ["PYTHONPATH"]
         else:
             os.environ["PYTHONPATH"] = before
+
+
+def collect(pool_directory: Path, directory: Path) -> None:
+    """Move what the controllers of a pool recorded to the other recordings; one that runs goes on there."""
+    for path in (pool_directory / "fabric").glob("recording-*"):
+        path.rename(directory / path.name)
 
 
 def files(directory: Path) -> list[Path]:

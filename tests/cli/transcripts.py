@@ -54,6 +54,7 @@ RULES: tuple[tuple[str, str], ...] = (
     ("<thumbprint>", r"(?<![\w-])[\w-]{43}(?![\w-])"),
     ("<time>", r"\b\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d(?:\.\d+)?(?:Z|\+00:00)"),
     ("store: etcd <version>", r"store: etcd .*"),
+    ("localhost:<port>", r"\blocalhost:\d{4,5}\b"),
     (r"(<size> bytes)", r"\([\d,]+ bytes\)"),
     (r"(<process id>)", r"\(\d{2,}\)"),
     # At a deadline the client may notice first, or the partition.
@@ -68,7 +69,14 @@ RULES: tuple[tuple[str, str], ...] = (
     ("127.0.0.1:<port>", r"127\.0\.0\.1:\d+"),
     # What this machine's kernel offers.
     (r"hardened with <measures>", r"hardened with .*"),
-    (r'"\1": <measures>', r'"(hardening|ceremony_child_hardening)": \[[^\]]*\]'),
+    (r'"\1": <measures>', r'"((?:ceremony_child_|node_agent_)?hardening)": \[[^\]]*\]'),
+    ("fabric controller: <sandbox>", r"fabric controller: (?:under|no) bubblewrap.*"),
+    (r'"bubblewrap": <sandbox>', r'"bubblewrap": (?:true|false)'),
+    (r'"bubblewrap_reason": <sandbox>', r'"bubblewrap_reason": "[^"]*"'),
+    # Who started the pool, and which users are free.
+    ("users: <users>", r"users: .*"),
+    (r'"users": <users>', r'"users": \{[^{}]*\{[^{}]*\}[^{}]*\}'),
+    (r"controller: user <user>", r"controller: user \d+"),
     # Fields of JSON.
     (r'"\1": <\1>', r'"(lease_remaining_ms|applied_sequence|sequence|incarnation)": [^,}\n]+'),
     (r'"\1": <\1>', r'"(bytes|store_version|audit_records|audit_cosignatures)": [^,}\n]+'),

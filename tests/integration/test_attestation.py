@@ -140,6 +140,8 @@ def test_a_stolen_peer_identity_alone_is_given_nothing(pool: RunningPool, tmp_pa
     thief = TestPool(tmp_path / "thief", chosen.pool_id).nodes[2]
     verifier, tls_key = verifier_of(pool), certificate_key(certificate)
     genuine = Attester(chosen, 99, debug=lambda: DebugStatus.DISABLED_SINCE_BOOT)
+    # Partition 2 was seen at its first start at least: a disk that was put back comes before that.
+    rolled_back = Attester(chosen, 0, debug=lambda: DebugStatus.DISABLED_SINCE_BOOT)
     debugged = Attester(chosen, 99)  # of this process, to which the kernel lets others attach
 
     def heal(attester: Attester, change: Callable[[peer_pb2.HealRequest], None]) -> peer_pb2.HealResponse:
@@ -159,6 +161,7 @@ def test_a_stolen_peer_identity_alone_is_given_nothing(pool: RunningPool, tmp_pa
         (genuine, lambda request: request.ClearField("evidence")),
         (genuine, one_root),
         (debugged, lambda _: None),
+        (rolled_back, lambda _: None),
     )
     for attester, change in cases:
         with pytest.raises(grpc.RpcError) as refused:
@@ -173,7 +176,7 @@ def test_a_stolen_peer_identity_alone_is_given_nothing(pool: RunningPool, tmp_pa
 
 def test_the_admission_policy_of_the_pool_decides(pool: RunningPool) -> None:
     """G5: a partition whose policy no peer meets stays without keys; with the policy gone it heals."""
-    policy = pool.directory / "pki/admission-policy.json"
+    policy = pool.directory / "policy/admission-policy.json"
     strict = json.loads(admission.default_document())
     strict["anyOf"][0]["allOf"].append({"claim": "mhsm.security_version", "greaterOrEquals": 99})
     policy.write_text(json.dumps(strict))

@@ -7,8 +7,10 @@ import json
 import random
 import socket
 import ssl
+import threading
 import time
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 
 import grpc
@@ -49,6 +51,8 @@ FOREIGN = (
 STARTING = (
     enclave_pb2.PARTITION_STATE_STARTING,
     enclave_pb2.PARTITION_STATE_HEALING,
+    # Nobody gives keys to one in whose place a new one was admitted, until its agent has started that.
+    enclave_pb2.PARTITION_STATE_LOCKED,
 )
 GRPC_OWN_TEXTS = {"", "Method not found!", "Concurrent RPC limit exceeded!"}
 """What gRPC itself says, before any code of ours: fixed texts, and those of the connection."""
@@ -108,10 +112,24 @@ class Hostile:
     states: set[int] = field(default_factory=set)
     """States that the partitions said they were in."""
     last: dict[str, int] = field(default_factory=lambda: {"counter": 1, "expires_ms": 1})
+    lock: threading.Lock = field(default_factory=threading.Lock)
+    """Of all that is noted here: partitions are attacked at the same time."""
+
+    def act_on_all(self, actions: list[tuple[int, tuple]]) -> None:
+        """Send actions, to each partition in their order, to all partitions at once."""
+
+        def act_on(index: int) -> None:
+            for chosen, action in actions:
+                if chosen == index:
+                    self.act(index, action)
+
+        with ThreadPoolExecutor(3) as threads:
+            list(threads.map(act_on, range(3)))
 
     def act(self, index: int, action: tuple) -> None:
         """Send one action."""
-        self.sent += 1
+        with self.lock:
+            self.sent += 1
         if action[0] == "junk":
             self.junk(index, action[1], action[2])
         else:
@@ -141,23 +159,32 @@ class Hostile:
             if method.startswith(SERVICE):
                 self.states.add(reply.state)
             self.note_restart(index, method, octets)
-        self.codes[code] = self.codes.get(code, 0) + 1
+        self.note(code)
+
+    def note(self, code: str) -> None:
+        """Count an answer."""
+        with self.lock:
+            self.codes[code] = self.codes.get(code, 0) + 1
 
     def note_restart(self, index: int, method: str, octets: bytes) -> None:
         """Note a command after which a process may end: of who was asked, or of who is replaced."""
+        restarted = None
         if method == SERVICE + "Restart":
-            self.restarts[index] += 1
+            restarted = index
         elif method == SERVICE + "Heal":
             with contextlib.suppress(DecodeError):
-                self.restarts[enclave_pb2.HealRequest.FromString(octets).index % 3] += 1
+                restarted = enclave_pb2.HealRequest.FromString(octets).index % 3
+        if restarted is not None:
+            with self.lock:
+                self.restarts[restarted] += 1
 
     def request(self, method: str, stamp: str, number: int) -> bytes:
         """Return the octets of a command with a good or a bad stamp; its other fields hold the number."""
         now_ms = time.time_ns() // 1_000_000
         match stamp:
             case "fresh":
-                self.last = self.fabric.stamp()
-                fields = self.last
+                with self.lock:
+                    self.last = fields = self.fabric.stamp()
             case "repeat":
                 fields = self.last
             case "old":
@@ -221,7 +248,7 @@ class Hostile:
                     head = len(chunk).to_bytes(3, "big") + bytes([kind, self.generator.randrange(256)])
                     chunk = head + self.generator.randrange(2**31).to_bytes(4, "big") + chunk  # noqa: PLW2901
                 connection.sendall(chunk)
-        self.codes["junk"] = self.codes.get("junk", 0) + 1
+        self.note("junk")
 
 
 @pytest.fixture
@@ -268,8 +295,7 @@ def test_g5_a_hostile_controller_gets_nothing_and_breaks_nothing(
     )
     @hypothesis.given(st.lists(ACTION, min_size=size, max_size=size))
     def send(actions: list[tuple]) -> None:
-        for index, action in actions:
-            hostile.act(index, action)
+        hostile.act_on_all(actions)
 
     watcher = FloorWatcher(hostile.fabric)
     try:

@@ -18,6 +18,7 @@ from mhsm.evidence.v1 import evidence_pb2
 from tests.unit.provisioning.test_settings import PARTITION
 
 POOL = "0" * 32
+BOOT_COUNT = 4
 
 
 def signer(root: Authority, uri: str) -> Signer:
@@ -86,7 +87,7 @@ class TestPool:
             peer_plane=Identity(*tls, "/ca"),
             client_plane=Identity(*client, "/ca"),
         )
-        attester = Attester(settings, 4, debug=lambda: DebugStatus.DISABLED_SINCE_BOOT)
+        attester = Attester(settings, BOOT_COUNT, debug=lambda: DebugStatus.DISABLED_SINCE_BOOT)
         return Node(
             attester, Signer.load(*platform), Signer.load(*owner), certificate_key(Path(tls[0]).read_bytes())
         )

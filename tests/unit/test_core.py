@@ -198,6 +198,20 @@ def test_the_housekeeping_role_is_held_by_one_and_falls_to_the_next() -> None:
         run(state, RelinquishHousekeeping(0, frozenset({0})))
 
 
+def test_the_boot_count_that_evidence_may_claim_only_rises() -> None:
+    """G5, G6: neither the newest renewal that was seen nor an admission is undercut."""
+    state = State()
+    assert membership.boot_count_min(state.pool(), 2, 0) == 0
+    assert membership.boot_count_min(state.pool(), 2, 7) == 7
+    run(state, AdmitPartition(2, 8, 77, frozenset({0, 1})))
+    admitted = membership.INCARNATIONS_PER_ADMISSION
+    assert [membership.boot_count_min(state.pool(), 2, seen) for seen in (7, admitted + 1)] == [
+        admitted,
+        admitted + 1,
+    ]
+    assert membership.boot_count_min(state.pool(), 1, 7) == 7
+
+
 def test_only_a_dead_partition_is_replaced_and_a_repeat_goes_on_with_it() -> None:
     """G5: two others serve, the one to be replaced does not; the member that goes is named once."""
     everybody = frozenset({0, 1, 2})

@@ -31,7 +31,7 @@ from hsm_pool.store.replica import boot_time
 from hsm_pool.store.sealing import PoolKeys
 from mhsm.evidence.v1 import evidence_pb2
 from mhsm.peer.v1 import peer_pb2
-from tests.unit.attested import POOL, Node, TestPool, claims_of, signer
+from tests.unit.attested import BOOT_COUNT, POOL, Node, TestPool, claims_of, signer
 
 NONCE = b"n" * 16
 DATA = report_data("test", NONCE)
@@ -343,7 +343,8 @@ class Healing:
         return HealAttempt(node.attester, self.pool.verifier, POOL, node.tls_key)
 
     def give(self, request: peer_pb2.HealRequest, **changed: object) -> peer_pb2.HealResponse:
-        arguments = {"peer_index": 1, "peer_tls_key": self.tls_key, "keys": self.keys, **changed}
+        arguments = {"peer_index": 1, "peer_tls_key": self.tls_key, "keys": self.keys, "boot_count_min": 0}
+        arguments |= changed
         return self.giver.give(request, **arguments)  # type: ignore[arg-type]
 
 
@@ -437,6 +438,14 @@ def test_only_the_attested_partition_is_healed(session: Healing) -> None:
             session.give(request)
 
 
+def test_an_earlier_start_than_was_seen_is_refused(session: Healing) -> None:
+    """G5, G6: a partition whose disk was put back claims a lower boot count; the control is its own."""
+    for seen in (0, 3, BOOT_COUNT):
+        session.give(session.attempt.request(session.giver.begin()), boot_count_min=seen)
+    with pytest.raises(EvidenceRefused, match="earlier start"):
+        session.give(session.attempt.request(session.giver.begin()), boot_count_min=BOOT_COUNT + 1)
+
+
 def test_a_giver_that_is_not_admitted_is_believed_nothing(session: Healing) -> None:
     """G5: the healing side judges the giver by the same policy."""
     node = session.pool.nodes[0]
@@ -471,7 +480,7 @@ def test_an_answer_counts_from_the_asked_partition_only(session: Healing) -> Non
         with pytest.raises(EvidenceRefused):
             attempt()
     again = session.attempt.request(stranger.begin())
-    from_stranger = stranger.give(again, 1, session.tls_key, session.keys)
+    from_stranger = stranger.give(again, 1, session.tls_key, session.keys, 0)
     with pytest.raises(EvidenceRefused):
         session.attempt.open(from_stranger, 0)
 

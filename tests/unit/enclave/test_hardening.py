@@ -230,6 +230,61 @@ def test_landlock_leaves_what_was_named(restrict: str, reached: list[int], tmp_p
     assert {line for line in lines if line != "done"} <= {"PermissionError"}
 
 
+_PORTS_AND_PROGRAMS = """
+import os, socket, subprocess, sys
+from pathlib import Path
+from hsm_pool.enclave import confinement, landlock
+port, directory, restrict = int(sys.argv[1]), sys.argv[2], sys.argv[3] == "yes"
+assert not confinement.in_force()
+if restrict:
+    python = landlock.python_directories()
+    landlock.restrict(
+        readable=python,
+        listable=[Path(directory)],
+        executable=map(Path, ("/lib", "/lib64", "/usr/lib", "/usr/bin/true")),
+        bind_ports=[port],
+    )
+assert confinement.in_force() == restrict
+
+def bind(number):
+    with socket.socket() as listening:
+        listening.bind(("127.0.0.1", number))
+
+for line in (
+    lambda: bind(0),
+    lambda: open(directory + "/file"),
+    lambda: subprocess.run(["/usr/bin/false"]),
+    lambda: bind(port),
+    lambda: os.listdir(directory),
+    lambda: subprocess.run(["/usr/bin/true"], check=True),
+):
+    try:
+        line()
+        print("done")
+    except PermissionError:
+        print("refused")
+"""
+
+
+@needs_landlock
+@pytest.mark.parametrize("restrict", ["yes", "no"])
+def test_a_confined_process_is_found_to_be_so(restrict: str, tmp_path: Path) -> None:
+    """G3: ports to bind, directories to list and programs to start are named; "no" is the control."""
+    (tmp_path / "file").touch()
+    with socket.create_server(("127.0.0.1", 0)) as free:
+        port = free.getsockname()[1]
+    completed = subprocess.run(
+        [sys.executable, "-c", _PORTS_AND_PROGRAMS, str(port), str(tmp_path), restrict],
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=30,
+    )
+    assert completed.returncode == 0, completed.stderr
+    first = "refused" if restrict == "yes" else "done"
+    assert completed.stdout.split() == [first] * 3 + ["done"] * 3
+
+
 @needs_landlock
 def test_landlock_is_refused_while_another_thread_runs() -> None:
     """It would hold for one thread only."""

@@ -115,8 +115,9 @@ def test_a_member_has_joined_when_it_has_written_down_its_id(tmp_path: Path) -> 
     """The new partition starts only then: seen earlier, it could be replaced again meanwhile."""
     settings = node(tmp_path, 1)
     assert not store_member.has_joined(settings)
-    (tmp_path / "store" / "member" / "wal").mkdir(parents=True)
-    assert not store_member.has_joined(settings)
-    (tmp_path / "store" / "member" / "wal" / "0.wal").touch()
+    (tmp_path / "store" / "member" / "wal.tmp").mkdir(parents=True)
+    (tmp_path / "store" / "member" / "wal.tmp" / "0.wal").touch()
+    assert not store_member.has_joined(settings), "the log is not whole yet"
+    (tmp_path / "store" / "member" / "wal.tmp").rename(tmp_path / "store" / "member" / "wal")
     assert store_member.has_joined(settings)
     assert store_member.has_joined(replace(settings, store_member=None)), "with an external store"

@@ -88,7 +88,7 @@ class Node:
             Peer(settings.load(PartitionSettings, nodes / str(index) / "partition.json"), self.notices)
             for index in (1, 2)
         ]
-        self._told = directory / "told"
+        self._told = nodes / "0" / "told"  # the agent, and what it starts, reach nothing else
         os.mkfifo(self._told)
         self._descriptor = os.open(self._told, os.O_RDWR)
         self._lines = Lines(self._descriptor)

@@ -17,7 +17,8 @@ from hsm_pool.provisioning.layout import NewPool, provision
 from tests.unit.node_agent.running_agent import SECONDS_MAX, Lines, Process, RunningAgent
 
 BACKOFF_SECONDS = (0.05, 3.0)
-SLEEPING = ["sleep", "120"]
+SLEEPING = [sys.executable, "-c", "import time; time.sleep(120)"]
+"""Python, because an agent starts little else: Landlock."""
 _IGNORING = """
 import signal
 signal.signal(signal.SIGTERM, signal.SIG_IGN)
@@ -276,7 +277,7 @@ def node_settings(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Return the settings of a node whose store member is a script that only lives."""
     directory = tmp_path_factory.mktemp("agent")
     member = directory / "member"
-    member.write_text("#!/bin/sh\nexec sleep 120\n")
+    member.write_text(f"#!{sys.executable}\nimport time\ntime.sleep(120)\n")
     member.chmod(0o700)
     provision(directory / "data", NewPool(attended=True, recoverable_days=90, etcd_binary=str(member)))
     return directory / "data" / "nodes" / "0" / "node.json"

@@ -8,6 +8,7 @@ import os
 import signal
 import subprocess
 import sys
+import uuid
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -25,6 +26,7 @@ from hsm_pool.provisioning.layout import (
     provision,
 )
 from hsm_pool.settings import NodeSettings, PartitionSettings
+from hsm_pool.tokens.issuer import object_id
 from tests.running_pool import mhsm
 
 NEW = NewPool(attended=False, recoverable_days=7, etcd_binary="/etcd")
@@ -121,7 +123,10 @@ def test_all_endpoints_are_distinct_and_on_the_loopback_interface(made: Path) ->
         assert member
         endpoints += [own.client_endpoint, own.peer_endpoint, own.enclave_endpoint, own.node_endpoint]
         endpoints += [member.client_url.removeprefix("https://"), member.peer_url.removeprefix("https://")]
-    assert len(set(endpoints)) == 18
+        assert own.tokens
+        assert own.rest
+        endpoints += [own.tokens.endpoint, own.rest.endpoint]
+    assert len(set(endpoints)) == 24
     assert {endpoint.partition(":")[0] for endpoint in endpoints} == {"127.0.0.1"}
 
 
@@ -388,3 +393,21 @@ def test_only_the_development_profile_has_an_issuer(tmp_path: Path, own: OwnIssu
     for index in range(3):
         found = partition(tmp_path / "data", index).tokens
         assert (found is None) if own is None else (found and found.issuer == "https://issuer")
+
+
+def test_the_rest_front_sends_its_clients_to_the_pools_issuer(tmp_path: Path) -> None:
+    """With the development issuer its administrator begins as one; with an own issuer those who are named."""
+    provision(tmp_path / "a", NewPool(False, 7, "/etcd"))
+    own, guid = OwnIssuer("https://login.example/tenant/v2.0", "audience", "/keys.json"), "0" * 36
+    provision(tmp_path / "b", NewPool(False, 7, "/etcd", tokens=own, administrators=(guid,)))
+    provision(tmp_path / "c", NewPool(False, 7, "/etcd", tokens=None))
+    first, second, third = (partition(tmp_path / name, 1) for name in "abc")
+    assert first.tokens
+    assert first.rest
+    assert first.rest.authority == f"{first.tokens.issuer}/{uuid.UUID(first.pool_id)}"
+    administrator = object_id(first.pool_id, "administrator")
+    assert first.initial_administrators == ("client/administrator", administrator)
+    assert second.rest
+    assert second.rest.authority == own.issuer
+    assert second.initial_administrators == ("client/administrator", guid)
+    assert (third.rest, third.initial_administrators) == (None, ("client/administrator",))

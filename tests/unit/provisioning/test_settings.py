@@ -21,6 +21,7 @@ from hsm_pool.settings import (
     PartitionSettings,
     Peer,
     PlatformSettings,
+    RestSettings,
     StoreMemberSettings,
     StoreSettings,
     TokenSettings,
@@ -53,6 +54,7 @@ PARTITION = PartitionSettings(
     initial_administrators=("client/administrator",),
     initial_assignments=(InitialAssignment("client/application", "0" * 36),),
     tokens=TokenSettings("127.0.0.1:11", "https://issuer", "audience", "https://127.0.0.1:12/keys", "/ca"),
+    rest=RestSettings("127.0.0.1:13", "https://issuer/tenant"),
     firmware=FirmwareSettings("/repository", "/root.json", "/firmware"),
     audit_directory="/audit",
     audit_failure="stop",
@@ -190,7 +192,7 @@ def test_a_field_of_another_type_is_refused(
 ) -> None:
     original = _document(file)
     value = _holder(original, place)[place[-1]]
-    may_be_null = place in {("store_member",), ("tokens",), ("firmware",), ("traces",)}
+    may_be_null = place in {("store_member",), ("tokens",), ("rest",), ("firmware",), ("traces",)}
     alien: list[Any] = [*([] if value is False else [True]), 1.5, *([] if may_be_null else [None])]
     alien += [other for other in ("7", 7, list[Any](), dict[str, Any]()) if type(other) is not type(value)]
     for other in alien:

@@ -346,6 +346,37 @@ def test_the_development_issuers_tokens_are_accepted(tmp_path: Path) -> None:
     assert "d" not in issuer.key_set()["keys"][0], "the key set is public"
 
 
+def test_a_client_assertion_is_exchanged_for_a_token_that_ends_with_it() -> None:
+    """As az logs in: its own token only, not for another client, and never for longer."""
+    issuer = Issuer(TokenIssuerSettings("0" * 32, "127.0.0.1:1", ISSUER, AUDIENCE, _IDENTITY))
+    shown = issuer.token("alice", ["team"])
+    answer = issuer.token_for(shown["access_token"], shown["oid"])
+    again = issuer.token_for(answer["access_token"], shown["oid"])
+
+    def claims(token: str) -> dict[str, Any]:
+        body = token.split(".")[1]
+        found: dict[str, Any] = json.loads(base64.urlsafe_b64decode(body + "=="))
+        return found
+
+    for made in (answer, again):
+        found = claims(made["access_token"])
+        assert {name: found[name] for name in ("oid", "groups", "exp")} == {
+            name: shown[name] for name in ("oid", "groups", "exp")
+        }
+        assert 0 < made["expires_in"] <= limits.DEVELOPMENT_TOKEN_SECONDS
+    other = Issuer(TokenIssuerSettings("0" * 32, "127.0.0.1:1", ISSUER, AUDIENCE, _IDENTITY))
+    bad = [
+        (shown["access_token"], issuer.token("bob", [])["oid"]),
+        (other.token("alice", ["team"])["access_token"], shown["oid"]),
+        (shown["access_token"][:-4], shown["oid"]),
+        ("", shown["oid"]),
+        ("x.y.z", shown["oid"]),
+    ]
+    for assertion, client_id in bad:
+        with pytest.raises(ValueError, match="assertion"):
+            issuer.token_for(assertion, client_id)
+
+
 def test_a_token_that_expires_during_a_call_ends_it(monkeypatch: pytest.MonkeyPatch) -> None:
     """A stream may outlive its caller's token: each of its messages asks anew who the caller is."""
     caller = Caller(f"token/{OID}", Kind.CLIENT, principals=(OID,), expires_at=NOW)

@@ -25,7 +25,7 @@ _sym_db = _symbol_database.Default()
 from mhsm.pool.v1 import pool_pb2 as mhsm_dot_pool_dot_v1_dot_pool__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1fmhsm/ceremony/v1/ceremony.proto\x12\x10mhsm.ceremony.v1\x1a\x17mhsm/pool/v1/pool.proto\"\xe4\x01\n\x0f\x43\x65remonyRequest\x12\x31\n\x06\x63reate\x18\x01 \x01(\x0b\x32\x1f.mhsm.ceremony.v1.CreateCommandH\x00\x12-\n\x04open\x18\x02 \x01(\x0b\x32\x1d.mhsm.ceremony.v1.OpenCommandH\x00\x12\x31\n\x06submit\x18\x03 \x01(\x0b\x32\x1f.mhsm.ceremony.v1.SubmitCommandH\x00\x12\x31\n\x06upload\x18\x04 \x01(\x0b\x32\x1f.mhsm.ceremony.v1.UploadCommandH\x00\x42\t\n\x07\x63ommand\"|\n\rCreateCommand\x12\x0f\n\x07pool_id\x18\x01 \x01(\t\x12\x12\n\ngeneration\x18\x02 \x01(\r\x12 \n\x18officer_certificates_der\x18\x03 \x03(\x0c\x12\x10\n\x08required\x18\x04 \x01(\r\x12\x12\n\nattempt_id\x18\x05 \x01(\x0c\"\xf6\x01\n\x0bOpenCommand\x12\x1c\n\x14security_domain_file\x18\x01 \x01(\x0c\x12\x12\n\nattempt_id\x18\x02 \x01(\x0c\x12\"\n\x1a\x61zure_security_domain_file\x18\t \x01(\x0c\x12\x18\n\x10sealed_pool_keys\x18\x03 \x01(\x0c\x12\r\n\x05\x65poch\x18\x08 \x01(\r\x12\x11\n\tgive_keys\x18\x04 \x01(\x08\x12$\n\x1cnew_officer_certificates_der\x18\x05 \x03(\x0c\x12\x14\n\x0cnew_required\x18\x06 \x01(\r\x12\x19\n\x11transfer_key_name\x18\x07 \x01(\t\"%\n\rUploadCommand\x12\x14\n\x0crestore_blob\x18\x01 \x01(\x0c\"#\n\rSubmitCommand\x12\x12\n\nsubmission\x18\x01 \x01(\x0c\"\xac\x01\n\x10\x43\x65remonyResponse\x12.\n\x05\x62\x65gin\x18\x01 \x01(\x0b\x32\x1d.mhsm.ceremony.v1.BeginResultH\x00\x12\x30\n\x06submit\x18\x02 \x01(\x0b\x32\x1e.mhsm.ceremony.v1.SubmitResultH\x00\x12,\n\x07refusal\x18\x03 \x01(\x0b\x32\x19.mhsm.ceremony.v1.RefusalH\x00\x42\x08\n\x06result\"\xdd\x01\n\x0b\x42\x65ginResult\x12\x1b\n\x13\x65xchange_public_key\x18\x01 \x01(\x0c\x12\x1c\n\x14security_domain_file\x18\x02 \x01(\x0c\x12\x10\n\x08required\x18\x03 \x01(\r\x12\"\n\x1a\x61zure_security_domain_file\x18\x04 \x01(\x0c\x12\x14\n\x0ctransfer_key\x18\x05 \x01(\t\x12\x14\n\x0cnew_officers\x18\x06 \x03(\t\x12\x31\n\thardening\x18\x07 \x03(\x0e\x32\x1e.mhsm.pool.v1.HardeningMeasure\"\x88\x02\n\x0cSubmitResult\x12\x10\n\x08\x61\x63\x63\x65pted\x18\x01 \x01(\r\x12\x10\n\x08required\x18\x02 \x01(\r\x12\x19\n\x11\x61\x63\x63\x65pted_officers\x18\x03 \x03(\t\x12!\n\x19next_security_domain_file\x18\x04 \x01(\x0c\x12\x10\n\x08\x63omplete\x18\x05 \x01(\x08\x12\x18\n\x10pool_keys_secret\x18\x06 \x01(\x0c\x12\x1a\n\x12\x62\x61\x63kup_private_key\x18\x07 \x01(\x0c\x12\'\n\x1fnext_azure_security_domain_file\x18\x08 \x01(\x0c\x12%\n\x1duploaded_security_domain_file\x18\t \x01(\x0c\"9\n\x07Refusal\x12\x0c\n\x04kind\x18\x01 \x01(\t\x12\x0f\n\x07message\x18\x02 \x01(\t\x12\x0f\n\x07officer\x18\x03 \x01(\tb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1fmhsm/ceremony/v1/ceremony.proto\x12\x10mhsm.ceremony.v1\x1a\x17mhsm/pool/v1/pool.proto\"\xe4\x01\n\x0f\x43\x65remonyRequest\x12\x31\n\x06\x63reate\x18\x01 \x01(\x0b\x32\x1f.mhsm.ceremony.v1.CreateCommandH\x00\x12-\n\x04open\x18\x02 \x01(\x0b\x32\x1d.mhsm.ceremony.v1.OpenCommandH\x00\x12\x31\n\x06submit\x18\x03 \x01(\x0b\x32\x1f.mhsm.ceremony.v1.SubmitCommandH\x00\x12\x31\n\x06upload\x18\x04 \x01(\x0b\x32\x1f.mhsm.ceremony.v1.UploadCommandH\x00\x42\t\n\x07\x63ommand\"\x94\x01\n\rCreateCommand\x12\x0f\n\x07pool_id\x18\x01 \x01(\t\x12\x12\n\ngeneration\x18\x02 \x01(\r\x12 \n\x18officer_certificates_der\x18\x03 \x03(\x0c\x12\x10\n\x08required\x18\x04 \x01(\r\x12\x12\n\nattempt_id\x18\x05 \x01(\x0c\x12\x16\n\x0ewithout_proofs\x18\x06 \x01(\x08\"\xf6\x01\n\x0bOpenCommand\x12\x1c\n\x14security_domain_file\x18\x01 \x01(\x0c\x12\x12\n\nattempt_id\x18\x02 \x01(\x0c\x12\"\n\x1a\x61zure_security_domain_file\x18\t \x01(\x0c\x12\x18\n\x10sealed_pool_keys\x18\x03 \x01(\x0c\x12\r\n\x05\x65poch\x18\x08 \x01(\r\x12\x11\n\tgive_keys\x18\x04 \x01(\x08\x12$\n\x1cnew_officer_certificates_der\x18\x05 \x03(\x0c\x12\x14\n\x0cnew_required\x18\x06 \x01(\r\x12\x19\n\x11transfer_key_name\x18\x07 \x01(\t\"%\n\rUploadCommand\x12\x14\n\x0crestore_blob\x18\x01 \x01(\x0c\"#\n\rSubmitCommand\x12\x12\n\nsubmission\x18\x01 \x01(\x0c\"\xac\x01\n\x10\x43\x65remonyResponse\x12.\n\x05\x62\x65gin\x18\x01 \x01(\x0b\x32\x1d.mhsm.ceremony.v1.BeginResultH\x00\x12\x30\n\x06submit\x18\x02 \x01(\x0b\x32\x1e.mhsm.ceremony.v1.SubmitResultH\x00\x12,\n\x07refusal\x18\x03 \x01(\x0b\x32\x19.mhsm.ceremony.v1.RefusalH\x00\x42\x08\n\x06result\"\xf9\x01\n\x0b\x42\x65ginResult\x12\x1b\n\x13\x65xchange_public_key\x18\x01 \x01(\x0c\x12\x1c\n\x14security_domain_file\x18\x02 \x01(\x0c\x12\x10\n\x08required\x18\x03 \x01(\r\x12\"\n\x1a\x61zure_security_domain_file\x18\x04 \x01(\x0c\x12\x14\n\x0ctransfer_key\x18\x05 \x01(\t\x12\x14\n\x0cnew_officers\x18\x06 \x03(\t\x12\x31\n\thardening\x18\x07 \x03(\x0e\x32\x1e.mhsm.pool.v1.HardeningMeasure\x12\x1a\n\x12\x62\x61\x63kup_private_key\x18\x08 \x01(\x0c\"\x88\x02\n\x0cSubmitResult\x12\x10\n\x08\x61\x63\x63\x65pted\x18\x01 \x01(\r\x12\x10\n\x08required\x18\x02 \x01(\r\x12\x19\n\x11\x61\x63\x63\x65pted_officers\x18\x03 \x03(\t\x12!\n\x19next_security_domain_file\x18\x04 \x01(\x0c\x12\x10\n\x08\x63omplete\x18\x05 \x01(\x08\x12\x18\n\x10pool_keys_secret\x18\x06 \x01(\x0c\x12\x1a\n\x12\x62\x61\x63kup_private_key\x18\x07 \x01(\x0c\x12\'\n\x1fnext_azure_security_domain_file\x18\x08 \x01(\x0c\x12%\n\x1duploaded_security_domain_file\x18\t \x01(\x0c\"9\n\x07Refusal\x12\x0c\n\x04kind\x18\x01 \x01(\t\x12\x0f\n\x07message\x18\x02 \x01(\t\x12\x0f\n\x07officer\x18\x03 \x01(\tb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -34,20 +34,20 @@ if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
   _globals['_CEREMONYREQUEST']._serialized_start=79
   _globals['_CEREMONYREQUEST']._serialized_end=307
-  _globals['_CREATECOMMAND']._serialized_start=309
-  _globals['_CREATECOMMAND']._serialized_end=433
-  _globals['_OPENCOMMAND']._serialized_start=436
-  _globals['_OPENCOMMAND']._serialized_end=682
-  _globals['_UPLOADCOMMAND']._serialized_start=684
-  _globals['_UPLOADCOMMAND']._serialized_end=721
-  _globals['_SUBMITCOMMAND']._serialized_start=723
-  _globals['_SUBMITCOMMAND']._serialized_end=758
-  _globals['_CEREMONYRESPONSE']._serialized_start=761
-  _globals['_CEREMONYRESPONSE']._serialized_end=933
-  _globals['_BEGINRESULT']._serialized_start=936
-  _globals['_BEGINRESULT']._serialized_end=1157
-  _globals['_SUBMITRESULT']._serialized_start=1160
-  _globals['_SUBMITRESULT']._serialized_end=1424
-  _globals['_REFUSAL']._serialized_start=1426
-  _globals['_REFUSAL']._serialized_end=1483
+  _globals['_CREATECOMMAND']._serialized_start=310
+  _globals['_CREATECOMMAND']._serialized_end=458
+  _globals['_OPENCOMMAND']._serialized_start=461
+  _globals['_OPENCOMMAND']._serialized_end=707
+  _globals['_UPLOADCOMMAND']._serialized_start=709
+  _globals['_UPLOADCOMMAND']._serialized_end=746
+  _globals['_SUBMITCOMMAND']._serialized_start=748
+  _globals['_SUBMITCOMMAND']._serialized_end=783
+  _globals['_CEREMONYRESPONSE']._serialized_start=786
+  _globals['_CEREMONYRESPONSE']._serialized_end=958
+  _globals['_BEGINRESULT']._serialized_start=961
+  _globals['_BEGINRESULT']._serialized_end=1210
+  _globals['_SUBMITRESULT']._serialized_start=1213
+  _globals['_SUBMITRESULT']._serialized_end=1477
+  _globals['_REFUSAL']._serialized_start=1479
+  _globals['_REFUSAL']._serialized_end=1536
 # @@protoc_insertion_point(module_scope)

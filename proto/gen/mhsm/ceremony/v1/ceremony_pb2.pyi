@@ -77,6 +77,7 @@ class CreateCommand(_message.Message):
     OFFICER_CERTIFICATES_DER_FIELD_NUMBER: _builtins.int
     REQUIRED_FIELD_NUMBER: _builtins.int
     ATTEMPT_ID_FIELD_NUMBER: _builtins.int
+    WITHOUT_PROOFS_FIELD_NUMBER: _builtins.int
     pool_id: _builtins.str
     """Pool id."""
     generation: _builtins.int
@@ -85,6 +86,8 @@ class CreateCommand(_message.Message):
     """Quorum."""
     attempt_id: _builtins.bytes
     """16 random bytes that name the attempt."""
+    without_proofs: _builtins.bool
+    """Collect no proofs, as Azure's download: the first answer is the last one."""
     @_builtins.property
     def officer_certificates_der(self) -> _containers.RepeatedScalarFieldContainer[_builtins.bytes]:
         """Officers' certificates, DER."""
@@ -97,10 +100,11 @@ class CreateCommand(_message.Message):
         officer_certificates_der: _abc.Iterable[_builtins.bytes] | None = ...,
         required: _builtins.int = ...,
         attempt_id: _builtins.bytes = ...,
+        without_proofs: _builtins.bool = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["attempt_id", b"attempt_id", "generation", b"generation", "officer_certificates_der", b"officer_certificates_der", "pool_id", b"pool_id", "required", b"required"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["attempt_id", b"attempt_id", "generation", b"generation", "officer_certificates_der", b"officer_certificates_der", "pool_id", b"pool_id", "required", b"required", "without_proofs", b"without_proofs"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -259,6 +263,7 @@ class BeginResult(_message.Message):
     TRANSFER_KEY_FIELD_NUMBER: _builtins.int
     NEW_OFFICERS_FIELD_NUMBER: _builtins.int
     HARDENING_FIELD_NUMBER: _builtins.int
+    BACKUP_PRIVATE_KEY_FIELD_NUMBER: _builtins.int
     exchange_public_key: _builtins.bytes
     """HPKE public key, X25519, 32 bytes."""
     security_domain_file: _builtins.bytes
@@ -269,6 +274,8 @@ class BeginResult(_message.Message):
     """The file in Azure's format, when it was made."""
     transfer_key: _builtins.str
     """JWK of the transfer key, when one was made."""
+    backup_private_key: _builtins.bytes
+    """X25519, 32 bytes, of a domain that was made without proofs; the child exits."""
     @_builtins.property
     def new_officers(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
         """Thumbprints of the new officers, when the secret is to be shared out anew."""
@@ -287,10 +294,11 @@ class BeginResult(_message.Message):
         transfer_key: _builtins.str = ...,
         new_officers: _abc.Iterable[_builtins.str] | None = ...,
         hardening: _abc.Iterable[_pool_pb2.HardeningMeasure.ValueType] | None = ...,
+        backup_private_key: _builtins.bytes = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["azure_security_domain_file", b"azure_security_domain_file", "exchange_public_key", b"exchange_public_key", "hardening", b"hardening", "new_officers", b"new_officers", "required", b"required", "security_domain_file", b"security_domain_file", "transfer_key", b"transfer_key"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["azure_security_domain_file", b"azure_security_domain_file", "backup_private_key", b"backup_private_key", "exchange_public_key", b"exchange_public_key", "hardening", b"hardening", "new_officers", b"new_officers", "required", b"required", "security_domain_file", b"security_domain_file", "transfer_key", b"transfer_key"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

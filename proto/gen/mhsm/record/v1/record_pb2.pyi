@@ -93,6 +93,7 @@ class PoolHeader(_message.Message):
     SEALED_EPOCH_FIELD_NUMBER: _builtins.int
     RECOVERY_PUBLIC_KEY_FIELD_NUMBER: _builtins.int
     AZURE_SECURITY_DOMAIN_FILE_FIELD_NUMBER: _builtins.int
+    UNCONFIRMED_FIELD_NUMBER: _builtins.int
     pool_id: _builtins.str
     """Pool id."""
     generation: _builtins.int
@@ -105,6 +106,10 @@ class PoolHeader(_message.Message):
     """Public recovery key (HPKE, X25519, 32 bytes)."""
     azure_security_domain_file: _builtins.bytes
     """The same security domain in Azure's format; empty when the pool got it from a file of the other."""
+    unconfirmed: _builtins.bool
+    """Whether the security domain was downloaded without proofs and nobody has asked for its
+    status yet: until then the pool is not active, and another download may replace it.
+    """
     @_builtins.property
     def sealed_epoch(self) -> Global___SealedEpoch:
         """The pool's keys, of all epochs, as of the newest epoch."""
@@ -119,10 +124,11 @@ class PoolHeader(_message.Message):
         sealed_epoch: Global___SealedEpoch | None = ...,
         recovery_public_key: _builtins.bytes = ...,
         azure_security_domain_file: _builtins.bytes = ...,
+        unconfirmed: _builtins.bool = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["sealed_epoch", b"sealed_epoch"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["activation_request_digest", b"activation_request_digest", "azure_security_domain_file", b"azure_security_domain_file", "generation", b"generation", "pool_id", b"pool_id", "recovery_public_key", b"recovery_public_key", "sealed_epoch", b"sealed_epoch", "security_domain_file", b"security_domain_file"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["activation_request_digest", b"activation_request_digest", "azure_security_domain_file", b"azure_security_domain_file", "generation", b"generation", "pool_id", b"pool_id", "recovery_public_key", b"recovery_public_key", "sealed_epoch", b"sealed_epoch", "security_domain_file", b"security_domain_file", "unconfirmed", b"unconfirmed"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -1,0 +1,69 @@
+"""Who owns a node's directories when partition, store member and agent run as different users.
+
+The agent's group passes through the partition's and the member's directory, without listing them:
+it reads the partition's incarnation and lock, and sees whether the member has its log. What else
+lies there has modes of its own, for its owner only.
+"""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass
+from pathlib import Path
+
+from hsm_pool.node_agent.processes import RunAs
+
+CAPABILITIES = ("chown", "kill", "setgid", "setuid")
+"""What an agent keeps of root: to start and end its children, and to give them new directories."""
+
+_PASSED_BY_GROUP = 0o2710
+"""With the group of the directory for what is made in it."""
+
+
+@dataclass(frozen=True, slots=True)
+class NodeUsers:
+    """Users of a node; user and group have the same number."""
+
+    node_agent: int
+    partition: int
+    store_member: int
+
+    @property
+    def partition_runs_as(self) -> RunAs:
+        """How the partition is started."""
+        return RunAs(self.partition)
+
+    @property
+    def member_runs_as(self) -> RunAs:
+        """How the store member is started."""
+        return RunAs(self.store_member)
+
+
+def take(directory: Path, users: NodeUsers) -> None:
+    """Let the agent write in a directory of its children's, until it is given again."""
+    os.chown(directory, users.node_agent, users.node_agent)
+
+
+def give_partition_directory(directory: Path, users: NodeUsers) -> None:
+    """Give a directory, with what the agent wrote into it, to the partition."""
+    for name in ("incarnation", "lock"):
+        file = directory / name
+        if file.exists():
+            file.chmod(0o640)
+            os.chown(file, users.partition, users.node_agent)
+    _give(directory, users.partition, users)
+
+
+def give_store_directory(directory: Path, users: NodeUsers) -> None:
+    """Give a directory to the store member, which does not run; before each of its starts."""
+    take(directory, users)
+    member = directory / "member"
+    member.mkdir(exist_ok=True)  # one that etcd makes itself is closed to the agent
+    _give(member, users.store_member, users)
+    _give(directory, users.store_member, users)
+
+
+def _give(directory: Path, user: int, users: NodeUsers) -> None:
+    take(directory, users)  # only the owner sets the mode
+    directory.chmod(_PASSED_BY_GROUP)
+    os.chown(directory, user, users.node_agent)

@@ -1,0 +1,1 @@
+"""Tests of the REST front without a pool."""
