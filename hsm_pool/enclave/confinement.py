@@ -42,7 +42,7 @@ def confine_partition(settings: PartitionSettings) -> bool:
     firmware = [Path(settings.firmware.directory)] if settings.firmware else []
     tokens = settings.tokens
     endpoints = [settings.client_endpoint, settings.peer_endpoint]
-    endpoints += [settings.enclave_endpoint, settings.node_endpoint]
+    endpoints += [settings.enclave_endpoint, settings.node_endpoint, settings.metrics_endpoint]
     endpoints += [settings.rest.endpoint] if settings.rest else []
     return _confine(
         readable=_read_by_partition(settings),
@@ -61,7 +61,7 @@ def confine_agent(settings: NodeSettings, partition: PartitionSettings) -> bool:
     )
     node = Path(settings.data_directory)
     bound = [partition.client_endpoint, partition.peer_endpoint]
-    bound += [partition.enclave_endpoint, partition.node_endpoint]
+    bound += [partition.enclave_endpoint, partition.node_endpoint, partition.metrics_endpoint]
     bound += [partition.tokens.endpoint] if partition.tokens else []
     bound += [partition.rest.endpoint] if partition.rest else []
     bound += [member.client_url, member.peer_url] if member else []
@@ -143,6 +143,7 @@ def _files_of(identity: Identity) -> Iterator[Path]:
 def _partition_connects_to(settings: PartitionSettings) -> list[int]:
     ports = [_port(peer.peer_endpoint) for peer in settings.peers]
     ports += map(_port, settings.store.endpoints)
+    ports += [_port(settings.traces.endpoint)] if settings.traces else []
     if settings.tokens and "://" in settings.tokens.keys:
         ports.append(_port(settings.tokens.keys))
     return ports
