@@ -304,6 +304,9 @@ REST_CONNECTIONS_MAX: Final = 64
 REST_SILENCE_SECONDS: Final = 10
 """Their connection is closed when nothing comes for so long."""
 
+REST_REQUEST_SECONDS: Final = 30
+"""A request, with headers and body, has come by then, however little of it comes at a time."""
+
 REST_STOP_SECONDS: Final = 2
 """For requests under way when the partition stops."""
 

@@ -23,7 +23,7 @@ from hsm_pool.core.commands import ReplaceSecurityDomain
 from hsm_pool.core.epochs import HOLDERS_MIN
 from hsm_pool.core.roles import Access
 from hsm_pool.crypto.secret import SecretBytes
-from hsm_pool.errors import AlreadyActivated, CeremonyState, CommitUnknown, NotActivated
+from hsm_pool.errors import AlreadyActivated, CeremonyState, CommitUnknown, MHSMError, NotActivated
 from hsm_pool.partition import epochs
 from hsm_pool.partition.ceremonies import Ceremonies, request_digest
 from hsm_pool.partition.ceremony_attempts import ATTEMPT_ID_BYTES
@@ -66,7 +66,7 @@ class UnprovedDownload:
             InvalidField: The officers or the quorum are not acceptable.
             AlreadyActivated: The pool is active.
             CeremonyState: A ceremony is under way, or another download was faster.
-            PoolLocked: There is another one, and no partition holds its keys any more.
+            PoolLocked: There was one, and no partition holds its keys any more.
             CommitUnknown: The store, or the other partitions, did not answer in time; repeat the request.
         """
         digest = request_digest(certificates_der, required, _WITHOUT_PROOFS)
@@ -74,12 +74,10 @@ class UnprovedDownload:
             header = self._header()
             if header is None:
                 self._first(certificates_der, required, digest)
+            elif self._partition.holding_keys() is None:
+                raise self._without_keys()
             elif not header.unconfirmed:
                 raise AlreadyActivated("the pool is active already")
-            elif self._partition.holding_keys() is None:
-                if header.activation_request_digest != digest:
-                    raise self._partition.refusal()
-                return header  # it is no secret, and may be all that is left to unlock the pool with
             elif header.activation_request_digest != digest:
                 self._replace(header, certificates_der, required, digest, access)
             self._await_holders(until)
@@ -109,13 +107,13 @@ class UnprovedDownload:
         header = self._header()
         if header is None:
             raise NotActivated("no security domain was downloaded")
+        serving = self._partition.holding_keys()
+        if serving is None:
+            raise self._without_keys()
         if not header.unconfirmed:
             return True
         if generation is not None and generation != header.generation:
             raise CeremonyState("this download was replaced by another one")
-        serving = self._partition.holding_keys()
-        if serving is None:
-            raise self._partition.refusal()
         confirmed = record_pb2.PoolHeader()
         confirmed.CopyFrom(header)
         confirmed.unconfirmed = False
@@ -137,6 +135,16 @@ class UnprovedDownload:
         """Return the header that the chain names; without the pool's keys, the one in the store."""
         partition = self._partition
         return partition.header if partition.holding_keys() else partition.stored_header()
+
+    def _without_keys(self) -> MHSMError:
+        """Return why a partition without the pool's keys neither shows nor confirms a download.
+
+        What stands in the store is no proof of anything: whoever holds the store could have put a domain
+        of his own there, and the administrator would unlock the pool with it (G4).
+        """
+        if self._partition.state is PartitionState.PROVISIONED:
+            return CommitUnknown("this partition has not taken the pool's keys yet; repeat the request")
+        return self._partition.refusal()
 
     def _first(self, certificates_der: Sequence[bytes], required: int, digest: bytes) -> None:
         if self._partition.state is not PartitionState.PROVISIONED:

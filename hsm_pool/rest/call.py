@@ -8,6 +8,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Final
 
+from cheroot.errors import MaxSizeExceeded
 from werkzeug.wrappers import Request
 
 from hsm_pool import limits
@@ -78,7 +79,12 @@ class Call:
             PayloadTooLarge: It is too large.
             InvalidField: It is none.
         """
-        octets = self._request.stream.read(limits.REST_BODY_BYTES_MAX + 1)
+        try:
+            octets = self._request.stream.read(limits.REST_BODY_BYTES_MAX + 1)
+        except (ValueError, TimeoutError):  # chunks that are none, or that do not come in time
+            raise InvalidField("the body of the request cannot be read", field="") from None
+        except (MaxSizeExceeded, OSError):  # the latter is what cheroot says of chunks
+            raise PayloadTooLarge("the body of the request is too large") from None
         if len(octets) > limits.REST_BODY_BYTES_MAX:
             raise PayloadTooLarge("the body of the request is too large")
         try:

@@ -47,8 +47,7 @@ class Front:
         self._passage = passage
         self._identities = identities
         self._challenge = challenge
-        rules = [Rule(route.path, methods=[route.method], endpoint=route) for route in routes]
-        self._map = Map(rules, merge_slashes=False)
+        self._map = Map([_rule(route) for route in routes], merge_slashes=False)
 
     def __call__(self, environ: dict[str, Any], start_response: Callable[..., Any]) -> Iterable[bytes]:
         """Answer a request."""
@@ -92,6 +91,13 @@ class Front:
         if status in {429, 503}:
             headers["Retry-After"] = "1"
         return _response(errors.body_of(shown, correlation_id), status, headers, correlation_id)
+
+
+def _rule(route: Route) -> Rule:
+    rule = Rule(route.path, methods=[route.method], endpoint=route)
+    # werkzeug adds HEAD to every GET; here a GET may change something.
+    rule.methods = {route.method}
+    return rule
 
 
 def _plain(status: int, code: str, message: str) -> Response:

@@ -7,6 +7,7 @@ when its client is silent for some seconds. What is not HTTP, or too large, neve
 from __future__ import annotations
 
 import json
+import math
 import ssl
 import sys
 import threading
@@ -22,6 +23,7 @@ from cheroot.wsgi import Server
 from hsm_pool import limits
 from hsm_pool.rest.errors import body
 from hsm_pool.settings import Identity
+from hsm_pool.store.replica import boot_time
 
 _log = structlog.get_logger()
 _CODES: Final = {
@@ -33,12 +35,25 @@ _CODES: Final = {
 Application = Callable[[dict[str, Any], Callable[..., Any]], Iterable[bytes]]
 
 
+class _BoundedSocket(ssl.SSLSocket):
+    """Gives up when a request comes too slowly: a client that sends an octet now and then is not silent."""
+
+    until = math.inf
+    """On the boot clock."""
+
+    def recv_into(self, *arguments: Any, **options: Any) -> int:
+        if boot_time() >= self.until:
+            raise TimeoutError
+        return super().recv_into(*arguments, **options)
+
+
 class _Tls(Adapter):
     """Our certificate. The handshake is the worker's affair: the listener waits for nobody."""
 
     def __init__(self, identity: Identity) -> None:
         super().__init__(identity.certificate_file, identity.key_file)
         self.context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+        self.context.sslsocket_class = _BoundedSocket
         self.context.minimum_version = ssl.TLSVersion.TLSv1_2
         self.context.load_cert_chain(identity.certificate_file, identity.key_file)
 
@@ -79,6 +94,13 @@ class _Request(HTTPRequest):
         finally:
             self.rfile = stream
 
+    def send_headers(self) -> None:
+        """Begin the answer; what was not read of the request is not read as the next one."""
+        unread: object = getattr(self.rfile, "remaining", None)
+        if self.chunked_read or unread:
+            self.close_connection = True
+        super().send_headers()
+
     def simple_response(self, status: Any, msg: str = "") -> None:
         """Refuse what is no request, without a word of the text that cheroot has for it."""
         del msg
@@ -99,6 +121,7 @@ class _Connection(HTTPConnection):
     def communicate(self) -> bool:
         """Serve one request; return whether the connection stays open."""
         try:
+            self.socket.until = boot_time() + limits.REST_REQUEST_SECONDS
             if not self._shaken:
                 self.socket.do_handshake()
                 self._shaken = True

@@ -27,6 +27,7 @@ def provisioned() -> Any:
         state_directory=SimpleNamespace(incarnation=1),
         attester=SimpleNamespace(attest=lambda *_: evidence_pb2.Evidence()),
         activated_by=lambda _: None,
+        unconfirmed=False,
     )
 
 

@@ -134,3 +134,9 @@ def test_every_typed_error_has_an_answer(kind: type[MHSMError]) -> None:
     assert body == {"error": {"code": body["error"]["code"], "message": f"said (Activity ID: {'0' * 32})"}}
     assert body["error"]["code"].isalnum()
     assert errors.status_of(error) == HTTP_STATUS.get(error.code, 500)
+
+
+def test_a_get_that_may_change_something_has_no_head(client: Client) -> None:
+    """G4: nobody confirms a download by asking for its headers alone."""
+    assert call(client, "GET", "/echo?api-version=7.5").status_code == 200
+    assert call(client, "HEAD", "/echo?api-version=7.5").status_code == 405
