@@ -1,4 +1,4 @@
-"""The pure core: ``apply(command, view) -> (reply, changes)``, and the rules of use.
+"""The pure core: ``apply(command, view) -> (reply, changes)``.
 
 Sources: Azure Key Vault REST API (keys) and Managed HSM soft delete; the rules are
 tabulated in docs/architecture.md. Nothing here reads a clock, a file or a socket.
@@ -53,16 +53,13 @@ from hsm_pool.core.commands import (
 from hsm_pool.core.model import (
     POOL,
     CheckpointRecord,
-    KeyOperation,
     KeyRecord,
     KeyVersionRecord,
     PoolRecord,
     Record,
     RecordName,
-    RequestRecord,
     checkpoint_name,
     key_name,
-    request_name,
     stored_bytes,
     version_name,
 )
@@ -73,17 +70,11 @@ from hsm_pool.errors import (
     KeyChanged,
     KeyExists,
     KeyNotFound,
-    KeyNotUsable,
     KeySoftDeleted,
     LimitExceeded,
-    OperationNotPermitted,
     PurgeProtected,
-    RequestIdReused,
     RotationPolicyMissing,
 )
-
-_EXEMPT_FROM_TIME = frozenset({KeyOperation.DECRYPT, KeyOperation.UNWRAP_KEY, KeyOperation.VERIFY})
-"""Operations that a disabled or expired version still does, as the real service (Azure key attributes)."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -202,52 +193,6 @@ def version_of(view: View, key: KeyRecord, version_id: str = "") -> KeyVersionRe
     if not isinstance(record, KeyVersionRecord):
         raise KeyNotFound(f"key {key.key_id} has no version {wanted}")
     return record
-
-
-def check_use(version: KeyVersionRecord, operation: KeyOperation, time_ms: int) -> None:
-    """Check that a version may be used for an operation at a time.
-
-    Raises:
-        OperationNotPermitted: The operation is not among its key operations.
-        KeyNotUsable: It is disabled, not yet valid or expired.
-    """
-    if operation not in version.key_operations:
-        raise OperationNotPermitted(
-            f"key {version.key_id} does not permit {operation.name.lower()}",
-            operation=operation.name,
-        )
-    if not version.enabled and operation not in _EXEMPT_FROM_TIME:
-        raise KeyNotUsable(f"key {version.key_id} is disabled", cause="disabled")
-    if operation in _EXEMPT_FROM_TIME:
-        return
-    if version.not_before_ms and time_ms < version.not_before_ms:
-        raise KeyNotUsable(f"key {version.key_id} is not valid yet", cause="not_before")
-    if version.expires_ms and time_ms >= version.expires_ms:
-        raise KeyNotUsable(f"key {version.key_id} has expired", cause="expires")
-
-
-def answered_before(view: View, request_key: bytes, request_digest: bytes) -> RequestRecord | None:
-    """Return the first answer to a request id, if there is one.
-
-    Raises:
-        RequestIdReused: The id was used for another request.
-    """
-    record = view.get(request_name(request_key))
-    if not isinstance(record, RequestRecord):
-        return None
-    if record.request_digest != request_digest:
-        raise RequestIdReused("request_id was used before for another request")
-    return record
-
-
-def remember(view: View, record: RequestRecord) -> Changes:
-    """Return the changes that keep an answer and forget up to two old ones."""
-    changes: dict[RecordName, Record | None] = {request_name(record.request_key): record}
-    surplus = view.request_count() >= limits.REQUESTS_MAX
-    for old in view.oldest_requests(2):
-        if surplus or old.answered_ms + limits.REQUEST_RETENTION_MS < record.answered_ms:
-            changes[request_name(old.request_key)] = None
-    return changes
 
 
 def _create(command: CreateKeyVersion, view: View) -> Outcome:

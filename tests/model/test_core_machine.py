@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule, run_state_machine_as_test
 
 from hsm_pool import limits
-from hsm_pool.core import lifecycle, rotation
+from hsm_pool.core import key_use, lifecycle, requests, rotation
 from hsm_pool.core.commands import (
     Command,
     CreateKeyVersion,
@@ -129,7 +129,7 @@ class CoreMachine(RuleBasedStateMachine):
         request_key = len(self.answers).to_bytes(4, "big")
         digest = repr(command).encode()
         record = RequestRecord(request_key, digest, b"reply" + request_key, self.now_ms)
-        self.overlay.put(lifecycle.remember(self.overlay, record))
+        self.overlay.put(requests.remember(self.overlay, record))
         self.answers[request_key] = (digest, command, self.now_ms)
 
     def version_id(self, key: str, position: int) -> str:
@@ -329,7 +329,7 @@ class CoreMachine(RuleBasedStateMachine):
                 record = lifecycle.version_of(
                     self.overlay, lifecycle.active_key(self.overlay, key), version_id
                 )
-                lifecycle.check_use(record, operation, now_ms)
+                key_use.check_use(record, operation, now_ms)
                 seen = record.version_id
             except MHSMError as error:
                 seen = error.reason
@@ -348,11 +348,11 @@ class CoreMachine(RuleBasedStateMachine):
         digest, _, answered_ms = self.answers[request_key]
         if self.now_ms - answered_ms > limits.REQUEST_RETENTION_MS:
             return
-        record = lifecycle.answered_before(self.overlay, request_key, digest)
+        record = requests.answered_before(self.overlay, request_key, digest)
         assert record is not None
         assert record.reply == b"reply" + request_key
         with pytest.raises(MHSMError) as refused:
-            lifecycle.answered_before(self.overlay, request_key, digest + b"x")
+            requests.answered_before(self.overlay, request_key, digest + b"x")
         assert refused.value.reason == "REQUEST_ID_REUSED"
 
     @invariant()

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from hsm_pool import errors, limits
-from hsm_pool.core import lifecycle, membership
+from hsm_pool.core import key_use, lifecycle, membership, requests
 from hsm_pool.core.commands import (
     ActivateFirmware,
     AdmitPartition,
@@ -121,24 +121,24 @@ def test_use_of_disabled_and_expired_versions(operation: KeyOperation) -> None:
     run(state, create("a", 1, key_operations=tuple(KeyOperation), not_before_ms=100, expires_ms=200))
     version = lifecycle.version_of(state, lifecycle.active_key(state, "a"))
     exempt = operation in {KeyOperation.DECRYPT, KeyOperation.UNWRAP_KEY, KeyOperation.VERIFY}
-    lifecycle.check_use(version, operation, 150)
+    key_use.check_use(version, operation, 150)
     for time_ms in (99, 200):
         if exempt:
-            lifecycle.check_use(version, operation, time_ms)
+            key_use.check_use(version, operation, time_ms)
         else:
             with pytest.raises(errors.KeyNotUsable):
-                lifecycle.check_use(version, operation, time_ms)
+                key_use.check_use(version, operation, time_ms)
     run(state, UpdateKeyVersion(3, "a", enabled=False))
     disabled = lifecycle.version_of(state, lifecycle.active_key(state, "a"))
     if exempt:
-        lifecycle.check_use(disabled, operation, 150)
+        key_use.check_use(disabled, operation, 150)
     else:
         with pytest.raises(errors.KeyNotUsable):
-            lifecycle.check_use(disabled, operation, 150)
+            key_use.check_use(disabled, operation, 150)
     with pytest.raises(errors.OperationNotPermitted):
         other = next(o for o in KeyOperation if o is not operation)
         run(state, UpdateKeyVersion(4, "a", key_operations=(other,), enabled=True))
-        lifecycle.check_use(lifecycle.version_of(state, lifecycle.active_key(state, "a")), operation, 150)
+        key_use.check_use(lifecycle.version_of(state, lifecycle.active_key(state, "a")), operation, 150)
 
 
 def test_a_restart_needs_a_drained_partition_and_two_others() -> None:
@@ -260,14 +260,14 @@ def test_two_drains_cannot_both_win() -> None:
 def test_request_ids_are_remembered_and_forgotten() -> None:
     state = State()
     first = RequestRecord(b"k1", b"d1", b"reply", 1_000)
-    state.apply(lifecycle.remember(state, first))
-    assert lifecycle.answered_before(state, b"k1", b"d1") == first
+    state.apply(requests.remember(state, first))
+    assert requests.answered_before(state, b"k1", b"d1") == first
     with pytest.raises(errors.RequestIdReused):
-        lifecycle.answered_before(state, b"k1", b"other")
+        requests.answered_before(state, b"k1", b"other")
     late = RequestRecord(b"k2", b"d2", b"", 1_001 + limits.REQUEST_RETENTION_MS)
-    state.apply(lifecycle.remember(state, late))
-    assert lifecycle.answered_before(state, b"k1", b"d1") is None
-    assert lifecycle.answered_before(state, b"k2", b"d2") == late
+    state.apply(requests.remember(state, late))
+    assert requests.answered_before(state, b"k1", b"d1") is None
+    assert requests.answered_before(state, b"k2", b"d2") == late
 
 
 def test_an_overlay_reads_its_own_changes_and_notes_what_was_read() -> None:
