@@ -22,6 +22,14 @@ from hsm_pool.cli.output import (
     report,
     request_id_option,
 )
+from hsm_pool.cli.release_commands import (
+    attestation_token,
+    exportable_option,
+    new_release_policy,
+    release,
+    release_policy_of,
+    release_policy_options,
+)
 from hsm_pool.cli.rotation_commands import rotate, rotation_policy
 from hsm_pool.client import calls
 from hsm_pool.crypto.algorithms import AKP_SIZES_BITS, ALGORITHMS, RSA_EXPONENT, RSA_EXPONENTS
@@ -70,6 +78,9 @@ def key() -> None:
     """Create, read, change, delete and recover keys."""
 
 
+key.add_command(attestation_token)
+key.add_command(new_release_policy)
+key.add_command(release)
 key.add_command(rotate)
 key.add_command(rotation_policy)
 
@@ -92,6 +103,8 @@ key.add_command(rotation_policy)
 )
 @click.option("--disabled", is_flag=True)
 @click.option("--new-only", is_flag=True, help="Refuse to add a version to an existing key.")
+@exportable_option
+@release_policy_options
 @request_id_option
 @_attribute_options
 @common_options
@@ -101,7 +114,9 @@ def create(name: str, type_name: str, curve: str | None, size: int | None, **opt
         enabled=False if options["disabled"] else None,
         not_before=_utc(options["not_before"]),
         expires=_utc(options["expires"]),
+        exportable=options["exportable"],
     )
+    policy = release_policy_of(options)
     with connect(options) as pool:
         made = pool.create_key(
             name,
@@ -113,6 +128,7 @@ def create(name: str, type_name: str, curve: str | None, size: int | None, **opt
             tags=options["tags"],
             must_not_exist=options["new_only"],
             public_exponent=int(options["public_exponent"] or 0),
+            release_policy=policy,
             request_id=options["request_id"],
         )
     following = f"mhsm key public-key {name} --output {name}.pem" if made.public_key_der else "mhsm key list"
@@ -128,6 +144,8 @@ def create(name: str, type_name: str, curve: str | None, size: int | None, **opt
     required=True,
     help="PKCS#8 (PEM or DER) for RSA and EC; 16, 24 or 32 raw bytes for oct.",
 )
+@exportable_option
+@release_policy_options
 @request_id_option
 @_attribute_options
 @common_options
@@ -147,7 +165,12 @@ def import_(name: str, file: Path, **options: Any) -> None:
         material["octets"] = content
     else:
         material["pkcs8_der"] = content
-    attributes = calls.attributes(not_before=_utc(options["not_before"]), expires=_utc(options["expires"]))
+    attributes = calls.attributes(
+        not_before=_utc(options["not_before"]),
+        expires=_utc(options["expires"]),
+        exportable=options["exportable"],
+    )
+    policy = release_policy_of(options)
     with connect(options) as pool:
         made = pool.import_key(
             name,
@@ -155,6 +178,7 @@ def import_(name: str, file: Path, **options: Any) -> None:
             key_operations=[OPERATIONS[operation] for operation in options["operations"]],
             key_attributes=attributes,
             tags=options["tags"],
+            release_policy=policy,
             request_id=options["request_id"],
         )
     show_key(made, options, f"imported {made.name}", f"mhsm key show {name}")
@@ -193,6 +217,7 @@ def versions(name: str, **common: Any) -> None:
 @click.option("--clear-not-before", is_flag=True)
 @click.option("--clear-expires", is_flag=True)
 @click.option("--clear-tags", is_flag=True)
+@release_policy_options
 @request_id_option
 @_attribute_options
 @common_options
@@ -201,6 +226,7 @@ def update(name: str, enabled: bool | None, **options: Any) -> None:
     attributes = calls.attributes(
         enabled=enabled, not_before=_utc(options["not_before"]), expires=_utc(options["expires"])
     )
+    policy = release_policy_of(options)
     with connect(options) as pool:
         changed = pool.update_key(
             resource(name),
@@ -209,6 +235,7 @@ def update(name: str, enabled: bool | None, **options: Any) -> None:
             tags=options["tags"] if options["tags"] or options["clear_tags"] else None,
             clear_not_before=options["clear_not_before"],
             clear_expires=options["clear_expires"],
+            release_policy=policy,
             request_id=options["request_id"],
         )
     show_key(changed, options, f"changed {changed.name}", f"mhsm key show {name}")

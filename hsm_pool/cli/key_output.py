@@ -59,6 +59,9 @@ def show_key(found: keys_pb2.Key, options: dict[str, Any], text: str, following:
         lines.append(f"  not before {attributes.not_before.ToJsonString()}")
     if attributes.HasField("expires"):
         lines.append(f"  expires {attributes.expires.ToJsonString()}")
+    if attributes.exportable:
+        policy = "immutable" if found.release_policy.immutable else "replaceable"
+        lines.append(f"  exportable, {policy} release policy")
     lines.extend(f"  {name}={value}" for name, value in sorted(found.tags.items()))
     report(
         {"key": MessageToDict(found)}, as_json=options["as_json"], text="\n".join(lines), following=following

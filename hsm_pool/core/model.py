@@ -81,6 +81,14 @@ class KeyRecord:
 
 
 @dataclass(frozen=True, slots=True)
+class KeyReleasePolicy:
+    """Who gets an exportable key version: JSON as the customer wrote it (core/release_policy.py)."""
+
+    data: bytes
+    immutable: bool = False
+
+
+@dataclass(frozen=True, slots=True)
 class KeyVersionRecord:
     """A key version; times are Unix milliseconds, 0 for none."""
 
@@ -99,6 +107,8 @@ class KeyVersionRecord:
     exportable: bool
     tags: Mapping[str, str]
     sealed_material: SealedMaterial
+    release_policy: KeyReleasePolicy | None = None
+    """Of exportable versions only, and of each of them."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -325,7 +335,8 @@ def bytes_about(record: Record) -> int:
     match record:
         case KeyVersionRecord():
             tags = sum(len(name.encode()) + len(value.encode()) + 8 for name, value in record.tags.items())
-            return 600 + len(record.public_key_der) + len(record.sealed_material.ciphertext) + tags
+            policy = len(record.release_policy.data) + 16 if record.release_policy else 0
+            return 600 + len(record.public_key_der) + len(record.sealed_material.ciphertext) + tags + policy
         case KeyRecord():
             return 400 + 36 * len(record.version_ids)
         case RequestRecord():

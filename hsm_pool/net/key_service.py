@@ -23,6 +23,7 @@ from hsm_pool.core.commands import (
 from hsm_pool.core.model import (
     KeyOperation,
     KeyRecord,
+    KeyReleasePolicy,
     KeyType,
     KeyVersionRecord,
     Retention,
@@ -39,6 +40,7 @@ from hsm_pool.net import convert, mutations
 from hsm_pool.net.admission import CallAdmission, CallKind
 from hsm_pool.net.calls import deadline
 from hsm_pool.net.interceptors import current_access, current_caller
+from hsm_pool.net.key_release import KeyReleases
 from hsm_pool.partition import due_work
 from hsm_pool.partition.backups import Backups
 from hsm_pool.partition.partition import Partition
@@ -59,6 +61,7 @@ class _NewVersion:
     attributes: keys_pb2.KeyAttributes
     tags: dict[str, str]
     must_not_exist: bool
+    release_policy: KeyReleasePolicy | None
 
 
 class KeyService(keys_pb2_grpc.KeyServiceServicer):
@@ -68,6 +71,7 @@ class KeyService(keys_pb2_grpc.KeyServiceServicer):
         self._partition = partition
         self._backups = backups
         self._admission = admission
+        self._releases = KeyReleases(partition)
 
     def CreateKey(  # noqa: N802, D102
         self, request: keys_pb2.CreateKeyRequest, context: grpc.ServicerContext
@@ -200,6 +204,7 @@ class KeyService(keys_pb2_grpc.KeyServiceServicer):
             expires_ms=0 if request.clear_expires else convert.time_ms(attributes, "expires"),
             key_operations=operations or None,
             tags=convert.tags(request.tags) if request.replace_tags else None,
+            release_policy=convert.release_policy(request),
         )
         return mutations.commit(serving, access, command, request, keys_pb2.UpdateKeyResponse, until)
 
@@ -297,6 +302,11 @@ class KeyService(keys_pb2_grpc.KeyServiceServicer):
             serving, access, command, request, keys_pb2.UpdateKeyRotationPolicyResponse, deadline(context)
         )
 
+    def ReleaseKey(  # noqa: N802, D102
+        self, request: keys_pb2.ReleaseKeyRequest, context: grpc.ServicerContext
+    ) -> keys_pb2.ReleaseKeyResponse:
+        return keys_pb2.ReleaseKeyResponse(value=self._releases.release(request, deadline(context)))
+
     def BackupKey(  # noqa: N802, D102
         self, request: keys_pb2.BackupKeyRequest, context: grpc.ServicerContext
     ) -> keys_pb2.BackupKeyResponse:
@@ -329,6 +339,7 @@ class KeyService(keys_pb2_grpc.KeyServiceServicer):
             request.attributes,
             convert.tags(request.tags),
             must_not_exist,
+            convert.release_policy(request),
         )
 
     def _create(
@@ -368,6 +379,7 @@ class KeyService(keys_pb2_grpc.KeyServiceServicer):
             exportable=attributes.exportable,
             tags=new.tags,
             must_not_exist=new.must_not_exist,
+            release_policy=new.release_policy,
         )
         return mutations.commit(serving, access, command, request, response, until)
 

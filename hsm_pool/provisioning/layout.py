@@ -29,6 +29,7 @@ from hsm_pool.provisioning.pki import Authority
 from hsm_pool.provisioning.ports import free_ports
 from hsm_pool.provisioning.users import FIRST_USER_ID
 from hsm_pool.settings import (
+    AttestationAuthority,
     FirmwareSettings,
     Identity,
     InitialAssignment,
@@ -44,6 +45,7 @@ from hsm_pool.settings import (
     TokenSettings,
     TraceSettings,
 )
+from hsm_pool.tokens import attestation_authority
 from hsm_pool.tokens.issuer import KEYS_PATH, object_id
 
 PARTITIONS = 3
@@ -109,6 +111,8 @@ class NewPool:
     administrators: tuple[str, ...] = ()
     """Object ids of further initial administrators, who present tokens."""
     traces: TraceSettings | None = None
+    attestation_authorities: tuple[AttestationAuthority, ...] = ()
+    """Beside the small one of the development profile."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -303,6 +307,7 @@ class _Builder:
             ),
             tokens=self._tokens(ports.tokens),
             rest=self._rest(ports.rest),
+            attestation_authorities=self._attestation_authorities(),
             firmware=self._firmware(base),
             audit_directory=str(final / "audit"),
             audit_failure=self._new.audit_failure,
@@ -407,6 +412,17 @@ class _Builder:
         if self._new.tokens == "development":
             found.append(object_id(self._pool_id, "administrator"))
         return tuple(found)
+
+    def _attestation_authorities(self) -> tuple[AttestationAuthority, ...]:
+        if self._new.tokens != "development":
+            return self._new.attestation_authorities
+        url = f"https://{_local(self._issuer_port)}"
+        own = AttestationAuthority(
+            url + attestation_authority.ISSUER_PATH,
+            url + attestation_authority.KEYS_PATH,
+            str(self._final / "pki/client-ca.crt"),
+        )
+        return (*self._new.attestation_authorities, own)
 
     def _token_issuer(self) -> None:
         client = self._planes.client

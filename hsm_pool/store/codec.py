@@ -8,6 +8,7 @@ from hsm_pool.core.model import (
     Curve,
     KeyOperation,
     KeyRecord,
+    KeyReleasePolicy,
     KeyType,
     KeyVersionRecord,
     PoolRecord,
@@ -292,6 +293,7 @@ def decode_key(message: record_pb2.KeyRecord) -> KeyRecord:
 
 def encode_version(record: KeyVersionRecord) -> record_pb2.KeyVersionRecord:
     """Return the message of a key version."""
+    policy = record.release_policy
     return record_pb2.KeyVersionRecord(
         key_id=record.key_id,
         version_id=record.version_id,
@@ -312,6 +314,9 @@ def encode_version(record: KeyVersionRecord) -> record_pb2.KeyVersionRecord:
             nonce=record.sealed_material.nonce,
             ciphertext=record.sealed_material.ciphertext,
         ),
+        release_policy=record_pb2.ReleasePolicyRecord(data=policy.data, immutable=policy.immutable)
+        if policy
+        else None,
     )
 
 
@@ -341,4 +346,7 @@ def decode_version(message: record_pb2.KeyVersionRecord) -> KeyVersionRecord:
             message.sealed_material.nonce,
             message.sealed_material.ciphertext,
         ),
+        release_policy=KeyReleasePolicy(message.release_policy.data, message.release_policy.immutable)
+        if message.HasField("release_policy")
+        else None,
     )
