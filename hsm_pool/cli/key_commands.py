@@ -135,36 +135,48 @@ def create(name: str, type_name: str, curve: str | None, size: int | None, **opt
     show_key(made, options, f"made {made.name}", following)
 
 
+def _material(file: Path) -> dict[str, bytes]:
+    content = read_bounded(file, 2 * IMPORT_BYTES_MAX)  # PEM is longer than what it holds
+    if content.startswith(b"-----BEGIN"):
+        try:
+            parsed = serialization.load_pem_private_key(content, None)
+        except (ValueError, TypeError):
+            fail(f"{file} is not an unencrypted private key", "convert it to PKCS#8 first")
+        der = parsed.private_bytes(
+            serialization.Encoding.DER, serialization.PrivateFormat.PKCS8, serialization.NoEncryption()
+        )
+        return {"pkcs8_der": der}
+    return {"octets" if len(content) in {16, 24, 32} else "pkcs8_der": content}
+
+
 @key.command("import")
 @click.argument("name")
 @click.option(
     "--file",
     "file",
     type=click.Path(exists=True, dir_okay=False, path_type=Path),
-    required=True,
+    default=None,
     help="PKCS#8 (PEM or DER) for RSA and EC; 16, 24 or 32 raw bytes for oct.",
+)
+@click.option(
+    "--byok",
+    type=click.Path(exists=True, dir_okay=False, path_type=Path),
+    default=None,
+    help="Key transfer blob, encrypted to a key of the pool whose only operation is import.",
 )
 @exportable_option
 @release_policy_options
 @request_id_option
 @_attribute_options
 @common_options
-def import_(name: str, file: Path, **options: Any) -> None:
+def import_(name: str, file: Path | None, byok: Path | None, **options: Any) -> None:
     """Import key material as a key, or as a new version of it."""
-    content = read_bounded(file, 2 * IMPORT_BYTES_MAX)  # PEM is longer than what it holds
-    material: dict[str, bytes] = {}
-    if content.startswith(b"-----BEGIN"):
-        try:
-            parsed = serialization.load_pem_private_key(content, None)
-        except (ValueError, TypeError):
-            fail(f"{file} is not an unencrypted private key", "convert it to PKCS#8 first")
-        material["pkcs8_der"] = parsed.private_bytes(
-            serialization.Encoding.DER, serialization.PrivateFormat.PKCS8, serialization.NoEncryption()
-        )
-    elif len(content) in {16, 24, 32}:
-        material["octets"] = content
+    if byok is not None and file is None:
+        material = {"key_transfer_blob": read_bounded(byok, IMPORT_BYTES_MAX)}
+    elif file is not None and byok is None:
+        material = _material(file)
     else:
-        material["pkcs8_der"] = content
+        raise click.UsageError("give --file or --byok, and not both")
     attributes = calls.attributes(
         not_before=_utc(options["not_before"]),
         expires=_utc(options["expires"]),

@@ -32,6 +32,7 @@ OPERATIONS = {
     "verify": keys_pb2.KEY_OPERATION_VERIFY,
     "wrapKey": keys_pb2.KEY_OPERATION_WRAP_KEY,
     "unwrapKey": keys_pb2.KEY_OPERATION_UNWRAP_KEY,
+    "import": keys_pb2.KEY_OPERATION_IMPORT,
 }
 _TYPE_NAMES = {value: name for name, value in TYPES.items()}
 _CURVE_NAMES = {value: name for name, value in CURVES.items()}

@@ -111,6 +111,7 @@ def import_key(
     *,
     pkcs8_der: bytes | None = None,
     octets: bytes | None = None,
+    key_transfer_blob: bytes | None = None,
     key_operations: Sequence[keys_pb2.KeyOperation.ValueType] = (),
     key_attributes: keys_pb2.KeyAttributes | None = None,
     tags: Mapping[str, str] | None = None,
@@ -120,7 +121,7 @@ def import_key(
     """ImportKey."""
     request = keys_pb2.ImportKeyRequest(
         key_id=key_id,
-        material=_material(pkcs8_der, octets),
+        material=_material(pkcs8_der, octets, key_transfer_blob),
         key_operations=key_operations,
         attributes=key_attributes,
         tags=tags,
@@ -130,7 +131,11 @@ def import_key(
     return _key("ImportKey", request, "mutation", lambda response: response.key)
 
 
-def _material(pkcs8_der: bytes | None, octets: bytes | None) -> keys_pb2.KeyMaterialSecret:
+def _material(
+    pkcs8_der: bytes | None, octets: bytes | None, key_transfer_blob: bytes | None
+) -> keys_pb2.KeyMaterialSecret:
+    if key_transfer_blob is not None:
+        return keys_pb2.KeyMaterialSecret(key_transfer_blob=key_transfer_blob)
     if pkcs8_der is not None:
         return keys_pb2.KeyMaterialSecret(pkcs8_der=pkcs8_der)
     return keys_pb2.KeyMaterialSecret(octets=octets or b"")

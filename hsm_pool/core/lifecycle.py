@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 from hsm_pool import limits
-from hsm_pool.core import epochs, key_release, membership, restore, role_management, rotation
+from hsm_pool.core import epochs, key_release, key_transfer, membership, restore, role_management, rotation
 from hsm_pool.core.commands import (
     ActivateEpoch,
     ActivateFirmware,
@@ -207,6 +207,7 @@ def _create(command: CreateKeyVersion, view: View) -> Outcome:
         key = existing
     elif view.key_count() >= limits.KEYS_MAX:
         raise LimitExceeded(f"the pool has {limits.KEYS_MAX} keys")
+    key_transfer.check_new(command.key_operations, exportable=command.exportable)
     key_release.check_new(command.key_type, command.exportable, command.release_policy)
     version = KeyVersionRecord(
         key_id=command.key_id,
@@ -254,6 +255,7 @@ def _update(command: UpdateKeyVersion, view: View) -> Outcome:
         updated_ms=max(command.time_ms, old.updated_ms),
         release_policy=key_release.replaced(old, command.release_policy),
     )
+    key_transfer.check_changed(old.key_operations, new.key_operations)
     _check_times(new.not_before_ms, new.expires_ms)
     _check_room(view, key.key_id, [other for other in key.version_ids if other != new.version_id], new)
     return Outcome(

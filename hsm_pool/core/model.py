@@ -39,6 +39,7 @@ class KeyOperation(IntEnum):
     VERIFY = 4
     WRAP_KEY = 5
     UNWRAP_KEY = 6
+    IMPORT = 7
 
 
 @dataclass(frozen=True, slots=True)

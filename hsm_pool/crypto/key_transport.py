@@ -12,7 +12,7 @@ from cryptography.hazmat.primitives import hashes, keywrap
 from cryptography.hazmat.primitives.asymmetric import padding, rsa
 
 from hsm_pool.crypto.secret import SecretBytes
-from hsm_pool.errors import AlgorithmNotSupported
+from hsm_pool.errors import AlgorithmNotSupported, DecryptionFailed
 
 CKM_RSA_AES_KEY_WRAP = "CKM_RSA_AES_KEY_WRAP"
 _HASHES: dict[str, hashes.HashAlgorithm] = {
@@ -43,6 +43,20 @@ def wrap(algorithm: str, target: rsa.RSAPublicKey, material: SecretBytes) -> byt
     one_time = os.urandom(_AES_KEY_BYTES)
     to_target = target.encrypt(one_time, _padding(algorithm))
     return to_target + keywrap.aes_key_wrap_with_padding(one_time, material.reveal())
+
+
+def unwrap(private: rsa.RSAPrivateKey, wrapped: bytes) -> SecretBytes:
+    """Return key material that was wrapped to an RSA key with CKM_RSA_AES_KEY_WRAP.
+
+    Raises:
+        DecryptionFailed: It does not unwrap, whatever the cause.
+    """
+    size = private.key_size // 8
+    try:
+        one_time = private.decrypt(wrapped[:size], _padding(CKM_RSA_AES_KEY_WRAP))
+        return SecretBytes(keywrap.aes_key_unwrap_with_padding(one_time, wrapped[size:]))
+    except (keywrap.InvalidUnwrap, ValueError):
+        raise DecryptionFailed from None
 
 
 def _padding(algorithm: str) -> padding.OAEP:

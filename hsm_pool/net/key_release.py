@@ -33,6 +33,7 @@ _OPERATIONS = {
     KeyOperation.VERIFY: "verify",
     KeyOperation.WRAP_KEY: "wrapKey",
     KeyOperation.UNWRAP_KEY: "unwrapKey",
+    KeyOperation.IMPORT: "import",
 }
 _CURVES = {Curve.P256: "P-256", Curve.P384: "P-384", Curve.P521: "P-521", Curve.P256K: "P-256K"}
 _LEVELS = {

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import os
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass
 from typing import TypeVar
 
 import grpc
@@ -13,7 +11,6 @@ from google.protobuf.message import Message
 from hsm_pool.audit.record import note
 from hsm_pool.core import lifecycle, restore, roles
 from hsm_pool.core.commands import (
-    CreateKeyVersion,
     DeleteKey,
     PurgeDeletedKey,
     RecoverDeletedKey,
@@ -23,45 +20,28 @@ from hsm_pool.core.commands import (
 from hsm_pool.core.model import (
     KeyOperation,
     KeyRecord,
-    KeyReleasePolicy,
     KeyType,
     KeyVersionRecord,
     Retention,
     key_name,
 )
-from hsm_pool.core.roles import Access, key_scope
+from hsm_pool.core.roles import key_scope
 from hsm_pool.core.state import State, View
 from hsm_pool.crypto import algorithms
-from hsm_pool.crypto.key_generation import KeyMaterial, import_octets, import_pkcs8
-from hsm_pool.crypto.secret import SecretBytes
-from hsm_pool.errors import InvalidField, PayloadTooLarge
-from hsm_pool.limits import IMPORT_BYTES_MAX
+from hsm_pool.errors import InvalidField
 from hsm_pool.net import convert, mutations
 from hsm_pool.net.admission import CallAdmission, CallKind
 from hsm_pool.net.calls import deadline
 from hsm_pool.net.interceptors import current_access, current_caller
+from hsm_pool.net.key_creation import create, imported_material, new_version
 from hsm_pool.net.key_release import KeyReleases
 from hsm_pool.partition import due_work
 from hsm_pool.partition.backups import Backups
 from hsm_pool.partition.partition import Partition
-from hsm_pool.partition.serving import Serving
 from hsm_pool.store.replica import boot_time
-from hsm_pool.store.sealing import seal_material
 from mhsm.keys.v1 import keys_pb2, keys_pb2_grpc
 
 R = TypeVar("R", bound=Message)
-
-
-@dataclass(frozen=True, slots=True)
-class _NewVersion:
-    """What create and import have in common."""
-
-    key_id: str
-    key_operations: tuple[KeyOperation, ...]
-    attributes: keys_pb2.KeyAttributes
-    tags: dict[str, str]
-    must_not_exist: bool
-    release_policy: KeyReleasePolicy | None
 
 
 class KeyService(keys_pb2_grpc.KeyServiceServicer):
@@ -78,7 +58,7 @@ class KeyService(keys_pb2_grpc.KeyServiceServicer):
     ) -> keys_pb2.CreateKeyResponse:
         until = deadline(context)
         serving = self._partition.serving()
-        new = self._new_version(request, must_not_exist=request.must_not_exist)
+        new = new_version(request, must_not_exist=request.must_not_exist)
         key_type, curve = convert.key_type(request.key_type), convert.curve(request.curve)
         algorithms.check_key_size(key_type, curve, request.size_bits)
         algorithms.check_public_exponent(key_type, request.public_exponent)
@@ -96,7 +76,7 @@ class KeyService(keys_pb2_grpc.KeyServiceServicer):
                 timeout_seconds=max(0.1, until - boot_time()),
                 public_exponent=request.public_exponent,
             )
-        return self._create(serving, access, request, new, material, keys_pb2.CreateKeyResponse, until)
+        return create(serving, access, request, new, material, keys_pb2.CreateKeyResponse, until)
 
     def _place(self, key_type: KeyType, until: float) -> AbstractContextManager[None]:
         """Hold a place at the generator of RSA keys, which takes long; other keys need none."""
@@ -109,21 +89,17 @@ class KeyService(keys_pb2_grpc.KeyServiceServicer):
     ) -> keys_pb2.ImportKeyResponse:
         until = deadline(context)
         serving = self._partition.serving()
-        new = self._new_version(request, must_not_exist=False)
+        new = new_version(request, must_not_exist=False)
         access = current_access(key_scope(new.key_id))
         answered = mutations.answered(serving, access, request, keys_pb2.ImportKeyResponse, until)
         if answered is not None:
             return answered
-        match request.material.WhichOneof("form"):
-            case "pkcs8_der":
-                material = import_pkcs8(_bounded(request.material.pkcs8_der))
-            case "octets":
-                material = import_octets(_bounded(request.material.octets))
-            case _:
-                raise InvalidField("material is missing", field="material")
+        material = imported_material(serving, request, until)
         operations = new.key_operations or algorithms.default_key_operations(material.key_type)
         algorithms.check_key_operations(material.key_type, operations)
-        return self._create(serving, access, request, new, material, keys_pb2.ImportKeyResponse, until)
+        if KeyOperation.IMPORT in operations:
+            raise InvalidField("a key that imports is made in the pool", field="key_operations")
+        return create(serving, access, request, new, material, keys_pb2.ImportKeyResponse, until)
 
     def GetKey(  # noqa: N802, D102
         self, request: keys_pb2.GetKeyRequest, context: grpc.ServicerContext
@@ -328,61 +304,6 @@ class KeyService(keys_pb2_grpc.KeyServiceServicer):
 
     # -- shared --------------------------------------------------------------------------
 
-    @staticmethod
-    def _new_version(
-        request: keys_pb2.CreateKeyRequest | keys_pb2.ImportKeyRequest, *, must_not_exist: bool
-    ) -> _NewVersion:
-        convert.refuse_output_only(request.attributes, exportable_allowed=True)
-        return _NewVersion(
-            convert.named_key(request.key_id),
-            convert.key_operations(request.key_operations),
-            request.attributes,
-            convert.tags(request.tags),
-            must_not_exist,
-            convert.release_policy(request),
-        )
-
-    def _create(
-        self,
-        serving: Serving,
-        access: Access,
-        request: keys_pb2.CreateKeyRequest | keys_pb2.ImportKeyRequest,
-        new: _NewVersion,
-        material: KeyMaterial,
-        response: type[R],
-        until: float,
-    ) -> R:
-        version_id = os.urandom(16).hex()
-        note(key_version=version_id)
-        attributes = new.attributes
-        command = CreateKeyVersion(
-            time_ms=serving.now_ms(),
-            key_id=new.key_id,
-            version_id=version_id,
-            key_type=material.key_type,
-            curve=material.curve,
-            size_bits=material.size_bits,
-            public_key_der=material.public_key_der,
-            sealed_material=seal_material(
-                serving.keys,
-                new.key_id,
-                version_id,
-                material.key_type,
-                material.curve,
-                material.size_bits,
-                material.material,
-            ),
-            key_operations=new.key_operations or algorithms.default_key_operations(material.key_type),
-            enabled=attributes.enabled if attributes.HasField("enabled") else True,
-            not_before_ms=convert.time_ms(attributes, "not_before") or 0,
-            expires_ms=convert.time_ms(attributes, "expires") or 0,
-            exportable=attributes.exportable,
-            tags=new.tags,
-            must_not_exist=new.must_not_exist,
-            release_policy=new.release_policy,
-        )
-        return mutations.commit(serving, access, command, request, response, until)
-
     def _page(
         self, requested_size: int, token: str, until: float, *, deleted: bool
     ) -> tuple[list[tuple[KeyRecord, KeyVersionRecord, Retention]], str]:
@@ -403,12 +324,6 @@ class KeyService(keys_pb2_grpc.KeyServiceServicer):
             return page, ""
 
         return self._partition.serving().replica.consult_all(roles.permitted(current_access(), decide), until)
-
-
-def _bounded(octets: bytes) -> SecretBytes:
-    if len(octets) > IMPORT_BYTES_MAX:
-        raise PayloadTooLarge(f"key material has at most {IMPORT_BYTES_MAX} bytes")
-    return SecretBytes(octets)
 
 
 def _position(token: str) -> str:

@@ -112,6 +112,10 @@ class _KeyOperationEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_KeyOpera
     """wrapKey."""
     KEY_OPERATION_UNWRAP_KEY: _KeyOperation.ValueType  # 6
     """unwrapKey."""
+    KEY_OPERATION_IMPORT: _KeyOperation.ValueType  # 7
+    """import: opens key transfer blobs (BYOK). RSA keys only, and the only
+    operation of the key.
+    """
 
 class KeyOperation(_KeyOperation, metaclass=_KeyOperationEnumTypeWrapper):
     """What a key may be used for (JWK key_ops)."""
@@ -130,6 +134,10 @@ KEY_OPERATION_WRAP_KEY: KeyOperation.ValueType  # 5
 """wrapKey."""
 KEY_OPERATION_UNWRAP_KEY: KeyOperation.ValueType  # 6
 """unwrapKey."""
+KEY_OPERATION_IMPORT: KeyOperation.ValueType  # 7
+"""import: opens key transfer blobs (BYOK). RSA keys only, and the only
+operation of the key.
+"""
 Global___KeyOperation: _TypeAlias = KeyOperation  # noqa: Y015
 
 class _RecoveryLevel:
@@ -520,21 +528,28 @@ class KeyMaterialSecret(_message.Message):
 
     PKCS8_DER_FIELD_NUMBER: _builtins.int
     OCTETS_FIELD_NUMBER: _builtins.int
+    KEY_TRANSFER_BLOB_FIELD_NUMBER: _builtins.int
     pkcs8_der: _builtins.bytes
     """PKCS#8 PrivateKeyInfo, DER, not encrypted: RSA, EC and ML-DSA keys."""
     octets: _builtins.bytes
     """Raw octets: oct keys."""
+    key_transfer_blob: _builtins.bytes
+    """A key transfer blob (BYOK): JSON with schema_version, header {kid, alg, enc}
+    and ciphertext, encrypted to a key of the pool whose only operation is
+    import. 16, 24 or 32 octets in it are an oct key, anything else PKCS#8.
+    """
     def __init__(
         self,
         *,
         pkcs8_der: _builtins.bytes = ...,
         octets: _builtins.bytes = ...,
+        key_transfer_blob: _builtins.bytes = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["form", b"form", "octets", b"octets", "pkcs8_der", b"pkcs8_der"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["form", b"form", "key_transfer_blob", b"key_transfer_blob", "octets", b"octets", "pkcs8_der", b"pkcs8_der"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["form", b"form", "octets", b"octets", "pkcs8_der", b"pkcs8_der"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["form", b"form", "key_transfer_blob", b"key_transfer_blob", "octets", b"octets", "pkcs8_der", b"pkcs8_der"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-    _WhichOneofReturnType_form: _TypeAlias = _typing.Literal["pkcs8_der", "octets"]  # noqa: Y015
+    _WhichOneofReturnType_form: _TypeAlias = _typing.Literal["pkcs8_der", "octets", "key_transfer_blob"]  # noqa: Y015
     _WhichOneofArgType_form: _TypeAlias = _typing.Literal["form", b"form"]  # noqa: Y015
     def WhichOneof(self, oneof_group: _WhichOneofArgType_form) -> _WhichOneofReturnType_form | None: ...
 
