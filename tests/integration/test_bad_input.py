@@ -495,6 +495,17 @@ def release_cases() -> Iterator[Case]:
         yield Case(f"create: {what}", "CreateKey", create(**fields), invalid)
     changed = update("keys/ec", release_policy=release_policy(good))
     yield Case("update: a policy for a key that is not exportable", "UpdateKey", changed, invalid)
+    for what, document in {
+        "no JSON": b"blob",
+        "no members": b"{}",
+        "a huge blob": b"{" * (limits.IMPORT_BYTES_MAX + 1),
+    }.items():
+        material = keys_pb2.KeyMaterialSecret(key_transfer_blob=document)
+        request = keys_pb2.ImportKeyRequest(key_id="new", material=material, request_id=request_id())
+        error = errors.PayloadTooLarge if len(document) > limits.IMPORT_BYTES_MAX else invalid
+        yield Case(f"import: {what} for a key transfer blob", "ImportKey", request, error)
+    importing = {"key_operations": [keys_pb2.KEY_OPERATION_IMPORT]}
+    yield Case("create: an EC key that imports", "CreateKey", create(**importing), invalid)
     for what, fields, error in (
         ("no key", {"name": "keys/nothing"}, errors.KeyNotFound),
         ("deleted", {"name": "keys/deleted"}, errors.KeySoftDeleted),

@@ -127,7 +127,7 @@ def test_who_may_import_one_key_only_does_not_use_another_exchange_key(
 ) -> None:
     """A blob of somebody else must not come in under one's own name."""
     kek = exchange_key(client, "guarded")
-    with pool.client("administrator") as administrator, Clients(pool).client("thief") as thief:
+    with pool.client("administrator") as administrator, Clients(pool).connect("thief") as thief:
         for scope in ("/keys/own", "/keys/guarded"):
             with pytest.raises(PermissionDenied):
                 thief.import_key("own", key_transfer_blob=transfer(kek, SECRET))
