@@ -190,7 +190,9 @@ class PartitionSettings:
     sealing: Literal["platform", "none"]
     recoverable_days: int
     purge_protection: bool
-    """Both are taken over when the pool is activated, and fixed from then on."""
+    keys_max: int
+    versions_per_key_max: int
+    """All four are taken over when the pool is activated, and fixed from then on."""
     initial_administrators: tuple[str, ...]
     """Principals: they hold ceremonies while no role can be read, and begin as Administrators."""
     initial_assignments: tuple[InitialAssignment, ...]
@@ -210,6 +212,11 @@ class PartitionSettings:
     traces: TraceSettings | None
     """Absent: no traces."""
 
+    @property
+    def issuers(self) -> tuple[TokenSettings | AttestationAuthority, ...]:
+        """Whose key sets a partition reads."""
+        return (*((self.tokens,) if self.tokens else ()), *self.attestation_authorities)
+
     def __post_init__(self) -> None:
         if self.rest and not self.tokens:
             raise ValueError("rest: tokens are needed, too")
@@ -228,6 +235,8 @@ class PartitionSettings:
             limits.RECOVERABLE_DAYS_MIN,
             limits.RECOVERABLE_DAYS_MAX,
         )
+        _check_range("keys_max", self.keys_max, 1, limits.KEYS_MAX)
+        _check_range("versions_per_key_max", self.versions_per_key_max, 1, limits.VERSIONS_PER_KEY_MAX)
         _check_range(
             "audit_retention_mebibytes",
             self.audit_retention_mebibytes,

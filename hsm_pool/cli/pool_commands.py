@@ -20,7 +20,7 @@ from hsm_pool.cli.output import FAILED, UNREACHABLE, data_directory_option, fail
 from hsm_pool.client.connection import NoConnection, load_connection
 from hsm_pool.client.pool import Pool
 from hsm_pool.errors import InvalidField, MHSMError
-from hsm_pool.limits import ATTESTATION_AUTHORITIES_MAX
+from hsm_pool.limits import ATTESTATION_AUTHORITIES_MAX, KEYS_MAX, VERSIONS_PER_KEY_MAX
 from hsm_pool.provisioning import etcd_binary, layout, users
 from hsm_pool.settings import AttestationAuthority, TraceSettings
 from mhsm.enclave.v1 import enclave_pb2
@@ -44,6 +44,20 @@ _READY = {
     "--purge-protection",
     is_flag=True,
     help="No deleted key is purged before its scheduled purge date; for ever, nobody can take it back.",
+)
+@click.option(
+    "--keys-max",
+    type=click.IntRange(1, KEYS_MAX),
+    default=KEYS_MAX,
+    show_default=True,
+    help="Keys that a new pool holds, soft-deleted ones included.",
+)
+@click.option(
+    "--versions-per-key-max",
+    type=click.IntRange(1, VERSIONS_PER_KEY_MAX),
+    default=VERSIONS_PER_KEY_MAX,
+    show_default=True,
+    help="Versions that a key of a new pool has.",
 )
 @click.option(
     "--audit-failure",
@@ -106,6 +120,8 @@ def up(
     attended: bool,
     recoverable_days: int,
     purge_protection: bool,
+    keys_max: int,
+    versions_per_key_max: int,
     audit_failure: Literal["stop", "continue"],
     etcd_path: str | None,
     external_store: Path | None,
@@ -141,6 +157,8 @@ def up(
             object_ids,
             _traces(traces),
             _authorities(authority_files),
+            keys_max,
+            versions_per_key_max,
         )
         try:
             pool_id = layout.provision(directory, new)

@@ -10,7 +10,16 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 from hsm_pool import limits
-from hsm_pool.core import epochs, key_release, key_transfer, membership, restore, role_management, rotation
+from hsm_pool.core import (
+    epochs,
+    key_release,
+    key_transfer,
+    membership,
+    pool_limits,
+    restore,
+    role_management,
+    rotation,
+)
 from hsm_pool.core.commands import (
     ActivateEpoch,
     ActivateFirmware,
@@ -205,8 +214,8 @@ def _create(command: CreateKeyVersion, view: View) -> Outcome:
         if command.must_not_exist:
             raise KeyExists(f"key {command.key_id} exists", state="active")
         key = existing
-    elif view.key_count() >= limits.KEYS_MAX:
-        raise LimitExceeded(f"the pool has {limits.KEYS_MAX} keys")
+    else:
+        pool_limits.check_keys(view)
     key_transfer.check_new(command.key_operations, exportable=command.exportable)
     key_release.check_new(command.key_type, command.exportable, command.release_policy)
     version = KeyVersionRecord(
@@ -231,8 +240,7 @@ def _create(command: CreateKeyVersion, view: View) -> Outcome:
 
 
 def _add_version(view: View, key: KeyRecord, version: KeyVersionRecord) -> Outcome:
-    if len(key.version_ids) >= limits.VERSIONS_PER_KEY_MAX:
-        raise LimitExceeded(f"key {key.key_id} has {limits.VERSIONS_PER_KEY_MAX} versions")
+    pool_limits.check_versions(view, key.key_id, len(key.version_ids) + 1)
     _check_times(version.not_before_ms, version.expires_ms)
     _check_room(view, key.key_id, key.version_ids, version)
     grown = replace(key, version_ids=(*key.version_ids, version.version_id))

@@ -167,6 +167,10 @@ class PoolRecord:
     """Below it no partition serves; it only rises."""
     purge_protection: bool = False
     """Whether no deleted key is purged before its date; no command takes it away."""
+    keys_max: int = 0
+    """Keys that it holds at most, soft-deleted ones included; 0 for KEYS_MAX."""
+    versions_per_key_max: int = 0
+    """Versions of a key at most; 0 for VERSIONS_PER_KEY_MAX."""
 
     @property
     def retention(self) -> Retention:

@@ -18,7 +18,7 @@ from typing import Final
 
 from hsm_pool.enclave import landlock
 from hsm_pool.enclave.landlock import LandlockUnavailable
-from hsm_pool.settings import AttestationAuthority, Identity, NodeSettings, PartitionSettings, TokenSettings
+from hsm_pool.settings import Identity, NodeSettings, PartitionSettings
 
 PACKAGES: Final = ("hsm_pool", "security_domain", "mhsm")
 
@@ -129,18 +129,11 @@ def _read_by_partition(settings: PartitionSettings) -> Iterator[Path]:
     yield Path(settings.admission_policy_file).parent  # the owner may write one at any time
     if settings.firmware:
         yield from (Path(settings.firmware.repository), Path(settings.firmware.root_file))
-    for issuer in _issuers(settings):
+    for issuer in settings.issuers:
         if "://" not in issuer.keys:
             yield Path(issuer.keys).parent  # the file may be replaced by another one
         if issuer.keys_ca_file:
             yield Path(issuer.keys_ca_file)
-
-
-def _issuers(settings: PartitionSettings) -> Iterator[TokenSettings | AttestationAuthority]:
-    """Give whose key sets a partition reads."""
-    if settings.tokens:
-        yield settings.tokens
-    yield from settings.attestation_authorities
 
 
 def _files_of(identity: Identity) -> Iterator[Path]:
@@ -151,7 +144,7 @@ def _partition_connects_to(settings: PartitionSettings) -> list[int]:
     ports = [_port(peer.peer_endpoint) for peer in settings.peers]
     ports += map(_port, settings.store.endpoints)
     ports += [_port(settings.traces.endpoint)] if settings.traces else []
-    ports += [_port(issuer.keys) for issuer in _issuers(settings) if "://" in issuer.keys]
+    ports += [_port(issuer.keys) for issuer in settings.issuers if "://" in issuer.keys]
     return ports
 
 

@@ -113,6 +113,8 @@ class NewPool:
     traces: TraceSettings | None = None
     attestation_authorities: tuple[AttestationAuthority, ...] = ()
     """Beside the small one of the development profile."""
+    keys_max: int = limits.KEYS_MAX
+    versions_per_key_max: int = limits.VERSIONS_PER_KEY_MAX
 
 
 @dataclass(frozen=True, slots=True)
@@ -300,6 +302,8 @@ class _Builder:
             sealing="none" if self._new.attended else "platform",
             recoverable_days=self._new.recoverable_days,
             purge_protection=self._new.purge_protection,
+            keys_max=self._new.keys_max,
+            versions_per_key_max=self._new.versions_per_key_max,
             initial_administrators=self._initial_administrators(),
             initial_assignments=tuple(
                 InitialAssignment("client/application", role.role_definition_id)

@@ -84,6 +84,8 @@ def encode(record: Record) -> tuple[int, bytes]:
                     ],
                     security_version_floor=record.security_version_floor,
                     purge_protection=record.purge_protection,
+                    keys_max=record.keys_max,
+                    versions_per_key_max=record.versions_per_key_max,
                 )
             )
             kind = POOL
@@ -156,6 +158,8 @@ def decode(record_type: int, body: bytes) -> Record:
             security_versions={entry.index: entry.security_version for entry in pool.security_versions},
             security_version_floor=pool.security_version_floor,
             purge_protection=pool.purge_protection,
+            keys_max=pool.keys_max,
+            versions_per_key_max=pool.versions_per_key_max,
         )
     if which == "restore" and record_type == RESTORE:
         restore = message.restore

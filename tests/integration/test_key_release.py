@@ -6,6 +6,7 @@ import asyncio
 import base64
 import hashlib
 import json
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -18,18 +19,34 @@ from hsm_pool.audit import query
 from hsm_pool.client import calls, tokens
 from hsm_pool.client.aio import AsyncPool
 from hsm_pool.client.pool import Pool
-from hsm_pool.errors import KeyReleaseRefused, OperationNotPermitted, ReleasePolicyImmutable
+from hsm_pool.errors import (
+    KeyReleaseRefused,
+    LimitExceeded,
+    OperationNotPermitted,
+    ReleasePolicyImmutable,
+)
 from mhsm.keys.v1 import keys_pb2
 from security_domain.encoding import decode, encode
-from tests.running_pool import RunningPool, mhsm
+from tests.running_pool import RunningPool, TestOfficer, mhsm
 from tests.unit.test_key_release import opened
 
 pytestmark = pytest.mark.pool
 
 ENVIRONMENT = rsa.generate_private_key(65_537, 2048)
+KEYS_MAX = 12
 SECRET = bytes(range(100, 132))
 EXPORTABLE = keys_pb2.KeyAttributes(exportable=True)
 CLAIMS = {"sdk-test": True, "x-ms": {"svn": 3}}
+
+
+@pytest.fixture(scope="module")
+def pool(make_pool: Callable[..., RunningPool], officers: list[TestOfficer]) -> Iterator[RunningPool]:
+    """A pool that holds no more keys than this module makes, and few more."""
+    limits = ("--keys-max", str(KEYS_MAX), "--versions-per-key-max", "2")
+    made = make_pool(attended=True, options=limits)
+    made.activate(officers, 2)
+    yield made
+    made.down()
 
 
 def policy(pool: RunningPool, claim: str = "sdk-test", value: Any = True) -> bytes:
@@ -255,3 +272,22 @@ def test_the_commands_from_policy_to_opened_key(pool: RunningPool, tmp_path: Pat
     fixing = ("key", "update", "cli", "--release-policy", "policy.json", "--immutable")
     _, changed = run(*fixing)
     assert changed["key"]["releasePolicy"]["immutable"] is True
+
+
+def test_a_pool_holds_as_many_keys_and_versions_as_it_was_made_for(pool: RunningPool) -> None:
+    """Mhsm up --keys-max, --versions-per-key-max: on every partition, and soft-deleted keys count."""
+    kind: dict[str, Any] = {"key_type": keys_pb2.KEY_TYPE_OCT, "size_bits": 128}
+    with pool.client() as client:
+        for _ in range(2):
+            client.create_key("full", **kind)
+        for number in range(KEYS_MAX - len(list(client.list_keys()))):
+            client.create_key(f"more-{number}", **kind)
+        client.delete_key("keys/full")
+    for index in range(3):
+        with pool.client(partition=index) as client:
+            with pytest.raises(LimitExceeded):
+                client.create_key("too-many", **kind)
+            client.recover_deleted_key("keys/full")
+            with pytest.raises(LimitExceeded):
+                client.create_key("full", **kind)
+            client.delete_key("keys/full")

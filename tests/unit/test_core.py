@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from hsm_pool import errors, limits
-from hsm_pool.core import key_use, lifecycle, membership, requests
+from hsm_pool.core import key_use, lifecycle, membership, pool_limits, requests
 from hsm_pool.core.commands import (
     ActivateFirmware,
     AdmitPartition,
@@ -19,16 +19,19 @@ from hsm_pool.core.commands import (
     RelinquishHousekeeping,
     ReportSecurityVersion,
     RestartPartition,
+    RestoreKey,
     ResumePartition,
     UpdateKeyVersion,
 )
 from hsm_pool.core.freshness import WAIT_SECONDS, FreshnessTracker, PeerRenewal, clock_skew_seconds
 from hsm_pool.core.model import (
+    POOL,
     Admission,
     CheckpointRecord,
     Curve,
     KeyOperation,
     KeyType,
+    PoolRecord,
     RequestRecord,
     SealedMaterial,
     checkpoint_name,
@@ -100,6 +103,38 @@ def test_a_refused_command_changes_nothing() -> None:
         with pytest.raises(error):
             run(state, command)
         assert {name: state.get(name) for name in state.names()} == before
+
+
+def test_a_pool_that_was_made_smaller_holds_less() -> None:
+    """The limits are on the chain, so that no partition has others; soft-deleted keys count."""
+    state = State()
+    state.apply({POOL: PoolRecord(keys_max=2, versions_per_key_max=2)})
+    assert codec.decode(*codec.encode(lifecycle.pool_record(state))) == lifecycle.pool_record(state)
+    for number in range(2):
+        run(state, create("a", number))
+    for command in (create("a", 2), restored("b", 3)):
+        with pytest.raises(errors.LimitExceeded):
+            run(state, command)
+    run(state, create("b", 1))
+    run(state, DeleteKey(1, "b"))
+    for command in (create("c", 1), restored("c", 1)):
+        with pytest.raises(errors.LimitExceeded):
+            run(state, command)
+    pool_limits.check_restored(state, 2)
+    with pytest.raises(errors.LimitExceeded):
+        pool_limits.check_restored(state, 3)
+    run(state, PurgeDeletedKey(2, "b"))
+    run(state, restored("c", 2))
+    assert state.key_count() == 2
+
+
+def restored(key_id: str, versions: int) -> RestoreKey:
+    """Return the restore of a key as another pool had it."""
+    elsewhere = State()
+    for number in range(versions):
+        run(elsewhere, create(key_id, number))
+    key = lifecycle.active_key(elsewhere, key_id)
+    return RestoreKey(key, tuple(lifecycle.version_of(elsewhere, key, v) for v in key.version_ids))
 
 
 def test_limits_of_versions_and_keys(monkeypatch: pytest.MonkeyPatch) -> None:

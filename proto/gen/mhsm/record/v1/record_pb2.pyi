@@ -773,6 +773,8 @@ class PoolRecord(_message.Message):
     SECURITY_VERSIONS_FIELD_NUMBER: _builtins.int
     SECURITY_VERSION_FLOOR_FIELD_NUMBER: _builtins.int
     PURGE_PROTECTION_FIELD_NUMBER: _builtins.int
+    KEYS_MAX_FIELD_NUMBER: _builtins.int
+    VERSIONS_PER_KEY_MAX_FIELD_NUMBER: _builtins.int
     recoverable_days: _builtins.int
     """Days a deleted key can be recovered."""
     header_digest: _builtins.bytes
@@ -787,6 +789,10 @@ class PoolRecord(_message.Message):
     """Security version below which no partition serves; 0 for none."""
     purge_protection: _builtins.bool
     """Whether no deleted key is purged before its scheduled purge date."""
+    keys_max: _builtins.int
+    """Keys that the pool holds at most; 0 for 5,000."""
+    versions_per_key_max: _builtins.int
+    """Versions of a key at most; 0 for 100."""
     @_builtins.property
     def drained(self) -> _containers.RepeatedScalarFieldContainer[_builtins.int]:
         """Indices of the drained partitions."""
@@ -817,10 +823,12 @@ class PoolRecord(_message.Message):
         security_versions: _abc.Iterable[Global___ReportedSecurityVersion] | None = ...,
         security_version_floor: _builtins.int = ...,
         purge_protection: _builtins.bool = ...,
+        keys_max: _builtins.int = ...,
+        versions_per_key_max: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["admissions", b"admissions", "drained", b"drained", "epoch", b"epoch", "header_digest", b"header_digest", "holders", b"holders", "housekeeper", b"housekeeper", "next_epoch", b"next_epoch", "purge_protection", b"purge_protection", "recoverable_days", b"recoverable_days", "security_version_floor", b"security_version_floor", "security_versions", b"security_versions"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["admissions", b"admissions", "drained", b"drained", "epoch", b"epoch", "header_digest", b"header_digest", "holders", b"holders", "housekeeper", b"housekeeper", "keys_max", b"keys_max", "next_epoch", b"next_epoch", "purge_protection", b"purge_protection", "recoverable_days", b"recoverable_days", "security_version_floor", b"security_version_floor", "security_versions", b"security_versions", "versions_per_key_max", b"versions_per_key_max"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
