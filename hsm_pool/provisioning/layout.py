@@ -49,8 +49,8 @@ from hsm_pool.tokens import attestation_authority
 from hsm_pool.tokens.issuer import KEYS_PATH, object_id
 
 PARTITIONS = 3
-POOL_FORMAT = 3
-"""3 since partitions have a listener for metrics."""
+POOL_FORMAT = 4
+"""4 since partitions have limits of their own and attestation authorities."""
 
 PLATFORM_ROOT = "pki/platform-root.crt"
 OWNER_ROOT = "pki/owner-root.crt"
