@@ -181,6 +181,12 @@ class RotationPolicyMissing(StateError):
     reason = "ROTATION_POLICY_MISSING"
 
 
+class ReleasePolicyImmutable(StateError):
+    """The release policy of the key version is immutable."""
+
+    reason = "RELEASE_POLICY_IMMUTABLE"
+
+
 class OperationNotPermitted(StateError):
     """The operation is not among the key's key_operations."""
 
@@ -352,6 +358,15 @@ class CheckpointRefused(AccessError):
     """A checkpoint of an audit log does not continue the one that was cosigned before (G7)."""
 
     reason = "CHECKPOINT_REFUSED"
+
+
+class KeyReleaseRefused(AccessError):
+    """The attestation is not acceptable or does not meet the release policy; one error for all."""
+
+    reason = "KEY_RELEASE_REFUSED"
+
+    def __init__(self) -> None:
+        super().__init__("the target's attestation does not meet the release policy of the key")
 
 
 class InternalError(MHSMError):

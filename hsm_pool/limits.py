@@ -250,6 +250,12 @@ EVIDENCE_NONCE_BYTES_MIN: Final = 16
 EVIDENCE_NONCE_BYTES_MAX: Final = 64
 """Nonce of a caller who asks for evidence, at most (RFC 9711)."""
 
+ATTESTATION_AUTHORITIES_MAX: Final = 8
+"""Authorities that may vouch for environments that keys are released to."""
+
+RELEASE_NONCE_LENGTH_MAX: Final = 256
+"""Characters of the nonce of a key release."""
+
 RELEASE_POLICY_BYTES_MAX: Final = 16 * 1024
 """A release policy or admission policy."""
 

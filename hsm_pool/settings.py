@@ -90,11 +90,23 @@ class TokenSettings:
             raise ValueError("tokens: texts are needed")
         if not self.issuer or not self.audience or not self.keys:
             raise ValueError("tokens: issuer, audience and keys are needed")
-        if "://" not in self.keys:
-            return
-        url = urllib.parse.urlsplit(self.keys)
-        if url.scheme != "https" or url.hostname not in _LOOPBACK:
-            raise ValueError("keys: a file, or an https URL on loopback is needed")
+        _check_key_set(self.keys)
+
+
+@dataclass(frozen=True, slots=True)
+class AttestationAuthority:
+    """Who may vouch for environments that keys are released to; fields as in TokenSettings."""
+
+    issuer: str
+    keys: str
+    keys_ca_file: str
+
+    def __post_init__(self) -> None:
+        if not all(isinstance(value, str) for value in dataclasses.astuple(self)):
+            raise ValueError("attestation_authorities: texts are needed")
+        if not self.issuer or not self.keys:
+            raise ValueError("attestation_authorities: issuer and keys are needed")
+        _check_key_set(self.keys)
 
 
 @dataclass(frozen=True, slots=True)
@@ -178,13 +190,17 @@ class PartitionSettings:
     sealing: Literal["platform", "none"]
     recoverable_days: int
     purge_protection: bool
-    """Both are taken over when the pool is activated, and fixed from then on."""
+    keys_max: int
+    versions_per_key_max: int
+    """All four are taken over when the pool is activated, and fixed from then on."""
     initial_administrators: tuple[str, ...]
     """Principals: they hold ceremonies while no role can be read, and begin as Administrators."""
     initial_assignments: tuple[InitialAssignment, ...]
     tokens: TokenSettings | None
     rest: RestSettings | None
     """The front for Azure's clients, who present tokens; none without an issuer of tokens."""
+    attestation_authorities: tuple[AttestationAuthority, ...]
+    """Release policies that name another authority are never met."""
     firmware: FirmwareSettings | None
     """Absent in a pool without a repository: it runs what is installed."""
     audit_directory: str
@@ -196,12 +212,21 @@ class PartitionSettings:
     traces: TraceSettings | None
     """Absent: no traces."""
 
+    @property
+    def issuers(self) -> tuple[TokenSettings | AttestationAuthority, ...]:
+        """Whose key sets a partition reads."""
+        return (*((self.tokens,) if self.tokens else ()), *self.attestation_authorities)
+
     def __post_init__(self) -> None:
         if self.rest and not self.tokens:
             raise ValueError("rest: tokens are needed, too")
         if not self.initial_administrators:
             raise ValueError("initial_administrators: at least one is needed")
         _check_loopback("metrics_endpoint", self.metrics_endpoint)
+        issuers = {entry.issuer for entry in self.attestation_authorities}
+        if len(issuers) < len(self.attestation_authorities):
+            raise ValueError("attestation_authorities: one is named twice")
+        _check_range("attestation_authorities", len(issuers), 0, limits.ATTESTATION_AUTHORITIES_MAX)
         _check_range("partition_count", self.partition_count, 1, _PARTITIONS_MAX)
         _check_range("index", self.index, 0, self.partition_count - 1)
         _check_range(
@@ -210,6 +235,8 @@ class PartitionSettings:
             limits.RECOVERABLE_DAYS_MIN,
             limits.RECOVERABLE_DAYS_MAX,
         )
+        _check_range("keys_max", self.keys_max, 1, limits.KEYS_MAX)
+        _check_range("versions_per_key_max", self.versions_per_key_max, 1, limits.VERSIONS_PER_KEY_MAX)
         _check_range(
             "audit_retention_mebibytes",
             self.audit_retention_mebibytes,
@@ -259,6 +286,15 @@ def _check_loopback(name: str, endpoint: str) -> None:
     host, _, port = endpoint.rpartition(":")
     if host not in _LOOPBACK or not (port.isascii() and port.isdigit() and 1 <= int(port[:6]) <= _PORT_MAX):
         raise ValueError(f"{name}: host:port on loopback is needed")
+
+
+def _check_key_set(keys: str) -> None:
+    """Check where a JWKS is read from: nothing leaves the machine."""
+    if "://" not in keys:
+        return
+    url = urllib.parse.urlsplit(keys)
+    if url.scheme != "https" or url.hostname not in _LOOPBACK:
+        raise ValueError("keys: a file, or an https URL on loopback is needed")
 
 
 def _check_range(name: str, value: int, lowest: int, highest: int) -> None:

@@ -36,6 +36,7 @@ _AZURE_NAMES: Final = {
     _KEYS + "RotateKey": "KeyRotate",
     _KEYS + "GetKeyRotationPolicy": "KeyRotationPolicyGet",
     _KEYS + "UpdateKeyRotationPolicy": "KeyRotationPolicySet",
+    _KEYS + "ReleaseKey": "KeyRelease",
     _KEYS + "BackupKey": "KeyBackup",
     _KEYS + "RestoreKey": "KeyRestore",
     _CRYPTO + "Sign": "KeySign",

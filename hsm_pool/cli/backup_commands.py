@@ -11,7 +11,7 @@ import click
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
 
-from hsm_pool.cli.key_commands import resource
+from hsm_pool.cli.key_output import resource
 from hsm_pool.cli.output import common_options, confirmed, connect, fail, report, request_id_option
 from hsm_pool.client import backup_calls, backups
 from hsm_pool.client.locations import open_location

@@ -15,7 +15,7 @@ from cryptography.hazmat.primitives.asymmetric.mldsa import MLDSAMuHasher
 from cryptography.hazmat.primitives.asymmetric.utils import decode_dss_signature, encode_dss_signature
 
 from hsm_pool.cli.files import refuse_existing, write_new
-from hsm_pool.cli.key_commands import resource
+from hsm_pool.cli.key_output import resource
 from hsm_pool.cli.output import common_options, connect, fail, read_bounded, report
 from hsm_pool.client.pool import Pool
 from hsm_pool.core.model import KeyOperation

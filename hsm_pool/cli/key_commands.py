@@ -10,10 +10,9 @@ from typing import Any
 import click
 from cryptography.hazmat.primitives import serialization
 from google.protobuf.json_format import MessageToDict
-from rich.console import Console
-from rich.table import Table
 
 from hsm_pool.cli.files import refuse_existing, write_new
+from hsm_pool.cli.key_output import CURVES, OPERATIONS, TYPES, resource, show_deleted_key, show_key, show_keys
 from hsm_pool.cli.output import (
     common_options,
     confirmed_by_name,
@@ -23,43 +22,24 @@ from hsm_pool.cli.output import (
     report,
     request_id_option,
 )
+from hsm_pool.cli.release_commands import (
+    attestation_token,
+    exportable_option,
+    new_release_policy,
+    release,
+    release_policy_of,
+    release_policy_options,
+)
+from hsm_pool.cli.rotation_commands import rotate, rotation_policy
 from hsm_pool.client import calls
 from hsm_pool.crypto.algorithms import AKP_SIZES_BITS, ALGORITHMS, RSA_EXPONENT, RSA_EXPONENTS
-from hsm_pool.errors import PurgeProtected, RotationPolicyMissing
+from hsm_pool.errors import PurgeProtected
 from hsm_pool.limits import IMPORT_BYTES_MAX, KEY_BACKUP_BYTES_MAX
 from mhsm.keys.v1 import keys_pb2
 
-TYPES = {
-    "RSA": keys_pb2.KEY_TYPE_RSA,
-    "EC": keys_pb2.KEY_TYPE_EC,
-    "oct": keys_pb2.KEY_TYPE_OCT,
-    "AKP": keys_pb2.KEY_TYPE_AKP,
-}
-CURVES = {
-    "P-256": keys_pb2.CURVE_P256,
-    "P-384": keys_pb2.CURVE_P384,
-    "P-521": keys_pb2.CURVE_P521,
-    "P-256K": keys_pb2.CURVE_P256K,
-}
-OPERATIONS = {
-    "encrypt": keys_pb2.KEY_OPERATION_ENCRYPT,
-    "decrypt": keys_pb2.KEY_OPERATION_DECRYPT,
-    "sign": keys_pb2.KEY_OPERATION_SIGN,
-    "verify": keys_pb2.KEY_OPERATION_VERIFY,
-    "wrapKey": keys_pb2.KEY_OPERATION_WRAP_KEY,
-    "unwrapKey": keys_pb2.KEY_OPERATION_UNWRAP_KEY,
-}
 _DEFAULT_SIZES = {"RSA": 3072, "oct": 256, "EC": 0, "AKP": AKP_SIZES_BITS[1]}
 _AKP_SIZES = ", ".join(f"{a.size_bits} {a.name}" for a in ALGORITHMS if a.preview)
-_TYPE_NAMES = {value: name for name, value in TYPES.items()}
-_CURVE_NAMES = {value: name for name, value in CURVES.items()}
-_OPERATION_NAMES = {value: name for name, value in OPERATIONS.items()}
 _TIME = click.DateTime(["%Y-%m-%dT%H:%M:%SZ", "%Y-%m-%d"])
-
-
-def resource(name: str) -> str:
-    """Return keys/NAME for a plain name; a full resource name stays as it is."""
-    return name if name.startswith("keys/") else f"keys/{name}"
 
 
 def _tags(context: click.Context, parameter: click.Parameter, values: tuple[str, ...]) -> dict[str, str]:  # noqa: ARG001
@@ -98,6 +78,13 @@ def key() -> None:
     """Create, read, change, delete and recover keys."""
 
 
+key.add_command(attestation_token)
+key.add_command(new_release_policy)
+key.add_command(release)
+key.add_command(rotate)
+key.add_command(rotation_policy)
+
+
 @key.command()
 @click.argument("name")
 @click.option("--type", "type_name", type=click.Choice(list(TYPES)), required=True)
@@ -116,6 +103,8 @@ def key() -> None:
 )
 @click.option("--disabled", is_flag=True)
 @click.option("--new-only", is_flag=True, help="Refuse to add a version to an existing key.")
+@exportable_option
+@release_policy_options
 @request_id_option
 @_attribute_options
 @common_options
@@ -125,7 +114,9 @@ def create(name: str, type_name: str, curve: str | None, size: int | None, **opt
         enabled=False if options["disabled"] else None,
         not_before=_utc(options["not_before"]),
         expires=_utc(options["expires"]),
+        exportable=options["exportable"],
     )
+    policy = release_policy_of(options)
     with connect(options) as pool:
         made = pool.create_key(
             name,
@@ -137,10 +128,25 @@ def create(name: str, type_name: str, curve: str | None, size: int | None, **opt
             tags=options["tags"],
             must_not_exist=options["new_only"],
             public_exponent=int(options["public_exponent"] or 0),
+            release_policy=policy,
             request_id=options["request_id"],
         )
     following = f"mhsm key public-key {name} --output {name}.pem" if made.public_key_der else "mhsm key list"
-    _show(made, options, f"made {made.name}", following)
+    show_key(made, options, f"made {made.name}", following)
+
+
+def _material(file: Path) -> dict[str, bytes]:
+    content = read_bounded(file, 2 * IMPORT_BYTES_MAX)  # PEM is longer than what it holds
+    if content.startswith(b"-----BEGIN"):
+        try:
+            parsed = serialization.load_pem_private_key(content, None)
+        except (ValueError, TypeError):
+            fail(f"{file} is not an unencrypted private key", "convert it to PKCS#8 first")
+        der = parsed.private_bytes(
+            serialization.Encoding.DER, serialization.PrivateFormat.PKCS8, serialization.NoEncryption()
+        )
+        return {"pkcs8_der": der}
+    return {"octets" if len(content) in {16, 24, 32} else "pkcs8_der": content}
 
 
 @key.command("import")
@@ -149,29 +155,34 @@ def create(name: str, type_name: str, curve: str | None, size: int | None, **opt
     "--file",
     "file",
     type=click.Path(exists=True, dir_okay=False, path_type=Path),
-    required=True,
+    default=None,
     help="PKCS#8 (PEM or DER) for RSA and EC; 16, 24 or 32 raw bytes for oct.",
 )
+@click.option(
+    "--byok",
+    type=click.Path(exists=True, dir_okay=False, path_type=Path),
+    default=None,
+    help="Key transfer blob, encrypted to a key of the pool whose only operation is import.",
+)
+@exportable_option
+@release_policy_options
 @request_id_option
 @_attribute_options
 @common_options
-def import_(name: str, file: Path, **options: Any) -> None:
+def import_(name: str, file: Path | None, byok: Path | None, **options: Any) -> None:
     """Import key material as a key, or as a new version of it."""
-    content = read_bounded(file, 2 * IMPORT_BYTES_MAX)  # PEM is longer than what it holds
-    material: dict[str, bytes] = {}
-    if content.startswith(b"-----BEGIN"):
-        try:
-            parsed = serialization.load_pem_private_key(content, None)
-        except (ValueError, TypeError):
-            fail(f"{file} is not an unencrypted private key", "convert it to PKCS#8 first")
-        material["pkcs8_der"] = parsed.private_bytes(
-            serialization.Encoding.DER, serialization.PrivateFormat.PKCS8, serialization.NoEncryption()
-        )
-    elif len(content) in {16, 24, 32}:
-        material["octets"] = content
+    if byok is not None and file is None:
+        material = {"key_transfer_blob": read_bounded(byok, IMPORT_BYTES_MAX)}
+    elif file is not None and byok is None:
+        material = _material(file)
     else:
-        material["pkcs8_der"] = content
-    attributes = calls.attributes(not_before=_utc(options["not_before"]), expires=_utc(options["expires"]))
+        raise click.UsageError("give --file or --byok, and not both")
+    attributes = calls.attributes(
+        not_before=_utc(options["not_before"]),
+        expires=_utc(options["expires"]),
+        exportable=options["exportable"],
+    )
+    policy = release_policy_of(options)
     with connect(options) as pool:
         made = pool.import_key(
             name,
@@ -179,9 +190,10 @@ def import_(name: str, file: Path, **options: Any) -> None:
             key_operations=[OPERATIONS[operation] for operation in options["operations"]],
             key_attributes=attributes,
             tags=options["tags"],
+            release_policy=policy,
             request_id=options["request_id"],
         )
-    _show(made, options, f"imported {made.name}", f"mhsm key show {name}")
+    show_key(made, options, f"imported {made.name}", f"mhsm key show {name}")
 
 
 @key.command()
@@ -191,7 +203,7 @@ def show(name: str, **common: Any) -> None:
     """Show a key's newest version, or keys/NAME/versions/VERSION."""
     with connect(common) as pool:
         found = pool.get_key(resource(name))
-    _show(found, common, "", "")
+    show_key(found, common, "", "")
 
 
 @key.command("list")
@@ -199,7 +211,7 @@ def show(name: str, **common: Any) -> None:
 def list_(**common: Any) -> None:
     """List the keys."""
     with connect(common) as pool:
-        _show_all(list(pool.list_keys()), common)
+        show_keys(list(pool.list_keys()), common)
 
 
 @key.command()
@@ -208,7 +220,7 @@ def list_(**common: Any) -> None:
 def versions(name: str, **common: Any) -> None:
     """List the versions of a key, oldest first."""
     with connect(common) as pool:
-        _show_all(list(pool.list_key_versions(resource(name))), common)
+        show_keys(list(pool.list_key_versions(resource(name))), common)
 
 
 @key.command()
@@ -217,6 +229,7 @@ def versions(name: str, **common: Any) -> None:
 @click.option("--clear-not-before", is_flag=True)
 @click.option("--clear-expires", is_flag=True)
 @click.option("--clear-tags", is_flag=True)
+@release_policy_options
 @request_id_option
 @_attribute_options
 @common_options
@@ -225,6 +238,7 @@ def update(name: str, enabled: bool | None, **options: Any) -> None:
     attributes = calls.attributes(
         enabled=enabled, not_before=_utc(options["not_before"]), expires=_utc(options["expires"])
     )
+    policy = release_policy_of(options)
     with connect(options) as pool:
         changed = pool.update_key(
             resource(name),
@@ -233,9 +247,10 @@ def update(name: str, enabled: bool | None, **options: Any) -> None:
             tags=options["tags"] if options["tags"] or options["clear_tags"] else None,
             clear_not_before=options["clear_not_before"],
             clear_expires=options["clear_expires"],
+            release_policy=policy,
             request_id=options["request_id"],
         )
-    _show(changed, options, f"changed {changed.name}", f"mhsm key show {name}")
+    show_key(changed, options, f"changed {changed.name}", f"mhsm key show {name}")
 
 
 @key.command()
@@ -246,7 +261,7 @@ def delete(name: str, request_id: str | None, **common: Any) -> None:
     """Soft-delete a key with all its versions."""
     with connect(common) as pool:
         deleted = pool.delete_key(resource(name), request_id)
-    _show_deleted(deleted, common, f"mhsm key recover {name}")
+    show_deleted_key(deleted, common, f"mhsm key recover {name}")
 
 
 @key.command("show-deleted")
@@ -256,7 +271,7 @@ def show_deleted(name: str, **common: Any) -> None:
     """Show a soft-deleted key."""
     with connect(common) as pool:
         deleted = pool.get_deleted_key(resource(name))
-    _show_deleted(deleted, common, f"mhsm key recover {name}")
+    show_deleted_key(deleted, common, f"mhsm key recover {name}")
 
 
 @key.command("list-deleted")
@@ -282,7 +297,7 @@ def recover(name: str, request_id: str | None, **common: Any) -> None:
     """Recover a soft-deleted key."""
     with connect(common) as pool:
         recovered = pool.recover_deleted_key(resource(name), request_id)
-    _show(recovered, common, f"recovered {recovered.name}", f"mhsm key show {name}")
+    show_key(recovered, common, f"recovered {recovered.name}", f"mhsm key show {name}")
 
 
 @key.command()
@@ -301,64 +316,6 @@ def purge(name: str, yes: bool, request_id: str | None, **common: Any) -> None:
         except PurgeProtected as error:
             fail(error.message, f"mhsm key show-deleted {name}")
     report({"purged": name}, as_json=common["as_json"], text=f"purged {name}", following="mhsm key list")
-
-
-@key.command()
-@click.argument("name")
-@request_id_option
-@common_options
-def rotate(name: str, request_id: str, **common: Any) -> None:
-    """Make a new version of the same kind; the key needs a rotation policy."""
-    with connect(common) as pool:
-        try:
-            made = pool.rotate_key(resource(name), request_id)
-        except RotationPolicyMissing as error:
-            fail(error.message, f"mhsm key rotation-policy update {name} --time-after-create P90D")
-    _show(made, common, f"made {made.name}", f"mhsm key versions {name}")
-
-
-@key.group("rotation-policy")
-def rotation_policy() -> None:
-    """When a key gets a new version by itself, and how long each new version lives."""
-
-
-@rotation_policy.command("show")
-@click.argument("name")
-@common_options
-def show_policy(name: str, **common: Any) -> None:
-    """Show a key's rotation policy."""
-    with connect(common) as pool:
-        policy = pool.get_key_rotation_policy(resource(name))
-    changing = f"mhsm key rotation-policy update {name} --help"
-    known = policy.expiry_time or policy.lifetime_actions
-    _show_policy(name, policy, common, f"mhsm key rotate {name}" if known else changing)
-
-
-@rotation_policy.command("update")
-@click.argument("name")
-@click.option("--time-after-create", default="", help="Rotate a version of this age; ISO 8601, e.g. P90D.")
-@click.option("--time-before-expiry", default="", help="Rotate so long before a version expires.")
-@click.option("--expiry-time", default="", help="Life of each new version; ISO 8601, e.g. P2Y.")
-@click.option("--remove", is_flag=True, help="Remove the policy.")
-@request_id_option
-@common_options
-def update_policy(
-    name: str, time_after_create: str, time_before_expiry: str, expiry_time: str, remove: bool, **options: Any
-) -> None:
-    """Replace a key's rotation policy as a whole."""
-    if time_after_create and time_before_expiry:
-        raise click.UsageError("give --time-after-create or --time-before-expiry, not both")
-    if remove == bool(time_after_create or time_before_expiry or expiry_time):
-        raise click.UsageError("say what the policy is, or --remove")
-    with connect(options) as pool:
-        policy = pool.update_key_rotation_policy(
-            resource(name),
-            time_after_create=time_after_create,
-            time_before_expiry=time_before_expiry,
-            expiry_time=expiry_time,
-            request_id=options["request_id"],
-        )
-    _show_policy(name, policy, options, f"mhsm key rotation-policy show {name}")
 
 
 @key.command("public-key")
@@ -418,73 +375,4 @@ def restore(file: Path, request_id: str, **common: Any) -> None:
     octets = read_bounded(file, KEY_BACKUP_BYTES_MAX)
     with connect(common) as pool:
         found = pool.restore_key(octets, request_id)
-    _show(found, common, f"restored {found.name}", f"mhsm key show {found.name}")
-
-
-def _kind(found: keys_pb2.Key) -> str:
-    if found.key_type == keys_pb2.KEY_TYPE_EC:
-        return f"EC {_CURVE_NAMES[found.curve]}"
-    return f"{_TYPE_NAMES[found.key_type]}-{found.size_bits}"
-
-
-def _show(found: keys_pb2.Key, options: dict[str, Any], text: str, following: str) -> None:
-    attributes = found.attributes
-    lines = [text] if text else [found.name]
-    lines.append(f"  {_kind(found)}, {'enabled' if attributes.enabled else 'disabled'}")
-    lines.append("  " + ", ".join(_OPERATION_NAMES[operation] for operation in found.key_operations))
-    if attributes.HasField("not_before"):
-        lines.append(f"  not before {attributes.not_before.ToJsonString()}")
-    if attributes.HasField("expires"):
-        lines.append(f"  expires {attributes.expires.ToJsonString()}")
-    lines.extend(f"  {name}={value}" for name, value in sorted(found.tags.items()))
-    report(
-        {"key": MessageToDict(found)}, as_json=options["as_json"], text="\n".join(lines), following=following
-    )
-
-
-def _show_deleted(deleted: keys_pb2.DeletedKey, common: dict[str, Any], following: str) -> None:
-    report(
-        {"deleted_key": MessageToDict(deleted)},
-        as_json=common["as_json"],
-        text=f"{deleted.key.name} is soft-deleted; it will be purged at "
-        f"{deleted.scheduled_purge_time.ToJsonString()}",
-        following=following,
-    )
-
-
-def _show_policy(
-    name: str, policy: keys_pb2.KeyRotationPolicy, options: dict[str, Any], following: str
-) -> None:
-    lines = [
-        f"  rotated {action.time_after_create} after creation"
-        if action.time_after_create
-        else f"  rotated {action.time_before_expiry} before expiry"
-        for action in policy.lifetime_actions
-    ]
-    if policy.expiry_time:
-        lines.append(f"  a new version expires after {policy.expiry_time}")
-    head = f"rotation policy of {resource(name)}" if lines else f"{resource(name)} has no rotation policy"
-    report(
-        {"rotation_policy": MessageToDict(policy)},
-        as_json=options["as_json"],
-        text="\n".join([head, *lines]),
-        following=following,
-    )
-
-
-def _show_all(found: list[keys_pb2.Key], common: dict[str, Any]) -> None:
-    if common["as_json"]:
-        click.echo(json.dumps({"keys": [MessageToDict(entry) for entry in found]}))
-        return
-    table = Table(box=None, pad_edge=False)
-    for column in ("name", "kind", "enabled", "operations", "created"):
-        table.add_column(column)
-    for entry in found:
-        table.add_row(
-            entry.name,
-            _kind(entry),
-            "yes" if entry.attributes.enabled else "no",
-            " ".join(_OPERATION_NAMES[operation] for operation in entry.key_operations),
-            entry.attributes.created.ToJsonString(),
-        )
-    Console(width=None if Console().is_terminal else 200).print(table)
+    show_key(found, common, f"restored {found.name}", f"mhsm key show {found.name}")

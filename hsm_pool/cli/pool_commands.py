@@ -20,8 +20,9 @@ from hsm_pool.cli.output import FAILED, UNREACHABLE, data_directory_option, fail
 from hsm_pool.client.connection import NoConnection, load_connection
 from hsm_pool.client.pool import Pool
 from hsm_pool.errors import InvalidField, MHSMError
+from hsm_pool.limits import ATTESTATION_AUTHORITIES_MAX, KEYS_MAX, VERSIONS_PER_KEY_MAX
 from hsm_pool.provisioning import etcd_binary, layout, users
-from hsm_pool.settings import TraceSettings
+from hsm_pool.settings import AttestationAuthority, TraceSettings
 from mhsm.enclave.v1 import enclave_pb2
 
 _UP_SECONDS = 90.0
@@ -43,6 +44,20 @@ _READY = {
     "--purge-protection",
     is_flag=True,
     help="No deleted key is purged before its scheduled purge date; for ever, nobody can take it back.",
+)
+@click.option(
+    "--keys-max",
+    type=click.IntRange(1, KEYS_MAX),
+    default=KEYS_MAX,
+    show_default=True,
+    help="Keys that a new pool holds, soft-deleted ones included.",
+)
+@click.option(
+    "--versions-per-key-max",
+    type=click.IntRange(1, VERSIONS_PER_KEY_MAX),
+    default=VERSIONS_PER_KEY_MAX,
+    show_default=True,
+    help="Versions that a key of a new pool has.",
 )
 @click.option(
     "--audit-failure",
@@ -73,6 +88,14 @@ _READY = {
     help="Object id of an initial administrator who presents tokens of that issuer; repeatable.",
 )
 @click.option(
+    "--attestation-authority",
+    "authority_files",
+    type=click.Path(exists=True, dir_okay=False, path_type=Path),
+    multiple=True,
+    help="Who may vouch for environments that keys are released to, beside the development profile's own "
+    "authority: JSON file with issuer, keys and keys_ca_file as for --token-issuer; repeatable.",
+)
+@click.option(
     "--firmware-repository",
     type=click.Path(exists=True, file_okay=False, path_type=Path),
     default=None,
@@ -97,11 +120,14 @@ def up(
     attended: bool,
     recoverable_days: int,
     purge_protection: bool,
+    keys_max: int,
+    versions_per_key_max: int,
     audit_failure: Literal["stop", "continue"],
     etcd_path: str | None,
     external_store: Path | None,
     token_issuer: str,
     administrators: tuple[uuid.UUID, ...],
+    authority_files: tuple[Path, ...],
     firmware_repository: Path | None,
     first_user_id: int,
     traces: str | None,
@@ -130,6 +156,9 @@ def up(
             first_user_id,
             object_ids,
             _traces(traces),
+            _authorities(authority_files),
+            keys_max,
+            versions_per_key_max,
         )
         try:
             pool_id = layout.provision(directory, new)
@@ -297,6 +326,20 @@ def _traces(endpoint: str | None) -> TraceSettings | None:
         return TraceSettings(endpoint) if endpoint is not None else None
     except ValueError as error:
         fail(str(error), "mhsm up --traces 127.0.0.1:4317")
+
+
+def _authorities(files: tuple[Path, ...]) -> tuple[AttestationAuthority, ...]:
+    authorities: list[AttestationAuthority] = []
+    for path in files:
+        try:
+            authorities.append(AttestationAuthority(**{"keys_ca_file": "", **json.loads(path.read_text())}))
+        except (OSError, ValueError, TypeError):
+            fail(f"{path} does not describe an attestation authority", "see mhsm up --help")
+    if len({entry.issuer for entry in authorities}) < len(authorities):
+        fail("an attestation authority is named twice", "see mhsm up --help")
+    if len(authorities) >= ATTESTATION_AUTHORITIES_MAX:
+        fail(f"at most {ATTESTATION_AUTHORITIES_MAX - 1} attestation authorities can be named", "")
+    return tuple(authorities)
 
 
 def _supervisor_process_id(directory: Path) -> int | None:

@@ -136,6 +136,12 @@ class AsyncPool:
         """Destroy a soft-deleted key."""
         await self._run(calls.purge_deleted_key(name, request_id))
 
+    async def release_key(
+        self, name: str, target_attestation_token: str, encryption_algorithm: str = "", nonce: str = ""
+    ) -> str:
+        """Release an exportable version to an attested environment; returns a JWS."""
+        return await self._run(calls.release_key(name, target_attestation_token, encryption_algorithm, nonce))
+
     async def rotate_key(self, name: str, request_id: str | None = None) -> keys_pb2.Key:
         """Make a new version of the same kind; the key must have a rotation policy."""
         return await self._run(calls.rotate_key(name, request_id))

@@ -66,6 +66,11 @@ def attributes(
     return message
 
 
+def release_policy(data: bytes, *, immutable: bool = False) -> keys_pb2.KeyReleasePolicy:
+    """Return a release policy: JSON in the grammar of Azure's release policies."""
+    return keys_pb2.KeyReleasePolicy(data=data, immutable=immutable)
+
+
 def _request_id(request_id: str | None) -> str:
     return request_id or str(uuid.uuid4())
 
@@ -81,6 +86,7 @@ def create_key(
     tags: Mapping[str, str] | None = None,
     must_not_exist: bool = False,
     public_exponent: int = 0,
+    release_policy: keys_pb2.KeyReleasePolicy | None = None,
     request_id: str | None = None,
 ) -> Call[keys_pb2.Key]:
     """CreateKey."""
@@ -94,6 +100,7 @@ def create_key(
         tags=tags,
         must_not_exist=must_not_exist,
         public_exponent=public_exponent,
+        release_policy=release_policy,
         request_id=_request_id(request_id),
     )
     return _key("CreateKey", request, "mutation", lambda response: response.key)
@@ -104,24 +111,31 @@ def import_key(
     *,
     pkcs8_der: bytes | None = None,
     octets: bytes | None = None,
+    key_transfer_blob: bytes | None = None,
     key_operations: Sequence[keys_pb2.KeyOperation.ValueType] = (),
     key_attributes: keys_pb2.KeyAttributes | None = None,
     tags: Mapping[str, str] | None = None,
+    release_policy: keys_pb2.KeyReleasePolicy | None = None,
     request_id: str | None = None,
 ) -> Call[keys_pb2.Key]:
     """ImportKey."""
     request = keys_pb2.ImportKeyRequest(
         key_id=key_id,
-        material=_material(pkcs8_der, octets),
+        material=_material(pkcs8_der, octets, key_transfer_blob),
         key_operations=key_operations,
         attributes=key_attributes,
         tags=tags,
+        release_policy=release_policy,
         request_id=_request_id(request_id),
     )
     return _key("ImportKey", request, "mutation", lambda response: response.key)
 
 
-def _material(pkcs8_der: bytes | None, octets: bytes | None) -> keys_pb2.KeyMaterialSecret:
+def _material(
+    pkcs8_der: bytes | None, octets: bytes | None, key_transfer_blob: bytes | None
+) -> keys_pb2.KeyMaterialSecret:
+    if key_transfer_blob is not None:
+        return keys_pb2.KeyMaterialSecret(key_transfer_blob=key_transfer_blob)
     if pkcs8_der is not None:
         return keys_pb2.KeyMaterialSecret(pkcs8_der=pkcs8_der)
     return keys_pb2.KeyMaterialSecret(octets=octets or b"")
@@ -158,6 +172,7 @@ def update_key(
     tags: Mapping[str, str] | None = None,
     clear_not_before: bool = False,
     clear_expires: bool = False,
+    release_policy: keys_pb2.KeyReleasePolicy | None = None,
     request_id: str | None = None,
 ) -> Call[keys_pb2.Key]:
     """UpdateKey."""
@@ -169,6 +184,7 @@ def update_key(
         replace_tags=tags is not None,
         clear_not_before=clear_not_before,
         clear_expires=clear_expires,
+        release_policy=release_policy,
         request_id=_request_id(request_id),
     )
     return _key("UpdateKey", request, "mutation", lambda response: response.key)
@@ -196,6 +212,19 @@ def purge_deleted_key(name: str, request_id: str | None = None) -> Call[None]:
     """PurgeDeletedKey."""
     request = keys_pb2.PurgeDeletedKeyRequest(name=name, request_id=_request_id(request_id))
     return _key("PurgeDeletedKey", request, "mutation", lambda _: None)
+
+
+def release_key(
+    name: str, target_attestation_token: str, encryption_algorithm: str = "", nonce: str = ""
+) -> Call[str]:
+    """ReleaseKey."""
+    request = keys_pb2.ReleaseKeyRequest(
+        name=name,
+        target_attestation_token=target_attestation_token,
+        encryption_algorithm=encryption_algorithm,
+        nonce=nonce,
+    )
+    return _key("ReleaseKey", request, "crypto", lambda response: response.value)
 
 
 def rotate_key(name: str, request_id: str | None = None) -> Call[keys_pb2.Key]:

@@ -148,6 +148,12 @@ class Pool:
         """Destroy a soft-deleted key."""
         self._run(calls.purge_deleted_key(name, request_id))
 
+    def release_key(
+        self, name: str, target_attestation_token: str, encryption_algorithm: str = "", nonce: str = ""
+    ) -> str:
+        """Release an exportable version to an attested environment; returns a JWS."""
+        return self._run(calls.release_key(name, target_attestation_token, encryption_algorithm, nonce))
+
     def rotate_key(self, name: str, request_id: str | None = None) -> keys_pb2.Key:
         """Make a new version of the same kind; the key must have a rotation policy."""
         return self._run(calls.rotate_key(name, request_id))

@@ -9,6 +9,7 @@ from hsm_pool.core.model import (
     Curve,
     KeyOperation,
     KeyRecord,
+    KeyReleasePolicy,
     KeyType,
     KeyVersionRecord,
     Restorable,
@@ -39,6 +40,7 @@ class CreateKeyVersion:
     exportable: bool = False
     tags: Mapping[str, str] | None = None
     must_not_exist: bool = False
+    release_policy: KeyReleasePolicy | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,6 +55,7 @@ class UpdateKeyVersion:
     expires_ms: int | None = None
     key_operations: tuple[KeyOperation, ...] | None = None
     tags: Mapping[str, str] | None = None
+    release_policy: KeyReleasePolicy | None = None
 
 
 @dataclass(frozen=True, slots=True)

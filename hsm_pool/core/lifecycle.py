@@ -1,4 +1,4 @@
-"""The pure core: ``apply(command, view) -> (reply, changes)``, and the rules of use.
+"""The pure core: ``apply(command, view) -> (reply, changes)``.
 
 Sources: Azure Key Vault REST API (keys) and Managed HSM soft delete; the rules are
 tabulated in docs/architecture.md. Nothing here reads a clock, a file or a socket.
@@ -10,7 +10,16 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 from hsm_pool import limits
-from hsm_pool.core import epochs, membership, restore, role_management, rotation
+from hsm_pool.core import (
+    epochs,
+    key_release,
+    key_transfer,
+    membership,
+    pool_limits,
+    restore,
+    role_management,
+    rotation,
+)
 from hsm_pool.core.commands import (
     ActivateEpoch,
     ActivateFirmware,
@@ -53,16 +62,13 @@ from hsm_pool.core.commands import (
 from hsm_pool.core.model import (
     POOL,
     CheckpointRecord,
-    KeyOperation,
     KeyRecord,
     KeyVersionRecord,
     PoolRecord,
     Record,
     RecordName,
-    RequestRecord,
     checkpoint_name,
     key_name,
-    request_name,
     stored_bytes,
     version_name,
 )
@@ -73,17 +79,11 @@ from hsm_pool.errors import (
     KeyChanged,
     KeyExists,
     KeyNotFound,
-    KeyNotUsable,
     KeySoftDeleted,
     LimitExceeded,
-    OperationNotPermitted,
     PurgeProtected,
-    RequestIdReused,
     RotationPolicyMissing,
 )
-
-_EXEMPT_FROM_TIME = frozenset({KeyOperation.DECRYPT, KeyOperation.UNWRAP_KEY, KeyOperation.VERIFY})
-"""Operations that a disabled or expired version still does, as the real service (Azure key attributes)."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -204,52 +204,6 @@ def version_of(view: View, key: KeyRecord, version_id: str = "") -> KeyVersionRe
     return record
 
 
-def check_use(version: KeyVersionRecord, operation: KeyOperation, time_ms: int) -> None:
-    """Check that a version may be used for an operation at a time.
-
-    Raises:
-        OperationNotPermitted: The operation is not among its key operations.
-        KeyNotUsable: It is disabled, not yet valid or expired.
-    """
-    if operation not in version.key_operations:
-        raise OperationNotPermitted(
-            f"key {version.key_id} does not permit {operation.name.lower()}",
-            operation=operation.name,
-        )
-    if not version.enabled and operation not in _EXEMPT_FROM_TIME:
-        raise KeyNotUsable(f"key {version.key_id} is disabled", cause="disabled")
-    if operation in _EXEMPT_FROM_TIME:
-        return
-    if version.not_before_ms and time_ms < version.not_before_ms:
-        raise KeyNotUsable(f"key {version.key_id} is not valid yet", cause="not_before")
-    if version.expires_ms and time_ms >= version.expires_ms:
-        raise KeyNotUsable(f"key {version.key_id} has expired", cause="expires")
-
-
-def answered_before(view: View, request_key: bytes, request_digest: bytes) -> RequestRecord | None:
-    """Return the first answer to a request id, if there is one.
-
-    Raises:
-        RequestIdReused: The id was used for another request.
-    """
-    record = view.get(request_name(request_key))
-    if not isinstance(record, RequestRecord):
-        return None
-    if record.request_digest != request_digest:
-        raise RequestIdReused("request_id was used before for another request")
-    return record
-
-
-def remember(view: View, record: RequestRecord) -> Changes:
-    """Return the changes that keep an answer and forget up to two old ones."""
-    changes: dict[RecordName, Record | None] = {request_name(record.request_key): record}
-    surplus = view.request_count() >= limits.REQUESTS_MAX
-    for old in view.oldest_requests(2):
-        if surplus or old.answered_ms + limits.REQUEST_RETENTION_MS < record.answered_ms:
-            changes[request_name(old.request_key)] = None
-    return changes
-
-
 def _create(command: CreateKeyVersion, view: View) -> Outcome:
     restore.refuse_while_restoring(view)
     existing = view.get(key_name(command.key_id))
@@ -260,8 +214,10 @@ def _create(command: CreateKeyVersion, view: View) -> Outcome:
         if command.must_not_exist:
             raise KeyExists(f"key {command.key_id} exists", state="active")
         key = existing
-    elif view.key_count() >= limits.KEYS_MAX:
-        raise LimitExceeded(f"the pool has {limits.KEYS_MAX} keys")
+    else:
+        pool_limits.check_keys(view)
+    key_transfer.check_new(command.key_operations, exportable=command.exportable)
+    key_release.check_new(command.key_type, command.exportable, command.release_policy)
     version = KeyVersionRecord(
         key_id=command.key_id,
         version_id=command.version_id,
@@ -278,13 +234,13 @@ def _create(command: CreateKeyVersion, view: View) -> Outcome:
         exportable=command.exportable,
         tags=dict(command.tags or {}),
         sealed_material=command.sealed_material,
+        release_policy=command.release_policy,
     )
     return _add_version(view, key, version)
 
 
 def _add_version(view: View, key: KeyRecord, version: KeyVersionRecord) -> Outcome:
-    if len(key.version_ids) >= limits.VERSIONS_PER_KEY_MAX:
-        raise LimitExceeded(f"key {key.key_id} has {limits.VERSIONS_PER_KEY_MAX} versions")
+    pool_limits.check_versions(view, key.key_id, len(key.version_ids) + 1)
     _check_times(version.not_before_ms, version.expires_ms)
     _check_room(view, key.key_id, key.version_ids, version)
     grown = replace(key, version_ids=(*key.version_ids, version.version_id))
@@ -305,7 +261,9 @@ def _update(command: UpdateKeyVersion, view: View) -> Outcome:
         key_operations=old.key_operations if command.key_operations is None else command.key_operations,
         tags=old.tags if command.tags is None else dict(command.tags),
         updated_ms=max(command.time_ms, old.updated_ms),
+        release_policy=key_release.replaced(old, command.release_policy),
     )
+    key_transfer.check_changed(old.key_operations, new.key_operations)
     _check_times(new.not_before_ms, new.expires_ms)
     _check_room(view, key.key_id, [other for other in key.version_ids if other != new.version_id], new)
     return Outcome(

@@ -39,6 +39,7 @@ class KeyOperation(IntEnum):
     VERIFY = 4
     WRAP_KEY = 5
     UNWRAP_KEY = 6
+    IMPORT = 7
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,6 +82,14 @@ class KeyRecord:
 
 
 @dataclass(frozen=True, slots=True)
+class KeyReleasePolicy:
+    """Who gets an exportable key version: JSON as the customer wrote it (core/release_policy.py)."""
+
+    data: bytes
+    immutable: bool = False
+
+
+@dataclass(frozen=True, slots=True)
 class KeyVersionRecord:
     """A key version; times are Unix milliseconds, 0 for none."""
 
@@ -99,6 +108,8 @@ class KeyVersionRecord:
     exportable: bool
     tags: Mapping[str, str]
     sealed_material: SealedMaterial
+    release_policy: KeyReleasePolicy | None = None
+    """Of exportable versions only, and of each of them."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -156,6 +167,10 @@ class PoolRecord:
     """Below it no partition serves; it only rises."""
     purge_protection: bool = False
     """Whether no deleted key is purged before its date; no command takes it away."""
+    keys_max: int = 0
+    """Keys that it holds at most, soft-deleted ones included; 0 for KEYS_MAX."""
+    versions_per_key_max: int = 0
+    """Versions of a key at most; 0 for VERSIONS_PER_KEY_MAX."""
 
     @property
     def retention(self) -> Retention:
@@ -325,7 +340,8 @@ def bytes_about(record: Record) -> int:
     match record:
         case KeyVersionRecord():
             tags = sum(len(name.encode()) + len(value.encode()) + 8 for name, value in record.tags.items())
-            return 600 + len(record.public_key_der) + len(record.sealed_material.ciphertext) + tags
+            policy = len(record.release_policy.data) + 16 if record.release_policy else 0
+            return 600 + len(record.public_key_der) + len(record.sealed_material.ciphertext) + tags + policy
         case KeyRecord():
             return 400 + 36 * len(record.version_ids)
         case RequestRecord():

@@ -17,7 +17,7 @@ import itertools
 from collections.abc import Iterator
 from dataclasses import replace
 
-from hsm_pool import limits
+from hsm_pool.core import pool_limits
 from hsm_pool.core.commands import (
     AdvanceRestore,
     CancelRestore,
@@ -42,7 +42,7 @@ from hsm_pool.core.model import (
     version_name,
 )
 from hsm_pool.core.state import Changes, View
-from hsm_pool.errors import KeyExists, LimitExceeded, RestoreState
+from hsm_pool.errors import KeyExists, RestoreState
 
 BATCH_RECORDS = 50
 """Records that one command stages, removes or places: with their deletions they fit a transaction."""
@@ -173,8 +173,8 @@ def restore_key(command: RestoreKey, view: View) -> Changes:
     if isinstance(existing, KeyRecord):
         state = "deleted" if existing.deleted else "active"
         raise KeyExists(f"key {command.key.key_id} exists: a restore never overwrites it", state=state)
-    if view.key_count() >= limits.KEYS_MAX:
-        raise LimitExceeded(f"the pool has {limits.KEYS_MAX} keys")
+    pool_limits.check_keys(view)
+    pool_limits.check_versions(view, command.key.key_id, len(command.versions))
     changes: dict[RecordName, Record | None] = {key_name(command.key.key_id): command.key}
     for version in command.versions:
         changes[version_name(version.key_id, version.version_id)] = version

@@ -110,7 +110,7 @@ AKP_SIZES_BITS = tuple(algorithm.size_bits for algorithm in ALGORITHMS if algori
 _SIZES_BITS = {KeyType.RSA: RSA_SIZES_BITS, KeyType.OCT: OCT_SIZES_BITS, KeyType.AKP: AKP_SIZES_BITS}
 
 _DEFAULT_OPERATIONS = {
-    KeyType.RSA: tuple(KeyOperation),
+    KeyType.RSA: tuple(sorted(_SIGN | _ENCRYPT | _WRAP)),
     KeyType.EC: (KeyOperation.SIGN, KeyOperation.VERIFY),
     KeyType.OCT: tuple(sorted(_ENCRYPT | _WRAP)),
     KeyType.AKP: (KeyOperation.SIGN, KeyOperation.VERIFY),
@@ -119,6 +119,7 @@ _POSSIBLE_OPERATIONS = {
     key_type: frozenset[KeyOperation]().union(*(a.operations for a in ALGORITHMS if a.key_type is key_type))
     for key_type in KeyType
 }
+_POSSIBLE_OPERATIONS[KeyType.RSA] |= {KeyOperation.IMPORT}
 """What the algorithms of a key type do; an oct key signs only if its creator says so (Azure Managed HSM)."""
 
 _BY_NAME = {algorithm.name: algorithm for algorithm in ALGORITHMS}
@@ -175,6 +176,8 @@ def check_key_operations(key_type: KeyType, operations: Iterable[KeyOperation]) 
     listed = list(operations)
     if len(set(listed)) != len(listed):
         raise InvalidField("a key operation is repeated", field="key_operations")
+    if KeyOperation.IMPORT in listed and len(listed) > 1:
+        raise InvalidField("a key that imports has no other operation", field="key_operations")
     for operation in listed:
         if operation not in _POSSIBLE_OPERATIONS[key_type]:
             raise InvalidField(

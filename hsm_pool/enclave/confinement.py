@@ -129,11 +129,11 @@ def _read_by_partition(settings: PartitionSettings) -> Iterator[Path]:
     yield Path(settings.admission_policy_file).parent  # the owner may write one at any time
     if settings.firmware:
         yield from (Path(settings.firmware.repository), Path(settings.firmware.root_file))
-    if settings.tokens:
-        if "://" not in settings.tokens.keys:
-            yield Path(settings.tokens.keys).parent  # the file may be replaced by another one
-        if settings.tokens.keys_ca_file:
-            yield Path(settings.tokens.keys_ca_file)
+    for issuer in settings.issuers:
+        if "://" not in issuer.keys:
+            yield Path(issuer.keys).parent  # the file may be replaced by another one
+        if issuer.keys_ca_file:
+            yield Path(issuer.keys_ca_file)
 
 
 def _files_of(identity: Identity) -> Iterator[Path]:
@@ -144,8 +144,7 @@ def _partition_connects_to(settings: PartitionSettings) -> list[int]:
     ports = [_port(peer.peer_endpoint) for peer in settings.peers]
     ports += map(_port, settings.store.endpoints)
     ports += [_port(settings.traces.endpoint)] if settings.traces else []
-    if settings.tokens and "://" in settings.tokens.keys:
-        ports.append(_port(settings.tokens.keys))
+    ports += [_port(issuer.keys) for issuer in settings.issuers if "://" in issuer.keys]
     return ports
 
 

@@ -8,6 +8,7 @@ the measurement; docs/threat-model.md says what follows.
 
 from __future__ import annotations
 
+import base64
 import ctypes
 import hashlib
 import importlib.metadata
@@ -23,6 +24,7 @@ from hsm_pool.firmware.image import PRODUCT_ID
 from hsm_pool.firmware.running import running
 from hsm_pool.settings import PartitionSettings
 from mhsm.evidence.v1 import evidence_pb2
+from security_domain.encoding import canonical, encode
 
 ALGORITHM = -7
 """ES256 (RFC 9053): ECDSA P-256 with SHA-256."""
@@ -105,6 +107,23 @@ class Signer:
             raise RuntimeError("the token is not encoded")
         return signed
 
+    def json_web_signature(self, payload: bytes, root: x509.Certificate) -> str:
+        """Return a payload as a JWS (RFC 7515, compact) with the chain up to the root.
+
+        What it signs begins otherwise than any COSE structure, so that neither passes for the other.
+        """
+        certificate = self.certificate.public_bytes(serialization.Encoding.DER)
+        thumbprint = encode(hashlib.sha256(certificate).digest())
+        chain = [certificate, root.public_bytes(serialization.Encoding.DER)]
+        header = {
+            "alg": "ES256",
+            "kid": thumbprint,
+            "x5c": [base64.b64encode(entry).decode() for entry in chain],
+            "x5t#S256": thumbprint,
+        }
+        signed = f"{encode(canonical(header))}.{encode(payload)}"
+        return f"{signed}.{encode(self._key.sign(signed.encode()))}"
+
 
 class Attester:
     """Makes evidence of this process."""
@@ -118,6 +137,7 @@ class Attester:
         platform, owner = settings.platform, settings.owner
         self._platform = Signer.load(platform.certificate_file, platform.key_file)
         self._owner = Signer.load(owner.certificate_file, owner.key_file)
+        self._owner_root = x509.load_pem_x509_certificate(Path(owner.root_certificate_file).read_bytes())
         self._settings = settings
         self._boot_count = boot_count
         self._debug = debug
@@ -131,6 +151,10 @@ class Attester:
     def certify(self, statement: bytes) -> bytes:
         """Return a statement of this partition, signed with the key that its owner certified."""
         return self._owner.token(statement)
+
+    def certify_release(self, payload: bytes) -> str:
+        """Return the answer to a key release, as a JWS of the key that its owner certified."""
+        return self._owner.json_web_signature(payload, self._owner_root)
 
     def attest(
         self, nonce: bytes, data: bytes, exchange_key: bytes = b"", expires_at: int = 0

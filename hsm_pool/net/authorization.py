@@ -78,6 +78,7 @@ DATA_ACTIONS: dict[str, Rule] = {
             "RotateKey": _at_key(_A.KEYS_ROTATE),
             "GetKeyRotationPolicy": _at_key(_A.KEYS_READ),
             "UpdateKeyRotationPolicy": _at_key(_A.KEYS_WRITE),
+            "ReleaseKey": _at_key(_A.KEYS_RELEASE),
             "BackupKey": _at_key(_A.KEYS_BACKUP),
             # The backup names the key: whoever may not restore anything does not get it opened.
             "RestoreKey": Rule((_A.KEYS_RESTORE,)),

@@ -13,7 +13,7 @@ from hsm_pool.limits import BACKUP_MANIFEST_BYTES_MAX, BACKUP_PART_BYTES_MAX
 from hsm_pool.net import convert
 from hsm_pool.net.calls import deadline
 from hsm_pool.net.interceptors import current_access
-from hsm_pool.net.key_service import reply_encoder, request_digest, request_key
+from hsm_pool.net.mutations import reply_encoder, request_digest, request_key
 from hsm_pool.partition.backups import Backups, RestoreStatus
 from hsm_pool.partition.partition import Partition
 from hsm_pool.store.committer import Mutation

@@ -16,6 +16,7 @@ from hsm_pool.core.model import (
     Curve,
     KeyOperation,
     KeyRecord,
+    KeyReleasePolicy,
     KeyType,
     KeyVersionRecord,
     Retention,
@@ -27,6 +28,8 @@ from mhsm.keys.v1 import keys_pb2
 _KEY_ID = re.compile(rf"[0-9a-zA-Z-]{{1,{limits.KEY_ID_LENGTH_MAX}}}")
 _VERSION_ID = re.compile(r"[0-9a-f]{32}")
 _REQUEST_ID = re.compile(r"[0-9a-fA-F]{8}(-[0-9a-fA-F]{4}){3}-[0-9a-fA-F]{12}")
+RELEASE_POLICY_CONTENT_TYPE = "application/json; charset=utf-8"
+KeysMessage = keys_pb2.CreateKeyRequest | keys_pb2.ImportKeyRequest | keys_pb2.UpdateKeyRequest
 _TIME_MS_MAX = int(datetime(9999, 12, 31, tzinfo=UTC).timestamp()) * 1000
 
 
@@ -127,6 +130,16 @@ def refuse_output_only(attributes: keys_pb2.KeyAttributes, *, exportable_allowed
         raise InvalidField("exportable is fixed at creation", field="attributes.exportable")
 
 
+def release_policy(message: KeysMessage) -> KeyReleasePolicy | None:
+    """Return the release policy of a request; None when it has none. The core checks its grammar."""
+    if not message.HasField("release_policy"):
+        return None
+    policy = message.release_policy
+    if policy.content_type not in {"", RELEASE_POLICY_CONTENT_TYPE}:
+        raise InvalidField(f"a release policy is {RELEASE_POLICY_CONTENT_TYPE}", field="release_policy")
+    return KeyReleasePolicy(policy.data, policy.immutable)
+
+
 def page_size(value: int) -> int:
     """Return a checked page size."""
     if value > limits.PAGE_SIZE_MAX:
@@ -188,6 +201,13 @@ def key_message(version: KeyVersionRecord, retention: Retention) -> keys_pb2.Key
         key_operations=[keys_pb2.KeyOperation.ValueType(operation) for operation in version.key_operations],
         attributes=attributes,
         tags=version.tags,
+        release_policy=keys_pb2.KeyReleasePolicy(
+            content_type=RELEASE_POLICY_CONTENT_TYPE,
+            data=version.release_policy.data,
+            immutable=version.release_policy.immutable,
+        )
+        if version.release_policy
+        else None,
     )
 
 

@@ -12,7 +12,7 @@ from google.rpc import status_pb2
 
 from hsm_pool import limits
 from hsm_pool.audit import record
-from hsm_pool.core import lifecycle, roles
+from hsm_pool.core import key_use, lifecycle, roles
 from hsm_pool.core.model import KeyOperation, KeyType, KeyVersionRecord
 from hsm_pool.core.roles import Access
 from hsm_pool.core.state import View
@@ -215,7 +215,7 @@ class CryptoService(crypto_pb2_grpc.CryptoServiceServicer):
         def decide(view: View) -> KeyVersionRecord:
             roles.check(view, access)
             version = lifecycle.version_of(view, lifecycle.active_key(view, key_id), version_id)
-            lifecycle.check_use(version, batch.operation, replica.pool_time_ms)
+            key_use.check_use(version, batch.operation, replica.pool_time_ms)
             return version
 
         for _ in range(_TRIES):

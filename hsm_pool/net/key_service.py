@@ -2,11 +2,7 @@
 
 from __future__ import annotations
 
-import hashlib
-import os
-from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass
 from typing import TypeVar
 
 import grpc
@@ -15,59 +11,37 @@ from google.protobuf.message import Message
 from hsm_pool.audit.record import note
 from hsm_pool.core import lifecycle, restore, roles
 from hsm_pool.core.commands import (
-    Command,
-    CreateKeyVersion,
-    DeletedKeyReply,
     DeleteKey,
     PurgeDeletedKey,
     RecoverDeletedKey,
-    Reply,
-    RotationPolicyReply,
     UpdateKeyVersion,
     UpdateRotationPolicy,
-    VersionReply,
 )
 from hsm_pool.core.model import (
     KeyOperation,
     KeyRecord,
     KeyType,
     KeyVersionRecord,
-    RequestRecord,
     Retention,
     key_name,
 )
-from hsm_pool.core.roles import Access, key_scope
+from hsm_pool.core.roles import key_scope
 from hsm_pool.core.state import State, View
 from hsm_pool.crypto import algorithms
-from hsm_pool.crypto.key_generation import KeyMaterial, import_octets, import_pkcs8
-from hsm_pool.crypto.secret import SecretBytes
-from hsm_pool.errors import InvalidField, PayloadTooLarge
-from hsm_pool.limits import IMPORT_BYTES_MAX
-from hsm_pool.net import convert
+from hsm_pool.errors import InvalidField
+from hsm_pool.net import convert, mutations
 from hsm_pool.net.admission import CallAdmission, CallKind
 from hsm_pool.net.calls import deadline
 from hsm_pool.net.interceptors import current_access, current_caller
+from hsm_pool.net.key_creation import create, imported_material, new_version
+from hsm_pool.net.key_release import KeyReleases
 from hsm_pool.partition import due_work
 from hsm_pool.partition.backups import Backups
 from hsm_pool.partition.partition import Partition
-from hsm_pool.partition.serving import Serving
-from hsm_pool.store.committer import Mutation
 from hsm_pool.store.replica import boot_time
-from hsm_pool.store.sealing import seal_material
 from mhsm.keys.v1 import keys_pb2, keys_pb2_grpc
 
 R = TypeVar("R", bound=Message)
-
-
-@dataclass(frozen=True, slots=True)
-class _NewVersion:
-    """What create and import have in common."""
-
-    key_id: str
-    key_operations: tuple[KeyOperation, ...]
-    attributes: keys_pb2.KeyAttributes
-    tags: dict[str, str]
-    must_not_exist: bool
 
 
 class KeyService(keys_pb2_grpc.KeyServiceServicer):
@@ -77,20 +51,21 @@ class KeyService(keys_pb2_grpc.KeyServiceServicer):
         self._partition = partition
         self._backups = backups
         self._admission = admission
+        self._releases = KeyReleases(partition)
 
     def CreateKey(  # noqa: N802, D102
         self, request: keys_pb2.CreateKeyRequest, context: grpc.ServicerContext
     ) -> keys_pb2.CreateKeyResponse:
         until = deadline(context)
         serving = self._partition.serving()
-        new = self._new_version(request, must_not_exist=request.must_not_exist)
+        new = new_version(request, must_not_exist=request.must_not_exist)
         key_type, curve = convert.key_type(request.key_type), convert.curve(request.curve)
         algorithms.check_key_size(key_type, curve, request.size_bits)
         algorithms.check_public_exponent(key_type, request.public_exponent)
         operations = new.key_operations or algorithms.default_key_operations(key_type)
         algorithms.check_key_operations(key_type, operations)
         access = current_access(key_scope(new.key_id))
-        answered = self._answered(serving, access, request, keys_pb2.CreateKeyResponse, until)
+        answered = mutations.answered(serving, access, request, keys_pb2.CreateKeyResponse, until)
         if answered is not None:
             return answered
         with self._place(key_type, until):
@@ -101,7 +76,7 @@ class KeyService(keys_pb2_grpc.KeyServiceServicer):
                 timeout_seconds=max(0.1, until - boot_time()),
                 public_exponent=request.public_exponent,
             )
-        return self._create(serving, access, request, new, material, keys_pb2.CreateKeyResponse, until)
+        return create(serving, access, request, new, material, keys_pb2.CreateKeyResponse, until)
 
     def _place(self, key_type: KeyType, until: float) -> AbstractContextManager[None]:
         """Hold a place at the generator of RSA keys, which takes long; other keys need none."""
@@ -114,21 +89,17 @@ class KeyService(keys_pb2_grpc.KeyServiceServicer):
     ) -> keys_pb2.ImportKeyResponse:
         until = deadline(context)
         serving = self._partition.serving()
-        new = self._new_version(request, must_not_exist=False)
+        new = new_version(request, must_not_exist=False)
         access = current_access(key_scope(new.key_id))
-        answered = self._answered(serving, access, request, keys_pb2.ImportKeyResponse, until)
+        answered = mutations.answered(serving, access, request, keys_pb2.ImportKeyResponse, until)
         if answered is not None:
             return answered
-        match request.material.WhichOneof("form"):
-            case "pkcs8_der":
-                material = import_pkcs8(_bounded(request.material.pkcs8_der))
-            case "octets":
-                material = import_octets(_bounded(request.material.octets))
-            case _:
-                raise InvalidField("material is missing", field="material")
+        material = imported_material(serving, request, until)
         operations = new.key_operations or algorithms.default_key_operations(material.key_type)
         algorithms.check_key_operations(material.key_type, operations)
-        return self._create(serving, access, request, new, material, keys_pb2.ImportKeyResponse, until)
+        if KeyOperation.IMPORT in operations:
+            raise InvalidField("a key that imports is made in the pool", field="key_operations")
+        return create(serving, access, request, new, material, keys_pb2.ImportKeyResponse, until)
 
     def GetKey(  # noqa: N802, D102
         self, request: keys_pb2.GetKeyRequest, context: grpc.ServicerContext
@@ -190,7 +161,7 @@ class KeyService(keys_pb2_grpc.KeyServiceServicer):
         operations = convert.key_operations(request.key_operations)
         until, serving = deadline(context), self._partition.serving()
         access = current_access(key_scope(key_id))
-        answered = self._answered(serving, access, request, keys_pb2.UpdateKeyResponse, until)
+        answered = mutations.answered(serving, access, request, keys_pb2.UpdateKeyResponse, until)
         if answered is not None:
             return answered
         if operations:
@@ -209,8 +180,9 @@ class KeyService(keys_pb2_grpc.KeyServiceServicer):
             expires_ms=0 if request.clear_expires else convert.time_ms(attributes, "expires"),
             key_operations=operations or None,
             tags=convert.tags(request.tags) if request.replace_tags else None,
+            release_policy=convert.release_policy(request),
         )
-        return self._commit(serving, access, command, request, keys_pb2.UpdateKeyResponse, until)
+        return mutations.commit(serving, access, command, request, keys_pb2.UpdateKeyResponse, until)
 
     def DeleteKey(  # noqa: N802, D102
         self, request: keys_pb2.DeleteKeyRequest, context: grpc.ServicerContext
@@ -219,7 +191,9 @@ class KeyService(keys_pb2_grpc.KeyServiceServicer):
         serving = self._partition.serving()
         command = DeleteKey(serving.now_ms(), key_id)
         access = current_access(key_scope(key_id))
-        return self._commit(serving, access, command, request, keys_pb2.DeleteKeyResponse, deadline(context))
+        return mutations.commit(
+            serving, access, command, request, keys_pb2.DeleteKeyResponse, deadline(context)
+        )
 
     def GetDeletedKey(  # noqa: N802, D102
         self, request: keys_pb2.GetDeletedKeyRequest, context: grpc.ServicerContext
@@ -242,7 +216,7 @@ class KeyService(keys_pb2_grpc.KeyServiceServicer):
         serving = self._partition.serving()
         command = RecoverDeletedKey(serving.now_ms(), key_id)
         access = current_access(key_scope(key_id))
-        return self._commit(
+        return mutations.commit(
             serving, access, command, request, keys_pb2.RecoverDeletedKeyResponse, deadline(context)
         )
 
@@ -254,7 +228,7 @@ class KeyService(keys_pb2_grpc.KeyServiceServicer):
         # Without a time that a majority agrees on, no date has come.
         command = PurgeDeletedKey(serving.replica.agreed_time_ms() or 0, key_id)
         access = current_access(key_scope(key_id))
-        return self._commit(
+        return mutations.commit(
             serving, access, command, request, keys_pb2.PurgeDeletedKeyResponse, deadline(context)
         )
 
@@ -264,7 +238,7 @@ class KeyService(keys_pb2_grpc.KeyServiceServicer):
         key_id, _ = convert.parse_name(request.name, version_allowed=False)
         until, serving = deadline(context), self._partition.serving()
         access = current_access(key_scope(key_id))
-        answered = self._answered(serving, access, request, keys_pb2.RotateKeyResponse, until)
+        answered = mutations.answered(serving, access, request, keys_pb2.RotateKeyResponse, until)
         if answered is not None:
             return answered
 
@@ -278,7 +252,7 @@ class KeyService(keys_pb2_grpc.KeyServiceServicer):
                 serving.keys, self._partition.key_generator, newest, serving.now_ms(), remaining
             )
         note(key_version=command.version_id)
-        return self._commit(serving, access, command, request, keys_pb2.RotateKeyResponse, until)
+        return mutations.commit(serving, access, command, request, keys_pb2.RotateKeyResponse, until)
 
     def GetKeyRotationPolicy(  # noqa: N802, D102
         self, request: keys_pb2.GetKeyRotationPolicyRequest, context: grpc.ServicerContext
@@ -300,9 +274,14 @@ class KeyService(keys_pb2_grpc.KeyServiceServicer):
         serving = self._partition.serving()
         command = UpdateRotationPolicy(serving.now_ms(), key_id, policy)
         access = current_access(key_scope(key_id))
-        return self._commit(
+        return mutations.commit(
             serving, access, command, request, keys_pb2.UpdateKeyRotationPolicyResponse, deadline(context)
         )
+
+    def ReleaseKey(  # noqa: N802, D102
+        self, request: keys_pb2.ReleaseKeyRequest, context: grpc.ServicerContext
+    ) -> keys_pb2.ReleaseKeyResponse:
+        return keys_pb2.ReleaseKeyResponse(value=self._releases.release(request, deadline(context)))
 
     def BackupKey(  # noqa: N802, D102
         self, request: keys_pb2.BackupKeyRequest, context: grpc.ServicerContext
@@ -316,98 +295,14 @@ class KeyService(keys_pb2_grpc.KeyServiceServicer):
     ) -> keys_pb2.RestoreKeyResponse:
         until, serving = deadline(context), self._partition.serving()
         access = current_access()
-        answered = self._answered(serving, access, request, keys_pb2.RestoreKeyResponse, until)
+        answered = mutations.answered(serving, access, request, keys_pb2.RestoreKeyResponse, until)
         if answered is not None:
             return answered
         command = self._backups.open_key_backup(request.backup)
         note(key_name=command.key.key_id)
-        return self._commit(serving, access, command, request, keys_pb2.RestoreKeyResponse, until)
+        return mutations.commit(serving, access, command, request, keys_pb2.RestoreKeyResponse, until)
 
     # -- shared --------------------------------------------------------------------------
-
-    @staticmethod
-    def _new_version(
-        request: keys_pb2.CreateKeyRequest | keys_pb2.ImportKeyRequest, *, must_not_exist: bool
-    ) -> _NewVersion:
-        convert.refuse_output_only(request.attributes, exportable_allowed=True)
-        return _NewVersion(
-            convert.named_key(request.key_id),
-            convert.key_operations(request.key_operations),
-            request.attributes,
-            convert.tags(request.tags),
-            must_not_exist,
-        )
-
-    def _create(
-        self,
-        serving: Serving,
-        access: Access,
-        request: keys_pb2.CreateKeyRequest | keys_pb2.ImportKeyRequest,
-        new: _NewVersion,
-        material: KeyMaterial,
-        response: type[R],
-        until: float,
-    ) -> R:
-        version_id = os.urandom(16).hex()
-        note(key_version=version_id)
-        attributes = new.attributes
-        command = CreateKeyVersion(
-            time_ms=serving.now_ms(),
-            key_id=new.key_id,
-            version_id=version_id,
-            key_type=material.key_type,
-            curve=material.curve,
-            size_bits=material.size_bits,
-            public_key_der=material.public_key_der,
-            sealed_material=seal_material(
-                serving.keys,
-                new.key_id,
-                version_id,
-                material.key_type,
-                material.curve,
-                material.size_bits,
-                material.material,
-            ),
-            key_operations=new.key_operations or algorithms.default_key_operations(material.key_type),
-            enabled=attributes.enabled if attributes.HasField("enabled") else True,
-            not_before_ms=convert.time_ms(attributes, "not_before") or 0,
-            expires_ms=convert.time_ms(attributes, "expires") or 0,
-            exportable=attributes.exportable,
-            tags=new.tags,
-            must_not_exist=new.must_not_exist,
-        )
-        return self._commit(serving, access, command, request, response, until)
-
-    def _answered(
-        self, serving: Serving, access: Access, request: Message, response: type[R], until: float
-    ) -> R | None:
-        """Return the first answer to this request id, before costly work is done again."""
-        key, digest = request_key(request), request_digest(request)
-
-        def decide(view: View) -> RequestRecord | None:
-            return lifecycle.answered_before(view, key, digest)
-
-        record = serving.replica.consult(roles.permitted(access, decide), until).value
-        return response.FromString(record.reply) if record else None
-
-    def _commit(
-        self,
-        serving: Serving,
-        access: Access,
-        command: Command,
-        request: Message,
-        response: type[R],
-        until: float,
-    ) -> R:
-        mutation = Mutation(
-            command,
-            access,
-            reply_encoder(response),
-            request_key(request),
-            request_digest(request),
-            serving.now_ms(),
-        )
-        return response.FromString(serving.committer.submit(mutation, until))
 
     def _page(
         self, requested_size: int, token: str, until: float, *, deleted: bool
@@ -429,47 +324,6 @@ class KeyService(keys_pb2_grpc.KeyServiceServicer):
             return page, ""
 
         return self._partition.serving().replica.consult_all(roles.permitted(current_access(), decide), until)
-
-
-def _bounded(octets: bytes) -> SecretBytes:
-    if len(octets) > IMPORT_BYTES_MAX:
-        raise PayloadTooLarge(f"key material has at most {IMPORT_BYTES_MAX} bytes")
-    return SecretBytes(octets)
-
-
-def reply_encoder(response: type[Message]) -> Callable[[Reply], bytes]:
-    """Return the function that makes the answer which is kept with the request id."""
-
-    def encode(reply: Reply) -> bytes:
-        message = response()
-        match reply:
-            case VersionReply():
-                key = convert.key_message(reply.version, reply.retention)
-                message.key.CopyFrom(key)  # type: ignore[attr-defined]
-            case DeletedKeyReply():
-                deleted = convert.deleted_key_message(reply.key, reply.version, reply.retention)
-                message.deleted_key.CopyFrom(deleted)  # type: ignore[attr-defined]
-            case RotationPolicyReply():
-                policy = convert.rotation_policy_message(reply.key.rotation_policy)
-                message.policy.CopyFrom(policy)  # type: ignore[attr-defined]
-        return message.SerializeToString(deterministic=True)
-
-    return encode
-
-
-def request_key(request: Message) -> bytes:
-    """Return the caller and request id, hashed: ids of different callers never meet."""
-    request_id = convert.request_id(request.request_id)  # type: ignore[attr-defined]
-    return hashlib.sha256(f"{current_caller().uri}\x00{request_id}".encode()).digest()
-
-
-def request_digest(request: Message) -> bytes:
-    """Return what makes a request the same as another; not its id, which has several spellings."""
-    content = type(request)()
-    content.CopyFrom(request)
-    content.ClearField("request_id")
-    kind = request.DESCRIPTOR.full_name.encode()
-    return hashlib.sha256(kind + b"\x00" + content.SerializeToString(deterministic=True)).digest()
 
 
 def _position(token: str) -> str:

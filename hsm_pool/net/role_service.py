@@ -28,7 +28,7 @@ from hsm_pool.errors import InvalidField
 from hsm_pool.net import convert
 from hsm_pool.net.calls import deadline
 from hsm_pool.net.interceptors import current_access
-from hsm_pool.net.key_service import request_digest, request_key
+from hsm_pool.net.mutations import request_digest, request_key
 from hsm_pool.partition.partition import Partition
 from hsm_pool.store.committer import Mutation
 from mhsm.roles.v1 import roles_pb2, roles_pb2_grpc

@@ -28,6 +28,8 @@ def first_transaction(
             settings.recoverable_days,
             header_digest=chain.value_digest(header),
             purge_protection=settings.purge_protection,
+            keys_max=settings.keys_max,
+            versions_per_key_max=settings.versions_per_key_max,
         ),
         **role_management.initial(_initial_assignments(settings)),
     }

@@ -10,7 +10,7 @@ from hsm_pool import limits
 from hsm_pool.backup import bundle, contents
 from hsm_pool.backup.bundle import Domain, Manifest, Sealer, Snapshot
 from hsm_pool.backup.contents import Stored, StoredKey, StoredRole
-from hsm_pool.core import lifecycle, restore, roles
+from hsm_pool.core import lifecycle, pool_limits, restore, roles
 from hsm_pool.core.commands import (
     CancelRestore,
     Command,
@@ -23,7 +23,7 @@ from hsm_pool.core.model import KeyRecord, RestorePhase, RestoreRecord, key_name
 from hsm_pool.core.roles import Access
 from hsm_pool.core.state import State, View
 from hsm_pool.crypto.secret import SecretBytes
-from hsm_pool.errors import BackupRefused, InvalidField, LimitExceeded, RestoreState
+from hsm_pool.errors import BackupRefused, InvalidField, RestoreState
 from hsm_pool.partition.partition import Partition
 from hsm_pool.partition.serving import Serving
 from hsm_pool.store.committer import Mutation
@@ -169,10 +169,9 @@ class Backups:
         """
         serving = self._partition.serving()
         opened = self._open(serving, manifest)
-        if opened.snapshot.keys > limits.KEYS_MAX:
-            raise LimitExceeded(f"a pool has at most {limits.KEYS_MAX} keys")
 
         def decide(state: State) -> int:
+            pool_limits.check_restored(state, opened.snapshot.keys)
             return state.key_count()
 
         return opened.snapshot.keys, serving.replica.consult_all(roles.permitted(access, decide), until)

@@ -11,6 +11,7 @@ from hsm_pool.core.commands import Command
 from hsm_pool.core.model import KeyVersionRecord, PoolRecord, RecordName
 from hsm_pool.crypto.key_generation import KeyGenerator
 from hsm_pool.crypto.loaded_keys import LoadedKey, LoadedKeyCache
+from hsm_pool.crypto.secret import SecretBytes
 from hsm_pool.partition.due_work import DueWork
 from hsm_pool.partition.housekeeping import Housekeeper
 from hsm_pool.store.committer import Committer
@@ -83,16 +84,21 @@ class Serving:
         """
         return self._loaded.get(
             (version.key_id, version.version_id),
-            lambda: (
-                version.key_type,
-                open_material(
-                    self.keys,
-                    version.key_id,
-                    version.version_id,
-                    version.key_type,
-                    version.curve,
-                    version.size_bits,
-                    version.sealed_material,
-                ),
-            ),
+            lambda: (version.key_type, self.open_material(version)),
+        )
+
+    def open_material(self, version: KeyVersionRecord) -> SecretBytes:
+        """Return the private or secret material of a version.
+
+        Raises:
+            Tampered: It does not open.
+        """
+        return open_material(
+            self.keys,
+            version.key_id,
+            version.version_id,
+            version.key_type,
+            version.curve,
+            version.size_bits,
+            version.sealed_material,
         )

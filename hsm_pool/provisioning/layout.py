@@ -29,6 +29,7 @@ from hsm_pool.provisioning.pki import Authority
 from hsm_pool.provisioning.ports import free_ports
 from hsm_pool.provisioning.users import FIRST_USER_ID
 from hsm_pool.settings import (
+    AttestationAuthority,
     FirmwareSettings,
     Identity,
     InitialAssignment,
@@ -44,11 +45,12 @@ from hsm_pool.settings import (
     TokenSettings,
     TraceSettings,
 )
+from hsm_pool.tokens import attestation_authority
 from hsm_pool.tokens.issuer import KEYS_PATH, object_id
 
 PARTITIONS = 3
-POOL_FORMAT = 3
-"""3 since partitions have a listener for metrics."""
+POOL_FORMAT = 4
+"""4 since partitions have limits of their own and attestation authorities."""
 
 PLATFORM_ROOT = "pki/platform-root.crt"
 OWNER_ROOT = "pki/owner-root.crt"
@@ -109,6 +111,10 @@ class NewPool:
     administrators: tuple[str, ...] = ()
     """Object ids of further initial administrators, who present tokens."""
     traces: TraceSettings | None = None
+    attestation_authorities: tuple[AttestationAuthority, ...] = ()
+    """Beside the small one of the development profile."""
+    keys_max: int = limits.KEYS_MAX
+    versions_per_key_max: int = limits.VERSIONS_PER_KEY_MAX
 
 
 @dataclass(frozen=True, slots=True)
@@ -296,6 +302,8 @@ class _Builder:
             sealing="none" if self._new.attended else "platform",
             recoverable_days=self._new.recoverable_days,
             purge_protection=self._new.purge_protection,
+            keys_max=self._new.keys_max,
+            versions_per_key_max=self._new.versions_per_key_max,
             initial_administrators=self._initial_administrators(),
             initial_assignments=tuple(
                 InitialAssignment("client/application", role.role_definition_id)
@@ -303,6 +311,7 @@ class _Builder:
             ),
             tokens=self._tokens(ports.tokens),
             rest=self._rest(ports.rest),
+            attestation_authorities=self._attestation_authorities(),
             firmware=self._firmware(base),
             audit_directory=str(final / "audit"),
             audit_failure=self._new.audit_failure,
@@ -407,6 +416,17 @@ class _Builder:
         if self._new.tokens == "development":
             found.append(object_id(self._pool_id, "administrator"))
         return tuple(found)
+
+    def _attestation_authorities(self) -> tuple[AttestationAuthority, ...]:
+        if self._new.tokens != "development":
+            return self._new.attestation_authorities
+        url = f"https://{_local(self._issuer_port)}"
+        own = AttestationAuthority(
+            url + attestation_authority.ISSUER_PATH,
+            url + attestation_authority.KEYS_PATH,
+            str(self._final / "pki/client-ca.crt"),
+        )
+        return (*self._new.attestation_authorities, own)
 
     def _token_issuer(self) -> None:
         client = self._planes.client

@@ -115,11 +115,9 @@ def _outside(etcd: str, partitions: Sequence[PartitionSettings]) -> Iterator[Pat
         yield from map(Path, (store.certificate_file, store.key_file, store.ca_file))
         if partition.firmware:
             yield Path(partition.firmware.repository)
-        if partition.tokens:
-            keys = partition.tokens.keys
-            yield from (
-                Path(file) for file in (keys, partition.tokens.keys_ca_file) if file and "://" not in file
-            )
+        for issuer in partition.issuers:
+            files = (issuer.keys, issuer.keys_ca_file)
+            yield from (Path(file) for file in files if file and "://" not in file)
 
 
 def _taken(users: Users) -> str:

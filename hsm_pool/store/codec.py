@@ -8,6 +8,7 @@ from hsm_pool.core.model import (
     Curve,
     KeyOperation,
     KeyRecord,
+    KeyReleasePolicy,
     KeyType,
     KeyVersionRecord,
     PoolRecord,
@@ -83,6 +84,8 @@ def encode(record: Record) -> tuple[int, bytes]:
                     ],
                     security_version_floor=record.security_version_floor,
                     purge_protection=record.purge_protection,
+                    keys_max=record.keys_max,
+                    versions_per_key_max=record.versions_per_key_max,
                 )
             )
             kind = POOL
@@ -155,6 +158,8 @@ def decode(record_type: int, body: bytes) -> Record:
             security_versions={entry.index: entry.security_version for entry in pool.security_versions},
             security_version_floor=pool.security_version_floor,
             purge_protection=pool.purge_protection,
+            keys_max=pool.keys_max,
+            versions_per_key_max=pool.versions_per_key_max,
         )
     if which == "restore" and record_type == RESTORE:
         restore = message.restore
@@ -292,6 +297,7 @@ def decode_key(message: record_pb2.KeyRecord) -> KeyRecord:
 
 def encode_version(record: KeyVersionRecord) -> record_pb2.KeyVersionRecord:
     """Return the message of a key version."""
+    policy = record.release_policy
     return record_pb2.KeyVersionRecord(
         key_id=record.key_id,
         version_id=record.version_id,
@@ -312,6 +318,9 @@ def encode_version(record: KeyVersionRecord) -> record_pb2.KeyVersionRecord:
             nonce=record.sealed_material.nonce,
             ciphertext=record.sealed_material.ciphertext,
         ),
+        release_policy=record_pb2.ReleasePolicyRecord(data=policy.data, immutable=policy.immutable)
+        if policy
+        else None,
     )
 
 
@@ -341,4 +350,7 @@ def decode_version(message: record_pb2.KeyVersionRecord) -> KeyVersionRecord:
             message.sealed_material.nonce,
             message.sealed_material.ciphertext,
         ),
+        release_policy=KeyReleasePolicy(message.release_policy.data, message.release_policy.immutable)
+        if message.HasField("release_policy")
+        else None,
     )

@@ -17,7 +17,7 @@ import structlog
 
 from hsm_pool import limits
 from hsm_pool.audit.record import Operation, current
-from hsm_pool.core import lifecycle, roles
+from hsm_pool.core import lifecycle, requests, roles
 from hsm_pool.core.commands import Command, Reply
 from hsm_pool.core.model import Record, RecordName, RequestRecord, stored_bytes
 from hsm_pool.core.roles import Access
@@ -213,7 +213,7 @@ class Committer:
                 if mutation.access:
                     # Also before a repeat is answered: who has lost a role learns nothing by it.
                     roles.check(scratch, mutation.access)
-                before = mutation.request_key and lifecycle.answered_before(
+                before = mutation.request_key and requests.answered_before(
                     scratch, mutation.request_key, mutation.request_digest
                 )
                 if before:
@@ -244,7 +244,7 @@ class Committer:
         reply = mutation.encode_reply(outcome.reply)
         if mutation.request_key:
             record = RequestRecord(mutation.request_key, mutation.request_digest, reply, mutation.time_ms)
-            scratch.put(lifecycle.remember(scratch, record))
+            scratch.put(requests.remember(scratch, record))
         return reply
 
     def _answer(

@@ -5,6 +5,7 @@ key set. A token for any name is given to whoever shows the administrator's clie
 certificate. Azure's clients take theirs by the client-credentials flow (RFC 6749, 4.4) with such
 a token as client assertion (RFC 7523), and get one that ends with it. The signing key is made at
 each start and never written: a restart is a rotation.
+The attestation authority of the same profile is a part of it.
 """
 
 from __future__ import annotations
@@ -31,6 +32,8 @@ from joserfc.jwk import ECKey
 from hsm_pool import limits
 from hsm_pool import settings as settings_module
 from hsm_pool.settings import TokenIssuerSettings
+from hsm_pool.tokens import attestation_authority
+from hsm_pool.tokens.attestation_authority import AttestationAuthority
 
 KEYS_PATH = "/keys"
 TOKEN_PATH = "/token"  # noqa: S105 - a path
@@ -53,6 +56,7 @@ class Issuer:
 
     def __init__(self, settings: TokenIssuerSettings) -> None:
         self.settings = settings
+        self.attestation = AttestationAuthority(settings.issuer + attestation_authority.ISSUER_PATH)
         self._key = ECKey.generate_key("P-256", {"kid": uuid.uuid4().hex, "use": "sig", "alg": "ES256"})
 
     def key_set(self) -> dict[str, Any]:
@@ -160,6 +164,8 @@ class _Handler(BaseHTTPRequestHandler):
             case path if path.partition("?")[0] == "/subscriptions":
                 # az asks at each login; there is no resource manager here.
                 self._answer(200, {"value": []})
+            case path if path == attestation_authority.KEYS_PATH:
+                self._answer(200, issuer.attestation.key_set())
             case _:
                 self._answer(404, {"error": "not_found"})
 
@@ -167,7 +173,7 @@ class _Handler(BaseHTTPRequestHandler):
         if _ASSERTION_PATH.fullmatch(self.path.partition("?")[0]):
             self._exchange()
             return
-        if self.path != TOKEN_PATH:
+        if self.path not in {TOKEN_PATH, attestation_authority.TOKEN_PATH}:
             self._answer(404, {"error": "not_found"})
             return
         if not self._is_administrator():
@@ -175,6 +181,9 @@ class _Handler(BaseHTTPRequestHandler):
             return
         try:
             request = json.loads(self._body())
+            if self.path == attestation_authority.TOKEN_PATH:
+                self._answer(200, self.server.issuer.attestation.token(request))
+                return
             name, groups = request["name"], request.get("groups", [])
             if not isinstance(groups, list) or len(groups) > limits.TOKEN_GROUPS_MAX:
                 raise ValueError

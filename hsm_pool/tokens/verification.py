@@ -60,38 +60,10 @@ class TokenVerifier:
         Raises:
             Unauthenticated: It is not acceptable.
         """
-        if len(token) > limits.TOKEN_BYTES_MAX:
-            raise Unauthenticated("the token is too large")
-        try:
-            decoded = jwt.decode(token, self._find, registry=_REGISTRY)
-        except Unauthenticated:
-            raise
-        except (JoseError, ValueError, TypeError, KeyError, RecursionError):
-            raise Unauthenticated("the token is not one of the configured issuer") from None
-        if "crit" in decoded.header:
-            raise Unauthenticated("the token demands an extension that is not known")
-        return self._accepted(decoded.claims)
-
-    def _find(self, guest: GuestProtocol) -> IssuerKey:
-        key_id = guest.headers().get("kid")
-        if not isinstance(key_id, str):
-            raise Unauthenticated("the token names no key")
-        return self._keys.find(key_id)
-
-    def _accepted(self, claims: dict[str, Any]) -> Bearer:
-        settings, now, skew = self._settings, self._now(), limits.TOKEN_SKEW_SECONDS
-        if claims.get("iss") != settings.issuer:
-            raise Unauthenticated("the token is of another issuer")
+        claims = verified_claims(token, self._keys, self._settings.issuer, self._now())
         audience = claims.get("aud")
-        if settings.audience not in (audience if isinstance(audience, list) else [audience]):
+        if self._settings.audience not in (audience if isinstance(audience, list) else [audience]):
             raise Unauthenticated("the token is for another audience")
-        expires = _seconds(claims, "exp")
-        if expires is None or expires + skew <= now:
-            raise Unauthenticated("the token has expired, or never would")
-        for name in ("nbf", "iat"):
-            begins = _seconds(claims, name)
-            if begins is not None and begins - skew > now:
-                raise Unauthenticated("the token is not valid yet")
         subject = claims.get("oid", claims.get("appid"))
         groups = claims.get("groups", [])
         if not isinstance(groups, list) or len(groups) > limits.TOKEN_GROUPS_MAX:
@@ -99,7 +71,50 @@ class TokenVerifier:
         principals = [subject, *groups]
         if not all(isinstance(entry, str) and _GUID.fullmatch(entry) for entry in principals):
             raise Unauthenticated("the token names its bearer or a group by no GUID")
-        return Bearer(tuple(entry.lower() for entry in principals), expires + skew)
+        expires_at = float(claims["exp"]) + limits.TOKEN_SKEW_SECONDS
+        return Bearer(tuple(entry.lower() for entry in principals), expires_at)
+
+
+def verified_claims(token: str, keys: IssuerKeys, issuer: str, now: float) -> dict[str, Any]:
+    """Return what an issuer says in a token that it signed and that is valid now.
+
+    Args:
+        token: JWS compact serialization.
+        keys: The issuer's keys.
+        issuer: What ``iss`` must be.
+        now: Unix seconds.
+
+    Raises:
+        Unauthenticated: It is not acceptable.
+    """
+    if len(token) > limits.TOKEN_BYTES_MAX:
+        raise Unauthenticated("the token is too large")
+
+    def find(guest: GuestProtocol) -> IssuerKey:
+        key_id = guest.headers().get("kid")
+        if not isinstance(key_id, str):
+            raise Unauthenticated("the token names no key")
+        return keys.find(key_id)
+
+    try:
+        decoded = jwt.decode(token, find, registry=_REGISTRY)
+    except Unauthenticated:
+        raise
+    except (JoseError, ValueError, TypeError, KeyError, RecursionError):
+        raise Unauthenticated("the token is not one of the configured issuer") from None
+    if "crit" in decoded.header:
+        raise Unauthenticated("the token demands an extension that is not known")
+    claims, skew = decoded.claims, limits.TOKEN_SKEW_SECONDS
+    if claims.get("iss") != issuer:
+        raise Unauthenticated("the token is of another issuer")
+    expires = _seconds(claims, "exp")
+    if expires is None or expires + skew <= now:
+        raise Unauthenticated("the token has expired, or never would")
+    for name in ("nbf", "iat"):
+        begins = _seconds(claims, name)
+        if begins is not None and begins - skew > now:
+            raise Unauthenticated("the token is not valid yet")
+    return claims
 
 
 def _seconds(claims: dict[str, Any], name: str) -> float | None:

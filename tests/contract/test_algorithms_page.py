@@ -60,5 +60,5 @@ def test_no_algorithm_is_listed_in_the_contract() -> None:
         "RSNULL"
     ]
     assert len({a.name for a in ALGORITHMS}) == len(ALGORITHMS)
-    for operation in KeyOperation:
+    for operation in set(KeyOperation) - {KeyOperation.IMPORT}:
         assert algorithms.names(operation)

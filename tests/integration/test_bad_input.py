@@ -463,6 +463,62 @@ def rotation_cases() -> Iterator[Case]:
         yield Case(f"rotate: request_id {bad!r}", "RotateKey", rotate, invalid)
 
 
+def release_policy(document: bytes = b"{}", **fields: Any) -> keys_pb2.KeyReleasePolicy:
+    return keys_pb2.KeyReleasePolicy(data=document, **fields)
+
+
+def release_cases() -> Iterator[Case]:
+    invalid = errors.InvalidField
+    exportable = keys_pb2.KeyAttributes(exportable=True)
+    good = b'{"version":"1.0.0","anyOf":[{"authority":"a","allOf":[{"claim":"c","equals":1}]}]}'
+    for what, fields in {
+        "exportable without a policy": {"attributes": exportable},
+        "a policy without exportable": {"release_policy": release_policy(good)},
+        "a policy that is none": {"attributes": exportable, "release_policy": release_policy()},
+        "a policy of another version": {
+            "attributes": exportable,
+            "release_policy": release_policy(good.replace(b"1.0.0", b"1.0.1")),
+        },
+        "a policy with greaterOrEquals": {
+            "attributes": exportable,
+            "release_policy": release_policy(good.replace(b"equals", b"greaterOrEquals")),
+        },
+        "a policy of 16 KiB and more": {
+            "attributes": exportable,
+            "release_policy": release_policy(good + b" " * limits.RELEASE_POLICY_BYTES_MAX),
+        },
+        "a policy of another content type": {
+            "attributes": exportable,
+            "release_policy": release_policy(good, content_type="text/plain"),
+        },
+    }.items():
+        yield Case(f"create: {what}", "CreateKey", create(**fields), invalid)
+    changed = update("keys/ec", release_policy=release_policy(good))
+    yield Case("update: a policy for a key that is not exportable", "UpdateKey", changed, invalid)
+    for what, document in {
+        "no JSON": b"blob",
+        "no members": b"{}",
+        "a huge blob": b"{" * (limits.IMPORT_BYTES_MAX + 1),
+    }.items():
+        material = keys_pb2.KeyMaterialSecret(key_transfer_blob=document)
+        request = keys_pb2.ImportKeyRequest(key_id="new", material=material, request_id=request_id())
+        error = errors.PayloadTooLarge if len(document) > limits.IMPORT_BYTES_MAX else invalid
+        yield Case(f"import: {what} for a key transfer blob", "ImportKey", request, error)
+    importing = {"key_operations": [keys_pb2.KEY_OPERATION_IMPORT]}
+    yield Case("create: an EC key that imports", "CreateKey", create(**importing), invalid)
+    for what, fields, error in (
+        ("no key", {"name": "keys/nothing"}, errors.KeyNotFound),
+        ("deleted", {"name": "keys/deleted"}, errors.KeySoftDeleted),
+        ("not exportable", {}, errors.OperationNotPermitted),
+        ("unknown algorithm", {"encryption_algorithm": "RSA1_5"}, errors.AlgorithmNotSupported),
+        ("long nonce", {"nonce": "n" * (limits.RELEASE_NONCE_LENGTH_MAX + 1)}, invalid),
+    ):
+        request = keys_pb2.ReleaseKeyRequest(
+            **{"name": "keys/ec", "target_attestation_token": "a.b.c", **fields}
+        )
+        yield Case(f"release: {what}", "ReleaseKey", request, error)
+
+
 def key_cases() -> Iterator[Case]:
     invalid, missing = errors.InvalidField, errors.KeyNotFound
     deleted, no_deleted = errors.KeySoftDeleted, errors.DeletedKeyNotFound
@@ -496,6 +552,7 @@ def key_cases() -> Iterator[Case]:
     purge = keys_pb2.PurgeDeletedKeyRequest(name="keys/ec", request_id=request_id())
     yield Case("purge: active", "PurgeDeletedKey", purge, no_deleted)
     yield from rotation_cases()
+    yield from release_cases()
     for method, kind in (
         ("GetDeletedKey", keys_pb2.GetDeletedKeyRequest),
         ("ListKeyVersions", keys_pb2.ListKeyVersionsRequest),

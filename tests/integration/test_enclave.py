@@ -93,6 +93,7 @@ DATA_PLANE_CALLS: dict[str, Callable[[Pool], object]] = {
     "WrapKey": lambda c: c.wrap_key("keys/calls", "A256KW", bytes(16)),
     "UnwrapKey": lambda c: c.unwrap_key("keys/calls", "A256KW", bytes(24)),
     "GetRandomBytes": lambda c: c.random_bytes(1),
+    "ReleaseKey": lambda c: c.release_key("keys/calls", "x"),
     "BackupKey": lambda c: c.backup_key("keys/calls"),
     "RestoreKey": lambda c: c.restore_key(b"{}"),
 }

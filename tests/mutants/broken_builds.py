@@ -29,6 +29,7 @@ _HARDENING = "tests/unit/enclave/test_hardening.py"
 _KEY_PROPOSED = "new-generation-the new key-encryption key is proposed and not in force-partition"
 _DUE = "tests/unit/test_rotation.py"
 _ADMISSION = "tests/unit/test_admission.py"
+_RELEASE = "tests/unit/test_key_release.py"
 _ROTATION = "tests/integration/test_share_rotation.py"
 _REST = "tests/integration/test_rest_security_domain.py"
 _REPLACED = f"{_REST}::test_a_download_may_be_repeated_and_replaced_until_its_first_poll"
@@ -648,6 +649,47 @@ BROKEN_BUILDS: tuple[BrokenBuild, ...] = (
         "    return {RESTORE: replace(restore, phase=RestorePhase.REMOVING)}\n",
         "    return {RESTORE: replace(restore, phase=RestorePhase.PLACING)}\n",
         (f"{_BACKUP}::test_a_restore_that_dies_undecided_is_repeated_or_cancelled[repeated]",),
+    ),
+    BrokenBuild(
+        "a key is released whatever its policy says",
+        "G3",
+        "hsm_pool/core/key_release.py",
+        "        release_policy.require(release_policy.parse(policy.data), authority, claims)\n",
+        "        release_policy.parse(policy.data)\n",
+        (f"{_RELEASE}::test_the_policy_decides_who_gets_the_key",),
+    ),
+    BrokenBuild(
+        "an immutable release policy is replaced",
+        "G3",
+        "hsm_pool/core/key_release.py",
+        "    if old is not None and old.immutable:\n",
+        "    if False:\n",
+        (f"{_RELEASE}::test_a_policy_is_replaced_until_it_is_immutable",),
+    ),
+    BrokenBuild(
+        "an attestation counts that its authority did not sign",
+        "G3",
+        "hsm_pool/tokens/attestation.py",
+        "            claims = verified_claims(token, self._keys[issuer], issuer, self._now())\n",
+        "            claims = json.loads(jws.extract_compact(token.encode()).payload)\n",
+        (f"{_RELEASE}::test_every_bad_token_is_the_same_refusal",),
+    ),
+    BrokenBuild(
+        "a refused attestation says why",
+        "G8",
+        "hsm_pool/tokens/attestation.py",
+        "        except _REFUSED:\n            raise KeyReleaseRefused from None\n",
+        "        except _REFUSED as error:\n            refused = KeyReleaseRefused()\n"
+        "            refused.message = str(error)\n            raise refused from None\n",
+        (f"{_RELEASE}::test_every_bad_token_is_the_same_refusal",),
+    ),
+    BrokenBuild(
+        "a key exchange key becomes one that decrypts",
+        "G3",
+        "hsm_pool/core/key_transfer.py",
+        "    if (KeyOperation.IMPORT in old) != (KeyOperation.IMPORT in new):\n",
+        "    if False:\n",
+        ("tests/unit/test_key_transfer.py::test_a_key_that_imports_does_nothing_else_for_ever",),
     ),
     BrokenBuild(
         "a due rotation is not compared with the key it was found for",

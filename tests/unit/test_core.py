@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from hsm_pool import errors, limits
-from hsm_pool.core import lifecycle, membership
+from hsm_pool.core import key_use, lifecycle, membership, pool_limits, requests
 from hsm_pool.core.commands import (
     ActivateFirmware,
     AdmitPartition,
@@ -19,16 +19,19 @@ from hsm_pool.core.commands import (
     RelinquishHousekeeping,
     ReportSecurityVersion,
     RestartPartition,
+    RestoreKey,
     ResumePartition,
     UpdateKeyVersion,
 )
 from hsm_pool.core.freshness import WAIT_SECONDS, FreshnessTracker, PeerRenewal, clock_skew_seconds
 from hsm_pool.core.model import (
+    POOL,
     Admission,
     CheckpointRecord,
     Curve,
     KeyOperation,
     KeyType,
+    PoolRecord,
     RequestRecord,
     SealedMaterial,
     checkpoint_name,
@@ -36,6 +39,7 @@ from hsm_pool.core.model import (
 from hsm_pool.core.state import Overlay, State
 from hsm_pool.store import codec
 
+USES = tuple(operation for operation in KeyOperation if operation is not KeyOperation.IMPORT)
 MATERIAL = SealedMaterial(1, b"n" * 12, b"c" * 32)
 
 
@@ -101,6 +105,38 @@ def test_a_refused_command_changes_nothing() -> None:
         assert {name: state.get(name) for name in state.names()} == before
 
 
+def test_a_pool_that_was_made_smaller_holds_less() -> None:
+    """The limits are on the chain, so that no partition has others; soft-deleted keys count."""
+    state = State()
+    state.apply({POOL: PoolRecord(keys_max=2, versions_per_key_max=2)})
+    assert codec.decode(*codec.encode(lifecycle.pool_record(state))) == lifecycle.pool_record(state)
+    for number in range(2):
+        run(state, create("a", number))
+    for command in (create("a", 2), restored("b", 3)):
+        with pytest.raises(errors.LimitExceeded):
+            run(state, command)
+    run(state, create("b", 1))
+    run(state, DeleteKey(1, "b"))
+    for command in (create("c", 1), restored("c", 1)):
+        with pytest.raises(errors.LimitExceeded):
+            run(state, command)
+    pool_limits.check_restored(state, 2)
+    with pytest.raises(errors.LimitExceeded):
+        pool_limits.check_restored(state, 3)
+    run(state, PurgeDeletedKey(2, "b"))
+    run(state, restored("c", 2))
+    assert state.key_count() == 2
+
+
+def restored(key_id: str, versions: int) -> RestoreKey:
+    """Return the restore of a key as another pool had it."""
+    elsewhere = State()
+    for number in range(versions):
+        run(elsewhere, create(key_id, number))
+    key = lifecycle.active_key(elsewhere, key_id)
+    return RestoreKey(key, tuple(lifecycle.version_of(elsewhere, key, v) for v in key.version_ids))
+
+
 def test_limits_of_versions_and_keys(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(limits, "VERSIONS_PER_KEY_MAX", 3)
     monkeypatch.setattr(limits, "KEYS_MAX", 2)
@@ -114,31 +150,31 @@ def test_limits_of_versions_and_keys(monkeypatch: pytest.MonkeyPatch) -> None:
         run(state, create("c", 1))
 
 
-@pytest.mark.parametrize("operation", list(KeyOperation))
+@pytest.mark.parametrize("operation", USES)
 def test_use_of_disabled_and_expired_versions(operation: KeyOperation) -> None:
     """Azure: decrypt, unwrap and verify go on when a key is disabled or outside its times."""
     state = State()
-    run(state, create("a", 1, key_operations=tuple(KeyOperation), not_before_ms=100, expires_ms=200))
+    run(state, create("a", 1, key_operations=USES, not_before_ms=100, expires_ms=200))
     version = lifecycle.version_of(state, lifecycle.active_key(state, "a"))
     exempt = operation in {KeyOperation.DECRYPT, KeyOperation.UNWRAP_KEY, KeyOperation.VERIFY}
-    lifecycle.check_use(version, operation, 150)
+    key_use.check_use(version, operation, 150)
     for time_ms in (99, 200):
         if exempt:
-            lifecycle.check_use(version, operation, time_ms)
+            key_use.check_use(version, operation, time_ms)
         else:
             with pytest.raises(errors.KeyNotUsable):
-                lifecycle.check_use(version, operation, time_ms)
+                key_use.check_use(version, operation, time_ms)
     run(state, UpdateKeyVersion(3, "a", enabled=False))
     disabled = lifecycle.version_of(state, lifecycle.active_key(state, "a"))
     if exempt:
-        lifecycle.check_use(disabled, operation, 150)
+        key_use.check_use(disabled, operation, 150)
     else:
         with pytest.raises(errors.KeyNotUsable):
-            lifecycle.check_use(disabled, operation, 150)
+            key_use.check_use(disabled, operation, 150)
     with pytest.raises(errors.OperationNotPermitted):
-        other = next(o for o in KeyOperation if o is not operation)
+        other = next(o for o in USES if o is not operation)
         run(state, UpdateKeyVersion(4, "a", key_operations=(other,), enabled=True))
-        lifecycle.check_use(lifecycle.version_of(state, lifecycle.active_key(state, "a")), operation, 150)
+        key_use.check_use(lifecycle.version_of(state, lifecycle.active_key(state, "a")), operation, 150)
 
 
 def test_a_restart_needs_a_drained_partition_and_two_others() -> None:
@@ -260,14 +296,14 @@ def test_two_drains_cannot_both_win() -> None:
 def test_request_ids_are_remembered_and_forgotten() -> None:
     state = State()
     first = RequestRecord(b"k1", b"d1", b"reply", 1_000)
-    state.apply(lifecycle.remember(state, first))
-    assert lifecycle.answered_before(state, b"k1", b"d1") == first
+    state.apply(requests.remember(state, first))
+    assert requests.answered_before(state, b"k1", b"d1") == first
     with pytest.raises(errors.RequestIdReused):
-        lifecycle.answered_before(state, b"k1", b"other")
+        requests.answered_before(state, b"k1", b"other")
     late = RequestRecord(b"k2", b"d2", b"", 1_001 + limits.REQUEST_RETENTION_MS)
-    state.apply(lifecycle.remember(state, late))
-    assert lifecycle.answered_before(state, b"k1", b"d1") is None
-    assert lifecycle.answered_before(state, b"k2", b"d2") == late
+    state.apply(requests.remember(state, late))
+    assert requests.answered_before(state, b"k1", b"d1") is None
+    assert requests.answered_before(state, b"k2", b"d2") == late
 
 
 def test_an_overlay_reads_its_own_changes_and_notes_what_was_read() -> None:

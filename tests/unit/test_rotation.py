@@ -27,6 +27,7 @@ from hsm_pool.core.model import (
     RESTORE,
     Curve,
     KeyRecord,
+    KeyReleasePolicy,
     KeyType,
     KeyVersionRecord,
     PoolRecord,
@@ -42,6 +43,7 @@ from hsm_pool.store import codec
 from tests.unit.test_core import create, run
 
 START_MS = 1_000
+RELEASE_POLICY = b'{"version":"1.0.0","anyOf":[{"authority":"a","allOf":[{"claim":"c","equals":1}]}]}'
 
 
 def rotate(key_id: str, version: int, time_ms: int, replaces: str = "", **changes: object) -> RotateKey:
@@ -132,6 +134,7 @@ def test_a_rotated_key_has_the_same_parameters() -> None:
         expires_ms=9_000,
         not_before_ms=5,
         exportable=True,
+        release_policy=KeyReleasePolicy(RELEASE_POLICY),
     )
     old = newest_of(state)
     run(state, rotate("a", 2, 2_000))
@@ -139,6 +142,7 @@ def test_a_rotated_key_has_the_same_parameters() -> None:
     assert key_of(state).version_ids == (old.version_id, new.version_id)
     assert (new.not_before_ms, new.expires_ms) == (0, 2_000 + 90 * DAY_MS)
     same = ("key_type", "curve", "size_bits", "key_operations", "enabled", "exportable", "tags")
+    same += ("release_policy",)
     assert [getattr(new, name) for name in same] == [getattr(old, name) for name in same]
     assert new.public_key_der != old.public_key_der
     run(state, create("a", 3))

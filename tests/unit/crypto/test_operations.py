@@ -154,7 +154,7 @@ def test_functions_refuse_what_does_not_fit(keys) -> None:
         U: lambda key, algorithm: operations.unwrap_key(key, algorithm, bytes(24)),
     }
     refused = 0
-    for algorithm, kind, operation in itertools.product(ALGORITHMS, KINDS, KeyOperation):
+    for algorithm, kind, operation in itertools.product(ALGORITHMS, KINDS, functions):
         if kind[0] is algorithm.key_type and operation in algorithm.operations:
             continue
         with pytest.raises(errors.AlgorithmNotSupported):

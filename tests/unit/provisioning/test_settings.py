@@ -13,6 +13,7 @@ import pytest
 
 from hsm_pool import settings
 from hsm_pool.settings import (
+    AttestationAuthority,
     FirmwareSettings,
     Identity,
     InitialAssignment,
@@ -51,10 +52,13 @@ PARTITION = PartitionSettings(
     sealing="none",
     recoverable_days=90,
     purge_protection=False,
+    keys_max=5_000,
+    versions_per_key_max=100,
     initial_administrators=("client/administrator",),
     initial_assignments=(InitialAssignment("client/application", "0" * 36),),
     tokens=TokenSettings("127.0.0.1:11", "https://issuer", "audience", "https://127.0.0.1:12/keys", "/ca"),
     rest=RestSettings("127.0.0.1:13", "https://issuer/tenant"),
+    attestation_authorities=(AttestationAuthority("https://attest", "/keys.json", ""),),
     firmware=FirmwareSettings("/repository", "/root.json", "/firmware"),
     audit_directory="/audit",
     audit_failure="stop",

@@ -120,6 +120,10 @@ class _ReasonEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_Reason.ValueTy
     """The pool has purge protection, and the key's scheduled purge date has not come."""
     REASON_ROTATION_POLICY_MISSING: _Reason.ValueType  # 62
     """The key has no rotation policy: it needs one before it is rotated."""
+    REASON_RELEASE_POLICY_IMMUTABLE: _Reason.ValueType  # 63
+    """The version's release policy is immutable."""
+    REASON_KEY_RELEASE_REFUSED: _Reason.ValueType  # 64
+    """The target's attestation is not acceptable, or does not meet the key's release policy."""
 
 class Reason(_Reason, metaclass=_ReasonEnumTypeWrapper):
     """Why a call was refused. The name without the prefix is ErrorInfo.reason."""
@@ -220,4 +224,8 @@ REASON_PURGE_PROTECTED: Reason.ValueType  # 61
 """The pool has purge protection, and the key's scheduled purge date has not come."""
 REASON_ROTATION_POLICY_MISSING: Reason.ValueType  # 62
 """The key has no rotation policy: it needs one before it is rotated."""
+REASON_RELEASE_POLICY_IMMUTABLE: Reason.ValueType  # 63
+"""The version's release policy is immutable."""
+REASON_KEY_RELEASE_REFUSED: Reason.ValueType  # 64
+"""The target's attestation is not acceptable, or does not meet the key's release policy."""
 Global___Reason: _TypeAlias = Reason  # noqa: Y015

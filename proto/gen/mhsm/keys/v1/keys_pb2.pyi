@@ -112,6 +112,10 @@ class _KeyOperationEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_KeyOpera
     """wrapKey."""
     KEY_OPERATION_UNWRAP_KEY: _KeyOperation.ValueType  # 6
     """unwrapKey."""
+    KEY_OPERATION_IMPORT: _KeyOperation.ValueType  # 7
+    """import: opens key transfer blobs (BYOK). RSA keys only, and the only
+    operation of the key.
+    """
 
 class KeyOperation(_KeyOperation, metaclass=_KeyOperationEnumTypeWrapper):
     """What a key may be used for (JWK key_ops)."""
@@ -130,6 +134,10 @@ KEY_OPERATION_WRAP_KEY: KeyOperation.ValueType  # 5
 """wrapKey."""
 KEY_OPERATION_UNWRAP_KEY: KeyOperation.ValueType  # 6
 """unwrapKey."""
+KEY_OPERATION_IMPORT: KeyOperation.ValueType  # 7
+"""import: opens key transfer blobs (BYOK). RSA keys only, and the only
+operation of the key.
+"""
 Global___KeyOperation: _TypeAlias = KeyOperation  # noqa: Y015
 
 class _RecoveryLevel:
@@ -251,6 +259,36 @@ class KeyAttributes(_message.Message):
 Global___KeyAttributes: _TypeAlias = KeyAttributes  # noqa: Y015
 
 @_typing.final
+class KeyReleasePolicy(_message.Message):
+    """Who gets an exportable key version: Azure's release policy, version 1.0.0."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    CONTENT_TYPE_FIELD_NUMBER: _builtins.int
+    DATA_FIELD_NUMBER: _builtins.int
+    IMMUTABLE_FIELD_NUMBER: _builtins.int
+    content_type: _builtins.str
+    """"application/json; charset=utf-8"; empty stands for it."""
+    data: _builtins.bytes
+    """The policy, JSON in UTF-8, at most 16 KiB."""
+    immutable: _builtins.bool
+    """Whether the policy can never be replaced; it cannot be taken back."""
+    def __init__(
+        self,
+        *,
+        content_type: _builtins.str = ...,
+        data: _builtins.bytes = ...,
+        immutable: _builtins.bool = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["content_type", b"content_type", "data", b"data", "immutable", b"immutable"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___KeyReleasePolicy: _TypeAlias = KeyReleasePolicy  # noqa: Y015
+
+@_typing.final
 class Key(_message.Message):
     """A key version as clients see it; never any private material."""
 
@@ -284,6 +322,7 @@ class Key(_message.Message):
     KEY_OPERATIONS_FIELD_NUMBER: _builtins.int
     ATTRIBUTES_FIELD_NUMBER: _builtins.int
     TAGS_FIELD_NUMBER: _builtins.int
+    RELEASE_POLICY_FIELD_NUMBER: _builtins.int
     name: _builtins.str
     """keys/{key}/versions/{version}; the version is 32 hexadecimal digits."""
     key_type: Global___KeyType.ValueType
@@ -306,6 +345,10 @@ class Key(_message.Message):
     def tags(self) -> _containers.ScalarMap[_builtins.str, _builtins.str]:
         """At most 15 tags, name and value at most 256 characters each."""
 
+    @_builtins.property
+    def release_policy(self) -> Global___KeyReleasePolicy:
+        """Who gets it; exportable versions only."""
+
     def __init__(
         self,
         *,
@@ -317,10 +360,11 @@ class Key(_message.Message):
         key_operations: _abc.Iterable[Global___KeyOperation.ValueType] | None = ...,
         attributes: Global___KeyAttributes | None = ...,
         tags: _abc.Mapping[_builtins.str, _builtins.str] | None = ...,
+        release_policy: Global___KeyReleasePolicy | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["attributes", b"attributes"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["attributes", b"attributes", "release_policy", b"release_policy"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["attributes", b"attributes", "curve", b"curve", "key_operations", b"key_operations", "key_type", b"key_type", "name", b"name", "public_key_der", b"public_key_der", "size_bits", b"size_bits", "tags", b"tags"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["attributes", b"attributes", "curve", b"curve", "key_operations", b"key_operations", "key_type", b"key_type", "name", b"name", "public_key_der", b"public_key_der", "release_policy", b"release_policy", "size_bits", b"size_bits", "tags", b"tags"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -398,6 +442,7 @@ class CreateKeyRequest(_message.Message):
     REQUEST_ID_FIELD_NUMBER: _builtins.int
     MUST_NOT_EXIST_FIELD_NUMBER: _builtins.int
     PUBLIC_EXPONENT_FIELD_NUMBER: _builtins.int
+    RELEASE_POLICY_FIELD_NUMBER: _builtins.int
     key_id: _builtins.str
     """1-127 characters of 0-9 a-z A-Z and hyphen."""
     key_type: Global___KeyType.ValueType
@@ -424,6 +469,10 @@ class CreateKeyRequest(_message.Message):
     def tags(self) -> _containers.ScalarMap[_builtins.str, _builtins.str]:
         """Optional tags."""
 
+    @_builtins.property
+    def release_policy(self) -> Global___KeyReleasePolicy:
+        """Needed for an exportable key, and refused for any other."""
+
     def __init__(
         self,
         *,
@@ -437,10 +486,11 @@ class CreateKeyRequest(_message.Message):
         request_id: _builtins.str = ...,
         must_not_exist: _builtins.bool = ...,
         public_exponent: _builtins.int = ...,
+        release_policy: Global___KeyReleasePolicy | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["attributes", b"attributes"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["attributes", b"attributes", "release_policy", b"release_policy"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["attributes", b"attributes", "curve", b"curve", "key_id", b"key_id", "key_operations", b"key_operations", "key_type", b"key_type", "must_not_exist", b"must_not_exist", "public_exponent", b"public_exponent", "request_id", b"request_id", "size_bits", b"size_bits", "tags", b"tags"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["attributes", b"attributes", "curve", b"curve", "key_id", b"key_id", "key_operations", b"key_operations", "key_type", b"key_type", "must_not_exist", b"must_not_exist", "public_exponent", b"public_exponent", "release_policy", b"release_policy", "request_id", b"request_id", "size_bits", b"size_bits", "tags", b"tags"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -478,21 +528,28 @@ class KeyMaterialSecret(_message.Message):
 
     PKCS8_DER_FIELD_NUMBER: _builtins.int
     OCTETS_FIELD_NUMBER: _builtins.int
+    KEY_TRANSFER_BLOB_FIELD_NUMBER: _builtins.int
     pkcs8_der: _builtins.bytes
     """PKCS#8 PrivateKeyInfo, DER, not encrypted: RSA, EC and ML-DSA keys."""
     octets: _builtins.bytes
     """Raw octets: oct keys."""
+    key_transfer_blob: _builtins.bytes
+    """A key transfer blob (BYOK): JSON with schema_version, header {kid, alg, enc}
+    and ciphertext, encrypted to a key of the pool whose only operation is
+    import. 16, 24 or 32 octets in it are an oct key, anything else PKCS#8.
+    """
     def __init__(
         self,
         *,
         pkcs8_der: _builtins.bytes = ...,
         octets: _builtins.bytes = ...,
+        key_transfer_blob: _builtins.bytes = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["form", b"form", "octets", b"octets", "pkcs8_der", b"pkcs8_der"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["form", b"form", "key_transfer_blob", b"key_transfer_blob", "octets", b"octets", "pkcs8_der", b"pkcs8_der"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["form", b"form", "octets", b"octets", "pkcs8_der", b"pkcs8_der"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["form", b"form", "key_transfer_blob", b"key_transfer_blob", "octets", b"octets", "pkcs8_der", b"pkcs8_der"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-    _WhichOneofReturnType_form: _TypeAlias = _typing.Literal["pkcs8_der", "octets"]  # noqa: Y015
+    _WhichOneofReturnType_form: _TypeAlias = _typing.Literal["pkcs8_der", "octets", "key_transfer_blob"]  # noqa: Y015
     _WhichOneofArgType_form: _TypeAlias = _typing.Literal["form", b"form"]  # noqa: Y015
     def WhichOneof(self, oneof_group: _WhichOneofArgType_form) -> _WhichOneofReturnType_form | None: ...
 
@@ -530,6 +587,7 @@ class ImportKeyRequest(_message.Message):
     ATTRIBUTES_FIELD_NUMBER: _builtins.int
     TAGS_FIELD_NUMBER: _builtins.int
     REQUEST_ID_FIELD_NUMBER: _builtins.int
+    RELEASE_POLICY_FIELD_NUMBER: _builtins.int
     key_id: _builtins.str
     """As in CreateKeyRequest."""
     request_id: _builtins.str
@@ -550,6 +608,10 @@ class ImportKeyRequest(_message.Message):
     def tags(self) -> _containers.ScalarMap[_builtins.str, _builtins.str]:
         """Optional tags."""
 
+    @_builtins.property
+    def release_policy(self) -> Global___KeyReleasePolicy:
+        """Needed for an exportable key, and refused for any other."""
+
     def __init__(
         self,
         *,
@@ -559,10 +621,11 @@ class ImportKeyRequest(_message.Message):
         attributes: Global___KeyAttributes | None = ...,
         tags: _abc.Mapping[_builtins.str, _builtins.str] | None = ...,
         request_id: _builtins.str = ...,
+        release_policy: Global___KeyReleasePolicy | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["attributes", b"attributes", "material", b"material"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["attributes", b"attributes", "material", b"material", "release_policy", b"release_policy"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["attributes", b"attributes", "key_id", b"key_id", "key_operations", b"key_operations", "material", b"material", "request_id", b"request_id", "tags", b"tags"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["attributes", b"attributes", "key_id", b"key_id", "key_operations", b"key_operations", "material", b"material", "release_policy", b"release_policy", "request_id", b"request_id", "tags", b"tags"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -784,6 +847,7 @@ class UpdateKeyRequest(_message.Message):
     REQUEST_ID_FIELD_NUMBER: _builtins.int
     CLEAR_NOT_BEFORE_FIELD_NUMBER: _builtins.int
     CLEAR_EXPIRES_FIELD_NUMBER: _builtins.int
+    RELEASE_POLICY_FIELD_NUMBER: _builtins.int
     name: _builtins.str
     """keys/{key}/versions/{version}, or keys/{key} for the newest."""
     replace_tags: _builtins.bool
@@ -806,6 +870,10 @@ class UpdateKeyRequest(_message.Message):
     def tags(self) -> _containers.ScalarMap[_builtins.str, _builtins.str]:
         """New tags, replacing all old ones, if replace_tags is set."""
 
+    @_builtins.property
+    def release_policy(self) -> Global___KeyReleasePolicy:
+        """New release policy of an exportable version whose policy is not immutable."""
+
     def __init__(
         self,
         *,
@@ -817,10 +885,11 @@ class UpdateKeyRequest(_message.Message):
         request_id: _builtins.str = ...,
         clear_not_before: _builtins.bool = ...,
         clear_expires: _builtins.bool = ...,
+        release_policy: Global___KeyReleasePolicy | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["attributes", b"attributes"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["attributes", b"attributes", "release_policy", b"release_policy"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["attributes", b"attributes", "clear_expires", b"clear_expires", "clear_not_before", b"clear_not_before", "key_operations", b"key_operations", "name", b"name", "replace_tags", b"replace_tags", "request_id", b"request_id", "tags", b"tags"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["attributes", b"attributes", "clear_expires", b"clear_expires", "clear_not_before", b"clear_not_before", "key_operations", b"key_operations", "name", b"name", "release_policy", b"release_policy", "replace_tags", b"replace_tags", "request_id", b"request_id", "tags", b"tags"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -1322,6 +1391,70 @@ class UpdateKeyRotationPolicyResponse(_message.Message):
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___UpdateKeyRotationPolicyResponse: _TypeAlias = UpdateKeyRotationPolicyResponse  # noqa: Y015
+
+@_typing.final
+class ReleaseKeyRequest(_message.Message):
+    """Request of ReleaseKey."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    NAME_FIELD_NUMBER: _builtins.int
+    TARGET_ATTESTATION_TOKEN_FIELD_NUMBER: _builtins.int
+    ENCRYPTION_ALGORITHM_FIELD_NUMBER: _builtins.int
+    NONCE_FIELD_NUMBER: _builtins.int
+    name: _builtins.str
+    """keys/{key} or keys/{key}/versions/{version}."""
+    target_attestation_token: _builtins.str
+    """JWT of an attestation authority (iss) that this pool knows, with exp, the
+    claims that the policy asks for, and in x-ms-runtime.keys an RSA key to
+    encrypt to (use or key_use "enc", or key_ops with "encrypt").
+    """
+    encryption_algorithm: _builtins.str
+    """CKM_RSA_AES_KEY_WRAP (OAEP with SHA-1), RSA_AES_KEY_WRAP_256 (SHA-256) or
+    RSA_AES_KEY_WRAP_384 (SHA-384); empty: CKM_RSA_AES_KEY_WRAP.
+    """
+    nonce: _builtins.str
+    """Comes back in the answer; at most 256 characters."""
+    def __init__(
+        self,
+        *,
+        name: _builtins.str = ...,
+        target_attestation_token: _builtins.str = ...,
+        encryption_algorithm: _builtins.str = ...,
+        nonce: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["encryption_algorithm", b"encryption_algorithm", "name", b"name", "nonce", b"nonce", "target_attestation_token", b"target_attestation_token"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ReleaseKeyRequest: _TypeAlias = ReleaseKeyRequest  # noqa: Y015
+
+@_typing.final
+class ReleaseKeyResponse(_message.Message):
+    """Response of ReleaseKey."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    VALUE_FIELD_NUMBER: _builtins.int
+    value: _builtins.str
+    """JWS (RFC 7515, compact) signed with the key that the pool's owner certified
+    for the partition, with its certificate chain (x5c). docs/operations.md says
+    what is in it and how to open it.
+    """
+    def __init__(
+        self,
+        *,
+        value: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["value", b"value"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ReleaseKeyResponse: _TypeAlias = ReleaseKeyResponse  # noqa: Y015
 
 @_typing.final
 class BackupKeyRequest(_message.Message):

@@ -106,6 +106,11 @@ class KeyServiceStub:
                 request_serializer=mhsm_dot_keys_dot_v1_dot_keys__pb2.UpdateKeyRotationPolicyRequest.SerializeToString,
                 response_deserializer=mhsm_dot_keys_dot_v1_dot_keys__pb2.UpdateKeyRotationPolicyResponse.FromString,
                 _registered_method=True)
+        self.ReleaseKey = channel.unary_unary(
+                '/mhsm.keys.v1.KeyService/ReleaseKey',
+                request_serializer=mhsm_dot_keys_dot_v1_dot_keys__pb2.ReleaseKeyRequest.SerializeToString,
+                response_deserializer=mhsm_dot_keys_dot_v1_dot_keys__pb2.ReleaseKeyResponse.FromString,
+                _registered_method=True)
         self.BackupKey = channel.unary_unary(
                 '/mhsm.keys.v1.KeyService/BackupKey',
                 request_serializer=mhsm_dot_keys_dot_v1_dot_keys__pb2.BackupKeyRequest.SerializeToString,
@@ -223,6 +228,16 @@ class KeyServiceServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def ReleaseKey(self, request, context):
+        """Releases an exportable version to an environment that an attestation
+        authority vouches for: encrypted to a key of that environment, if the
+        claims meet the version's release policy. Whatever of that fails is
+        KEY_RELEASE_REFUSED. A disabled or expired version is still released.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
     def BackupKey(self, request, context):
         """Returns a key with all its versions, encrypted to the security domain.
         """
@@ -310,6 +325,11 @@ def add_KeyServiceServicer_to_server(servicer, server):
                     servicer.UpdateKeyRotationPolicy,
                     request_deserializer=mhsm_dot_keys_dot_v1_dot_keys__pb2.UpdateKeyRotationPolicyRequest.FromString,
                     response_serializer=mhsm_dot_keys_dot_v1_dot_keys__pb2.UpdateKeyRotationPolicyResponse.SerializeToString,
+            ),
+            'ReleaseKey': grpc.unary_unary_rpc_method_handler(
+                    servicer.ReleaseKey,
+                    request_deserializer=mhsm_dot_keys_dot_v1_dot_keys__pb2.ReleaseKeyRequest.FromString,
+                    response_serializer=mhsm_dot_keys_dot_v1_dot_keys__pb2.ReleaseKeyResponse.SerializeToString,
             ),
             'BackupKey': grpc.unary_unary_rpc_method_handler(
                     servicer.BackupKey,
@@ -702,6 +722,33 @@ class KeyService:
             '/mhsm.keys.v1.KeyService/UpdateKeyRotationPolicy',
             mhsm_dot_keys_dot_v1_dot_keys__pb2.UpdateKeyRotationPolicyRequest.SerializeToString,
             mhsm_dot_keys_dot_v1_dot_keys__pb2.UpdateKeyRotationPolicyResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def ReleaseKey(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/mhsm.keys.v1.KeyService/ReleaseKey',
+            mhsm_dot_keys_dot_v1_dot_keys__pb2.ReleaseKeyRequest.SerializeToString,
+            mhsm_dot_keys_dot_v1_dot_keys__pb2.ReleaseKeyResponse.FromString,
             options,
             channel_credentials,
             insecure,

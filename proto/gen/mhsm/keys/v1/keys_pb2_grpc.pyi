@@ -69,6 +69,12 @@ class KeyServiceStub:
     """Reads a key's rotation policy; one that says nothing when it has none."""
     UpdateKeyRotationPolicy: _grpc.UnaryUnaryMultiCallable[_keys_pb2.UpdateKeyRotationPolicyRequest, _keys_pb2.UpdateKeyRotationPolicyResponse]
     """Replaces a key's rotation policy; one that says nothing removes it."""
+    ReleaseKey: _grpc.UnaryUnaryMultiCallable[_keys_pb2.ReleaseKeyRequest, _keys_pb2.ReleaseKeyResponse]
+    """Releases an exportable version to an environment that an attestation
+    authority vouches for: encrypted to a key of that environment, if the
+    claims meet the version's release policy. Whatever of that fails is
+    KEY_RELEASE_REFUSED. A disabled or expired version is still released.
+    """
     BackupKey: _grpc.UnaryUnaryMultiCallable[_keys_pb2.BackupKeyRequest, _keys_pb2.BackupKeyResponse]
     """Returns a key with all its versions, encrypted to the security domain."""
     RestoreKey: _grpc.UnaryUnaryMultiCallable[_keys_pb2.RestoreKeyRequest, _keys_pb2.RestoreKeyResponse]
@@ -115,6 +121,12 @@ class KeyServiceAsyncStub(KeyServiceStub):
     """Reads a key's rotation policy; one that says nothing when it has none."""
     UpdateKeyRotationPolicy: _aio.UnaryUnaryMultiCallable[_keys_pb2.UpdateKeyRotationPolicyRequest, _keys_pb2.UpdateKeyRotationPolicyResponse]  # type: ignore[assignment]
     """Replaces a key's rotation policy; one that says nothing removes it."""
+    ReleaseKey: _aio.UnaryUnaryMultiCallable[_keys_pb2.ReleaseKeyRequest, _keys_pb2.ReleaseKeyResponse]  # type: ignore[assignment]
+    """Releases an exportable version to an environment that an attestation
+    authority vouches for: encrypted to a key of that environment, if the
+    claims meet the version's release policy. Whatever of that fails is
+    KEY_RELEASE_REFUSED. A disabled or expired version is still released.
+    """
     BackupKey: _aio.UnaryUnaryMultiCallable[_keys_pb2.BackupKeyRequest, _keys_pb2.BackupKeyResponse]  # type: ignore[assignment]
     """Returns a key with all its versions, encrypted to the security domain."""
     RestoreKey: _aio.UnaryUnaryMultiCallable[_keys_pb2.RestoreKeyRequest, _keys_pb2.RestoreKeyResponse]  # type: ignore[assignment]
@@ -242,6 +254,18 @@ class KeyServiceServicer(metaclass=_abc_1.ABCMeta):
         context: _ServicerContext,
     ) -> _typing.Union[_keys_pb2.UpdateKeyRotationPolicyResponse, _abc.Awaitable[_keys_pb2.UpdateKeyRotationPolicyResponse]]:
         """Replaces a key's rotation policy; one that says nothing removes it."""
+
+    @_abc_1.abstractmethod
+    def ReleaseKey(
+        self,
+        request: _keys_pb2.ReleaseKeyRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_keys_pb2.ReleaseKeyResponse, _abc.Awaitable[_keys_pb2.ReleaseKeyResponse]]:
+        """Releases an exportable version to an environment that an attestation
+        authority vouches for: encrypted to a key of that environment, if the
+        claims meet the version's release policy. Whatever of that fails is
+        KEY_RELEASE_REFUSED. A disabled or expired version is still released.
+        """
 
     @_abc_1.abstractmethod
     def BackupKey(

@@ -597,6 +597,7 @@ class KeyVersionRecord(_message.Message):
     EXPORTABLE_FIELD_NUMBER: _builtins.int
     TAGS_FIELD_NUMBER: _builtins.int
     SEALED_MATERIAL_FIELD_NUMBER: _builtins.int
+    RELEASE_POLICY_FIELD_NUMBER: _builtins.int
     key_id: _builtins.str
     """Key id."""
     version_id: _builtins.str
@@ -633,6 +634,10 @@ class KeyVersionRecord(_message.Message):
     def sealed_material(self) -> Global___SealedMaterial:
         """The private or secret material, sealed by itself."""
 
+    @_builtins.property
+    def release_policy(self) -> Global___ReleasePolicyRecord:
+        """Who gets an exportable version; absent for any other."""
+
     def __init__(
         self,
         *,
@@ -651,14 +656,41 @@ class KeyVersionRecord(_message.Message):
         exportable: _builtins.bool = ...,
         tags: _abc.Mapping[_builtins.str, _builtins.str] | None = ...,
         sealed_material: Global___SealedMaterial | None = ...,
+        release_policy: Global___ReleasePolicyRecord | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["sealed_material", b"sealed_material"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["release_policy", b"release_policy", "sealed_material", b"sealed_material"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["created_ms", b"created_ms", "curve", b"curve", "enabled", b"enabled", "expires_ms", b"expires_ms", "exportable", b"exportable", "key_id", b"key_id", "key_operations", b"key_operations", "key_type", b"key_type", "not_before_ms", b"not_before_ms", "public_key_der", b"public_key_der", "sealed_material", b"sealed_material", "size_bits", b"size_bits", "tags", b"tags", "updated_ms", b"updated_ms", "version_id", b"version_id"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["created_ms", b"created_ms", "curve", b"curve", "enabled", b"enabled", "expires_ms", b"expires_ms", "exportable", b"exportable", "key_id", b"key_id", "key_operations", b"key_operations", "key_type", b"key_type", "not_before_ms", b"not_before_ms", "public_key_der", b"public_key_der", "release_policy", b"release_policy", "sealed_material", b"sealed_material", "size_bits", b"size_bits", "tags", b"tags", "updated_ms", b"updated_ms", "version_id", b"version_id"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___KeyVersionRecord: _TypeAlias = KeyVersionRecord  # noqa: Y015
+
+@_typing.final
+class ReleasePolicyRecord(_message.Message):
+    """Who gets an exportable key version."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    DATA_FIELD_NUMBER: _builtins.int
+    IMMUTABLE_FIELD_NUMBER: _builtins.int
+    data: _builtins.bytes
+    """JSON as the customer wrote it."""
+    immutable: _builtins.bool
+    """Whether it can never be replaced."""
+    def __init__(
+        self,
+        *,
+        data: _builtins.bytes = ...,
+        immutable: _builtins.bool = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["data", b"data", "immutable", b"immutable"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ReleasePolicyRecord: _TypeAlias = ReleasePolicyRecord  # noqa: Y015
 
 @_typing.final
 class SealedMaterial(_message.Message):
@@ -741,6 +773,8 @@ class PoolRecord(_message.Message):
     SECURITY_VERSIONS_FIELD_NUMBER: _builtins.int
     SECURITY_VERSION_FLOOR_FIELD_NUMBER: _builtins.int
     PURGE_PROTECTION_FIELD_NUMBER: _builtins.int
+    KEYS_MAX_FIELD_NUMBER: _builtins.int
+    VERSIONS_PER_KEY_MAX_FIELD_NUMBER: _builtins.int
     recoverable_days: _builtins.int
     """Days a deleted key can be recovered."""
     header_digest: _builtins.bytes
@@ -755,6 +789,10 @@ class PoolRecord(_message.Message):
     """Security version below which no partition serves; 0 for none."""
     purge_protection: _builtins.bool
     """Whether no deleted key is purged before its scheduled purge date."""
+    keys_max: _builtins.int
+    """Keys that the pool holds at most; 0 for 5,000."""
+    versions_per_key_max: _builtins.int
+    """Versions of a key at most; 0 for 100."""
     @_builtins.property
     def drained(self) -> _containers.RepeatedScalarFieldContainer[_builtins.int]:
         """Indices of the drained partitions."""
@@ -785,10 +823,12 @@ class PoolRecord(_message.Message):
         security_versions: _abc.Iterable[Global___ReportedSecurityVersion] | None = ...,
         security_version_floor: _builtins.int = ...,
         purge_protection: _builtins.bool = ...,
+        keys_max: _builtins.int = ...,
+        versions_per_key_max: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["admissions", b"admissions", "drained", b"drained", "epoch", b"epoch", "header_digest", b"header_digest", "holders", b"holders", "housekeeper", b"housekeeper", "next_epoch", b"next_epoch", "purge_protection", b"purge_protection", "recoverable_days", b"recoverable_days", "security_version_floor", b"security_version_floor", "security_versions", b"security_versions"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["admissions", b"admissions", "drained", b"drained", "epoch", b"epoch", "header_digest", b"header_digest", "holders", b"holders", "housekeeper", b"housekeeper", "keys_max", b"keys_max", "next_epoch", b"next_epoch", "purge_protection", b"purge_protection", "recoverable_days", b"recoverable_days", "security_version_floor", b"security_version_floor", "security_versions", b"security_versions", "versions_per_key_max", b"versions_per_key_max"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

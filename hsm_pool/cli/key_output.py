@@ -1,0 +1,99 @@
+"""How keys are named and shown on the command line."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+import click
+from google.protobuf.json_format import MessageToDict
+from rich.console import Console
+from rich.table import Table
+
+from hsm_pool.cli.output import report
+from mhsm.keys.v1 import keys_pb2
+
+TYPES = {
+    "RSA": keys_pb2.KEY_TYPE_RSA,
+    "EC": keys_pb2.KEY_TYPE_EC,
+    "oct": keys_pb2.KEY_TYPE_OCT,
+    "AKP": keys_pb2.KEY_TYPE_AKP,
+}
+CURVES = {
+    "P-256": keys_pb2.CURVE_P256,
+    "P-384": keys_pb2.CURVE_P384,
+    "P-521": keys_pb2.CURVE_P521,
+    "P-256K": keys_pb2.CURVE_P256K,
+}
+OPERATIONS = {
+    "encrypt": keys_pb2.KEY_OPERATION_ENCRYPT,
+    "decrypt": keys_pb2.KEY_OPERATION_DECRYPT,
+    "sign": keys_pb2.KEY_OPERATION_SIGN,
+    "verify": keys_pb2.KEY_OPERATION_VERIFY,
+    "wrapKey": keys_pb2.KEY_OPERATION_WRAP_KEY,
+    "unwrapKey": keys_pb2.KEY_OPERATION_UNWRAP_KEY,
+    "import": keys_pb2.KEY_OPERATION_IMPORT,
+}
+_TYPE_NAMES = {value: name for name, value in TYPES.items()}
+_CURVE_NAMES = {value: name for name, value in CURVES.items()}
+_OPERATION_NAMES = {value: name for name, value in OPERATIONS.items()}
+
+
+def resource(name: str) -> str:
+    """Return keys/NAME for a plain name; a full resource name stays as it is."""
+    return name if name.startswith("keys/") else f"keys/{name}"
+
+
+def _kind(found: keys_pb2.Key) -> str:
+    if found.key_type == keys_pb2.KEY_TYPE_EC:
+        return f"EC {_CURVE_NAMES[found.curve]}"
+    return f"{_TYPE_NAMES[found.key_type]}-{found.size_bits}"
+
+
+def show_key(found: keys_pb2.Key, options: dict[str, Any], text: str, following: str) -> None:
+    """Report a key version."""
+    attributes = found.attributes
+    lines = [text] if text else [found.name]
+    lines.append(f"  {_kind(found)}, {'enabled' if attributes.enabled else 'disabled'}")
+    lines.append("  " + ", ".join(_OPERATION_NAMES[operation] for operation in found.key_operations))
+    if attributes.HasField("not_before"):
+        lines.append(f"  not before {attributes.not_before.ToJsonString()}")
+    if attributes.HasField("expires"):
+        lines.append(f"  expires {attributes.expires.ToJsonString()}")
+    if attributes.exportable:
+        policy = "immutable" if found.release_policy.immutable else "replaceable"
+        lines.append(f"  exportable, {policy} release policy")
+    lines.extend(f"  {name}={value}" for name, value in sorted(found.tags.items()))
+    report(
+        {"key": MessageToDict(found)}, as_json=options["as_json"], text="\n".join(lines), following=following
+    )
+
+
+def show_deleted_key(deleted: keys_pb2.DeletedKey, common: dict[str, Any], following: str) -> None:
+    """Report a soft-deleted key."""
+    report(
+        {"deleted_key": MessageToDict(deleted)},
+        as_json=common["as_json"],
+        text=f"{deleted.key.name} is soft-deleted; it will be purged at "
+        f"{deleted.scheduled_purge_time.ToJsonString()}",
+        following=following,
+    )
+
+
+def show_keys(found: list[keys_pb2.Key], common: dict[str, Any]) -> None:
+    """Report a list of key versions."""
+    if common["as_json"]:
+        click.echo(json.dumps({"keys": [MessageToDict(entry) for entry in found]}))
+        return
+    table = Table(box=None, pad_edge=False)
+    for column in ("name", "kind", "enabled", "operations", "created"):
+        table.add_column(column)
+    for entry in found:
+        table.add_row(
+            entry.name,
+            _kind(entry),
+            "yes" if entry.attributes.enabled else "no",
+            " ".join(_OPERATION_NAMES[operation] for operation in entry.key_operations),
+            entry.attributes.created.ToJsonString(),
+        )
+    Console(width=None if Console().is_terminal else 200).print(table)

@@ -1,0 +1,31 @@
+"""What a key version may be used for, and when (Azure Key Vault, key attributes)."""
+
+from __future__ import annotations
+
+from hsm_pool.core.model import KeyOperation, KeyVersionRecord
+from hsm_pool.errors import KeyNotUsable, OperationNotPermitted
+
+_EXEMPT_FROM_TIME = frozenset({KeyOperation.DECRYPT, KeyOperation.UNWRAP_KEY, KeyOperation.VERIFY})
+"""Operations that a disabled or expired version still does, as the real service (Azure key attributes)."""
+
+
+def check_use(version: KeyVersionRecord, operation: KeyOperation, time_ms: int) -> None:
+    """Check that a version may be used for an operation at a time.
+
+    Raises:
+        OperationNotPermitted: The operation is not among its key operations.
+        KeyNotUsable: It is disabled, not yet valid or expired.
+    """
+    if operation not in version.key_operations:
+        raise OperationNotPermitted(
+            f"key {version.key_id} does not permit {operation.name.lower()}",
+            operation=operation.name,
+        )
+    if not version.enabled and operation not in _EXEMPT_FROM_TIME:
+        raise KeyNotUsable(f"key {version.key_id} is disabled", cause="disabled")
+    if operation in _EXEMPT_FROM_TIME:
+        return
+    if version.not_before_ms and time_ms < version.not_before_ms:
+        raise KeyNotUsable(f"key {version.key_id} is not valid yet", cause="not_before")
+    if version.expires_ms and time_ms >= version.expires_ms:
+        raise KeyNotUsable(f"key {version.key_id} has expired", cause="expires")
