@@ -285,7 +285,7 @@ BROKEN_BUILDS: tuple[BrokenBuild, ...] = (
         "the audience of a token is not checked",
         "G8",
         "hsm_pool/tokens/verification.py",
-        "        if settings.audience not in (audience if isinstance(audience, list) else [audience]):\n",
+        "        if self._settings.audience not in (audience if isinstance(audience, list) else [audience]):\n",
         "        if audience is Ellipsis:\n",
         ("tests/unit/tokens/test_tokens.py::test_a_token_with_bad_claims_is_refused",),
     ),
@@ -729,10 +729,7 @@ BROKEN_BUILDS: tuple[BrokenBuild, ...] = (
         "hsm_pool/partition/unproved_download.py",
         "                raise self._without_keys()\n            elif",
         "                return header\n            elif",
-        (
-            "tests/integration/test_rest_security_domain.py::"
-            "test_a_pool_that_dies_before_the_first_poll_is_opened_by_its_officers",
-        ),
+        (f"{_REST}::test_a_pool_that_dies_before_the_first_poll_is_opened_by_its_officers",),
     ),
     BrokenBuild(
         "a replacement does not look whether the poll was first",
@@ -740,9 +737,6 @@ BROKEN_BUILDS: tuple[BrokenBuild, ...] = (
         "hsm_pool/partition/unproved_download.py",
         "        epochs.rotate(self._partition, access, old_header_digest, new)\n",
         '        epochs.rotate(self._partition, access, b"", new)\n',
-        (
-            "tests/integration/test_rest_security_domain.py::"
-            "test_a_download_may_be_repeated_and_replaced_until_its_first_poll",
-        ),
+        (f"{_REST}::test_a_download_may_be_repeated_and_replaced_until_its_first_poll",),
     ),
 )
