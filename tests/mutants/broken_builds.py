@@ -739,4 +739,20 @@ BROKEN_BUILDS: tuple[BrokenBuild, ...] = (
         '        epochs.rotate(self._partition, access, b"", new)\n',
         (f"{_REST}::test_a_download_may_be_repeated_and_replaced_until_its_first_poll",),
     ),
+    BrokenBuild(
+        "a ceremony child may call what a partition may",
+        "G3",
+        "hsm_pool/ceremony/child.py",
+        "    hardening.filter_system_calls(system_calls.CEREMONY_CHILD)\n",
+        "    hardening.filter_system_calls(system_calls.PARTITION)\n",
+        (f"{_HARDENING}::test_a_ceremony_child_starts_with_its_own_filter",),
+    ),
+    BrokenBuild(
+        "a request over REST may take for ever",
+        "G8",
+        "hsm_pool/rest/http_server.py",
+        "            self.socket.until = boot_time() + limits.REST_REQUEST_SECONDS\n",
+        "            pass\n",
+        ("tests/unit/rest/test_http_server.py::test_an_octet_now_and_then_does_not_keep_a_thread",),
+    ),
 )

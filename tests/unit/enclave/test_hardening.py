@@ -160,6 +160,31 @@ def test_denied_system_calls_fail_in_every_thread(who: str) -> None:
         assert [ask(child, line) for line in SOCKETS[:2]] == [allowed] * 2
 
 
+_STARTED = """
+import socket, sys
+from hsm_pool.ceremony import child
+
+def tried(*_):
+    try:
+        socket.socketpair()
+        print("done")
+    except OSError as error:
+        print(type(error).__name__)
+
+child.read_frame = tried  # what the child does first, once it is hardened
+sys.exit(child.main())
+"""
+
+
+@needs_seccomp
+def test_a_ceremony_child_starts_with_its_own_filter() -> None:
+    """G3: whoever reads shares cannot open a socket, whatever the partition may do."""
+    completed = subprocess.run(
+        [sys.executable, "-c", _STARTED], capture_output=True, text=True, timeout=60, check=False, cwd=ROOT
+    )
+    assert (completed.returncode, completed.stdout) == (0, "PermissionError\n"), completed.stderr
+
+
 def test_where_there_is_no_filter_nothing_fails_and_nothing_is_claimed() -> None:
     without = "sys.modules['pyseccomp'] = None\nhardening.filter_system_calls(system_calls.PARTITION)"
     with running(without) as (child, named):
