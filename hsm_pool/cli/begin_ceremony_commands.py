@@ -6,7 +6,7 @@ The verbs that begin a ceremony; each but plan writes an attempt file for the of
 from __future__ import annotations
 
 import uuid
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
@@ -120,7 +120,7 @@ def download(
     request_id = request_id or str(uuid.uuid4())
     click.echo(f"request id {request_id} (repeat with it if the answer is lost)", err=True)
     with connect(common, client="administrator") as pool:
-        _refuse_second(pool, partition)
+        refuse_second(pool, {0, 1, 2} - {partition})
         ceremony = pool.download_security_domain(found, required, request_id, partition)
     write_new(output, ceremony.security_domain_file)
     if azure_output:
@@ -251,7 +251,7 @@ def _begin(
 ) -> security_domain_pb2.Ceremony:
     refuse_existing(output)
     with connect(common, client="administrator") as pool:
-        _refuse_second(pool, partition)
+        refuse_second(pool, {0, 1, 2} - {partition})
         ceremony = begin(pool)
     write_attempt(output, ceremony, common["data_dir"])
     keys = {
@@ -275,17 +275,18 @@ def _awaited(ceremony: security_domain_pb2.Ceremony) -> str:
     return f"{ceremony.required} shares" if ceremony.required else "a restore blob"
 
 
-def _refuse_second(pool: Pool, partition: int) -> None:
-    """End the command if another partition runs a ceremony; its own partition refuses by itself."""
-    for other in {0, 1, 2} - {partition}:
+def refuse_second(pool: Pool, partitions: Iterable[int]) -> None:
+    """End the command if one of these partitions runs a ceremony; one that begins refuses by itself."""
+    for index in partitions:
         try:
-            ceremony = pool.get_ceremony(other)
+            ceremony = pool.get_ceremony(index)
         except MHSMError:
             continue  # it is down, and so is whatever it ran
         if ceremony:
             fail(
-                f"a ceremony ({purpose(ceremony)}) is under way at partition {other}",
-                "mhsm security-domain status; finish it or cancel it first",
+                f"a ceremony ({purpose(ceremony)}) is under way at partition {index}; "
+                "finish it or cancel it first",
+                "mhsm security-domain status\nmhsm security-domain cancel --attempt ATTEMPT",
             )
 
 

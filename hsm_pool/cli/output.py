@@ -53,6 +53,8 @@ T = TypeVar("T")
 FAILED, USAGE, LOCKED, QUORUM, UNREACHABLE, VERIFICATION, UNKNOWN, INTERRUPTED = 1, 2, 3, 4, 5, 6, 7, 130
 
 
+_COMMAND = re.compile(r"(?:mhsm|mhsm-fabric|openssl|apt-get) [a-z]")
+
 _SHARE_REFUSED = "mhsm security-domain status; the officer named submits his own share, once"
 _SHARE_REFUSED_BECAUSE = {
     SUBMITTED_BEFORE: "another officer submits his share",
@@ -73,15 +75,14 @@ class Failure(click.ClickException):
 
     def __init__(self, message: str, following: str = "", exit_code: int = FAILED) -> None:
         super().__init__(message)
-        self.following = at_the_same_pool(following)
+        self.following = at_the_same_pool(following)  # while the context of the command is there
         # click reads it from the instance, although it declares it for the class
         self.exit_code = exit_code  # type: ignore[misc]
 
     def show(self, file: Any = None) -> None:  # noqa: ARG002
         """Print at most a few lines to standard error."""
         click.echo(f"mhsm: {self.message}", err=True)
-        if self.following:
-            click.echo(f"next: {self.following}", err=True)
+        say_next(self.following)
 
 
 def fail(message: str, following: str = "", exit_code: int = FAILED) -> NoReturn:
@@ -95,25 +96,33 @@ def report(value: dict[str, Any], *, as_json: bool, text: str, following: str) -
         click.echo(json.dumps(value))
         return
     click.echo(text)
-    if following:
-        click.echo(f"next: {at_the_same_pool(following)}", err=True)
+    say_next(at_the_same_pool(following))
+
+
+def say_next(following: str) -> None:
+    """Print what to do next, one a line: "next:" before a whole command, "hint:" before words."""
+    for line in following.splitlines():
+        click.echo(f"{'next' if _COMMAND.match(line) else 'hint'}: {line}", err=True)
 
 
 def at_the_same_pool(following: str) -> str:
-    """Return a suggested command with the --data-dir that was given, if it takes one."""
+    """Return suggested commands, one a line, each with the --data-dir that was given, if it takes one."""
+    return "\n".join(_at_the_same_pool(line) for line in following.splitlines())
+
+
+def _at_the_same_pool(following: str) -> str:
     context = click.get_current_context(silent=True)
     given = context and context.get_parameter_source("data_dir") is ParameterSource.COMMANDLINE
     if not context or not given or not following.startswith("mhsm ") or following.endswith("--help"):
         return following
-    suggested, mark, rest = re.fullmatch(r"(.*?)(?:([,;] )(.*))?", following).groups("")  # type: ignore[union-attr]
     command: click.Command | None = context.find_root().command
-    for word in suggested.split()[1:]:
+    for word in following.split()[1:]:
         if not isinstance(command, click.Group):
             break
         command = command.get_command(context, word)
     if command is None or all(parameter.name != "data_dir" for parameter in command.params):
         return following
-    return f"{suggested} --data-dir {shlex.quote(str(context.params['data_dir']))}{mark}{rest}"
+    return f"{following} --data-dir {shlex.quote(str(context.params['data_dir']))}"
 
 
 @contextmanager

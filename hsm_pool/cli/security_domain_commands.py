@@ -39,8 +39,12 @@ def security_domain_group() -> None:
 @partition_option
 @common_options
 def rotate_kek(partition: int, **common: Any) -> None:
-    """Replace the key-encryption key; needs no officers. Records written later are sealed under it."""
+    """Replace the key-encryption key; needs no officers. Records written later are sealed under it.
+
+    Refused while a ceremony is under way: its last share would be refused afterwards.
+    """
     with connect(common, client="administrator") as pool:
+        begin_ceremony_commands.refuse_second(pool, range(3))
         epoch = pool.rotate_key_encryption_key(partition)
     report(
         {"epoch": epoch},

@@ -57,4 +57,6 @@ def apply(command: ProposeEpoch | HoldEpoch | ActivateEpoch | ReplaceSecurityDom
 
 def _check_header(pool: PoolRecord, old_header_digest: bytes) -> None:
     if pool.header_digest != old_header_digest:
-        raise CeremonyState("another ceremony has changed the security domain meanwhile; start again")
+        raise CeremonyState(
+            "another ceremony or a rotate-kek has changed the security domain meanwhile; start again"
+        )

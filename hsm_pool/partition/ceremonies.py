@@ -24,7 +24,14 @@ from hsm_pool.audit.record import note
 from hsm_pool.core.roles import Access
 from hsm_pool.errors import AlreadyActivated, CeremonyState, InvalidField
 from hsm_pool.partition import epochs
-from hsm_pool.partition.ceremony_attempts import ATTEMPT_ID_BYTES, Attempt, Attempts, Ceremony, Purpose
+from hsm_pool.partition.ceremony_attempts import (
+    ATTEMPT_ID_BYTES,
+    UNDER_WAY,
+    Attempt,
+    Attempts,
+    Ceremony,
+    Purpose,
+)
 from hsm_pool.partition.ceremony_completion import complete
 from hsm_pool.partition.partition import Partition, PartitionState
 from hsm_pool.store import chain
@@ -134,7 +141,8 @@ class Ceremonies:
         """Start a proof that a quorum of officers can open the security domain and the pool's keys.
 
         Raises:
-            CeremonyState: The pool does not serve, or a ceremony is under way.
+            MHSMError: The pool is not active, or locked.
+            CeremonyState: A ceremony is under way.
         """
         with self._lock:
             header = epochs.header_in_force(self._partition)
@@ -146,7 +154,8 @@ class Ceremonies:
 
         Raises:
             InvalidField: The new officers or their quorum are not acceptable.
-            CeremonyState: The pool does not serve, or a ceremony is under way.
+            MHSMError: The pool is not active, or locked.
+            CeremonyState: A ceremony is under way.
         """
         if not certificates_der:
             raise InvalidField("the new officers are missing", field="officer_certificates_der")
@@ -168,7 +177,8 @@ class Ceremonies:
 
         Raises:
             InvalidField: The new officers or their quorum are not acceptable.
-            CeremonyState: The pool does not serve, or a ceremony is under way.
+            MHSMError: The pool is not active, or locked.
+            CeremonyState: A ceremony is under way.
         """
         with self._lock:
             header = epochs.header_in_force(self._partition)
@@ -190,10 +200,15 @@ class Ceremonies:
         """Replace the key-encryption key; no officer is needed. Returns the new epoch.
 
         Raises:
-            CeremonyState: The pool does not serve, or not every serving partition took the key in time.
+            MHSMError: The pool is not active, or locked.
+            CeremonyState: A ceremony is under way here, or not every serving partition took the key in
+                time.
         """
         with self._lock:
             epochs.header_in_force(self._partition)
+            if self._attempts.live():
+                # The new key changes the header; the ceremony's last share would be refused for it.
+                raise CeremonyState(UNDER_WAY)
         return epochs.rotate(self._partition, access)
 
     def submit_share(self, attempt_id: bytes, submission: bytes, access: Access) -> Ceremony:

@@ -19,6 +19,7 @@ from mhsm.pool.v1 import pool_pb2
 from security_domain.azure import transfer_key
 
 ATTEMPT_ID_BYTES = 16
+UNDER_WAY = "a ceremony is under way at this partition; finish it or cancel it first"
 
 
 class Purpose(IntEnum):
@@ -150,7 +151,7 @@ class Attempts:
             CeremonyState: A ceremony is under way here, or the child died.
         """
         if self.live():
-            raise CeremonyState("a ceremony is under way at this partition; finish it or cancel it first")
+            raise CeremonyState(UNDER_WAY)
         child = CeremonyChild()
         try:
             begun = child.ask(request).begin

@@ -53,7 +53,7 @@ def complete(
 
 
 def _replace(partition: Partition, attempt: Attempt, access: Access) -> None:
-    """Put the new file in force, unless another ceremony has changed the header meanwhile."""
+    """Put the new file in force, unless another ceremony or a new key has changed the header meanwhile."""
     serving = partition.holding_keys()
     if serving is None:
         raise partition.refusal()

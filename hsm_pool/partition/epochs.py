@@ -131,11 +131,11 @@ def header_in_force(partition: Partition) -> record_pb2.PoolHeader:
     """Return the header of an active pool whose keys this partition holds.
 
     Raises:
-        CeremonyState: The pool is not active, or locked.
+        MHSMError: The pool is not active, or locked; the error says which.
     """
     header = partition.header
     if partition.holding_keys() is None or header is None or header.unconfirmed:
-        raise CeremonyState("the pool is not active, or locked")
+        raise partition.refusal()
     return header
 
 

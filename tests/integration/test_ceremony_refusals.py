@@ -133,6 +133,7 @@ def test_a_ceremony_under_way_at_another_partition_is_named(pool: RunningPool, d
                 ("new-generation", *new, "--output", "attempt"),
                 ("init-recovery", "--output", "attempt"),
                 ("download", *new, "--output", "file", "--attempt-output", "attempt"),
+                ("rotate-kek",),
             ):
                 for partition in ("0", "1"):
                     desk.refused(

@@ -627,6 +627,14 @@ BROKEN_BUILDS: tuple[BrokenBuild, ...] = (
         (f"{_CEREMONY_REFUSALS}::test_a_ceremony_under_way_at_another_partition_is_named",),
     ),
     BrokenBuild(
+        "the key-encryption key is rotated under an open ceremony",
+        "G4",
+        "hsm_pool/partition/ceremonies.py",
+        "            if self._attempts.live():\n                # The new key",
+        "            if False:\n                # The new key",
+        ("tests/unit/test_key_rotation_order.py::test_no_key_is_rotated_while_a_ceremony_is_open",),
+    ),
+    BrokenBuild(
         "the officers of a change are checked when the old quorum is complete",
         "G8",
         "hsm_pool/ceremony/child.py",
