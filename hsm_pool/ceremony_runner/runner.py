@@ -1,7 +1,8 @@
 """The runner of a ceremony: one step after the other, each confirmed, each on record before the next.
 
 A command runs as a child process: arguments as a list, never through a shell; its standard input is
-the terminal itself, so that a passphrase goes from the keyboard to the command and never through here.
+the terminal itself, so that an officer agrees there, and a passphrase goes from the keyboard to the
+command and never through here.
 Its output is shown as it comes and goes into the record.
 """
 
@@ -53,6 +54,9 @@ CONTINUE, ABORT, INTERRUPTED = "continue", "abort", "interrupted"
 class Interaction(Protocol):
     """Who answers: people at a terminal, or a file."""
 
+    standard_input: int | None
+    """Of the commands: None for the terminal, at which they may ask; DEVNULL where a file answers."""
+
     def change_actor(self, actor: str) -> None:
         """Return when this actor is at the keyboard."""
 
@@ -62,6 +66,8 @@ class Interaction(Protocol):
 
 class TerminalInteraction:
     """People at the terminal that is standard input."""
+
+    standard_input: int | None = None
 
     def __init__(self, console: Console) -> None:
         self._console = console
@@ -97,6 +103,8 @@ class TerminalInteraction:
 
 class AnswersInteraction:
     """Answers from a file, one a step, for tests and automation."""
+
+    standard_input: int | None = subprocess.DEVNULL
 
     def __init__(self, confirm: Sequence[str]) -> None:
         self._confirm = confirm
@@ -298,6 +306,7 @@ class Runner:
         # -P: never import from the directory that people happen to stand in.
         child = subprocess.Popen(
             [sys.executable, "-P", "-m", "hsm_pool.cli", *command[1:]],
+            stdin=self._interaction.standard_input,
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
         )

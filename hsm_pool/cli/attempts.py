@@ -15,15 +15,17 @@ from cryptography.hazmat.primitives.asymmetric import rsa
 from hsm_pool.cli import evidence_files
 from hsm_pool.cli.evidence_files import Anchors
 from hsm_pool.cli.files import write_new
-from hsm_pool.cli.output import fail, named, read_bounded
+from hsm_pool.cli.output import QUORUM, USAGE, fail, has_terminal, named, read_bounded
+from hsm_pool.client.connection import load_connection
 from hsm_pool.enclave.evidence import exchange_key_report_data
-from hsm_pool.enclave.verifier import Expected
+from hsm_pool.enclave.verifier import Expected, claimed_pool_id
 from hsm_pool.errors import EvidenceRefused
 from hsm_pool.provisioning.layout import PARTITIONS
 from mhsm.evidence.v1 import evidence_pb2
 from mhsm.security_domain.v1 import security_domain_pb2
 from security_domain import container, officers, submission
 from security_domain.azure import transfer_key
+from security_domain.azure.document import Document
 from security_domain.errors import InvalidOfficers
 from security_domain.fingerprints import words
 
@@ -160,13 +162,44 @@ def exchange_certificate(ceremony: security_domain_pb2.Ceremony) -> bytes:
     return transfer_key.parse_transfer_key(ceremony.transfer_key) if ceremony.transfer_key else b""
 
 
-def private_key(path: Path, prompt: str = "passphrase") -> rsa.RSAPrivateKey:
-    """Load an officer's key; the passphrase of an encrypted one is asked for."""
-    with named(path):
-        return officers.load_private_key(
-            read_bounded(path, officers.PEM_BYTES_MAX),
-            lambda: click.prompt(prompt, hide_input=True, err=True).encode(),
+def require_own_pool(source: Path, attempt: Attempt, data_dir: Path) -> None:
+    """End the command if an attempt file is of another pool than the one that would be called."""
+    claimed, own = claimed_pool_id(attempt.evidence), load_connection(data_dir).pool_id
+    if claimed and claimed != own:
+        fail(f"{source} says pool {claimed}, {data_dir} is of pool {own}: --data-dir?")
+
+
+def require_share(
+    source: Path, document: Document, certificate_file: Path, certificate_der: bytes
+) -> officers.Officer:
+    """Return the officer of a certificate, or end the command if Azure's document has no share."""
+    with named(certificate_file):
+        officer = officers.parse_officer(certificate_der)
+    try:
+        document.share_of(officer.thumbprint)
+    except InvalidOfficers:
+        fail(
+            f"{source} has no share for {certificate_file} (officer {officer.thumbprint})",
+            "check the file and the officer's certificate",
+            QUORUM,
         )
+    return officer
+
+
+def private_key(path: Path, prompt: str = "passphrase") -> rsa.RSAPrivateKey:
+    """Load an officer's key; the passphrase of an encrypted one is asked for, at a terminal."""
+
+    def ask() -> bytes:
+        if not has_terminal():
+            fail(
+                f"{path} is encrypted, and there is no terminal to ask for its passphrase",
+                "run the command at a terminal",
+                USAGE,
+            )
+        return str(click.prompt(prompt, hide_input=True, err=True)).encode()
+
+    with named(path):
+        return officers.load_private_key(read_bounded(path, officers.PEM_BYTES_MAX), ask)
 
 
 def certificates(paths: Iterable[Path]) -> list[bytes]:

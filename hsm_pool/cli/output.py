@@ -146,6 +146,17 @@ def read_bounded(path: Path, bytes_max: int) -> bytes:
     return content
 
 
+def has_terminal() -> bool:
+    """Return whether somebody can be asked for a passphrase, at standard input or /dev/tty."""
+    if sys.stdin.isatty():
+        return True
+    try:
+        os.close(os.open("/dev/tty", os.O_RDWR | os.O_NOCTTY))
+    except OSError:
+        return False
+    return True
+
+
 def confirmed(question: str, following: str) -> bool:
     """Ask before something is destroyed; end the command where nobody can answer."""
     return _answer(lambda: click.confirm(question, err=True), following)

@@ -16,14 +16,17 @@ from hsm_pool.cli.attempts import (
     private_key,
     read_attempt,
     require_evidence,
+    require_own_pool,
+    require_share,
 )
 from hsm_pool.cli.ceremony_progress import after, done
 from hsm_pool.cli.evidence_files import Anchors, anchor_options
 from hsm_pool.cli.files import refuse_existing, write_new
-from hsm_pool.cli.output import common_options, connect, named, read_bounded, report
+from hsm_pool.cli.output import QUORUM, common_options, connect, fail, named, read_bounded, report
 from security_domain.azure import document as azure_document
 from security_domain.azure.items import DOCUMENT_BYTES_MAX
 from security_domain.azure.restore_blob import make_restore_blob
+from security_domain.errors import SubmissionRefused
 
 
 @click.command("restore-blob")
@@ -70,9 +73,22 @@ def restore_blob(
     require_evidence(attempt_file, attempt, anchors, exchange)
     with named(azure_file):
         parsed = azure_document.parse(read_bounded(azure_file, DOCUMENT_BYTES_MAX))
+    paths = [path for path, _ in officer_files]
+    ders = certificates(paths)
+    files = {
+        require_share(azure_file, parsed, path, der).thumbprint: path
+        for path, der in zip(paths, ders, strict=True)
+    }
     keys = [private_key(key_file, f"passphrase of {key_file}") for _, key_file in officer_files]
-    pairs = list(zip(keys, certificates(path for path, _ in officer_files), strict=True))
-    write_new(output, make_restore_blob(parsed, pairs, exchange))
+    try:
+        blob = make_restore_blob(parsed, list(zip(keys, ders, strict=True)), exchange)
+    except SubmissionRefused as error:
+        fail(
+            f"{azure_file}, {files[error.officer]}: {error}",
+            "each officer's own certificate and key, once",
+            QUORUM,
+        )
+    write_new(output, blob)
     report(
         {"output": str(output)},
         as_json=common["as_json"],
@@ -89,6 +105,7 @@ def upload(attempt_file: Path, blob_file: Path, **common: Any) -> None:
     """Complete a recovery with a restore blob, ours or one of Azure's clients."""
     attempt = read_attempt(attempt_file)
     blob = read_bounded(blob_file, DOCUMENT_BYTES_MAX)
+    require_own_pool(attempt_file, attempt, common["data_dir"])
     with connect(common, client="administrator") as pool, named(blob_file):
         ceremony = pool.upload_restore_blob(attempt.partition, attempt.attempt_id, blob)
     report(

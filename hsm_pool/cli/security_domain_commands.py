@@ -16,6 +16,7 @@ from hsm_pool.cli.attempts import (
     exchange_certificate,
     partition_option,
     read_attempt,
+    require_own_pool,
     stage,
     write_attempt,
 )
@@ -151,9 +152,11 @@ def cancel(attempt_file: Path | None, partition: int | None, **common: Any) -> N
     """End a ceremony; all submitted shares are forgotten and nothing changes."""
     if (attempt_file is None) == (partition is None):
         raise click.UsageError("one of --attempt and --partition is needed")
+    attempt = read_attempt(attempt_file) if attempt_file else None
+    if attempt_file and attempt:
+        require_own_pool(attempt_file, attempt, common["data_dir"])
     with connect(common, client="administrator") as pool:
-        if attempt_file is not None:
-            attempt = read_attempt(attempt_file)
+        if attempt:
             pool.cancel_ceremony(attempt.partition, attempt.attempt_id)
         else:
             ceremony = pool.get_ceremony(partition)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -19,10 +20,21 @@ from hsm_pool.cli.attempts import (
     private_key,
     read_attempt,
     require_evidence,
+    require_own_pool,
+    require_share,
 )
 from hsm_pool.cli.evidence_files import Anchors, anchor_options
 from hsm_pool.cli.files import refuse_existing, write_new
-from hsm_pool.cli.output import common_options, connect, fail, named, read_bounded, report
+from hsm_pool.cli.output import (
+    QUORUM,
+    common_options,
+    confirmed,
+    connect,
+    fail,
+    named,
+    read_bounded,
+    report,
+)
 from mhsm.security_domain.v1 import security_domain_pb2
 from security_domain import container, submission
 from security_domain.azure import document as azure_document
@@ -31,7 +43,13 @@ from security_domain.azure.items import DOCUMENT_BYTES_MAX
 from security_domain.encoding import decode
 from security_domain.errors import SecurityDomainError
 from security_domain.fingerprints import words_of_digest
-from security_domain.officers import parse_officer
+
+_OF_ITS_OWN_OFFICERS = frozenset({submission.ACTIVATION, submission.NEW_GENERATION})
+"""Ceremonies whose file is new: the share is given to the officers that the file itself names."""
+_RIGHT_FILE = (
+    "use the file whose officers submit now: --security-domain\n"
+    "mhsm security-domain fetch-file --partition {partition} --output FILE"
+)
 
 
 @click.command("submit-share")
@@ -55,6 +73,7 @@ from security_domain.officers import parse_officer
 @click.option(
     "--submission", "submission_file", type=EXISTING_FILE, default=None, help="Submit what --output wrote."
 )
+@click.option("--yes", is_flag=True, help="Do not ask, at a terminal, before the share is opened or sent.")
 @anchor_options
 @common_options
 def submit_share(
@@ -64,6 +83,7 @@ def submit_share(
     certificate_file: Path | None,
     output: Path | None,
     submission_file: Path | None,
+    yes: bool,
     platform_root: Path | None,
     owner_root: Path | None,
     policy: Path | None,
@@ -73,14 +93,18 @@ def submit_share(
 
     Before the share is opened the exchange key's evidence is verified: a partition of the pool whose
     roots this machine has (--platform-root and --owner-root, or those of --data-dir) must hold it.
-    An officer whose machine must stay offline writes the submission with --output; somebody
-    submits that file later with --submission. The passphrase of an encrypted key is asked for.
+    What the share is given for, and to whom, is shown before anything is opened, asked or sent; at a
+    terminal it is agreed to. An officer whose machine must stay offline writes the submission with
+    --output; somebody submits that file later with --submission. The passphrase of an encrypted key
+    is asked for.
     """
     attempt = read_attempt(attempt_file)
     if submission_file:
         if domain_file or key_file or certificate_file or output:
             raise click.UsageError("--submission stands alone, with --attempt")
         submitted = read_bounded(submission_file, submission.SUBMISSION_BYTES_MAX)
+        require_own_pool(attempt_file, attempt, common["data_dir"])
+        _agree(attempt, attempt.new_officers, attempt.new_required, yes=yes)
     else:
         if not domain_file or not key_file:
             raise click.UsageError("--security-domain and --officer-key are needed (or --submission)")
@@ -88,7 +112,7 @@ def submit_share(
             refuse_existing(output)
         anchors = Anchors.load(common["data_dir"], platform_root, owner_root, policy)
         require_evidence(attempt_file, attempt, anchors, attempt.exchange_public_key)
-        submitted = _make_submission(attempt, domain_file, key_file, certificate_file)
+        submitted = _make_submission(attempt, domain_file, key_file, certificate_file, yes=yes)
     if output:
         write_new(output, submitted)
         report(
@@ -104,21 +128,26 @@ def submit_share(
 
 
 def _make_submission(
-    attempt: Attempt, domain_file: Path, key_file: Path, certificate_file: Path | None
+    attempt: Attempt, domain_file: Path, key_file: Path, certificate_file: Path | None, *, yes: bool
 ) -> bytes:
-    """Make the submission; what is wrong with a file is said before the officer hears what he agrees to."""
+    """Make the submission; the officer agrees before his key is opened."""
     file = read_bounded(domain_file, DOCUMENT_BYTES_MAX)
     if azure_document.is_document(file):
         if certificate_file is None:
             raise click.UsageError("a document of Azure's format needs --officer-certificate, too")
-        return _of_document(attempt, (domain_file, file), key_file, certificate_file)
+        return _of_document(attempt, (domain_file, file), key_file, certificate_file, yes=yes)
     with named(domain_file, "--security-domain is the file that download or fetch-file wrote"):
         domain = container.parse(file)
     if (domain.pool_id, domain.generation) != (attempt.pool_id, attempt.generation):
         fail(
-            f"{domain_file} is of another pool or generation than this attempt",
-            "use the file in force: --security-domain",
+            f"{domain_file} is of another pool or generation than this attempt; {key_file} was not opened",
+            _RIGHT_FILE.format(partition=attempt.partition),
+            QUORUM,
         )
+    new_officers, required = attempt.new_officers, attempt.new_required
+    if attempt.purpose in _OF_ITS_OWN_OFFICERS:
+        new_officers, required = tuple(entry.thumbprint for entry in domain.officers), domain.required
+    _agree(attempt, new_officers, required, yes=yes)
     key = private_key(key_file)
     try:
         submission.own_entry(domain, key)
@@ -126,8 +155,8 @@ def _make_submission(
         fail(
             f"{domain_file} has no share for {key_file}",
             "check --security-domain and --officer-key; in a change of officers each quorum has its own file",
+            QUORUM,
         )
-    _say_agreement(attempt)
     with named(domain_file):
         return submission.make_submission(
             file,
@@ -140,19 +169,21 @@ def _make_submission(
 
 
 def _of_document(
-    attempt: Attempt, document: tuple[Path, bytes], key_file: Path, certificate_file: Path
+    attempt: Attempt, document: tuple[Path, bytes], key_file: Path, certificate_file: Path, *, yes: bool
 ) -> bytes:
     path, file = document
     with named(path):
         parsed = azure_document.parse(file)
     certificate = certificates((certificate_file,))[0]
-    officer = parse_officer(certificate)
-    with named(path, "check --security-domain and --officer-certificate"):
-        parsed.share_of(officer.thumbprint)
+    officer = require_share(path, parsed, certificate_file, certificate)
+    _agree(attempt, attempt.new_officers, attempt.new_required, yes=yes)
     key: rsa.RSAPrivateKey = private_key(key_file)
     if officer.public_key.public_numbers() != key.public_key().public_numbers():
-        fail(f"{certificate_file} is not the certificate of {key_file}", "--officer-certificate")
-    _say_agreement(attempt)
+        fail(
+            f"{certificate_file} is not the certificate of {key_file}",
+            "check --officer-certificate and --officer-key",
+            QUORUM,
+        )
     with named(path):
         return azure_submission.make_submission(
             parsed,
@@ -165,15 +196,17 @@ def _of_document(
         )
 
 
-def _say_agreement(attempt: Attempt) -> None:
-    """Say what the share is given for, and who the new officers are, in the words of their certificates."""
+def _agree(attempt: Attempt, new_officers: tuple[str, ...], required: int, *, yes: bool) -> None:
+    """Say what the share is given for and to whom, in the words of certificates; at a terminal, ask."""
     agreed = f"this share is given for: {attempt.purpose.replace('_', ' ')}"
-    if attempt.new_officers:
-        agreed += f", to any {attempt.new_required} of these officers"
+    if new_officers:
+        agreed += f", to any {required} of these officers"
     click.echo(f"{agreed}; for nothing else will it be taken", err=True)
-    for thumbprint in attempt.new_officers:
+    for thumbprint in new_officers:
         # The thumbprint is the digest that the words are of: nobody can exchange one without the other.
         click.echo(f"  {words_of_digest(decode(thumbprint, 32))}  {thumbprint}", err=True)
+    if not yes and sys.stdin.isatty() and not confirmed("submit?", ""):
+        fail("nothing was submitted")
 
 
 def _report_progress(ceremony: security_domain_pb2.Ceremony, as_json: bool) -> None:

@@ -161,6 +161,7 @@ class Demo:
         return self.mhsm(
             "security-domain",
             "submit-share",
+            "--yes",
             "--attempt",
             str(attempt),
             "--security-domain",

@@ -190,7 +190,7 @@ class Rehearsal:
     ) -> None:
         for officer in officers:
             self.mhsm(
-                "security-domain", "submit-share", "--attempt", str(attempt), "--security-domain",
+                "security-domain", "submit-share", "--yes", "--attempt", str(attempt), "--security-domain",
                 str(domain_file), "--officer-key", officer["key_file"], *at,
             )  # fmt: skip
 

@@ -289,7 +289,7 @@ def test_nothing_works_before_activation(provisioned: RunningPool) -> None:
                     call()
         with provisioned.client("administrator") as client:
             for call in (client.verify_security_domain, lambda p: client.rotate_shares([b"x"], 2, p)):
-                with pytest.raises(CeremonyState):
+                with pytest.raises(NotActivated):
                     call(index)
             for file in (b"{}", b"x" * 1000):
                 with pytest.raises(InvalidField):

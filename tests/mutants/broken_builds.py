@@ -21,6 +21,7 @@ class BrokenBuild:
 
 
 _BACKUP = "tests/integration/test_backup.py"
+_RUNNER = "tests/unit/ceremony_runner/test_run.py"
 _CEREMONIES = "tests/integration/test_ceremonies.py"
 _AZURE_SUBMISSION = "tests/unit/security_domain/test_azure_submission.py"
 _CEREMONY_KILL = "tests/integration/test_ceremony_kill.py"
@@ -633,6 +634,14 @@ BROKEN_BUILDS: tuple[BrokenBuild, ...] = (
         "            if self._attempts.live():\n                # The new key",
         "            if False:\n                # The new key",
         ("tests/unit/test_key_rotation_order.py::test_no_key_is_rotated_while_a_ceremony_is_open",),
+    ),
+    BrokenBuild(
+        "an officer is not asked before his key is opened",
+        "G4",
+        "hsm_pool/cli/submit_share_command.py",
+        "    if not yes and sys.stdin.isatty() and",
+        "    if False and",
+        (f"{_RUNNER}::test_an_officer_who_does_not_agree_is_not_asked_for_his_passphrase",),
     ),
     BrokenBuild(
         "the officers of a change are checked when the old quorum is complete",

@@ -443,7 +443,7 @@ def terminal_room(tmp_path: Path, administrator: Administrator) -> Room:
     return Room(tmp_path, administrator, AT_A_TERMINAL)
 
 
-def _to_the_passphrase(terminal: Terminal, room: Room) -> None:
+def _to_the_question(terminal: Terminal, room: Room) -> None:
     for prompt, keys in (
         ("A word [plain]: ", "\n"),
         ("Where: ", f"{room.directory}\n"),
@@ -453,6 +453,14 @@ def _to_the_passphrase(terminal: Terminal, room: Room) -> None:
     ):
         terminal.until(prompt)
         terminal.type(keys)
+
+
+def _to_the_passphrase(terminal: Terminal, room: Room) -> None:
+    _to_the_question(terminal, room)
+    terminal.until("submit? [y/N]: ")
+    assert b"this share is given for: verification" in terminal.shown, "what is agreed to is shown before"
+    assert b"passphrase: " not in terminal.shown
+    terminal.type("y\n")
     terminal.until("passphrase: ")
     until(lambda: not terminal.echoes(), 60, "the command has switched echo off")
 
@@ -510,6 +518,20 @@ def test_a_passphrase_goes_from_the_keyboard_to_the_command(terminal_room: Room)
     assert PASSPHRASE.encode() not in room.transcript.read_bytes() + terminal.shown
     assert b"not an RSA key" in terminal.shown, "the command opened the key with it"
     assert room.verified()["result"] == "completed"
+
+
+def test_an_officer_who_does_not_agree_is_not_asked_for_his_passphrase(terminal_room: Room) -> None:
+    """G3, G4: he sees first what the share is given for."""
+    room = terminal_room
+    terminal = Terminal(*room.arguments())
+    _to_the_question(terminal, room)
+    terminal.until("submit? [y/N]: ")
+    terminal.type("\n")
+    terminal.until("nothing was submitted")
+    terminal.until("continue / abort: ")
+    terminal.type("continue\n")
+    assert terminal.end() == 0, terminal.shown.decode()
+    assert b"passphrase: " not in terminal.shown
 
 
 @pytest.mark.parametrize(
