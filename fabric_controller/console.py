@@ -53,7 +53,7 @@ def _load_settings(settings_file: Path | None, data_directory: Path | None) -> F
     try:
         return load(path)
     except OSError as error:
-        fail(f"{path}: {error.strerror}", "mhsm-fabric COMMAND --settings FILE, or --data-dir of a pool")
+        fail(f"{path}: {error.strerror}", "mhsm-fabric status --data-dir DIRECTORY")
     except SettingsError as error:
         fail(f"{path}: {error}", "correct the file; it is written when the pool is made")
 

@@ -22,6 +22,10 @@ from typing import ClassVar, Self
 from hsm_pool import limits
 
 DOMAIN = "mhsm"
+DOWNLOADED_OVER_REST = (
+    "the security domain was downloaded over REST; the first poll of its status activates it"
+)
+"""Why a pool is not active, where another step follows than a download."""
 
 
 class MHSMError(Exception):

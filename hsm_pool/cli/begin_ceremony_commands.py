@@ -5,6 +5,7 @@ The verbs that begin a ceremony; each but plan writes an attempt file for the of
 
 from __future__ import annotations
 
+import shlex
 import uuid
 from collections.abc import Callable, Iterable
 from pathlib import Path
@@ -22,6 +23,13 @@ from hsm_pool.cli.attempts import (
     partition_option,
     purpose,
     write_attempt,
+)
+from hsm_pool.cli.ceremony_progress import (
+    DOMAIN_FILE,
+    download_command,
+    fetch_file,
+    officer_key,
+    submit_share,
 )
 from hsm_pool.cli.files import refuse_existing, write_new
 from hsm_pool.cli.output import (
@@ -88,7 +96,7 @@ def plan(certificate_files: tuple[Path, ...], required: int, as_json: bool) -> N
         {"officers": rows, "required": required, "may_be_lost": spare, "warnings": warnings},
         as_json=as_json,
         text="\n".join(lines),
-        following="each officer compares his words; then mhsm security-domain download",
+        following="each officer compares his words\n" + download_command(certificate_files, required),
     )
 
 
@@ -145,7 +153,9 @@ def download(
         f"security-domain file: {words(ceremony.security_domain_file)}\n"
         + ("" if ceremony.complete else f"exchange key: {words(ceremony.exchange_public_key)}\n")
         + ("the pool is active" if ceremony.complete else "the pool becomes active when all have submitted"),
-        following="mhsm status" if ceremony.complete else _submit(attempt_output, output),
+        following="mhsm status"
+        if ceremony.complete
+        else submit_share(attempt_output, output, officer_key(certificate_files)),
     )
 
 
@@ -232,8 +242,7 @@ def new_generation(
     his share. What is written from then on opens to nobody who holds old shares. Take a new backup.
     """
     found = _certificates(certificate_files, required)
-    following = f"mhsm security-domain fetch-file --partition {partition} --output FILE"
-    following += ", then each new officer submits with FILE"
+    following = fetch_file(partition)
     _begin(common, partition, output, lambda pool: pool.new_generation(found, required, partition), following)
 
 
@@ -266,7 +275,7 @@ def _begin(
         text=f"partition {partition} waits for {_awaited(ceremony)} "
         f"until {ceremony.expires.ToJsonString()}\n"
         + "\n".join(f"{name}: {words(key)}" for name, key in keys.items() if key),
-        following=following or _submit(output, domain_file or "security-domain.json"),
+        following=following or submit_share(output, domain_file or DOMAIN_FILE),
     )
     return ceremony
 
@@ -286,19 +295,13 @@ def refuse_second(pool: Pool, partitions: Iterable[int]) -> None:
             fail(
                 f"a ceremony ({purpose(ceremony)}) is under way at partition {index}; "
                 "finish it or cancel it first",
-                "mhsm security-domain status\nmhsm security-domain cancel --attempt ATTEMPT",
+                "mhsm security-domain status\nmhsm security-domain cancel --attempt ATTEMPT.json",
             )
 
 
 def _restore_blob(attempt: Path) -> str:
     return (
-        f"mhsm security-domain restore-blob --attempt {attempt} --azure-file azure-domain.json "
-        "--officer officer-1.crt officer-1.key --officer officer-2.crt officer-2.key --output blob.json"
-    )
-
-
-def _submit(attempt: Path, domain_file: Path | str) -> str:
-    return (
-        f"mhsm security-domain submit-share --attempt {attempt} "
-        f"--security-domain {domain_file} --officer-key officer-1.key"
+        f"mhsm security-domain restore-blob --attempt {shlex.quote(str(attempt))} "
+        "--azure-file AZURE-DOMAIN.json --officer OFFICER-1.crt OFFICER-1.key "
+        "--officer OFFICER-2.crt OFFICER-2.key --output blob.json"
     )

@@ -288,7 +288,7 @@ def _refuse_taken(output_file: Path) -> None:
     if journal.exists():
         fail(
             f"{journal} is there: a ceremony of this name is unfinished, or under way",
-            f"mhsm ceremony verify {output_file}; choose another name and keep the journal",
+            f"mhsm ceremony verify {output_file}\nchoose another name and keep the journal",
         )
 
 

@@ -44,7 +44,7 @@ def new_repository(output: Path, keys_output: Path, as_json: bool) -> None:
         {"repository": str(output), "keys": str(keys_output)},
         as_json=as_json,
         text=f"made {output}; keep the keys in {keys_output} apart from each other and offline",
-        following=f"mhsm up --firmware-repository {output}, mhsm firmware build --version 1 --output FILE",
+        following=f"mhsm up --firmware-repository {output}\nmhsm firmware build --version 1 --output FILE",
     )
 
 

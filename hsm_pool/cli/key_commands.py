@@ -362,7 +362,7 @@ def backup(name: str, output: Path, **common: Any) -> None:
         {"output": str(output)},
         as_json=common["as_json"],
         text=f"wrote {output}",
-        following=f"mhsm key restore --file {output}",
+        following="it can be restored in a pool of this security domain that has no such key (any more)",
     )
 
 

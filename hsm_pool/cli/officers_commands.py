@@ -6,6 +6,7 @@ from pathlib import Path
 
 import click
 
+from hsm_pool.cli.ceremony_progress import download_command
 from hsm_pool.cli.files import refuse_existing, write_new
 from hsm_pool.cli.output import report
 from security_domain import officers
@@ -42,6 +43,5 @@ def officers_make(count: int, output_dir: Path, as_json: bool) -> None:
         {"officers": made},
         as_json=as_json,
         text=f"made {count} officers in {output_dir}",
-        following="mhsm security-domain download --required 2 --output security-domain.json "
-        "--attempt-output activation.json " + " ".join(f"--officer {pair[0]}" for pair in targets),
+        following=download_command((pair[0] for pair in targets), 2),
     )

@@ -26,6 +26,7 @@ from hsm_pool.client.connection import NoClient, NoConnection, default_data_dire
 from hsm_pool.client.errors import PoolUnreachable, SignatureInvalid
 from hsm_pool.client.pool import Pool
 from hsm_pool.errors import (
+    DOWNLOADED_OVER_REST,
     AlreadyActivated,
     AvailabilityError,
     CeremonyState,
@@ -55,19 +56,24 @@ FAILED, USAGE, LOCKED, QUORUM, UNREACHABLE, VERIFICATION, UNKNOWN, INTERRUPTED =
 
 _COMMAND = re.compile(r"(?:mhsm|mhsm-fabric|openssl|apt-get) [a-z]")
 
-_SHARE_REFUSED = "mhsm security-domain status; the officer named submits his own share, once"
+_SHARE_REFUSED = "mhsm security-domain status\nthe officer named submits his own share, once"
 _SHARE_REFUSED_BECAUSE = {
     SUBMITTED_BEFORE: "another officer submits his share",
-    NO_OFFICER: "mhsm security-domain status; when the old quorum of a change of officers is complete: "
-    "mhsm security-domain fetch-file, and the new officers use the new file",
-    OTHER_FORMAT: "submit a share of the same file as the others, the pool's own or Azure's; "
-    "or mhsm security-domain cancel, and begin again",
+    NO_OFFICER: "mhsm security-domain status\n"
+    "when the old quorum of a change of officers is complete, the new officers use the new file\n"
+    "mhsm security-domain fetch-file --output FILE",
+    OTHER_FORMAT: "submit a share of the same file as the others, the pool's own or Azure's\n"
+    "mhsm security-domain cancel --attempt ATTEMPT.json",
 }
 _STATUS: dict[type[Exception], str] = {
     AlreadyActivated: "mhsm status",
-    CeremonyState: "mhsm security-domain status, then mhsm status",
+    CeremonyState: "mhsm security-domain status\nmhsm status",
     RestoreState: "mhsm backup status",
 }
+
+
+POLL = "poll the download: GET /securitydomain/download/pending at any partition (docs/ceremonies.md)"
+"""What follows a download over REST; no command of mhsm does it."""
 
 
 class Failure(click.ClickException):
@@ -252,7 +258,8 @@ def failure_of(error: Exception, request_id: str | None = None) -> Failure:
         case NoClient():
             return Failure(text, "mhsm client create --help")
         case NotActivated():
-            return Failure(text, "mhsm security-domain download --help", LOCKED)
+            polled = DOWNLOADED_OVER_REST in text
+            return Failure(text, POLL if polled else "mhsm security-domain download --help", LOCKED)
         case PoolLocked():
             return Failure(text, "mhsm security-domain init-recovery --help", LOCKED)
         case QuorumMissing():
@@ -269,7 +276,7 @@ def failure_of(error: Exception, request_id: str | None = None) -> Failure:
         case SignatureInvalid():
             return Failure(text, "", VERIFICATION)
         case MHSMError(definite=False):
-            return Failure(text, f"mhsm status, then {repeat}", UNKNOWN)
+            return Failure(text, f"mhsm status\n{repeat}", UNKNOWN)
         case PoolUnreachable() | AvailabilityError():
             return Failure(text, "mhsm status", UNREACHABLE)
         case OSError():

@@ -166,9 +166,9 @@ def up(
             fail(str(error), "choose another --data-dir")
         click.echo(f"made pool {pool_id} in {directory}", err=True)
     elif attended and not layout.pool_settings(directory)["attended"]:
-        fail("the pool was made unattended; that cannot be changed", "mhsm up without --attended")
+        fail("the pool was made unattended; that cannot be changed", "mhsm up")
     elif purge_protection and not layout.pool_settings(directory).get("purge_protection"):
-        fail("the pool was made without purge protection", "mhsm up without --purge-protection")
+        fail("the pool was made without purge protection", "mhsm up")
     _check_admission_policy(directory)
     running = _supervisor_process_id(directory) is not None
     started = None if running else _start_supervisor(directory)
@@ -179,7 +179,7 @@ def up(
     rest = [f"https://localhost:{port}" for port in _rest_ports(directory)]
     metrics = [f"http://{entry.metrics_endpoint}/metrics" for entry in load_connection(directory).partitions]
     following = {
-        "PROVISIONED": "mhsm officers make --output-dir officers, then mhsm security-domain download",
+        "PROVISIONED": "mhsm officers make --output-dir officers\nmhsm security-domain download --help",
         "LOCKED": "mhsm security-domain init-recovery --output attempt.json",
     }.get(names[0], "mhsm status")
     report(
@@ -290,7 +290,7 @@ def _usable_etcd(configured: str | None) -> str:
         binary = etcd_binary.find_etcd(configured)
         version, warning = etcd_binary.check_version(binary)
     except etcd_binary.EtcdUnusable as error:
-        fail(str(error), "apt-get install etcd-server, or mhsm up --etcd PATH")
+        fail(str(error), "apt-get install etcd-server\nmhsm up --etcd PATH")
     click.echo(f"store: etcd {version}" + (f" ({warning})" if warning else ""), err=True)
     return binary
 
@@ -304,7 +304,7 @@ def _external(path: Path | None) -> layout.ExternalStore | None:
             tuple(value["endpoints"]), value["ca_file"], value["certificate_file"], value["key_file"]
         )
     except (ValueError, KeyError, TypeError):
-        fail(f"{path} does not describe an etcd cluster", "see mhsm up --help")
+        fail(f"{path} does not describe an etcd cluster", "mhsm up --help")
 
 
 def _token_issuer(value: str) -> layout.OwnIssuer | Literal["development"] | None:
@@ -317,7 +317,7 @@ def _token_issuer(value: str) -> layout.OwnIssuer | Literal["development"] | Non
         own = layout.OwnIssuer(**json.loads(path.read_text()))
         own.settings("127.0.0.1:1")  # checks them
     except (OSError, ValueError, TypeError, AttributeError):
-        fail(f"{path} does not describe a token issuer", "see mhsm up --help")
+        fail(f"{path} does not describe a token issuer", "mhsm up --help")
     return own
 
 

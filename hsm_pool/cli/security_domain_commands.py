@@ -94,7 +94,7 @@ def fetch_file(
         {"output": str(output), "file": file, "words": fingerprint},
         as_json=common["as_json"],
         text=f"wrote {output} ({file})\nsecurity-domain file: {fingerprint}",
-        following=f"mhsm security-domain submit-share --security-domain {output} --help",
+        following=ceremony_progress.submit_share(attempt_output or ceremony_progress.ATTEMPT_FILE, output),
     )
 
 

@@ -17,13 +17,23 @@ from rich.table import Table
 from rich.text import Text
 
 from hsm_pool.cli import ceremony_progress, process_facts
-from hsm_pool.cli.attempts import described
-from hsm_pool.cli.output import LOCKED, UNREACHABLE, data_directory_option, failure_of, json_option
+from hsm_pool.cli.attempts import described, purpose
+from hsm_pool.cli.output import (
+    LOCKED,
+    POLL,
+    UNREACHABLE,
+    at_the_same_pool,
+    data_directory_option,
+    failure_of,
+    json_option,
+    say_next,
+)
 from hsm_pool.client.connection import Connection, NoConnection, load_connection
 from hsm_pool.client.pool import Pool
-from hsm_pool.errors import MHSMError
+from hsm_pool.errors import DOWNLOADED_OVER_REST, MHSMError
 from mhsm.enclave.v1 import enclave_pb2
 from mhsm.pool.v1 import pool_pb2
+from mhsm.security_domain.v1 import security_domain_pb2
 
 _REFRESH_SECONDS = 0.5
 _WIDTH_OF_NO_TERMINAL = 200
@@ -71,6 +81,7 @@ def status(context: click.Context, watch: bool, data_dir: Path, as_json: bool) -
         answering = [row["index"] for row in rows if row["state"] != "UNREACHABLE"]
         found = ceremony_progress.under_way(pool, answering)
     code = _exit_code(rows)
+    say_downloaded(rows, found.values())
     ceremonies = {index: ceremony for index, ceremony in found.items() if not isinstance(ceremony, str)}
     controller = _controller_hardening(connection)
     users = process_facts.measured(connection)
@@ -106,18 +117,18 @@ def status(context: click.Context, watch: bool, data_dir: Path, as_json: bool) -
             click.echo(f"partition {index}: ceremony under way: {ceremony_progress.progress(ceremony)}")
         if ceremonies:
             # Whoever began another one would be refused.
-            first = next(iter(ceremonies.values()))
-            click.echo(f"next: {ceremony_progress.following(first)}; mhsm security-domain status", err=True)
+            say_next(at_the_same_pool("mhsm security-domain status"))
             context.exit(code)
+        polled = any(row["reason"] == DOWNLOADED_OVER_REST for row in rows)
         following = {
-            "PROVISIONED": "mhsm security-domain download --help",
+            "PROVISIONED": POLL if polled else "mhsm security-domain download --help",
             "LOCKED": "mhsm security-domain init-recovery --output attempt.json",
         }
         states = {row["state"] for row in rows}
         # Beside one that serves, a locked partition heals by itself.
         if code and _SERVING not in states:
             for state in sorted(states & following.keys()):
-                click.echo(f"next: {following[state]}", err=True)
+                say_next(at_the_same_pool(following[state]))
     context.exit(code)
 
 
@@ -158,6 +169,17 @@ def _rows(pool: Pool, connection: Connection) -> list[dict[str, Any]]:
             )
         rows.append(row)
     return rows
+
+
+def say_downloaded(rows: list[dict[str, Any]], found: Iterable[security_domain_pb2.Ceremony | str]) -> None:
+    """Have partitions that do not know of another one's activation under way say what the pool waits for."""
+    for ceremony in found:
+        if not isinstance(ceremony, str) and purpose(ceremony) == "activation":
+            missing = ceremony.required - ceremony.accepted
+            shares = f"{missing} more share{'' if missing == 1 else 's'}"
+            for row in rows:
+                if row["state"] == "PROVISIONED":
+                    row["reason"] = f"the security domain is downloaded; waits for {shares}"
 
 
 def _hardening(rows: list[dict[str, Any]]) -> Iterator[tuple[str, str]]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 import sys
 from pathlib import Path
 from typing import Any
@@ -124,7 +125,14 @@ def submit_share(
         return
     with connect(common, client="administrator") as pool:
         ceremony = pool.submit_share(attempt.partition, attempt.attempt_id, submitted)
-    _report_progress(ceremony, common["as_json"])
+    if submission_file:
+        following = f"mhsm security-domain submit-share --attempt {attempt_file} --submission SUBMISSION"
+    else:
+        following = ceremony_progress.submit_share(attempt_file, domain_file or "")
+        following += " --officer-certificate OFFICER.crt" if certificate_file else ""
+        for option, root in (("--platform-root", platform_root), ("--owner-root", owner_root)):
+            following += f" {option} {shlex.quote(str(root))}" if root else ""
+    _report_progress(ceremony, common["as_json"], following)
 
 
 def _make_submission(
@@ -209,16 +217,22 @@ def _agree(attempt: Attempt, new_officers: tuple[str, ...], required: int, *, ye
         fail("nothing was submitted")
 
 
-def _report_progress(ceremony: security_domain_pb2.Ceremony, as_json: bool) -> None:
+def _report_progress(ceremony: security_domain_pb2.Ceremony, as_json: bool, following: str) -> None:
+    """Report how far a ceremony is.
+
+    Args:
+        ceremony: The ceremony.
+        as_json: In one JSON object.
+        following: What the next officer does, if one is needed.
+    """
     missing = ceremony.required - ceremony.accepted
     text = f"{ceremony.accepted} of {ceremony.required} shares"
-    following = "the next officer runs the same command with his own key"
     if ceremony.complete:
         text += f": {ceremony_progress.done(ceremony)}"
         following = ceremony_progress.after(ceremony)
     elif not ceremony.accepted:
         text = f"the old quorum is complete; the new file waits for {ceremony.required} new shares"
-        following = ceremony_progress.fetch_file(ceremony)
+        following = ceremony_progress.fetch_file(ceremony.partition_index)
     else:
         text += f", {missing} more needed"
     report(described(ceremony), as_json=as_json, text=text, following=following)

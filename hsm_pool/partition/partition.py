@@ -34,6 +34,7 @@ from hsm_pool.enclave.evidence import Attester
 from hsm_pool.enclave.healing import HealGiver
 from hsm_pool.enclave.verifier import TrustAnchors, Verifier
 from hsm_pool.errors import (
+    DOWNLOADED_OVER_REST,
     AlreadyActivated,
     CommitUnknown,
     FirmwareRefused,
@@ -160,7 +161,7 @@ class Partition:
     def reason(self) -> str:
         """Why the state is what it is, in words; "" when there is nothing to say."""
         if self.state is PartitionState.PROVISIONED and self.unconfirmed:
-            return "the security domain was downloaded over REST; the first poll of its status activates it"
+            return DOWNLOADED_OVER_REST
         return self._reason
 
     def holding_keys(self) -> Serving | None:

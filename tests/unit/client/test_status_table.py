@@ -8,7 +8,10 @@ from typing import Any
 import pytest
 from rich.console import Console
 
-from hsm_pool.cli.status_command import COLUMNS, table
+from hsm_pool.cli.output import failure_of
+from hsm_pool.cli.status_command import COLUMNS, say_downloaded, table
+from hsm_pool.errors import DOWNLOADED_OVER_REST, NotActivated
+from mhsm.security_domain.v1 import security_domain_pb2
 
 
 def rows() -> list[dict[str, Any]]:
@@ -60,3 +63,27 @@ def test_a_narrow_terminal_shows_whole_columns_and_says_how_many_are_missing(wid
     if len(titles) < len(COLUMNS):
         assert lines[4].startswith(f"{len(COLUMNS) - len(titles)} columns")
         assert len(lines) == 5
+
+
+def test_an_activation_under_way_is_told_from_a_pool_without_a_download() -> None:
+    """Partitions that do not hold the ceremony know nothing of it; whoever reads the status does."""
+    begun = security_domain_pb2.Ceremony(
+        purpose=security_domain_pb2.CEREMONY_PURPOSE_ACTIVATION, required=3, accepted=2
+    )
+    shown = [{"state": state, "reason": "as it was"} for state in ("PROVISIONED", "PROVISIONED", "HEALING")]
+    say_downloaded(shown, [begun, "partition 2 did not answer"])
+    waits = "the security domain is downloaded; waits for 1 more share"
+    assert [row["reason"] for row in shown] == [waits, waits, "as it was"]
+    begun.purpose = security_domain_pb2.CEREMONY_PURPOSE_RECOVERY
+    say_downloaded(shown[2:], [begun])
+    assert shown[2]["reason"] == "as it was"
+
+
+@pytest.mark.parametrize(
+    ("why", "following"),
+    [("download its security domain first", "mhsm security-domain download"), (DOWNLOADED_OVER_REST, "poll")],
+)
+def test_a_download_over_rest_is_polled_and_not_repeated(why: str, following: str) -> None:
+    failure = failure_of(NotActivated(f"the pool is not active: {why}"))
+    assert failure.following.startswith(following)
+    assert failure.exit_code == 3
