@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import os
 import threading
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -205,7 +206,7 @@ class Servers:
                 for index, partition in enumerate(self.partitions)
             ),
             store={},
-            fabric_controller={},
+            fabric_controller={"process_id": os.getpid()},
             supervisor_process_id=0,
         )
 
