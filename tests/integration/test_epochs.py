@@ -20,10 +20,10 @@ from hsm_pool.crypto.secret import SecretBytes
 from hsm_pool.errors import (
     BackupRefused,
     CeremonyState,
-    Forbidden,
     InvalidField,
     KeyExists,
     MHSMError,
+    PermissionDenied,
     ShareRefused,
 )
 from hsm_pool.net import authorization
@@ -290,7 +290,7 @@ def test_an_old_quorum_with_the_store_forges_nothing(
         for role in (roles.ADMINISTRATOR, roles.CRYPTO_USER)
     )
     with Clients(pool).connect("mallory") as mallory, StoreAccess(pool.connection) as store:
-        with pytest.raises(Forbidden):
+        with pytest.raises(PermissionDenied):
             mallory.sign("keys/after", "ES256", DIGEST)
         dump = store.dump()
         table = chain.TableDigest()
@@ -308,7 +308,7 @@ def test_an_old_quorum_with_the_store_forges_nothing(
         forged = chain.build_transaction(old_keys, 0, head, table, changes, audit)
         store.write(forged.puts)
         pool.await_states(["QUARANTINED"] * 3)
-        assert all("epoch 2 has replaced" in pool.status(index).reason for index in range(3))
+        assert all("epoch 2 has replaced" in pool.status(index).state_reason for index in range(3))
         with pytest.raises(MHSMError):
             mallory.sign("keys/after", "ES256", DIGEST)
         with pytest.raises(MHSMError):
