@@ -117,7 +117,7 @@ def learn_secrets(pool: RunningPool, officers: list[TestOfficer]) -> tuple[dict[
     keys = record_pb2.PoolKeysSecret.FromString(
         recovery.unseal_pool_keys(entry.sealed_pool_keys, entry.epoch)
     )
-    secrets["pool name key"], secrets["pool chain key"] = keys.name_key, keys.chain_key
+    secrets["pool name key"] = keys.name_key
     # It follows from the security domain's root, and partitions keep it to restore backups.
     assert keys.backup_private_keys[1] == derived.backup.private_bytes_raw()
     secrets["pool backup key"] = keys.backup_private_keys[1]

@@ -21,7 +21,7 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from hsm_pool import limits
 from hsm_pool.core.model import RecordName
@@ -83,6 +83,16 @@ class FreshnessTracker:
             return False
         self._peers[index] = renewal
         return True
+
+    def observe_unproved(self, index: int, now: float) -> None:
+        """Take it that a partition may have begun a lease by now, and that nothing more is known of it."""
+        if index == self._own_index:
+            return
+        known, incarnation_min = self._peers.get(index), self._exited.get(index, 0) + 1
+        if known and known.incarnation >= incarnation_min:
+            self._peers[index] = replace(known, surrendered=False, observed_at=now)
+        else:
+            self._peers[index] = PeerRenewal(incarnation_min, 0, 0, False, now)
 
     def observe_exit(self, index: int, incarnation: int) -> None:
         """Take a node agent's word that an incarnation has exited; one never seen here is ignored."""

@@ -35,7 +35,7 @@ def first_transaction(
     }
     genesis = chain.Head(0, chain.genesis_digest(settings.pool_id), b"")
     return chain.build_transaction(
-        keys, settings.index, genesis, chain.TableDigest(), changes, audit=[operation.record(1, 1)]
+        keys, settings.index, genesis, chain.TableDigest(), changes, [operation.record(1, 1)]
     )
 
 

@@ -49,8 +49,8 @@ from hsm_pool.tokens import attestation_authority
 from hsm_pool.tokens.issuer import KEYS_PATH, object_id
 
 PARTITIONS = 3
-POOL_FORMAT = 4
-"""4 since partitions have limits of their own and attestation authorities."""
+POOL_FORMAT = 5
+"""5 since the MACs of the chain belong to an epoch."""
 
 PLATFORM_ROOT = "pki/platform-root.crt"
 OWNER_ROOT = "pki/owner-root.crt"

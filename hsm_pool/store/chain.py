@@ -4,6 +4,11 @@ Every log entry names the entry before it, what each changed record was before a
 after, and the digest of the table of all records afterwards. A partition applies only
 the next sequence with the matching digests; at a start, the table that was loaded must
 have exactly the digest that the head's entry states.
+
+**Epochs.** A transaction belongs to the epoch that the pool record names after it: the
+one that puts an epoch in force is the first of that epoch. Head, entry, changed records
+and audit records are under its keys. Epochs never go back along the chain, so whoever
+holds the keys of old epochs only can continue no chain that has left them (G4).
 """
 
 from __future__ import annotations
@@ -15,7 +20,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 from hsm_pool import limits
-from hsm_pool.core.model import Record, RecordName
+from hsm_pool.core.model import POOL, PoolRecord, Record, RecordName
 from hsm_pool.store import codec
 from hsm_pool.store.sealing import PoolKeys, Tampered, open_record, seal_record
 from mhsm.record.v1 import record_pb2
@@ -40,6 +45,8 @@ class Head:
     digest: bytes
     value: bytes
     """As it stands in the store."""
+    epoch: int = 0
+    """Of its transaction; 0 before the first one."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -129,8 +136,8 @@ def build_transaction(
     head: Head,
     table: TableDigest,
     changes: Mapping[RecordName, Record | None],
+    audit: Sequence[bytes],
     header: bytes = b"",
-    audit: Sequence[bytes] = (),
 ) -> Transaction:
     """Seal the changes into the transaction that follows head. No changes make an empty mutation.
 
@@ -138,6 +145,8 @@ def build_transaction(
     the mutations ride along, so that a mutation that is committed is on record everywhere (G7).
     """
     sequence = head.sequence + 1
+    pool = changes.get(POOL)
+    epoch = pool.epoch if isinstance(pool, PoolRecord) else keys.epoch
     puts: dict[str, bytes] = {}
     deletes: list[str] = []
     digests: list[tuple[bytes, bytes]] = []
@@ -146,6 +155,7 @@ def build_transaction(
         transaction_id=os.urandom(16),
         previous_digest=head.digest,
         partition_index=partition_index,
+        epoch=epoch,
     )
     for name, record in sorted(changes.items()):
         opaque_id = keys.opaque_id(name)
@@ -157,28 +167,32 @@ def build_transaction(
             new = b""
         else:
             record_type, body = codec.encode(record)
-            value = seal_record(keys, record_type, opaque_id, sequence, head.digest, body)
+            value = seal_record(keys, epoch, record_type, opaque_id, sequence, head.digest, body)
             puts[record_key(opaque_id)] = value
             new = value_digest(value)
         digests.append((opaque_id, new))
         entry.changes.add(opaque_id=opaque_id, old_digest=old, new_digest=new)
     entry.table_digest = table.after(digests)
-    if audit:
-        body = zlib.compress(b"\n".join(audit))
-        kind, opaque_id = record_pb2.RECORD_TYPE_AUDIT, keys.opaque_id(_AUDIT)
-        entry.sealed_audit = seal_record(keys, kind, opaque_id, sequence, head.digest, body)
-    entry.mac = keys.mac(_LOG_LABEL, entry.SerializeToString(deterministic=True))
+    body = zlib.compress(b"\n".join(audit))
+    kind, opaque_id = record_pb2.RECORD_TYPE_AUDIT, keys.opaque_id(_AUDIT)
+    entry.sealed_audit = seal_record(keys, epoch, kind, opaque_id, sequence, head.digest, body)
+    entry.mac = keys.mac(epoch, _LOG_LABEL, entry.SerializeToString(deterministic=True))
     log_value = entry.SerializeToString(deterministic=True)
     puts[log_key(sequence)] = log_value
     if header:
         puts[HEADER_KEY] = header
-    puts[HEAD_KEY] = _head_value(keys, sequence, value_digest(log_value))
+    puts[HEAD_KEY] = _head_value(keys, epoch, sequence, value_digest(log_value))
     return Transaction(entry.transaction_id, sequence, puts, tuple(deletes))
 
 
-def _head_value(keys: PoolKeys, sequence: int, digest: bytes) -> bytes:
-    mac = keys.mac(_HEAD_LABEL, sequence.to_bytes(8, "big") + digest)
-    return record_pb2.Head(sequence=sequence, digest=digest, mac=mac).SerializeToString(deterministic=True)
+def _head_value(keys: PoolKeys, epoch: int, sequence: int, digest: bytes) -> bytes:
+    head = record_pb2.Head(sequence=sequence, digest=digest, epoch=epoch)
+    head.mac = keys.mac(epoch, _HEAD_LABEL, _head_content(head))
+    return head.SerializeToString(deterministic=True)
+
+
+def _head_content(head: record_pb2.Head) -> bytes:
+    return head.epoch.to_bytes(4, "big") + head.sequence.to_bytes(8, "big") + head.digest
 
 
 def read_head(keys: PoolKeys, value: bytes) -> Head:
@@ -191,17 +205,12 @@ def read_head(keys: PoolKeys, value: bytes) -> Head:
         message = record_pb2.Head.FromString(value)
     except Exception:  # noqa: BLE001
         raise Tampered("the head of the chain is not readable") from None
-    keys.check_mac(
-        _HEAD_LABEL,
-        message.sequence.to_bytes(8, "big") + message.digest,
-        message.mac,
-        "the head of the chain",
-    )
-    return Head(message.sequence, message.digest, value)
+    keys.check_mac(message.epoch, _HEAD_LABEL, _head_content(message), message.mac, "the head of the chain")
+    return Head(message.sequence, message.digest, value, message.epoch)
 
 
 def read_log_entry(keys: PoolKeys, value: bytes) -> record_pb2.LogEntry:
-    """Parse and check a log entry.
+    """Parse and check a log entry against the epoch that it names; its place in the chain is not checked.
 
     Raises:
         Tampered: It is not this pool's.
@@ -211,7 +220,7 @@ def read_log_entry(keys: PoolKeys, value: bytes) -> record_pb2.LogEntry:
     except Exception:  # noqa: BLE001
         raise Tampered("a log entry is not readable") from None
     mac, entry.mac = entry.mac, b""
-    keys.check_mac(_LOG_LABEL, entry.SerializeToString(deterministic=True), mac, "a log entry")
+    keys.check_mac(entry.epoch, _LOG_LABEL, entry.SerializeToString(deterministic=True), mac, "a log entry")
     entry.mac = mac
     return entry
 
@@ -220,11 +229,12 @@ def read_audit(keys: PoolKeys, entry: record_pb2.LogEntry) -> list[bytes]:
     """Return the audit records of a checked log entry.
 
     Raises:
-        Tampered: They do not open in their place.
+        Tampered: There are none, or they do not open in their place.
     """
     if not entry.sealed_audit:
-        return []
-    kind, sequence, body = open_record(keys, keys.opaque_id(_AUDIT), entry.sealed_audit)
+        raise Tampered(f"sequence {entry.sequence} came without its audit records")
+    epochs = range(entry.epoch, entry.epoch + 1)
+    kind, sequence, body = open_record(keys, keys.opaque_id(_AUDIT), entry.sealed_audit, epochs)
     if kind != record_pb2.RECORD_TYPE_AUDIT or sequence != entry.sequence:
         raise Tampered(f"the audit records of sequence {entry.sequence} belong elsewhere")
     return zlib.decompress(body).split(b"\n")
@@ -240,3 +250,7 @@ def check_link(head: Head, entry: record_pb2.LogEntry) -> None:
         raise Tampered(f"sequence {entry.sequence} does not follow sequence {head.sequence}")
     if entry.previous_digest != head.digest:
         raise Tampered(f"sequence {entry.sequence} names another history before it")
+    if entry.epoch < head.epoch:
+        raise Tampered(
+            f"sequence {entry.sequence} is of epoch {entry.epoch}, which epoch {head.epoch} has replaced"
+        )

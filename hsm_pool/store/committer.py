@@ -188,7 +188,7 @@ class Committer:
                 submission.operation.record(head.sequence + 1, len(accepted)) for submission, _ in accepted
             ]
             transaction = chain.build_transaction(
-                replica.keys, replica.index, head, replica.table, changes, header, records
+                replica.keys, replica.index, head, replica.table, changes, records, header
             )
         if self._settle(head, transaction):
             for submission, reply in accepted:
@@ -296,9 +296,7 @@ class Committer:
             if replica.head.sequence != head.sequence:
                 return
             record = self._own("ChainDecision").record(head.sequence + 1, 1)
-            empty = chain.build_transaction(
-                replica.keys, replica.index, head, replica.table, {}, audit=[record]
-            )
+            empty = chain.build_transaction(replica.keys, replica.index, head, replica.table, {}, [record])
         try:
             self._store.transact(chain.HEAD_KEY, head.value, empty.puts)
         except Ambiguous:

@@ -124,19 +124,24 @@ class Replica:
 
         Raises:
             Tampered: The table is not what the chain says, or lacks the known head.
+            MissingEpoch: It is of an epoch whose key is not here.
         """
-        head_value = values.get(chain.HEAD_KEY)
-        if head_value is None:
-            raise Tampered("the store has lost the head of the chain")
-        head = chain.read_head(self.keys, head_value)
+        head = self._read_head(values)
         recent = self._walk(head, values, known)
-        state, table, names = self._read_table(values)
+        if head.epoch < self.keys.epoch:
+            raise RolledBack(
+                f"the store was rolled back: it ends in epoch {head.epoch}, "
+                f"and epoch {self.keys.epoch} is in force"
+            )
+        state, table, names = self._read_table(values, head.epoch)
         last = chain.read_log_entry(self.keys, values[chain.log_key(head.sequence)])
         if last.table_digest != table.root():
             raise Tampered(
                 f"the records in the store are not those of sequence {head.sequence}: "
                 "one was changed, swapped, replayed, removed or added outside the chain"
             )
+        if not last.epoch == head.epoch == state.pool().epoch:
+            raise Tampered(f"sequence {head.sequence} is not of the epoch that is in force after it")
         header = values.get(chain.HEADER_KEY, b"")
         if state.pool().header_digest != chain.value_digest(header):
             raise Tampered("the pool header in the store is not the one the chain knows")
@@ -145,19 +150,24 @@ class Replica:
         with self.condition:
             for name in set(self.state.names()).difference(state.names()):
                 self.on_removed(name)
-            self._enter_epoch(state.pool().epoch)
-            self._put_on_record(values, head.sequence)
+            self._put_on_record(values, head)
+            self.keys.epoch = head.epoch
             self.state, self.table, self._names = state, table, names
             self.head, self.revision = head, revision
             self._recent = recent
             self._fresh_until = 0.0
             self._sent.clear()
             self._seen.clear()
-            written = sorted(
-                self._observe_renewal(value).wall_time_ms
+            renewals = [
+                self._read_renewal(value)
                 for key, value in values.items()
                 if key.startswith(chain.FRESH_PREFIX)
-            )
+            ]
+            for renewal in renewals:
+                if not self._observe_renewal(renewal):
+                    # It counted where it was written, perhaps: so its sender may hold a lease.
+                    self.tracker.observe_unproved(renewal.partition_index, boot_time())
+            written = sorted(renewal.wall_time_ms for renewal in renewals if renewal.epoch == self.keys.epoch)
             if len(written) > 1:
                 self.pool_time_ms = max(self.pool_time_ms, written[-2])
             # They were written at an unknown time: no clock can be compared with them.
@@ -167,6 +177,29 @@ class Replica:
             self.condition.notify_all()
         self.on_header(header)
         self.on_applied()
+
+    def _read_head(self, values: Mapping[str, bytes]) -> Head:
+        value = values.get(chain.HEAD_KEY)
+        if value is None:
+            raise Tampered("the store has lost the head of the chain")
+        try:
+            return chain.read_head(self.keys, value)
+        except Tampered:
+            if self._slept_through(value, values.get(chain.HEADER_KEY, b"")):
+                raise MissingEpoch from None
+            raise
+
+    def _slept_through(self, head: bytes, header: bytes) -> bool:
+        """Return whether head and header agree on a later epoch whose key is not here.
+
+        Neither can be checked without it: the partition gets it from a peer, and then checks.
+        """
+        try:
+            epoch = record_pb2.Head.FromString(head).epoch
+            sealed = record_pb2.PoolHeader.FromString(header).sealed_epoch.epoch
+        except Exception:  # noqa: BLE001 - the protobuf parser's own error
+            return False
+        return epoch == sealed and epoch > self.keys.epoch and not self.keys.holds(epoch)
 
     def _check_first_start(self, values: Mapping[str, bytes], pool: PoolRecord) -> None:
         """Accept that no head was ever noted here, if this partition is new or was newly admitted (G6).
@@ -202,8 +235,7 @@ class Replica:
         if sequence == 0:
             position = Head(0, chain.genesis_digest(self.keys.pool_id), b"")
         elif digest:
-            position = Head(sequence, digest, b"")
-            self._check_slot(values, position)
+            position = self._check_slot(values, sequence, digest)
         for next_sequence in range(sequence + 1, head.sequence + 1):
             value = values.get(chain.log_key(next_sequence))
             if value is None:
@@ -214,7 +246,7 @@ class Replica:
                     raise Tampered(f"the slot of sequence {next_sequence} holds another entry")
             else:
                 chain.check_link(position, entry)
-            position = Head(next_sequence, chain.value_digest(value), b"")
+            position = Head(next_sequence, chain.value_digest(value), b"", entry.epoch)
             recent[next_sequence] = entry.transaction_id
             while len(recent) > _RECENT_TRANSACTIONS:
                 recent.popitem(last=False)
@@ -222,39 +254,50 @@ class Replica:
             raise Tampered("the head of the chain is not the digest of its log entry")
         return recent
 
-    def _put_on_record(self, values: Mapping[str, bytes], newest: int) -> None:
-        """Append the audit records of every transaction that is not in the log yet."""
-        oldest = max(self.mutation_log.sequence + 1, newest - limits.LOG_RING_ENTRIES + 1)
-        for sequence in range(oldest, newest + 1):
-            entry = chain.read_log_entry(self.keys, values[chain.log_key(sequence)])
-            if entry.sequence != sequence:
-                raise Tampered(f"the slot of sequence {sequence} holds another entry")
-            self.mutation_log.append_mutations(sequence, chain.read_audit(self.keys, entry))
+    def _put_on_record(self, values: Mapping[str, bytes], head: Head) -> None:
+        """Append the audit records of every transaction that is not in the log yet.
 
-    def _check_slot(self, values: Mapping[str, bytes], known: Head) -> None:
-        value = values.get(chain.log_key(known.sequence), b"")
-        if chain.value_digest(value) != known.digest:
+        Each entry is the one that the entry after it names: the MAC alone would let the holder of
+        an old epoch's keys rewrite what happened in it.
+        """
+        oldest = max(self.mutation_log.sequence + 1, head.sequence - limits.LOG_RING_ENTRIES + 1)
+        named, entries = head.digest, []
+        for sequence in range(head.sequence, oldest - 1, -1):
+            value = values.get(chain.log_key(sequence), b"")
+            if chain.value_digest(value) != named:
+                raise Tampered(f"the log entry of sequence {sequence} is not the one that the chain names")
+            entry = chain.read_log_entry(self.keys, value)
+            named = entry.previous_digest
+            entries.append(entry)
+        for entry in reversed(entries):
+            self.mutation_log.append_mutations(entry.sequence, chain.read_audit(self.keys, entry))
+
+    def _check_slot(self, values: Mapping[str, bytes], sequence: int, digest: bytes) -> Head:
+        value = values.get(chain.log_key(sequence), b"")
+        if chain.value_digest(value) != digest:
             raise Tampered(
-                f"the store does not contain the head of sequence {known.sequence} "
-                "that this partition has applied"
+                f"the store does not contain the head of sequence {sequence} that this partition has applied"
             )
+        return Head(sequence, digest, b"", chain.read_log_entry(self.keys, value).epoch)
 
-    def _read_table(self, values: Mapping[str, bytes]) -> tuple[State, TableDigest, dict[bytes, RecordName]]:
+    def _read_table(
+        self, values: Mapping[str, bytes], newest_epoch: int
+    ) -> tuple[State, TableDigest, dict[bytes, RecordName]]:
         records: list[tuple[int, RecordName, Record]] = []
         names: dict[bytes, RecordName] = {}
         table = TableDigest()
         for key, value in values.items():
             if key.startswith(chain.RECORD_PREFIX):
                 opaque_id = _opaque_id(key)
-                sequence, name, record = self._open(opaque_id, value)
+                sequence, name, record = self._open(opaque_id, value, range(1, newest_epoch + 1))
                 records.append((sequence, name, record))
                 names[opaque_id] = name
                 table.update([(opaque_id, chain.value_digest(value))])
         records.sort(key=lambda item: item[0])
         return State((name, record) for _, name, record in records), table, names
 
-    def _open(self, opaque_id: bytes, value: bytes) -> tuple[int, RecordName, Record]:
-        record_type, sequence, body = open_record(self.keys, opaque_id, value)
+    def _open(self, opaque_id: bytes, value: bytes, epochs: range) -> tuple[int, RecordName, Record]:
+        record_type, sequence, body = open_record(self.keys, opaque_id, value, epochs)
         try:
             record = codec.decode(record_type, body)
         except ValueError as error:
@@ -282,7 +325,9 @@ class Replica:
                         raise Tampered(f"{key.split('/')[0]} was changed outside the chain")
             for key, value in values.items():
                 if key.startswith(chain.FRESH_PREFIX) and value is not None:
-                    self._advance_pool_time(self._observe_renewal(value).wall_time_ms)
+                    renewal = self._read_renewal(value)
+                    if self._observe_renewal(renewal):
+                        self._advance_pool_time(renewal.wall_time_ms)
             self.revision = revision.revision
             self.tracker.advance(boot_time())
             self.condition.notify_all()
@@ -302,6 +347,7 @@ class Replica:
             raise Tampered(f"the head of sequence {head.sequence} came without its log entry")
         entry = chain.read_log_entry(self.keys, log_value)
         chain.check_link(self.head, entry)
+        epochs = range(entry.epoch, entry.epoch + 1)
         digests: list[tuple[bytes, bytes]] = []
         changes: dict[RecordName, Record | None] = {}
         expected = {chain.HEAD_KEY, chain.log_key(head.sequence)}
@@ -318,7 +364,7 @@ class Replica:
             value = values.get(key)
             if value is None or chain.value_digest(value) != change.new_digest:
                 raise Tampered(f"a record of sequence {head.sequence} is not the one its log entry names")
-            _, name, record = self._open(change.opaque_id, value)
+            _, name, record = self._open(change.opaque_id, value, epochs)
             changes[name] = record
             new_names[change.opaque_id] = name
         expected |= self._check_header(values.get(chain.HEADER_KEY), changes.get(POOL))
@@ -327,9 +373,11 @@ class Replica:
         if self.table.after(digests) != entry.table_digest:
             raise Tampered(f"the table after sequence {head.sequence} is not the one its log entry names")
         pool = changes.get(POOL)
-        if isinstance(pool, PoolRecord):
-            self._enter_epoch(pool.epoch)
+        in_force = pool.epoch if isinstance(pool, PoolRecord) else self.keys.epoch
+        if not head.epoch == entry.epoch == in_force:
+            raise Tampered(f"sequence {head.sequence} is not of the epoch that is in force after it")
         self.mutation_log.append_mutations(head.sequence, chain.read_audit(self.keys, entry))
+        self.keys.epoch = in_force
         self.table.update(digests)
         self.state.apply(changes)
         self._names.update(new_names)
@@ -342,16 +390,6 @@ class Replica:
             self._recent.popitem(last=False)
         self._note_drained()
         self.tracker.applied(head.sequence, tuple(changes), boot_time())
-
-    def _enter_epoch(self, epoch: int) -> None:
-        """Seal under this epoch from now on.
-
-        Raises:
-            MissingEpoch: Its key is not here.
-        """
-        if not self.keys.holds(epoch):
-            raise MissingEpoch
-        self.keys.epoch = epoch
 
     def _check_header(self, header: bytes | None, pool: Record | None) -> set[str]:
         """Check that the pool header changes exactly when the pool record names another one."""
@@ -382,8 +420,10 @@ class Replica:
                 wall_time_ms=time.time_ns() // 1_000_000,
                 surrendered=self.withdrawn,
                 applied_revision=self.revision,
+                epoch=self.keys.epoch,
             )
-            renewal.mac = self.keys.mac(_RENEWAL_LABEL, renewal.SerializeToString(deterministic=True))
+            content = renewal.SerializeToString(deterministic=True)
+            renewal.mac = self.keys.mac(renewal.epoch, _RENEWAL_LABEL, content)
             if renewal.surrendered:
                 # Nor may a renewal that is still under way bring the lease back.
                 self._fresh_until = 0.0
@@ -412,14 +452,20 @@ class Replica:
         if agreed_ms is None or wall_time_ms <= agreed_ms + 1000 * limits.CLOCK_SKEW_SECONDS_MAX:
             self.pool_time_ms = max(self.pool_time_ms, wall_time_ms)
 
-    def _observe_renewal(self, value: bytes) -> record_pb2.Renewal:
+    def _observe_renewal(self, renewal: record_pb2.Renewal) -> bool:
+        """Take a renewal if it is of the epoch in force here; return whether it is.
+
+        All partitions see it at the same place of the store's order, so all of them, its sender
+        too, take it or leave it: one that an activation has overtaken gives nobody a lease.
+        """
+        if renewal.epoch != self.keys.epoch:
+            return False
         now = boot_time()
-        renewal = self._read_renewal(value)
         self._clocks[renewal.partition_index] = (renewal.wall_time_ms / 1000 - now, now)
         if renewal.partition_index == self.index:
             if renewal.incarnation == self.incarnation:
                 self._own_renewal_returned(renewal.counter)
-            return renewal
+            return True
         news = PeerRenewal(
             renewal.incarnation,
             renewal.counter,
@@ -429,7 +475,7 @@ class Replica:
         )
         if self.tracker.observe_renewal(renewal.partition_index, news):
             self._peer_revisions[renewal.partition_index] = renewal.applied_revision
-        return renewal
+        return True
 
     def _read_renewal(self, value: bytes) -> record_pb2.Renewal:
         try:
@@ -437,7 +483,8 @@ class Replica:
         except Exception:  # noqa: BLE001 - the protobuf parser's own error
             raise Tampered("a renewal is not readable") from None
         mac, renewal.mac = renewal.mac, b""
-        self.keys.check_mac(_RENEWAL_LABEL, renewal.SerializeToString(deterministic=True), mac, "a renewal")
+        content = renewal.SerializeToString(deterministic=True)
+        self.keys.check_mac(renewal.epoch, _RENEWAL_LABEL, content, mac, "a renewal")
         return renewal
 
     def _own_renewal_returned(self, counter: int) -> None:

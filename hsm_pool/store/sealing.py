@@ -25,6 +25,7 @@ from mhsm.record.v1 import record_pb2
 
 KEY_BYTES = 32
 _NONCE_BYTES = 12
+_MAC_KEY = b"mhsm/mac-key/v1"
 _BUCKETS = (256, 512, 1024, 2048, 4096)
 
 
@@ -43,22 +44,21 @@ class RolledBack(Tampered):
 class PoolKeys:
     """The keys that make a partition a member of its pool, in secret memory.
 
-    ``chain_key`` and ``name_key`` live as long as the pool; each epoch adds a
-    key-encryption key. ``epoch`` is the one in force: the replica sets it as the chain
-    says. The backup keys are those of the security domain's generations, so that every
-    pool of one domain restores its backups without the officers.
+    ``name_key`` lives as long as the pool; each epoch adds a key-encryption key, and the
+    MAC key of the chain is derived from it: whoever holds old epochs only can forge
+    nothing. ``epoch`` is the one in force: the replica sets it as the chain says, and no
+    chain that ends before it is taken. The backup keys are those of the security
+    domain's generations, so that every pool of one domain restores its backups without
+    the officers.
     """
 
     def __init__(self, pool_id: str, secret: SecretBytes) -> None:
         message = record_pb2.PoolKeysSecret.FromString(secret.reveal())
-        if len(message.name_key) != KEY_BYTES or len(message.chain_key) != KEY_BYTES:
-            raise ValueError("pool keys have a wrong length")
         if message.epoch not in message.key_encryption_keys:
             raise ValueError("the epoch in force has no key")
         self.pool_id = pool_id
         self.epoch = message.epoch
         self._name_key = _protect(message.name_key)
-        self._chain_key = _protect(message.chain_key)
         self._backup_private_keys = {
             generation: _protect(key) for generation, key in message.backup_private_keys.items()
         }
@@ -76,7 +76,6 @@ class PoolKeys:
         message = record_pb2.PoolKeysSecret(
             key_encryption_keys={1: os.urandom(KEY_BYTES)},
             name_key=os.urandom(KEY_BYTES),
-            chain_key=os.urandom(KEY_BYTES),
             epoch=1,
             backup_private_keys={generation: backup_private_key.reveal()},
         )
@@ -87,7 +86,6 @@ class PoolKeys:
         message = record_pb2.PoolKeysSecret(
             key_encryption_keys={epoch: bytes(kek.view()[:KEY_BYTES]) for epoch, kek in self._keks.items()},
             name_key=bytes(self._name_key.view()[:KEY_BYTES]),
-            chain_key=bytes(self._chain_key.view()[:KEY_BYTES]),
             epoch=self.epoch,
             backup_private_keys={
                 generation: bytes(key.view()[:KEY_BYTES])
@@ -130,23 +128,27 @@ class PoolKeys:
     @property
     def memory_kind(self) -> str:
         """Where the keys live: "memfd_secret" or "mlock"."""
-        return self._chain_key.kind
+        return self._name_key.kind
 
     def opaque_id(self, name: RecordName) -> bytes:
         """Return the name under which the store sees a record, 32 bytes."""
-        return self._mac(self._name_key, b"mhsm/name/v1\x00" + "\x00".join(name).encode())
+        return _mac(self._name_key.view()[:KEY_BYTES], b"mhsm/name/v1\x00" + "\x00".join(name).encode())
 
-    def mac(self, label: bytes, data: bytes) -> bytes:
-        """Return HMAC-SHA-256 under the chain key."""
-        return self._mac(self._chain_key, label + b"\x00" + data)
-
-    def check_mac(self, label: bytes, data: bytes, mac: bytes, what: str) -> None:
-        """Check a MAC under the chain key.
+    def mac(self, epoch: int, label: bytes, data: bytes) -> bytes:
+        """Return HMAC-SHA-256 under the MAC key of an epoch.
 
         Raises:
-            Tampered: It does not fit.
+            Tampered: The epoch is unknown.
         """
-        if not constant_time.bytes_eq(self.mac(label, data), mac):
+        return _mac(self.derive(epoch, _MAC_KEY), label + b"\x00" + data)
+
+    def check_mac(self, epoch: int, label: bytes, data: bytes, mac: bytes, what: str) -> None:
+        """Check a MAC under the MAC key of an epoch; whether that epoch may be is for the caller to check.
+
+        Raises:
+            Tampered: It does not fit, or the epoch is unknown.
+        """
+        if not self.holds(epoch) or not constant_time.bytes_eq(self.mac(epoch, label, data), mac):
             raise Tampered(f"{what} does not carry this pool's MAC")
 
     def derive(self, epoch: int, info: bytes) -> bytes:
@@ -162,17 +164,17 @@ class PoolKeys:
             kek.view()[:KEY_BYTES]
         )
 
-    @staticmethod
-    def _mac(key: SecretMemory, data: bytes) -> bytes:
-        mac = HMAC(key.view()[:KEY_BYTES], hashes.SHA256())
-        mac.update(data)
-        return mac.finalize()
-
     def __repr__(self) -> str:
         return f"PoolKeys(epoch={self.epoch}, redacted)"
 
     def __reduce__(self) -> NoReturn:
         raise TypeError("secrets cannot be pickled")
+
+
+def _mac(key: bytes | memoryview, data: bytes) -> bytes:
+    mac = HMAC(key, hashes.SHA256())
+    mac.update(data)
+    return mac.finalize()
 
 
 def _protect(octets: bytes) -> SecretMemory:
@@ -206,14 +208,20 @@ def record_binding(
 
 
 def seal_record(
-    keys: PoolKeys, record_type: int, opaque_id: bytes, sequence: int, previous_digest: bytes, body: bytes
+    keys: PoolKeys,
+    epoch: int,
+    record_type: int,
+    opaque_id: bytes,
+    sequence: int,
+    previous_digest: bytes,
+    body: bytes,
 ) -> bytes:
     """Return an Envelope, serialised, padded to a bucket so that its size says little."""
-    binding = record_binding(keys.pool_id, keys.epoch, record_type, opaque_id, sequence, previous_digest)
+    binding = record_binding(keys.pool_id, epoch, record_type, opaque_id, sequence, previous_digest)
     nonce = os.urandom(_NONCE_BYTES)
-    ciphertext = AESGCMSIV(keys.derive(keys.epoch, binding)).encrypt(nonce, _pad(body), binding)
+    ciphertext = AESGCMSIV(keys.derive(epoch, binding)).encrypt(nonce, _pad(body), binding)
     return record_pb2.Envelope(
-        epoch=keys.epoch,
+        epoch=epoch,
         sequence=sequence,
         previous_digest=previous_digest,
         record_type=record_pb2.RecordType.ValueType(record_type),
@@ -222,19 +230,29 @@ def seal_record(
     ).SerializeToString(deterministic=True)
 
 
-def open_record(keys: PoolKeys, opaque_id: bytes, value: bytes) -> tuple[int, int, bytes]:
+def open_record(
+    keys: PoolKeys, opaque_id: bytes, value: bytes, epochs: range | None = None
+) -> tuple[int, int, bytes]:
     """Open an Envelope.
+
+    Args:
+        keys: Of the pool.
+        opaque_id: Under which it stands.
+        value: The envelope, serialised.
+        epochs: Those that it may be sealed under; None for any that is held.
 
     Returns:
         (record type, sequence, body).
 
     Raises:
-        Tampered: It is not a record that this pool sealed under this id.
+        Tampered: It is not a record that this pool sealed under this id in one of these epochs.
     """
     try:
         envelope = record_pb2.Envelope.FromString(value)
     except Exception:  # noqa: BLE001 - whatever the parser dislikes is tampering
         raise Tampered("a record is not an envelope") from None
+    if epochs is not None and envelope.epoch not in epochs:
+        raise Tampered(f"a record is sealed under epoch {envelope.epoch}, which is not in force there")
     binding = record_binding(
         keys.pool_id,
         envelope.epoch,

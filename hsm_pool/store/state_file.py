@@ -1,8 +1,8 @@
 """What a partition keeps on its own disk: incarnation, last applied head, platform seal.
 
 The last applied head is written and synced before a renewal reports it, so a store
-that was rolled back behind it is noticed at the next start (G6). It is stored under the
-pool's chain key (a MAC); with the platform seal the pool keys lie beside it, encrypted
+that was rolled back behind it is noticed at the next start (G6). It carries a MAC of the
+epoch it was written in; with the platform seal the pool keys lie beside it, encrypted
 under the simulated platform's sealing key.
 """
 
@@ -24,6 +24,9 @@ from mhsm.record.v1 import record_pb2
 
 _LABEL = b"mhsm/state-file/v1"
 _SLOT_BYTES = 512
+_PREFIX = ">HI"
+"""Length of the body in bytes, and epoch of the MAC."""
+_PREFIX_BYTES = struct.calcsize(_PREFIX)
 _NONCE_BYTES = 12
 
 
@@ -89,8 +92,9 @@ class StateDirectory:
         body = record_pb2.PartitionStateSecret(
             pool_id=keys.pool_id, sequence=sequence, head_digest=digest
         ).SerializeToString(deterministic=True)
-        content = struct.pack(">H", len(body)) + body
-        slot = content + keys.mac(_LABEL, content)
+        epoch = keys.epoch
+        content = struct.pack(_PREFIX, len(body), epoch) + body
+        slot = content + keys.mac(epoch, _LABEL, content)
         os.pwrite(self._slots, slot.ljust(_SLOT_BYTES, b"\x00"), self._turn * _SLOT_BYTES)
         os.fdatasync(self._slots)
         self._turn = 1 - self._turn
@@ -109,10 +113,11 @@ class StateDirectory:
                 continue
             written = True
             try:
-                (length,) = struct.unpack_from(">H", slot)
-                content, mac = slot[: 2 + length], slot[2 + length : 2 + length + 32]
-                keys.check_mac(_LABEL, content, mac, "the state file")
-                state = record_pb2.PartitionStateSecret.FromString(content[2:])
+                length, epoch = struct.unpack_from(_PREFIX, slot)
+                end = _PREFIX_BYTES + length
+                content, mac = slot[:end], slot[end : end + 32]
+                keys.check_mac(epoch, _LABEL, content, mac, "the state file")
+                state = record_pb2.PartitionStateSecret.FromString(content[_PREFIX_BYTES:])
             except (Tampered, struct.error):
                 continue
             if best is None or state.sequence > best[0]:

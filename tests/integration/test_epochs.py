@@ -5,14 +5,30 @@ from __future__ import annotations
 import contextlib
 import signal
 import threading
+import uuid
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
+from hsm_pool.audit.record import Operation
 from hsm_pool.client import backup_calls, backups
 from hsm_pool.client.locations import open_location
-from hsm_pool.errors import BackupRefused, CeremonyState, InvalidField, KeyExists, MHSMError, ShareRefused
+from hsm_pool.core import roles
+from hsm_pool.core.model import PrincipalRecord, Record, RecordName, RoleAssignment, principal_name
+from hsm_pool.crypto.secret import SecretBytes
+from hsm_pool.errors import (
+    BackupRefused,
+    CeremonyState,
+    InvalidField,
+    KeyExists,
+    MHSMError,
+    PermissionDenied,
+    ShareRefused,
+)
+from hsm_pool.net import authorization
+from hsm_pool.store import chain
+from hsm_pool.store.sealing import PoolKeys, Tampered
 from mhsm.keys.v1 import keys_pb2
 from mhsm.record.v1 import record_pb2
 from mhsm.security_domain.v1 import security_domain_pb2
@@ -20,6 +36,7 @@ from security_domain import container
 from security_domain.errors import InvalidFile
 from security_domain.recovery import Recovery
 from security_domain.submission import make_submission
+from tests.identities import Clients
 from tests.running_pool import RunningPool, TestOfficer, make_officers, until
 from tests.store_access import StoreAccess
 
@@ -247,6 +264,56 @@ def test_a_new_generation_revokes(
             with pytest.raises(InvalidField):
                 client.new_generation(bad, 2, 0)
     found.down()
+
+
+def test_an_old_quorum_with_the_store_forges_nothing(
+    make_pool: Callable[..., RunningPool], officers: list[TestOfficer]
+) -> None:
+    """G4, G6: revoked officers, the old header and write access to the store give nobody a role."""
+    pool = make_pool(attended=True)
+    pool.activate(officers, 2)
+    pool_id = pool.connection.pool_id
+    with StoreAccess(pool.connection) as store:
+        sealed = record_pb2.PoolHeader.FromString(store.dump()["header"]).sealed_epoch
+    old_file = pool.file
+    replace_domain(pool, make_officers(3))
+    with pool.client() as user:
+        user.create_key("after", **EC)
+    recovery = Recovery(old_file, b"a" * 16)
+    for officer in officers[:2]:
+        recovery.submit(make_submission(old_file, officer.key, b"a" * 16, recovery.exchange_public_key))
+    secret = SecretBytes(recovery.unseal_pool_keys(sealed.sealed_pool_keys, sealed.epoch))
+    old_keys = PoolKeys(pool_id, secret)
+    who = authorization.identify([f"spiffe://{pool_id}/client/mallory"], pool_id).principals[0]
+    assignments = tuple(
+        RoleAssignment(str(uuid.uuid4()), who, role.role_definition_id, roles.WHOLE_POOL)
+        for role in (roles.ADMINISTRATOR, roles.CRYPTO_USER)
+    )
+    with Clients(pool).connect("mallory") as mallory, StoreAccess(pool.connection) as store:
+        with pytest.raises(PermissionDenied):
+            mallory.sign("keys/after", "ES256", DIGEST)
+        dump = store.dump()
+        table = chain.TableDigest()
+        records = {key: value for key, value in dump.items() if key.startswith(chain.RECORD_PREFIX)}
+        table.update((bytes.fromhex(k.split("/")[1]), chain.value_digest(v)) for k, v in records.items())
+        # He cannot check the head, which is of epoch 2, but reads it.
+        with pytest.raises(Tampered):
+            chain.read_head(old_keys, dump[chain.HEAD_KEY])
+        message = record_pb2.Head.FromString(dump[chain.HEAD_KEY])
+        head = chain.Head(message.sequence, message.digest, dump[chain.HEAD_KEY])
+        audit = [Operation("RoleAssignmentsPut", who).record(head.sequence + 1, 1)]
+        changes: dict[RecordName, Record | None] = {
+            principal_name(who): PrincipalRecord(who, assignments),
+        }
+        forged = chain.build_transaction(old_keys, 0, head, table, changes, audit)
+        store.write(forged.puts)
+        pool.await_states(["QUARANTINED"] * 3)
+        assert all("epoch 2 has replaced" in pool.status(index).state_reason for index in range(3))
+        with pytest.raises(MHSMError):
+            mallory.sign("keys/after", "ES256", DIGEST)
+        with pytest.raises(MHSMError):
+            mallory.new_generation([officer.certificate_der for officer in officers], 2, 0)
+    pool.down()
 
 
 def test_a_key_backup_of_an_earlier_generation_is_restored_in_the_living_pool(

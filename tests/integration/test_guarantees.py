@@ -161,7 +161,7 @@ def test_a_sealed_record_opens_under_its_own_id_only() -> None:
     """G6: the id is part of the key and of the additional data."""
     keys = PoolKeys.generate("0" * 32, 1, SecretBytes(bytes(32)))
     first, second = keys.opaque_id(key_name("a")), keys.opaque_id(key_name("b"))
-    sealed = seal_record(keys, 1, first, 7, b"p" * 32, b"body")
+    sealed = seal_record(keys, 1, 1, first, 7, b"p" * 32, b"body")
     assert open_record(keys, first, sealed) == (1, 7, b"body")
     with pytest.raises(Tampered):
         open_record(keys, second, sealed)

@@ -103,7 +103,7 @@ def history(keys: PoolKeys, length: int = 4) -> tuple[list[chain.Transaction], R
         changes: dict[RecordName, Record | None]
         record: Record = PoolRecord() if number == 0 else KeyRecord(f"key-{number}", ("a" * 32,))
         changes = {name_of(record): record}
-        transaction = chain.build_transaction(keys, 0, replica.head, replica.table, changes)
+        transaction = chain.build_transaction(keys, 0, replica.head, replica.table, changes, [b"audit"])
         replica.apply(revision_of(transaction, number + 2))
         made.append(transaction)
     return made, replica
@@ -173,19 +173,24 @@ def test_what_is_no_head_or_entry_is_noticed(keys: PoolKeys, value: bytes) -> No
             read(keys, value)
 
 
+def head_of(keys: PoolKeys, label: bytes, body: bytes, digest: bytes) -> bytes:
+    mac = keys.mac(1, label, body)
+    return record_pb2.Head(sequence=5, digest=digest, epoch=1, mac=mac).SerializeToString()
+
+
 def test_heads_and_entries_of_another_pool_are_noticed(keys: PoolKeys) -> None:
-    """G6: another chain key, and a MAC that was made for something else."""
+    """G6: the keys of another pool, and a MAC that was made for something else."""
     (made, *_), _ = history(PoolKeys.generate(POOL, 1, SecretBytes(bytes(32))), 1)
     with pytest.raises(Tampered, match="the head of the chain does not carry"):
         chain.read_head(keys, made.puts[chain.HEAD_KEY])
     with pytest.raises(Tampered, match="a log entry does not carry"):
         chain.read_log_entry(keys, entry_of(made))
     digest = b"d" * 32
-    body = (5).to_bytes(8, "big") + digest
+    body = (1).to_bytes(4, "big") + (5).to_bytes(8, "big") + digest
+    assert chain.read_head(keys, head_of(keys, b"mhsm/head/v1", body, digest)).sequence == 5
     for label in (b"mhsm/log/v1", b"mhsm/renewal/v1", b"mhsm/state-file/v1", b""):
-        forged = record_pb2.Head(sequence=5, digest=digest, mac=keys.mac(label, body))
         with pytest.raises(Tampered):
-            chain.read_head(keys, forged.SerializeToString())
+            chain.read_head(keys, head_of(keys, label, body, digest))
 
 
 def test_a_replica_takes_each_transaction_once_and_in_order(keys: PoolKeys) -> None:
@@ -277,7 +282,7 @@ def test_a_forged_state_file_is_noticed(tmp_path: Path, keys: PoolKeys) -> None:
     with pytest.raises(Tampered, match="state file"):
         directory.read_head(keys)
     directory.close()
-    for content in (os.urandom(1024), struct.pack(">H", 65535) + bytes(1022), b"\1", bytes(600) + b"\1"):
+    for content in (os.urandom(1024), struct.pack(">HI", 65535, 1) + bytes(1018), b"\1", bytes(600) + b"\1"):
         (tmp_path / "state" / "head").write_bytes(content)
         directory = StateDirectory(tmp_path / "state")
         with pytest.raises(Tampered):
@@ -311,7 +316,7 @@ def test_the_platform_seal_opens_with_its_own_platform_and_pool_only(
     path = tmp_path / "state" / "platform-seal"
     content = path.read_bytes()
     message = record_pb2.PoolKeysSecret.FromString(keys.export().reveal())
-    assert message.chain_key not in content
+    assert message.name_key not in content
     assert path.stat().st_mode & 0o777 == 0o600
     for changed in (b"", content[:11], content[:-1], content[:-1] + bytes([content[-1] ^ 1])):
         path.write_bytes(changed)

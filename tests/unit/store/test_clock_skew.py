@@ -24,7 +24,7 @@ def _renewal(keys: PoolKeys, index: int, counter: int, age_ms: int) -> bytes:
     renewal = Replica(keys, index, 1).new_renewal(counter)
     renewal.wall_time_ms = time.time_ns() // 1_000_000 - age_ms
     renewal.mac = b""
-    renewal.mac = keys.mac(b"mhsm/renewal/v1", renewal.SerializeToString(deterministic=True))
+    renewal.mac = keys.mac(1, b"mhsm/renewal/v1", renewal.SerializeToString(deterministic=True))
     return renewal.SerializeToString(deterministic=True)
 
 
@@ -33,7 +33,8 @@ def test_a_pool_that_lay_locked_for_long_becomes_fresh_again() -> None:
     keys = PoolKeys.generate(POOL_ID, 1, SecretBytes(bytes(32)))
     genesis = chain.Head(0, chain.genesis_digest(POOL_ID), b"")
     pool = PoolRecord(header_digest=chain.value_digest(b"header"))
-    table = dict(chain.build_transaction(keys, 0, genesis, chain.TableDigest(), {POOL: pool}).puts)
+    first = chain.build_transaction(keys, 0, genesis, chain.TableDigest(), {POOL: pool}, [b"audit"])
+    table = dict(first.puts)
     table[chain.HEADER_KEY] = b"header"
     for index in range(3):
         table[_fresh_key(index)] = _renewal(keys, index, 7, AGE_MS)
@@ -51,7 +52,8 @@ def test_a_clock_that_runs_apart_from_two_others_is_not_fresh() -> None:
     keys = PoolKeys.generate(POOL_ID, 1, SecretBytes(bytes(32)))
     genesis = chain.Head(0, chain.genesis_digest(POOL_ID), b"")
     pool = PoolRecord(header_digest=chain.value_digest(b"header"))
-    table = dict(chain.build_transaction(keys, 0, genesis, chain.TableDigest(), {POOL: pool}).puts)
+    first = chain.build_transaction(keys, 0, genesis, chain.TableDigest(), {POOL: pool}, [b"audit"])
+    table = dict(first.puts)
     table[chain.HEADER_KEY] = b"header"
     replica = Replica(keys, 0, 2)
     replica.load(1, table, None)

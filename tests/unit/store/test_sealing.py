@@ -37,7 +37,6 @@ def secret() -> SecretBytes:
     message = record_pb2.PoolKeysSecret(
         key_encryption_keys={1: os.urandom(32), 2: os.urandom(32)},
         name_key=os.urandom(32),
-        chain_key=os.urandom(32),
         epoch=2,
         backup_private_keys={1: os.urandom(32)},
     )
@@ -83,7 +82,8 @@ def moved(value: bytes, place: Place) -> bytes:
 
 
 def seal(keys: PoolKeys, place: Place, body: bytes = BODY) -> bytes:
-    return seal_record(keys, place.record_type, place.opaque_id, place.sequence, place.previous_digest, body)
+    opaque_id, sequence, previous_digest = place.opaque_id, place.sequence, place.previous_digest
+    return seal_record(keys, place.epoch, place.record_type, opaque_id, sequence, previous_digest, body)
 
 
 def test_a_record_opens_where_it_was_sealed(keys: PoolKeys) -> None:
@@ -271,10 +271,10 @@ def test_pool_keys_come_back_from_their_export_and_do_not_show(keys: PoolKeys) -
     """G3: export is the only way out; repr and pickle are none."""
     again = PoolKeys(POOL, keys.export())
     assert open_record(again, HERE.opaque_id, seal(keys, HERE))[2] == BODY
-    assert again.mac(b"l", b"d") == keys.mac(b"l", b"d")
+    assert again.mac(2, b"l", b"d") == keys.mac(2, b"l", b"d") != keys.mac(1, b"l", b"d")
     message = record_pb2.PoolKeysSecret.FromString(keys.export().reveal())
     shown = repr(keys) + str(keys) + repr(keys.export())
-    assert message.chain_key.hex() not in shown
+    assert message.name_key.hex() not in shown
     backup_key = again.backup_private_key(1)
     assert backup_key is not None
     assert message.backup_private_keys[1] == backup_key.reveal()
@@ -284,9 +284,7 @@ def test_pool_keys_come_back_from_their_export_and_do_not_show(keys: PoolKeys) -
         pickle.dumps(keys)
 
 
-@pytest.mark.parametrize(
-    "field", ["name_key", "chain_key", "backup_private_keys", "epoch", "key_encryption_keys"]
-)
+@pytest.mark.parametrize("field", ["name_key", "backup_private_keys", "epoch", "key_encryption_keys"])
 def test_malformed_pool_keys_are_refused(field: str, secret: SecretBytes) -> None:
     """G8: keys of a wrong length, and an epoch in force without a key."""
     message = record_pb2.PoolKeysSecret.FromString(secret.reveal())

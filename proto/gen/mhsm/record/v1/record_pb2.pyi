@@ -208,13 +208,10 @@ class PoolKeysSecret(_message.Message):
 
     KEY_ENCRYPTION_KEYS_FIELD_NUMBER: _builtins.int
     NAME_KEY_FIELD_NUMBER: _builtins.int
-    CHAIN_KEY_FIELD_NUMBER: _builtins.int
     EPOCH_FIELD_NUMBER: _builtins.int
     BACKUP_PRIVATE_KEYS_FIELD_NUMBER: _builtins.int
     name_key: _builtins.bytes
     """HMAC key for opaque names, 32 bytes."""
-    chain_key: _builtins.bytes
-    """HMAC key for head, log and renewals, 32 bytes."""
     epoch: _builtins.int
     """Epoch in force."""
     @_builtins.property
@@ -230,13 +227,12 @@ class PoolKeysSecret(_message.Message):
         *,
         key_encryption_keys: _abc.Mapping[_builtins.int, _builtins.bytes] | None = ...,
         name_key: _builtins.bytes = ...,
-        chain_key: _builtins.bytes = ...,
         epoch: _builtins.int = ...,
         backup_private_keys: _abc.Mapping[_builtins.int, _builtins.bytes] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["backup_private_keys", b"backup_private_keys", "chain_key", b"chain_key", "epoch", b"epoch", "key_encryption_keys", b"key_encryption_keys", "name_key", b"name_key"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["backup_private_keys", b"backup_private_keys", "epoch", b"epoch", "key_encryption_keys", b"key_encryption_keys", "name_key", b"name_key"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -251,22 +247,26 @@ class Head(_message.Message):
     SEQUENCE_FIELD_NUMBER: _builtins.int
     DIGEST_FIELD_NUMBER: _builtins.int
     MAC_FIELD_NUMBER: _builtins.int
+    EPOCH_FIELD_NUMBER: _builtins.int
     sequence: _builtins.int
     """Sequence of the newest transaction."""
     digest: _builtins.bytes
     """SHA-256 of its LogEntry."""
     mac: _builtins.bytes
-    """HMAC-SHA-256 over both."""
+    """HMAC-SHA-256 over the other fields, under the MAC key of the epoch."""
+    epoch: _builtins.int
+    """Epoch of that transaction."""
     def __init__(
         self,
         *,
         sequence: _builtins.int = ...,
         digest: _builtins.bytes = ...,
         mac: _builtins.bytes = ...,
+        epoch: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["digest", b"digest", "mac", b"mac", "sequence", b"sequence"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["digest", b"digest", "epoch", b"epoch", "mac", b"mac", "sequence", b"sequence"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -286,6 +286,7 @@ class LogEntry(_message.Message):
     MAC_FIELD_NUMBER: _builtins.int
     PARTITION_INDEX_FIELD_NUMBER: _builtins.int
     SEALED_AUDIT_FIELD_NUMBER: _builtins.int
+    EPOCH_FIELD_NUMBER: _builtins.int
     sequence: _builtins.int
     """Sequence."""
     transaction_id: _builtins.bytes
@@ -295,11 +296,13 @@ class LogEntry(_message.Message):
     table_digest: _builtins.bytes
     """Digest of the table of all records after the change."""
     mac: _builtins.bytes
-    """HMAC-SHA-256 over the entry without this field."""
+    """HMAC-SHA-256 over the entry without this field, under the MAC key of the epoch."""
     partition_index: _builtins.int
     """Partition that wrote it."""
     sealed_audit: _builtins.bytes
     """Envelope of the audit records of the mutations, so that none is acknowledged without its record."""
+    epoch: _builtins.int
+    """Epoch in force after the transaction: what it changes and its audit records are sealed under it."""
     @_builtins.property
     def changes(self) -> _containers.RepeatedCompositeFieldContainer[Global___RecordChange]:
         """Changed records, by opaque id."""
@@ -315,10 +318,11 @@ class LogEntry(_message.Message):
         mac: _builtins.bytes = ...,
         partition_index: _builtins.int = ...,
         sealed_audit: _builtins.bytes = ...,
+        epoch: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["changes", b"changes", "mac", b"mac", "partition_index", b"partition_index", "previous_digest", b"previous_digest", "sealed_audit", b"sealed_audit", "sequence", b"sequence", "table_digest", b"table_digest", "transaction_id", b"transaction_id"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["changes", b"changes", "epoch", b"epoch", "mac", b"mac", "partition_index", b"partition_index", "previous_digest", b"previous_digest", "sealed_audit", b"sealed_audit", "sequence", b"sequence", "table_digest", b"table_digest", "transaction_id", b"transaction_id"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -1231,6 +1235,7 @@ class Renewal(_message.Message):
     SURRENDERED_FIELD_NUMBER: _builtins.int
     APPLIED_REVISION_FIELD_NUMBER: _builtins.int
     MAC_FIELD_NUMBER: _builtins.int
+    EPOCH_FIELD_NUMBER: _builtins.int
     partition_index: _builtins.int
     """Index of the partition."""
     incarnation: _builtins.int
@@ -1248,7 +1253,9 @@ class Renewal(_message.Message):
     applied_revision: _builtins.int
     """Store revision it has applied, for compaction."""
     mac: _builtins.bytes
-    """HMAC-SHA-256 over the renewal without this field."""
+    """HMAC-SHA-256 over the renewal without this field, under the MAC key of the epoch."""
+    epoch: _builtins.int
+    """Epoch in force where it was written; it counts only where that epoch is in force."""
     def __init__(
         self,
         *,
@@ -1261,10 +1268,11 @@ class Renewal(_message.Message):
         surrendered: _builtins.bool = ...,
         applied_revision: _builtins.int = ...,
         mac: _builtins.bytes = ...,
+        epoch: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["applied_revision", b"applied_revision", "applied_sequence", b"applied_sequence", "counter", b"counter", "head_digest", b"head_digest", "incarnation", b"incarnation", "mac", b"mac", "partition_index", b"partition_index", "surrendered", b"surrendered", "wall_time_ms", b"wall_time_ms"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["applied_revision", b"applied_revision", "applied_sequence", b"applied_sequence", "counter", b"counter", "epoch", b"epoch", "head_digest", b"head_digest", "incarnation", b"incarnation", "mac", b"mac", "partition_index", b"partition_index", "surrendered", b"surrendered", "wall_time_ms", b"wall_time_ms"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
