@@ -52,12 +52,29 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
     if config.getoption("--quick"):
         without |= {"chaos", "mutant", "slow"}
     left_out = [item for item in items if any(item.get_closest_marker(name) for name in without)]
+    if not config.getoption("--full") and not config.getoption("keyword"):
+        left_out += _broken_builds_for_another_run([item for item in items if item not in left_out])
     if left_out:
         config.hook.pytest_deselected(items=left_out)
         items[:] = [item for item in items if item not in left_out]
     worker = getattr(config, "workeroutput", None)
     if worker is not None:
         worker["left_out"] = len(left_out)
+
+
+def _broken_builds_for_another_run(items: list[pytest.Item]) -> list[pytest.Item]:
+    """Return three quarters of the broken builds, by the seed; of each guarantee at least one stays."""
+    groups: dict[str, list[pytest.Item]] = {}
+    for item in items:
+        if item.get_closest_marker("mutant"):
+            parameters = item.callspec.params  # type: ignore[attr-defined]
+            build = parameters.get("build")
+            groups.setdefault(build.guarantee if build else "", []).append(item)
+    left_out = []
+    for group in groups.values():
+        kept = random.Random(_seed).sample(range(len(group)), -(-len(group) // 4))
+        left_out += [item for index, item in enumerate(group) if index not in kept]
+    return left_out
 
 
 @pytest.hookimpl(optionalhook=True)

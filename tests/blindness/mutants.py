@@ -57,9 +57,10 @@ MUTANTS: tuple[Mutant, ...] = (
     ),
     Mutant(
         "a partition logs a key",
-        "hsm_pool/net/key_service.py",
-        "    return SecretBytes(octets)\n",
-        "    print(octets.hex(), flush=True)\n    return SecretBytes(octets)\n",
+        "hsm_pool/net/key_creation.py",
+        "            return import_octets(SecretBytes(_bounded(request.material.octets)))\n",
+        "            print(request.material.octets.hex(), flush=True)\n"
+        "            return import_octets(SecretBytes(_bounded(request.material.octets)))\n",
         _SHORT_RUN,
         r"oct key \(hex\) in partition\S*\.log",
     ),

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import os
 import secrets
+import select
 import subprocess
 import sys
+import time
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -139,18 +141,33 @@ class Ceremonies:
                 str(attempt), "--security-domain", str(self.file), "--officer-key", str(keyholder.key_file),
                 "--data-dir", str(self._pool.directory),
             ]  # fmt: skip
-            # Without a terminal the passphrase is read from standard input.
-            completed = subprocess.run(
-                command,
-                input=keyholder.passphrase + "\n",
-                capture_output=True,
-                text=True,
-                timeout=_SUBMIT_SECONDS,
-                check=False,
-                start_new_session=True,
-            )
-            if completed.returncode:
-                raise AssertionError(f"an officer's share was not taken: {completed.stderr}")
+            _at_a_terminal([*command, "--yes"], keyholder.passphrase)
+
+
+def _at_a_terminal(command: list[str], passphrase: str) -> None:
+    """Run a command that asks for a passphrase, which it does at a terminal only."""
+    terminal, theirs = os.openpty()
+    try:
+        process = subprocess.Popen(
+            command, stdin=theirs, stdout=theirs, stderr=theirs, start_new_session=True
+        )
+        os.close(theirs)
+        shown, deadline = b"", time.monotonic() + _SUBMIT_SECONDS
+        answered = False
+        while select.select([terminal], [], [], max(0.0, deadline - time.monotonic()))[0]:
+            try:
+                octets = os.read(terminal, 4096)
+            except OSError:  # it has ended, and with it the terminal's other side
+                break
+            shown += octets
+            # What is typed before the question is thrown away.
+            if not answered and b"passphrase: " in shown:
+                os.write(terminal, passphrase.encode() + b"\n")
+                answered = True
+        if process.wait(timeout=_SUBMIT_SECONDS):
+            raise AssertionError(f"an officer's share was not taken: {shown.decode(errors='replace')}")
+    finally:
+        os.close(terminal)
 
 
 def plant(pool: RunningPool, keyholders: list[Keyholder], ceremonies: Ceremonies) -> Planted:
