@@ -20,7 +20,7 @@ from hypothesis import strategies as st
 
 from hsm_pool import limits
 from hsm_pool.audit import query
-from hsm_pool.errors import CeremonyState
+from hsm_pool.errors import NotActivated
 from mhsm.keys.v1 import keys_pb2
 from tests.rest_client import (
     DOWNLOAD,
@@ -271,7 +271,7 @@ def test_a_download_may_be_repeated_and_replaced_until_its_first_poll(
     refused(client.at(1).call("GET", UPLOAD), 400, "CeremonyState")
     with new_pool.client("administrator") as administrator:
         for begin in (administrator.verify_security_domain, administrator.rotate_key_encryption_key):
-            with pytest.raises(CeremonyState):
+            with pytest.raises(NotActivated):
                 begin(partition=0)
     with ThreadPoolExecutor(1) as threads:
         # The poll comes while another partition makes a successor: whoever is first, the other is refused.
