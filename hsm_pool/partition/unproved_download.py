@@ -26,7 +26,7 @@ from hsm_pool.crypto.secret import SecretBytes
 from hsm_pool.errors import AlreadyActivated, CeremonyState, CommitUnknown, MHSMError, NotActivated
 from hsm_pool.partition import epochs
 from hsm_pool.partition.ceremonies import Ceremonies, request_digest
-from hsm_pool.partition.ceremony_attempts import ATTEMPT_ID_BYTES
+from hsm_pool.partition.ceremony_attempts import ATTEMPT_ID_BYTES, UNDER_WAY
 from hsm_pool.partition.partition import Partition, PartitionState
 from hsm_pool.store import chain
 from hsm_pool.store.committer import Mutation
@@ -150,7 +150,7 @@ class UnprovedDownload:
         if self._partition.state is not PartitionState.PROVISIONED:
             raise self._partition.refusal()
         if self._ceremonies.current() is not None:
-            raise CeremonyState("a ceremony is under way at this partition; finish it or cancel it first")
+            raise CeremonyState(UNDER_WAY)
         new = self._make(1, certificates_der, required, digest)
         try:
             epochs.begin(self._partition, new, unconfirmed=True)
