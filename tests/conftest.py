@@ -35,9 +35,10 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 def pytest_configure(config: pytest.Config) -> None:
     global _seed
     chosen = config.getoption("--seed")
+    if (given := getattr(config, "workerinput", None)) is not None:
+        chosen = given["seed"]
     _seed = int.from_bytes(os.urandom(4), "big") if chosen is None else chosen
-    config.option.seed = _seed  # test processes that run beside each other get the same one
-    config.pluginmanager.register(_LeftOut())
+    config.pluginmanager.register(_BesideEachOther())
     # The package installs etcd for itself into the repository when none is on PATH.
     os.environ["PATH"] = f"{os.environ['PATH']}:{ROOT / '.etcd'}"
 
@@ -93,11 +94,16 @@ def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
     return ByModule(config, log)
 
 
-class _LeftOut:
-    """Counts what test processes leave out: pytest counts only what it leaves out itself."""
+class _BesideEachOther:
+    """Gives test processes the run's seed, and counts what they leave out."""
 
     def __init__(self) -> None:
         self.count = 0
+
+    @pytest.hookimpl(optionalhook=True)
+    def pytest_configure_node(self, node: Any) -> None:
+        # Set as an option it would not get there: pytest-xdist 3.8 parses the command line anew.
+        node.workerinput["seed"] = _seed
 
     @pytest.hookimpl(optionalhook=True)
     def pytest_testnodedown(self, node: Any) -> None:
