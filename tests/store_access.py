@@ -46,6 +46,11 @@ class StoreAccess:
         response = self._kv.Range(rpc_pb2.RangeRequest(key=self._prefix, range_end=end), timeout=10)
         return {kv.key[len(self._prefix) :].decode(): kv.value for kv in response.kvs}
 
+    def head(self) -> bytes:
+        """Return the head of the chain, alone and therefore quickly."""
+        response = self._kv.Range(rpc_pb2.RangeRequest(key=self._prefix + b"head"), timeout=10)
+        return bytes(response.kvs[0].value)
+
     def records(self) -> dict[str, bytes]:
         """Return the sealed records."""
         return {key: value for key, value in self.dump().items() if key.startswith("record/")}

@@ -12,8 +12,8 @@ import random
 import signal
 import threading
 import time
-from collections.abc import Callable
-from contextlib import ExitStack, suppress
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -309,6 +309,8 @@ def killed_at(room: Room, name: str, victim: str, moment: str) -> LastStep:
 
         thread = threading.Thread(target=last)
         thread.start()
+        if moment == COMMITTED and name == "new-generation":
+            stopped.enter_context(stopped_with_the_new_key(pool, sequence, answers))
         until(lambda: bool(answers) or reached(), 30, moment)
         stop(partition)
         thread.join(ANSWER_SECONDS)  # an answer that left before the stop arrives
@@ -318,22 +320,47 @@ def killed_at(room: Room, name: str, victim: str, moment: str) -> LastStep:
             landed = landed and header_of(pool) == header
         if moment != CHILD_WORKS:
             until(lambda: not runs(child), 10, "the end of a child that has given its last answer")
-        with suppress(ProcessLookupError):
-            os.kill(process_id, signal.SIGKILL)
-        if victim == "child":
-            os.kill(partition, signal.SIGCONT)
-        else:
-            until(lambda: not runs(partition), 10, "the death of the partition")
-            # A stopped child notices nothing; let go, it ends by itself, with the shares it holds (G3).
-            with suppress(ProcessLookupError):
-                os.kill(child, signal.SIGCONT)
-            until(lambda: not runs(child), 10, "the end of the child of a dead partition")
+        killed(victim, partition, child)
         stopped.close()
         thread.join(60)
         assert not thread.is_alive()
     if victim == "partition":
         assert not landed or isinstance(answers[0], MHSMError), "a dead partition answers nothing"
     return LastStep(landed, answers[0], script.new_officers, now.security_domain_file)
+
+
+def killed(victim: str, partition: int, child: int) -> None:
+    """Kill a stopped partition or child, and let the other one go on."""
+    killed, other = (child, partition) if victim == "child" else (partition, child)
+    with suppress(ProcessLookupError):
+        os.kill(killed, signal.SIGKILL)
+    until(lambda: not runs(killed), 10, f"the death of the {victim}")
+    with suppress(ProcessLookupError):
+        os.kill(other, signal.SIGCONT)
+    if victim == "partition":
+        # A stopped child notices nothing; let go, it ends by itself, with the shares it holds (G3).
+        until(lambda: not runs(child), 10, "the end of the child of a dead partition")
+
+
+@contextmanager
+def stopped_with_the_new_key(pool: RunningPool, sequence: int, answers: Sequence[object]) -> Iterator[None]:
+    """Stop partition 2 when it says that it holds the key of the new epoch, which puts that in force.
+
+    The answer then waits for its lease. It may already have applied the activation, and said so:
+    whether the kill came in time is for the caller.
+    """
+    partition = pool.process_id(2, "partition")
+    assert partition is not None
+    until(lambda: bool(answers) or changes(pool.status(2)) > sequence, 30, "the proposal")
+    with StoreAccess(pool.connection) as store:
+        proposal, deadline = store.head(), time.monotonic() + 30
+        while not answers and store.head() == proposal and time.monotonic() < deadline:
+            pass  # without a pause: this is about milliseconds
+    stop(partition)
+    try:
+        yield
+    finally:
+        os.kill(partition, signal.SIGCONT)
 
 
 def stop(process_id: int) -> None:
