@@ -25,12 +25,13 @@ from typing import Any, Final, Protocol, Self
 
 from rich.console import Console
 
-from hsm_pool.ceremony_runner.plan import Plan, Step
+from hsm_pool.ceremony_runner.plan import FILLED_LENGTH_MAX, Plan, Step
 from hsm_pool.ceremony_runner.transcript import (
     ABORTED,
     COMPLETED,
     DONE,
     FAILED,
+    REPEATS_MAX,
     Identity,
     Journal,
     evidence,
@@ -48,7 +49,7 @@ END_SECONDS: Final = 5.0
 ATTEMPTS_MAX: Final = 20
 LINE_BYTES_MAX: Final = 4096
 
-CONTINUE, ABORT, INTERRUPTED = "continue", "abort", "interrupted"
+CONTINUE, ABORT, REPEAT, INTERRUPTED = "continue", "abort", "repeat", "interrupted"
 
 
 class Interaction(Protocol):
@@ -62,6 +63,9 @@ class Interaction(Protocol):
 
     def confirm(self, number: int) -> str:
         """Return "continue" or "abort" for a step that has been shown."""
+
+    def repeats(self) -> bool:
+        """Return whether a step that failed is to be done again."""
 
 
 class TerminalInteraction:
@@ -92,11 +96,19 @@ class TerminalInteraction:
 
     def confirm(self, number: int) -> str:  # noqa: ARG002
         """Ask until one of the two words is typed."""
+        return self._choice(CONTINUE)
+
+    def repeats(self) -> bool:
+        """Ask until one of the two words is typed."""
+        return self._choice(REPEAT) == REPEAT
+
+    def _choice(self, word: str) -> str:
+        """Return the word, or "abort"; that too at the end of input."""
         for _ in range(ATTEMPTS_MAX):
-            answer = self.line("continue / abort: ")
+            answer = self.line(f"{word} / {ABORT}: ")
             if answer is None:
                 return ABORT
-            if answer.strip().lower() in (CONTINUE, ABORT):
+            if answer.strip().lower() in (word, ABORT):
                 return answer.strip().lower()
         return ABORT
 
@@ -115,6 +127,10 @@ class AnswersInteraction:
     def confirm(self, number: int) -> str:
         """Return the answer; abort after the last one."""
         return self._confirm[number - 1] if number <= len(self._confirm) else ABORT
+
+    def repeats(self) -> bool:
+        """Nobody is there to set right what failed."""
+        return False
 
 
 @dataclass(frozen=True, slots=True)
@@ -193,6 +209,8 @@ class Runner:
         self._interaction = interaction
         self._interrupts = _Interrupts()
         self._text_left = OUTPUT_TEXT_TOTAL_BYTES_MAX
+        self._repeats_left = REPEATS_MAX
+        self._repeated_length_left = FILLED_LENGTH_MAX
 
     def run(
         self,
@@ -201,7 +219,9 @@ class Runner:
         write: Callable[[bytes], None],
         audit_checkpoints: Callable[[], Sequence[str]],
     ) -> Outcome:
-        """Do the steps until one fails or is not confirmed, and sign the record in any case.
+        """Do the steps until one fails for good or is not confirmed, and sign the record in any case.
+
+        A step that failed may be done again; each time has its own entry.
 
         Args:
             journal: Of this ceremony; removed after the transcript has been written.
@@ -215,18 +235,33 @@ class Runner:
         done, result, reason, actor = 0, COMPLETED, "", ""
         with self._interrupts.handled():
             show_plan(self._console, self._plan)
-            for number, step in enumerate(self._steps, start=1):
+            while done < len(self._steps):
+                number, step = done + 1, self._steps[done]
                 fields = self._step(journal, number, step, changed=bool(actor) and actor != step.actor)
                 journal.append(fields)
                 result, reason, actor = fields["result"], fields["reason"], step.actor
-                if result != DONE:
+                done += result == DONE
+                if result != DONE and not (result == FAILED and self._repeats(step, reason)):
                     break
-                done += 1
             result = COMPLETED if result == DONE else result
             transcript = journal.sealed(identity, result, reason, audit_checkpoints())
             write(transcript)
             journal.remove()
         return Outcome(result, reason, done, transcript)
+
+    def _repeats(self, step: Step, reason: str) -> bool:
+        """Say why a step failed, and ask whether it is to be done again; within bounds of the record."""
+        show(self._console, f"\n  failed: {reason}")
+        length = sum(len(text) for text in step.texts())
+        if not self._repeats_left or length > self._repeated_length_left:
+            return False
+        self._repeats_left -= 1
+        self._repeated_length_left -= length
+        try:
+            with self._interrupts.guard():
+                return self._interaction.repeats()
+        except (KeyboardInterrupt, OSError):  # also when the terminal is gone
+            return False
 
     def _step(self, journal: Journal, number: int, step: Step, *, changed: bool) -> dict[str, Any]:
         """Do one step and return the fields of its entry."""

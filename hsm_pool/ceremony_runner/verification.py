@@ -23,6 +23,7 @@ from hsm_pool.ceremony_runner.transcript import (
     DONE,
     FAILED,
     FORMAT,
+    REPEATS_MAX,
     SIGNATURE_ALGORITHM,
     TRANSCRIPT_BYTES_MAX,
     administrator_uri,
@@ -94,9 +95,11 @@ class Verified:
         """Return (where, {path, sha256, words}) of each file in the record; the plan has no path."""
         plan = self.document["plan"]
         found = [("plan", {"path": "", "sha256": plan["digest"], "words": plan["words"]})]
+        number = 1
         for entry in self.document["entries"][:-1]:
             for kind in ("inputs", "outputs"):
-                found += [(f"step {entry['index']}, {kind[:-1]}", item) for item in entry[kind]]
+                found += [(f"step {number}, {kind[:-1]}", item) for item in entry[kind]]
+            number += entry["result"] == DONE
         return found
 
 
@@ -106,7 +109,7 @@ class Unfinished:
 
     title: str
     steps: int
-    steps_recorded: int
+    steps_done: int
     under_way: int | None
     """The step that had begun and has no entry."""
 
@@ -121,18 +124,19 @@ def read_journal(octets: bytes) -> Unfinished:
     try:
         first = parse_object(lines[0], TRANSCRIPT_BYTES_MAX, {"header": dict})["header"]
         plan = _plan_of(first)
-        previous, recorded, under_way = first, 0, None
+        previous, index, done, under_way = first, 0, 0, None
         for line in lines[1:]:
             if line.startswith(b'{"under_way"'):
                 under_way = parse_object(line, TRANSCRIPT_BYTES_MAX, {"under_way": int})["under_way"]
                 continue
             entry = parse_object(line, TRANSCRIPT_BYTES_MAX, {"entry": dict})["entry"]
-            _check_link(entry, recorded + 1, previous)
+            index += 1
+            _check_link(entry, index, previous)
             previous, under_way = entry, None
-            recorded += "actor" in entry
+            done += "actor" in entry and entry.get("result") == DONE
     except (SecurityDomainError, IndexError, KeyError):
         raise TranscriptRefused("not the journal of a ceremony, or changed") from None
-    return Unfinished(plan.title, len(plan.steps), recorded, under_way)
+    return Unfinished(plan.title, len(plan.steps), done, under_way)
 
 
 def verify(octets: bytes, ca_pem: bytes | None = None) -> Verified:
@@ -230,24 +234,31 @@ def _check_entries(document: Mapping[str, Any], plan: Plan) -> dict[str, Any]:
         raise TranscriptRefused("it does not say who answered")
     for text in (document["started"], document["ended"]):
         _time(text)
-    if not 2 <= len(entries) <= len(plan.steps) + 1:
+    if not 2 <= len(entries) <= len(plan.steps) + REPEATS_MAX + 1:
         raise TranscriptRefused("entries are missing, or there are more than the plan has steps")
     previous: Mapping[str, Any] = {name: document[name] for name in _HEADER}
     try:
         steps = plan.filled(parameters)
     except PlanRefused as error:
         raise TranscriptRefused(str(error)) from None
-    for number, value in enumerate(entries[:-1], start=1):
-        entry = _fields(value, _ENTRY, f"entry {number}")
-        _check_link(entry, number, previous)
-        _check_step(entry, steps[number - 1], last=number == len(entries) - 1)
+    done = 0
+    for index, value in enumerate(entries[:-1], start=1):
+        entry = _fields(value, _ENTRY, f"entry {index}")
+        _check_link(entry, index, previous)
+        if done == len(steps):
+            raise TranscriptRefused(f"entry {index} comes after the plan's last step")
+        _check_step(entry, done + 1, steps[done])
+        last = index == len(entries) - 1
+        # A step that failed is followed by itself, done again, if people were there to ask.
+        repeated = entry["result"] == FAILED and document["answers"] == "terminal"
+        if entry["result"] != DONE and not last and not repeated:
+            raise TranscriptRefused(f"entry {index} has no such result at this place")
+        done += entry["result"] == DONE
         previous = entry
     end = _fields(entries[-1], _END, "the end entry")
     _check_link(end, len(entries), previous)
-    last = entries[-2]["result"]
-    if end["result"] != (COMPLETED if last == DONE else last) or (
-        last == DONE and len(entries) != len(steps) + 1
-    ):
+    result = entries[-2]["result"]
+    if end["result"] != (COMPLETED if result == DONE else result) or (result == DONE and done != len(steps)):
         raise TranscriptRefused("the end is not what the steps led to")
     # It is shown: whoever made the transcript must not steer the reader's terminal.
     if end["reason"] != entries[-2]["reason"] or not end["reason"].isprintable():
@@ -262,13 +273,13 @@ def _check_link(entry: Mapping[str, Any], index: int, previous: Mapping[str, Any
         raise TranscriptRefused(f"entry {index} does not follow the one before: dropped, added or changed")
 
 
-def _check_step(entry: Mapping[str, Any], step: Step, *, last: bool) -> None:
+def _check_step(entry: Mapping[str, Any], number: int, step: Step) -> None:
     where = f"entry {entry['index']}"
     told = (entry["actor"], entry["action"], entry["command"], entry["expected"])
     if told != (step.actor, step.action, list(step.command), step.expected):
-        raise TranscriptRefused(f"{where} is not step {entry['index']} of the plan")
-    if entry["result"] != DONE and not (last and entry["result"] in (FAILED, ABORTED)):
-        raise TranscriptRefused(f"{where} has no such result at this place")
+        raise TranscriptRefused(f"{where} is not step {number} of the plan")
+    if entry["result"] not in (DONE, FAILED, ABORTED):
+        raise TranscriptRefused(f"{where} has no such result")
     for text in (entry["started"], entry["ended"]):
         _time(text)
     paths = {}

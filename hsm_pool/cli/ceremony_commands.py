@@ -34,13 +34,16 @@ from hsm_pool.ceremony_runner.runner import (
 )
 from hsm_pool.ceremony_runner.transcript import COMPLETED, FAILED, IdentityRefused, Journal
 from hsm_pool.ceremony_runner.verification import TranscriptRefused
-from hsm_pool.cli import output
+from hsm_pool.cli import ceremony_progress, output
 from hsm_pool.cli.files import refuse_existing, write_new
 from hsm_pool.cli.output import data_directory_option, fail, failure_of, json_option, read_bounded, report
 from hsm_pool.client import audit_calls
-from hsm_pool.client.connection import NoConnection, load_connection
+from hsm_pool.client.connection import Connection, NoConnection, load_connection
+from hsm_pool.client.pool import Pool
 
 ANSWERS_BYTES_MAX = 64 * 1024
+_LEFT_OPEN_SECONDS = 3.0
+"""How long a partition may take to say, at the end of a ceremony, whether it is in one of its own."""
 PLANS = Path(__file__).resolve().parent.parent / "ceremony_runner" / "plans"
 
 
@@ -100,8 +103,9 @@ def run(
 ) -> None:
     """Run the ceremony PLAN: a file, or the name of a plan that `mhsm ceremony list` shows.
 
-    Exit code 0: completed; 1: a step failed; 130: aborted. The transcript is written and signed by
-    the pool's administrator in each of these cases.
+    At a terminal a step that failed may be done again. Exit code 0: completed; 1: a step failed; 130:
+    aborted. The transcript is written and signed by the pool's administrator in each of these cases.
+    A security-domain ceremony that a step began and none finished stays open: it is named at the end.
     """
     try:
         plan = _find_plan(plan_name)
@@ -170,6 +174,9 @@ def _run(
         journal, identity, write, lambda: audit_calls.newest_checkpoints(connection)
     )
     digest = transcript.sha256(outcome.transcript)
+    left_open = [] if outcome.result == COMPLETED else _left_open(connection)
+    following = [f"mhsm ceremony verify {output_file} --ca-file {connection.client_ca_file}"]
+    following += [f"mhsm security-domain cancel --partition {index}" for index in left_open]
     report(
         {
             "transcript": str(output_file),
@@ -178,11 +185,17 @@ def _run(
             "steps_done": outcome.steps_done,
             "steps": len(steps),
             "digest": digest,
+            "left_open": left_open,
         },
         as_json=as_json,
-        text=f"{outcome.result}: {outcome.steps_done} of {len(steps)} steps; transcript {output_file}"
-        + (f"\n{outcome.reason}" if outcome.reason else ""),
-        following=f"mhsm ceremony verify {output_file} --ca-file {connection.client_ca_file}",
+        text="\n".join(
+            [
+                f"{outcome.result}: {outcome.steps_done} of {len(steps)} steps; transcript {output_file}",
+                *([outcome.reason] if outcome.reason else []),
+                *(f"the pool's own ceremony is still open, at partition {index}" for index in left_open),
+            ]
+        ),
+        following="\n".join(following),
     )
     return {COMPLETED: 0, FAILED: output.FAILED}.get(outcome.result, output.INTERRUPTED)
 
@@ -259,6 +272,13 @@ def verify(transcript_file: Path, ca_file: Path | None, files: tuple[Path, ...],
     )
 
 
+def _left_open(connection: Connection) -> list[int]:
+    """Return the partitions at which a security-domain ceremony is under way, of those that answer."""
+    with Pool(connection, "administrator", timeout_seconds=_LEFT_OPEN_SECONDS) as pool:
+        found = ceremony_progress.under_way(pool, range(len(connection.partitions)))
+    return [index for index, ceremony in found.items() if not isinstance(ceremony, str)]
+
+
 def _match(path: Path, verified: verification.Verified) -> tuple[str, str]:
     """Return (path, which evidence of the record it is)."""
     seen = transcript.evidence(str(path))
@@ -276,7 +296,7 @@ def _refuse_unfinished(journal: Path) -> None:
     under_way = f"; step {unfinished.under_way} was under way" if unfinished.under_way else ""
     fail(
         f"{journal} is the journal of an unfinished ceremony ({unfinished.title}): "
-        f"{unfinished.steps_recorded} of {unfinished.steps} steps recorded{under_way}; it is not signed",
+        f"{unfinished.steps_done} of {unfinished.steps} steps done{under_way}; it is not signed",
         "keep it as evidence, and hold the ceremony again with another --output",
         output.VERIFICATION,
     )

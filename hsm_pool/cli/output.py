@@ -2,7 +2,8 @@
 
 Exit codes: 0 done · 1 failed · 2 usage · 3 not activated, or locked · 4 share refused, or quorum missing ·
 5 unreachable · 6 a signature or evidence does not verify · 7 outcome unknown (repeat with the same
-request id) · 130 interrupted. Results go to standard output, everything else to standard error.
+request id) · 130 interrupted. Results go to standard output, everything else to standard error: with --json
+an error as one object, ``{"error": {"message", "reason", "definite", "exit_code", "next"}}``.
 """
 
 from __future__ import annotations
@@ -79,6 +80,11 @@ POLL = "poll the download: GET /securitydomain/download/pending at any partition
 class Failure(click.ClickException):
     """A failed command: what happened and what to do next."""
 
+    reason = ""
+    """Reason of the pool's error, as gRPC clients get it; "" for what this machine found."""
+    definite = True
+    """Whether nothing was done."""
+
     def __init__(self, message: str, following: str = "", exit_code: int = FAILED) -> None:
         super().__init__(message)
         self.following = at_the_same_pool(following)  # while the context of the command is there
@@ -138,9 +144,9 @@ def named(path: Path, following: str = "") -> Iterator[None]:
         yield
     except (SecurityDomainError, InvalidField) as error:
         refused = failure_of(error)
-        raise Failure(
-            f"{path}: {refused.message}", refused.following or following, refused.exit_code
-        ) from None
+        told = Failure(f"{path}: {refused.message}", refused.following or following, refused.exit_code)
+        told.reason = refused.reason
+        raise told from None
 
 
 def read_bounded(path: Path, bytes_max: int) -> bytes:
@@ -250,6 +256,13 @@ def failure_of(error: Exception, request_id: str | None = None) -> Failure:
         error: A typed error of the pool or the security domain, or of the machine's files.
         request_id: Of the mutation that failed, if it was one.
     """
+    failure = _failure_of(error, request_id)
+    if isinstance(error, MHSMError):
+        failure.reason, failure.definite = error.reason, error.definite
+    return failure
+
+
+def _failure_of(error: Exception, request_id: str | None) -> Failure:
     text = error.message if isinstance(error, MHSMError) else str(error)
     repeat = f"repeat with --request-id {request_id}" if request_id else "repeat the command"
     match error:
@@ -297,6 +310,22 @@ def _open_closed_streams() -> None:
             setattr(sys, name, os.fdopen(descriptor, mode, closefd=False))
 
 
+def _show(error: click.ClickException) -> None:
+    """Print what happened; every command takes --json, so it is looked for before anything is parsed."""
+    if "--json" not in sys.argv[1:]:
+        error.show()
+        return
+    failure = error if isinstance(error, Failure) else Failure(error.format_message(), "", error.exit_code)
+    told = {
+        "message": failure.message,
+        "reason": failure.reason,
+        "definite": failure.definite,
+        "exit_code": failure.exit_code,
+        "next": failure.following.splitlines(),
+    }
+    click.echo(json.dumps({"error": told}), err=True)
+
+
 def main(group: click.Group) -> NoReturn:
     """Run a group; Ctrl-C ends with 130."""
     _open_closed_streams()
@@ -305,16 +334,16 @@ def main(group: click.Group) -> NoReturn:
     except click.exceptions.Exit as finished:
         sys.exit(finished.exit_code)
     except click.Abort:
-        click.echo("mhsm: interrupted", err=True)
+        _show(Failure("interrupted", "", INTERRUPTED))
         sys.exit(INTERRUPTED)
     except click.ClickException as error:
-        error.show()
+        _show(error)
         sys.exit(error.exit_code)
     except BrokenPipeError:
         sys.exit(FAILED)  # nobody reads
     except OSError as error:
         failed = failure_of(error)
-        failed.show()
+        _show(failed)
         sys.exit(failed.exit_code)
     # Outside its standalone mode click returns the code of Context.exit().
     sys.exit(code if isinstance(code, int) else 0)

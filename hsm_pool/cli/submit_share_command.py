@@ -43,7 +43,7 @@ from security_domain.azure import submission as azure_submission
 from security_domain.azure.items import DOCUMENT_BYTES_MAX
 from security_domain.encoding import decode
 from security_domain.errors import SecurityDomainError
-from security_domain.fingerprints import words_of_digest
+from security_domain.fingerprints import words, words_of_digest
 
 _OF_ITS_OWN_OFFICERS = frozenset({submission.ACTIVATION, submission.NEW_GENERATION})
 """Ceremonies whose file is new: the share is given to the officers that the file itself names."""
@@ -105,6 +105,7 @@ def submit_share(
             raise click.UsageError("--submission stands alone, with --attempt")
         submitted = read_bounded(submission_file, submission.SUBMISSION_BYTES_MAX)
         require_own_pool(attempt_file, attempt, common["data_dir"])
+        click.echo(f"exchange key: {words(attempt.exchange_public_key)}", err=True)
         _agree(attempt, attempt.new_officers, attempt.new_required, yes=yes)
     else:
         if not domain_file or not key_file:

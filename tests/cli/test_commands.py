@@ -144,6 +144,14 @@ def test_keys_and_files(at: tuple[str, str], tmp_path: Path) -> None:
     assert "HS512" in mhsm("crypto", "sign", "cli-code", *wrong, *at, check=False).stderr
 
 
+def test_with_json_an_error_gives_the_pool_s_reason(at: tuple[str, str]) -> None:
+    """G8: as gRPC clients get it, and whether anything can have happened."""
+    failed = mhsm("key", "show", "none", *at, "--json", check=False)
+    assert (failed.returncode, failed.stdout) == (1, "")
+    error = json.loads(failed.stderr)["error"]
+    assert (error["reason"], error["definite"], error["exit_code"]) == ("KEY_NOT_FOUND", True, 1)
+
+
 def test_the_life_of_a_key_by_commands(at: tuple[str, str]) -> None:
     mhsm("key", "create", "cli-life", "--type", "EC", "--curve", "P-256", *at)
     assert mhsm("key", "create", "cli-life", "--type", "oct", "--new-only", *at, check=False).returncode == 1

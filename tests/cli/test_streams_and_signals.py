@@ -5,6 +5,7 @@ No pool is needed: each ends with a documented code and words, never with a trac
 
 from __future__ import annotations
 
+import json
 import os
 import signal
 import subprocess
@@ -50,6 +51,26 @@ def test_standard_output_that_nobody_reads_or_that_is_full_or_closed(command: st
     closed = ended(f"{command} >&-", tmp_path)
     assert closed.returncode in (0, 1)
     assert ended(f"{command} >&- 2>&- <&-", tmp_path).returncode in (0, 1)
+
+
+@pytest.mark.parametrize(
+    ("command", "code", "following"),
+    [
+        ("mhsm status --json --data-dir none", 5, ["mhsm up --data-dir none"]),
+        ("mhsm ceremony verify --json none", 1, []),
+        ("mhsm key show --json", 2, []),
+        ("mhsm security-domain cancel --json", 2, []),
+    ],
+)
+def test_with_json_an_error_is_one_object(
+    command: str, code: int, following: list[str], tmp_path: Path
+) -> None:
+    completed = ended(command, tmp_path)
+    assert (completed.returncode, completed.stdout) == (code, "")
+    error = json.loads(completed.stderr)["error"]
+    assert (error["exit_code"], error["reason"], error["definite"]) == (code, "", True)
+    assert error["message"]
+    assert error["next"] == following
 
 
 def test_a_file_does_not_take_the_place_of_a_closed_stream(tmp_path: Path) -> None:

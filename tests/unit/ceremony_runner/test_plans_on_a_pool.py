@@ -36,6 +36,15 @@ def test_a_pool_s_life_by_its_plans(make_pool: Callable[..., RunningPool], tmp_p
         assert json.loads(verified.stdout)["steps_done"] == steps
 
     hold("activation")
+    # Broken off when it has begun: the pool's own ceremony is named, and the command that ends it is right.
+    (tmp_path / "answers.json").write_text(json.dumps({"confirm": ["continue"] * 4 + ["abort"]}))
+    broken = ("ceremony", "run", "officer-change", "--answers", "answers.json", "--output", "t.json", *at)
+    aborted = mhsm(*broken, check=False, cwd=tmp_path)
+    assert aborted.returncode == 130, aborted.stderr
+    assert "the pool's own ceremony is still open, at partition 0" in aborted.stdout
+    assert f"next: mhsm security-domain cancel --partition 0 {' '.join(at)}" in aborted.stderr
+    mhsm("security-domain", "cancel", "--partition", "0", *at)
+    (tmp_path / "officer-change-attempt.json").unlink()
     hold("yearly-proof")
     pool.kill_everything()
     pool.await_states(["LOCKED"] * 3)

@@ -277,7 +277,7 @@ def test_kill_9_within_a_step_leaves_a_journal(waiting_room: Room) -> None:
     for name in (room.transcript, room.journal):
         unfinished = ceremony("verify", str(name))
         assert unfinished.returncode == 6
-        assert "unfinished ceremony (A command that waits): 1 of 2 steps recorded" in unfinished.stderr
+        assert "unfinished ceremony (A command that waits): 1 of 2 steps done" in unfinished.stderr
         assert "step 2 was under way" in unfinished.stderr
     content = room.journal.read_bytes()
     again = room.run(confirm=["abort"], directory="d")
@@ -322,7 +322,7 @@ def test_kill_9_at_any_moment_leaves_a_whole_transcript_a_journal_or_nothing(
             assert verification.verify(room.transcript.read_bytes()).result == "completed"
             seen.add("transcript")
         elif room.journal.exists() and room.journal.stat().st_size:
-            assert verification.read_journal(room.journal.read_bytes()).steps_recorded <= 3
+            assert verification.read_journal(room.journal.read_bytes()).steps_done <= 3
             seen.add("journal")
     assert seen, "every run was killed before it began"
 
@@ -563,6 +563,66 @@ def test_ctrl_c_at_a_passphrase(terminal_room: Room) -> None:
     assert (room.verified()["result"], room.verified()["reason"]) == ("aborted", "interrupted in step 2")
     # 143 if the signal came just before the command began to read: then the runner ended it.
     assert json.loads(room.transcript.read_bytes())["entries"][1]["exit_code"] in (130, 143)
+
+
+REPEATED = """
+title: A step that fails
+purpose: To be tested
+parameters:
+  - {name: directory, prompt: Where, kind: path}
+steps:
+  - actor: operator
+    action: Make officers
+    command: [mhsm, officers, make, --count, "2", --output-dir, "{directory}/made"]
+    expected: Files
+    inputs: ["{directory}/late"]
+    outputs: ["{directory}/made/officer-1.crt"]
+  - {actor: operator, action: Go home, expected: The room is empty}
+"""
+
+
+def test_a_step_that_failed_is_done_again_at_a_terminal(tmp_path: Path, administrator: Administrator) -> None:
+    """G7: each time is on record, and the ceremony completes."""
+    room = Room(tmp_path, administrator, REPEATED)
+    terminal = Terminal(*room.arguments())
+    terminal.until("Where: ")
+    terminal.type(f"{room.directory}\n")
+    terminal.until("late: No such file or directory")
+    terminal.until("repeat / abort: ")
+    (room.directory / "late").write_text("here")
+    (room.directory / "made").write_text("in the way")
+    terminal.type("repeat\n")
+    terminal.until("continue / abort: ")
+    terminal.type("continue\n")
+    terminal.until("failed: step 1: exit code 1 instead of 0")
+    terminal.until("repeat / abort: ")
+    (room.directory / "made").unlink()
+    terminal.type("repeat\n")
+    terminal.until("continue / abort: ")
+    terminal.type("continue\n")
+    terminal.until("Go home")
+    terminal.until("continue / abort: ")
+    terminal.type("continue\n")
+    assert terminal.end() == 0, terminal.shown.decode()
+    entries = json.loads(room.transcript.read_bytes())["entries"]
+    assert [entry["result"] for entry in entries] == ["failed", "failed", "done", "done", "completed"]
+    assert (room.verified()["result"], room.verified()["steps_done"]) == ("completed", 2)
+    made = room.verify("--file", str(room.directory / "made/officer-1.crt"))
+    assert json.loads(made.stdout)["files"][0]["evidence"] == "step 1, output"
+
+
+@pytest.mark.parametrize("keys", ["abort\n", "\x03", "\x04"])
+def test_a_step_that_failed_ends_the_ceremony_if_nobody_repeats_it(
+    tmp_path: Path, administrator: Administrator, keys: str
+) -> None:
+    room = Room(tmp_path, administrator, REPEATED)
+    terminal = Terminal(*room.arguments())
+    terminal.until("Where: ")
+    terminal.type(f"{room.directory}\n")
+    terminal.until("repeat / abort: ")
+    terminal.type(keys)
+    assert terminal.end() == 1
+    assert (room.verified()["result"], room.verified()["steps_done"]) == ("failed", 0)
 
 
 def test_the_commands_come_from_the_installed_package(officers_room: Room) -> None:

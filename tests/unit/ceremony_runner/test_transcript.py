@@ -234,6 +234,42 @@ def test_a_ceremony_that_did_not_complete_verifies_as_such(
         verify(too_short)
 
 
+def _failed_before(document: dict[str, Any], *places: int) -> dict[str, Any]:
+    """Return a document in which the steps at these places failed before they were done."""
+    changed: dict[str, Any] = json.loads(json.dumps(document))
+    changed["answers"] = "terminal"
+    for place in sorted(places, reverse=True):
+        failed = {**changed["entries"][place], "result": "failed", "reason": "r", "exit_code": 9}
+        changed["entries"].insert(place, failed)
+    return changed
+
+
+def test_a_step_may_fail_before_it_is_done(signed: bytes, administrator: Administrator) -> None:
+    """G7: at a terminal, each time on record; nothing else may come between a plan's steps."""
+    document, identity = json.loads(signed), administrator.identity
+    repeated = _failed_before(document, 1, 1, 2)
+    verified = verify(resigned(repeated, identity))
+    assert (verified.result, verified.steps_done) == ("completed", 3)
+    assert [where for where, _ in verified.evidence()] == ["plan", "step 3, input", "step 3, input"]
+    for refused in (
+        {**repeated, "answers": "file"},  # nobody was there to ask
+        _failed_before(document, *[1] * (transcript.REPEATS_MAX + 1)),
+    ):
+        with pytest.raises(TranscriptRefused):
+            verify(resigned(refused, identity))
+    skipped = _failed_before(document, 1)
+    del skipped["entries"][2]  # failed, and never done
+    aborted = _failed_before(document, 1)
+    aborted["entries"][1]["result"] = "aborted"
+    after = _failed_before(document)
+    after["entries"].insert(3, {**after["entries"][2], "result": "failed", "reason": ""})
+    for refused in (skipped, aborted, after):
+        with pytest.raises(TranscriptRefused):
+            verify(resigned(refused, identity))
+    as_many = _failed_before(document, *[1] * transcript.REPEATS_MAX)
+    assert verify(resigned(as_many, identity)).result == "completed"
+
+
 def test_a_journal_is_never_taken_for_a_transcript(administrator: Administrator, tmp_path: Path) -> None:
     """Cut anywhere, it says what is in it or is refused; it never verifies (G7)."""
     plan, values = parse_plan(THREE_STEPS), {"place": "here", "data_directory": "/pool"}
@@ -247,7 +283,7 @@ def test_a_journal_is_never_taken_for_a_transcript(administrator: Administrator,
     octets = journal.path.read_bytes()
     assert journal.path.stat().st_mode & 0o777 == 0o600
     seen = read_journal(octets)
-    assert (seen.title, seen.steps, seen.steps_recorded, seen.under_way) == ("Three steps", 3, 1, 2)
+    assert (seen.title, seen.steps, seen.steps_done, seen.under_way) == ("Three steps", 3, 1, 2)
     for length in range(0, len(octets), 7):
         with pytest.raises(TranscriptRefused):
             verify(octets[:length])
@@ -255,7 +291,7 @@ def test_a_journal_is_never_taken_for_a_transcript(administrator: Administrator,
             with pytest.raises(TranscriptRefused):
                 read_journal(octets[:length])
         else:
-            assert read_journal(octets[:length]).steps_recorded <= 1
+            assert read_journal(octets[:length]).steps_done <= 1
     with pytest.raises(TranscriptRefused):
         read_journal(octets.replace(b'"answer":"continue"', b'"answer":"abort"', 1) + b'{"entry":{}}\n')
     journal.remove()
