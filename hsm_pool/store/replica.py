@@ -22,19 +22,18 @@ from hsm_pool.core.freshness import (
     agreed_clock_offset,
     clock_skew_seconds,
 )
-from hsm_pool.core.model import POOL, PoolRecord, Record, RecordName, name_of
+from hsm_pool.core.model import POOL, PoolRecord, Record, RecordName
 from hsm_pool.core.state import Overlay, State, View
 from hsm_pool.errors import MHSMError, NotFresh, PartitionDrained
-from hsm_pool.store import chain, codec
+from hsm_pool.store import chain, loading
 from hsm_pool.store.chain import Head, TableDigest
 from hsm_pool.store.etcd_client import Revision
-from hsm_pool.store.sealing import MissingEpoch, PoolKeys, RolledBack, Tampered, open_record
+from hsm_pool.store.sealing import PoolKeys, Tampered
 from mhsm.record.v1 import record_pb2
 
 T = TypeVar("T")
 
 _RENEWAL_LABEL = b"mhsm/renewal/v1"
-_RECENT_TRANSACTIONS = 1024
 _LEASE_WAIT_SECONDS = 0.5
 """How long a call waits for the partition's lease before it is sent to another partition."""
 
@@ -126,35 +125,20 @@ class Replica:
             Tampered: The table is not what the chain says, or lacks the known head.
             MissingEpoch: It is of an epoch whose key is not here.
         """
-        head = self._read_head(values)
-        recent = self._walk(head, values, known)
-        if head.epoch < self.keys.epoch:
-            raise RolledBack(
-                f"the store was rolled back: it ends in epoch {head.epoch}, "
-                f"and epoch {self.keys.epoch} is in force"
-            )
-        state, table, names = self._read_table(values, head.epoch)
-        last = chain.read_log_entry(self.keys, values[chain.log_key(head.sequence)])
-        if last.table_digest != table.root():
-            raise Tampered(
-                f"the records in the store are not those of sequence {head.sequence}: "
-                "one was changed, swapped, replayed, removed or added outside the chain"
-            )
-        if not last.epoch == head.epoch == state.pool().epoch:
-            raise Tampered(f"sequence {head.sequence} is not of the epoch that is in force after it")
-        header = values.get(chain.HEADER_KEY, b"")
-        if state.pool().header_digest != chain.value_digest(header):
-            raise Tampered("the pool header in the store is not the one the chain knows")
+        loaded = loading.read_table(self.keys, values, known)
+        head, state = loaded.head, loaded.state
         if known is None:
             self._check_first_start(values, state.pool())
         with self.condition:
             for name in set(self.state.names()).difference(state.names()):
                 self.on_removed(name)
-            self._put_on_record(values, head)
+            recorded = self.mutation_log.sequence
+            for sequence, records in loading.audit_records(self.keys, values, head, recorded):
+                self.mutation_log.append_mutations(sequence, records)
             self.keys.epoch = head.epoch
-            self.state, self.table, self._names = state, table, names
+            self.state, self.table, self._names = state, loaded.table, loaded.names
             self.head, self.revision = head, revision
-            self._recent = recent
+            self._recent = loaded.recent
             self._fresh_until = 0.0
             self._sent.clear()
             self._seen.clear()
@@ -175,31 +159,8 @@ class Replica:
             self._note_drained()
             self.tracker.reset(head.sequence, boot_time())
             self.condition.notify_all()
-        self.on_header(header)
+        self.on_header(loaded.header)
         self.on_applied()
-
-    def _read_head(self, values: Mapping[str, bytes]) -> Head:
-        value = values.get(chain.HEAD_KEY)
-        if value is None:
-            raise Tampered("the store has lost the head of the chain")
-        try:
-            return chain.read_head(self.keys, value)
-        except Tampered:
-            if self._slept_through(value, values.get(chain.HEADER_KEY, b"")):
-                raise MissingEpoch from None
-            raise
-
-    def _slept_through(self, head: bytes, header: bytes) -> bool:
-        """Return whether head and header agree on a later epoch whose key is not here.
-
-        Neither can be checked without it: the partition gets it from a peer, and then checks.
-        """
-        try:
-            epoch = record_pb2.Head.FromString(head).epoch
-            sealed = record_pb2.PoolHeader.FromString(header).sealed_epoch.epoch
-        except Exception:  # noqa: BLE001 - the protobuf parser's own error
-            return False
-        return epoch == sealed and epoch > self.keys.epoch and not self.keys.holds(epoch)
 
     def _check_first_start(self, values: Mapping[str, bytes], pool: PoolRecord) -> None:
         """Accept that no head was ever noted here, if this partition is new or was newly admitted (G6).
@@ -217,95 +178,6 @@ class Replica:
                 "the state file of this partition is gone and no new incarnation was admitted: "
                 "replace the partition"
             )
-
-    def _walk(
-        self, head: Head, values: Mapping[str, bytes], known: tuple[int, bytes] | None
-    ) -> OrderedDict[int, bytes]:
-        """Check the chain from the known head (or the last entries) up to head."""
-        sequence, digest = known or (max(0, head.sequence - _RECENT_TRANSACTIONS), b"")
-        if head.sequence < sequence:
-            raise RolledBack(
-                f"the store was rolled back: it ends at sequence {head.sequence}, "
-                f"this partition has applied sequence {sequence}"
-            )
-        if head.sequence - sequence >= limits.LOG_RING_ENTRIES:
-            sequence, digest = head.sequence - limits.LOG_RING_ENTRIES + 1, b""
-        recent: OrderedDict[int, bytes] = OrderedDict()
-        position: Head | None = None
-        if sequence == 0:
-            position = Head(0, chain.genesis_digest(self.keys.pool_id), b"")
-        elif digest:
-            position = self._check_slot(values, sequence, digest)
-        for next_sequence in range(sequence + 1, head.sequence + 1):
-            value = values.get(chain.log_key(next_sequence))
-            if value is None:
-                raise Tampered(f"the log entry of sequence {next_sequence} is missing")
-            entry = chain.read_log_entry(self.keys, value)
-            if position is None:
-                if entry.sequence != next_sequence:
-                    raise Tampered(f"the slot of sequence {next_sequence} holds another entry")
-            else:
-                chain.check_link(position, entry)
-            position = Head(next_sequence, chain.value_digest(value), b"", entry.epoch)
-            recent[next_sequence] = entry.transaction_id
-            while len(recent) > _RECENT_TRANSACTIONS:
-                recent.popitem(last=False)
-        if position is not None and position.digest != head.digest:
-            raise Tampered("the head of the chain is not the digest of its log entry")
-        return recent
-
-    def _put_on_record(self, values: Mapping[str, bytes], head: Head) -> None:
-        """Append the audit records of every transaction that is not in the log yet.
-
-        Each entry is the one that the entry after it names: the MAC alone would let the holder of
-        an old epoch's keys rewrite what happened in it.
-        """
-        oldest = max(self.mutation_log.sequence + 1, head.sequence - limits.LOG_RING_ENTRIES + 1)
-        named, entries = head.digest, []
-        for sequence in range(head.sequence, oldest - 1, -1):
-            value = values.get(chain.log_key(sequence), b"")
-            if chain.value_digest(value) != named:
-                raise Tampered(f"the log entry of sequence {sequence} is not the one that the chain names")
-            entry = chain.read_log_entry(self.keys, value)
-            named = entry.previous_digest
-            entries.append(entry)
-        for entry in reversed(entries):
-            self.mutation_log.append_mutations(entry.sequence, chain.read_audit(self.keys, entry))
-
-    def _check_slot(self, values: Mapping[str, bytes], sequence: int, digest: bytes) -> Head:
-        value = values.get(chain.log_key(sequence), b"")
-        if chain.value_digest(value) != digest:
-            raise Tampered(
-                f"the store does not contain the head of sequence {sequence} that this partition has applied"
-            )
-        return Head(sequence, digest, b"", chain.read_log_entry(self.keys, value).epoch)
-
-    def _read_table(
-        self, values: Mapping[str, bytes], newest_epoch: int
-    ) -> tuple[State, TableDigest, dict[bytes, RecordName]]:
-        records: list[tuple[int, RecordName, Record]] = []
-        names: dict[bytes, RecordName] = {}
-        table = TableDigest()
-        for key, value in values.items():
-            if key.startswith(chain.RECORD_PREFIX):
-                opaque_id = _opaque_id(key)
-                sequence, name, record = self._open(opaque_id, value, range(1, newest_epoch + 1))
-                records.append((sequence, name, record))
-                names[opaque_id] = name
-                table.update([(opaque_id, chain.value_digest(value))])
-        records.sort(key=lambda item: item[0])
-        return State((name, record) for _, name, record in records), table, names
-
-    def _open(self, opaque_id: bytes, value: bytes, epochs: range) -> tuple[int, RecordName, Record]:
-        record_type, sequence, body = open_record(self.keys, opaque_id, value, epochs)
-        try:
-            record = codec.decode(record_type, body)
-        except ValueError as error:
-            raise Tampered(str(error)) from None
-        name = name_of(record)
-        if self.keys.opaque_id(name) != opaque_id:
-            raise Tampered("a record stands under another record's id")
-        return sequence, name, record
 
     def apply(self, revision: Revision) -> None:
         """Apply everything one revision changed.
@@ -364,7 +236,7 @@ class Replica:
             value = values.get(key)
             if value is None or chain.value_digest(value) != change.new_digest:
                 raise Tampered(f"a record of sequence {head.sequence} is not the one its log entry names")
-            _, name, record = self._open(change.opaque_id, value, epochs)
+            _, name, record = loading.open_as_record(self.keys, change.opaque_id, value, epochs)
             changes[name] = record
             new_names[change.opaque_id] = name
         expected |= self._check_header(values.get(chain.HEADER_KEY), changes.get(POOL))
@@ -383,10 +255,11 @@ class Replica:
         self._names.update(new_names)
         for name, changed in changes.items():
             if changed is None:
+                del self._names[self.keys.opaque_id(name)]
                 self.on_removed(name)
         self.head = head
         self._recent[head.sequence] = entry.transaction_id
-        while len(self._recent) > _RECENT_TRANSACTIONS:
+        while len(self._recent) > loading.RECENT_TRANSACTIONS:
             self._recent.popitem(last=False)
         self._note_drained()
         self.tracker.applied(head.sequence, tuple(changes), boot_time())
@@ -684,13 +557,3 @@ class Replica:
             wake = deadline if release is None else min(deadline, release)
             with waiting.idle():
                 self.condition.wait(max(0.001, wake - now))
-
-
-def _opaque_id(key: str) -> bytes:
-    try:
-        opaque_id = bytes.fromhex(key.removeprefix(chain.RECORD_PREFIX))
-    except ValueError:
-        opaque_id = b""
-    if len(opaque_id) != 32:
-        raise Tampered("a record stands under a key that is no opaque id")
-    return opaque_id

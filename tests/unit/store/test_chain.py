@@ -216,6 +216,18 @@ def test_a_replica_takes_each_transaction_once_and_in_order(keys: PoolKeys) -> N
     assert done.head.sequence == 4
 
 
+def test_a_replica_keeps_nothing_of_a_removed_record(keys: PoolKeys) -> None:
+    """Memory does not grow with keys that were made and purged; one of the same name may come again."""
+    made, replica = history(keys)
+    record = KeyRecord("key-3", ("a" * 32,))
+    for number in range(4):
+        change: dict[RecordName, Record | None] = {name_of(record): record if number % 2 else None}
+        transaction = chain.build_transaction(keys, 0, replica.head, replica.table, change, [b"audit"])
+        replica.apply(revision_of(transaction, 10 + number))
+        assert (replica.state.get(name_of(record)) is not None) is bool(number % 2)
+        assert len(replica._names) == len(made) - 1 + number % 2
+
+
 @pytest.mark.parametrize(
     "value",
     [b"", b"\xff" * 64, b"x", record_pb2.Renewal(mac=b"m" * 32).SerializeToString()],
