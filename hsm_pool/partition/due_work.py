@@ -9,7 +9,6 @@ one that a majority of the partitions agrees on; without it nothing is due.
 from __future__ import annotations
 
 import os
-import threading
 
 import structlog
 
@@ -22,8 +21,9 @@ from hsm_pool.core.model import KeyVersionRecord
 from hsm_pool.core.rotation import DueAction, PurgeDue
 from hsm_pool.crypto.key_generation import KeyGenerator
 from hsm_pool.errors import KeyChanged, LimitExceeded, MHSMError
+from hsm_pool.partition.passes import Passes
 from hsm_pool.store.committer import Committer, Mutation
-from hsm_pool.store.replica import Replica, Stopped, boot_time
+from hsm_pool.store.replica import Replica, boot_time
 from hsm_pool.store.sealing import PoolKeys, seal_material
 
 _log = structlog.get_logger()
@@ -68,12 +68,13 @@ def rotation(
     )
 
 
-class DueWork:
-    """One thread. Only the partition that holds the housekeeping role does anything."""
+class DueWork(Passes):
+    """Only the partition that holds the housekeeping role does anything."""
 
     def __init__(
         self, keys: PoolKeys, replica: Replica, committer: Committer, generator: KeyGenerator
     ) -> None:
+        super().__init__("due-work", _PASS_SECONDS)
         self._keys = keys
         self._replica = replica
         self._committer = committer
@@ -81,26 +82,6 @@ class DueWork:
         self._position = ""
         self._full: set[tuple[str, str]] = set()
         """Keys without room for another version, with the newest one: not tried again."""
-        self._stopping = threading.Event()
-        self._thread = threading.Thread(target=self._run, name="due-work", daemon=True)
-
-    def start(self) -> None:
-        """Begin."""
-        self._thread.start()
-
-    def close(self) -> None:
-        """End."""
-        self._stopping.set()
-        self._thread.join()
-
-    def _run(self) -> None:
-        while not self._stopping.wait(_PASS_SECONDS):
-            try:
-                self._pass()
-            except Stopped:
-                return
-            except MHSMError as error:
-                _log.warning("due work cannot be told", reason=error.reason)
 
     def _pass(self) -> None:
         """Do what is due among the next keys, and say how much that was."""

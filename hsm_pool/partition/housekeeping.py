@@ -6,10 +6,7 @@ note of the newest checkpoint of its audit log (G7).
 
 from __future__ import annotations
 
-import threading
 from collections.abc import Callable
-
-import structlog
 
 from hsm_pool import limits
 from hsm_pool.audit.checkpoint import Note
@@ -23,17 +20,16 @@ from hsm_pool.core.model import (
     RestoreRecord,
     checkpoint_name,
 )
-from hsm_pool.errors import MHSMError
+from hsm_pool.partition.passes import Passes
 from hsm_pool.store.committer import Committer, Mutation
-from hsm_pool.store.replica import Replica, Stopped, boot_time
+from hsm_pool.store.replica import Replica, boot_time
 
-_log = structlog.get_logger()
 _POLL_SECONDS = 0.25
 _DECIDED = {RestorePhase.REMOVING, RestorePhase.PLACING, RestorePhase.CANCELLING}
 
 
-class Housekeeper:
-    """One thread. Of a restore the partition that holds the housekeeping role does the work."""
+class Housekeeper(Passes):
+    """Of a restore the partition that holds the housekeeping role does the work."""
 
     def __init__(
         self,
@@ -43,37 +39,20 @@ class Housekeeper:
         report_firmware: Callable[[PoolRecord], Command | None],
         trail: AuditTrail,
     ) -> None:
+        super().__init__("housekeeper", _POLL_SECONDS)
         self._trail = trail
         self._note_at = boot_time() + limits.AUDIT_NOTE_SECONDS
         self._hold_epoch = hold_epoch
         self._report_firmware = report_firmware
         self._replica = replica
         self._committer = committer
-        self._stopping = threading.Event()
-        self._thread = threading.Thread(target=self._run, name="housekeeper", daemon=True)
 
-    def start(self) -> None:
-        """Begin."""
-        self._thread.start()
-
-    def close(self) -> None:
-        """End."""
-        self._stopping.set()
-        self._thread.join()
-
-    def _run(self) -> None:
-        while not self._stopping.wait(_POLL_SECONDS):
-            try:
-                self._report()
-                self._hold()
-                self._note_checkpoint()
-                while not self._stopping.is_set() and self._advance():
-                    pass
-            except Stopped:
-                return
-            except MHSMError as error:
-                # Somebody else goes on, or this partition does at its next look.
-                _log.debug("housekeeping put off", reason=error.reason)
+    def _pass(self) -> None:
+        self._report()
+        self._hold()
+        self._note_checkpoint()
+        while not self._stopping.is_set() and self._advance():
+            pass
 
     def _report(self) -> None:
         """Say which firmware runs here, if the pool does not know."""
