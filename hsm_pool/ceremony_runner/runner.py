@@ -8,23 +8,19 @@ Its output is shown as it comes and goes into the record.
 
 from __future__ import annotations
 
-import hashlib
-import os
-import selectors
-import shlex
 import signal
-import subprocess
-import sys
-import termios
-import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
 from types import FrameType
-from typing import Any, Final, Protocol, Self
+from typing import Any, Final
 
 from rich.console import Console
 
+from hsm_pool.ceremony_runner import command
+from hsm_pool.ceremony_runner.command import Output
+from hsm_pool.ceremony_runner.display import show, show_plan, show_step
+from hsm_pool.ceremony_runner.interaction import CONTINUE, Interaction
 from hsm_pool.ceremony_runner.plan import FILLED_LENGTH_MAX, Plan, Step
 from hsm_pool.ceremony_runner.transcript import (
     ABORTED,
@@ -38,99 +34,10 @@ from hsm_pool.ceremony_runner.transcript import (
     now,
 )
 
-OUTPUT_TEXT_BYTES_MAX: Final = 64 * 1024
-"""Bytes of a command's standard output that are recorded as text; the digest is of all."""
 OUTPUT_TEXT_TOTAL_BYTES_MAX: Final = 1024 * 1024
-"""The same over all steps, so that a transcript stays bounded."""
-COMMAND_SECONDS_MAX: Final = 3600.0
-"""How long a command may take; officers may have to fetch a key from a safe."""
-END_SECONDS: Final = 5.0
-"""How long an interrupted command may take to end by itself, and again after SIGTERM."""
-ATTEMPTS_MAX: Final = 20
-LINE_BYTES_MAX: Final = 4096
+"""Bytes of output that are recorded as text over all steps, so that a transcript stays bounded."""
 
-CONTINUE, ABORT, REPEAT, INTERRUPTED = "continue", "abort", "repeat", "interrupted"
-
-
-class Interaction(Protocol):
-    """Who answers: people at a terminal, or a file."""
-
-    standard_input: int | None
-    """Of the commands: None for the terminal, at which they may ask; DEVNULL where a file answers."""
-
-    def change_actor(self, actor: str) -> None:
-        """Return when this actor is at the keyboard."""
-
-    def confirm(self, number: int) -> str:
-        """Return "continue" or "abort" for a step that has been shown."""
-
-    def repeats(self) -> bool:
-        """Return whether a step that failed is to be done again."""
-
-
-class TerminalInteraction:
-    """People at the terminal that is standard input."""
-
-    standard_input: int | None = None
-
-    def __init__(self, console: Console) -> None:
-        self._console = console
-
-    def line(self, prompt: str) -> str | None:
-        """Return one line without its end, or None at the end of input (Ctrl-D).
-
-        What was typed before the prompt is discarded: nobody confirms what he has not yet seen. It is
-        read without a buffer, so that what is typed later is left for the command.
-        """
-        with suppress(termios.error):
-            termios.tcflush(0, termios.TCIFLUSH)
-        self._console.out(prompt, end="", highlight=False)
-        octets = os.read(0, LINE_BYTES_MAX)
-        return octets.decode(errors="replace").rstrip("\r\n") if octets else None
-
-    def change_actor(self, actor: str) -> None:
-        """Wait for Enter, then clear the screen."""
-        if self.line(f"\nThe next step is for {actor}. Change places, then press Enter: ") is None:
-            raise KeyboardInterrupt
-        self._console.clear()
-
-    def confirm(self, number: int) -> str:  # noqa: ARG002
-        """Ask until one of the two words is typed."""
-        return self._choice(CONTINUE)
-
-    def repeats(self) -> bool:
-        """Ask until one of the two words is typed."""
-        return self._choice(REPEAT) == REPEAT
-
-    def _choice(self, word: str) -> str:
-        """Return the word, or "abort"; that too at the end of input."""
-        for _ in range(ATTEMPTS_MAX):
-            answer = self.line(f"{word} / {ABORT}: ")
-            if answer is None:
-                return ABORT
-            if answer.strip().lower() in (word, ABORT):
-                return answer.strip().lower()
-        return ABORT
-
-
-class AnswersInteraction:
-    """Answers from a file, one a step, for tests and automation."""
-
-    standard_input: int | None = subprocess.DEVNULL
-
-    def __init__(self, confirm: Sequence[str]) -> None:
-        self._confirm = confirm
-
-    def change_actor(self, actor: str) -> None:
-        """Nobody changes places."""
-
-    def confirm(self, number: int) -> str:
-        """Return the answer; abort after the last one."""
-        return self._confirm[number - 1] if number <= len(self._confirm) else ABORT
-
-    def repeats(self) -> bool:
-        """Nobody is there to set right what failed."""
-        return False
+INTERRUPTED = "interrupted"
 
 
 @dataclass(frozen=True, slots=True)
@@ -141,16 +48,6 @@ class Outcome:
     reason: str
     steps_done: int
     transcript: bytes
-
-
-@dataclass(slots=True)
-class _Output:
-    """What a command wrote, or would have."""
-
-    exit_code: int | None = None
-    text: bytearray = field(default_factory=bytearray)
-    stdout: Any = field(default_factory=hashlib.sha256)
-    stderr: Any = field(default_factory=hashlib.sha256)
 
 
 class _StepFailed(Exception):
@@ -265,7 +162,7 @@ class Runner:
 
     def _step(self, journal: Journal, number: int, step: Step, *, changed: bool) -> dict[str, Any]:
         """Do one step and return the fields of its entry."""
-        output = _Output()
+        output = Output()
         fields: dict[str, Any] = {
             "actor": step.actor,
             "action": step.action,
@@ -315,9 +212,12 @@ class Runner:
             fields["reason"] = f"aborted in step {number} by {step.actor}"
         return bool(fields["answer"] == CONTINUE)
 
-    def _act(self, step: Step, fields: dict[str, Any], output: _Output) -> None:
+    def _act(self, step: Step, fields: dict[str, Any], output: Output) -> None:
         if step.command:
-            self._command(step.command, output)
+            try:
+                command.run(step.command, self._interaction.standard_input, self._console, output)
+            except command.TookTooLong as error:
+                raise _StepFailed(str(error)) from None
             if output.exit_code != step.exit_code:
                 raise _StepFailed(f"exit code {output.exit_code} instead of {step.exit_code}")
             if step.expected_output not in bytes(output.text).decode(errors="replace"):
@@ -334,126 +234,3 @@ class Runner:
         lines = (f"  {kind}: {path}", f"    SHA-256 {found['sha256']}", f"    words   {found['words']}")
         show(self._console, *lines)
         return found
-
-    def _command(self, command: Sequence[str], output: _Output) -> None:
-        """Run a command; when this returns or raises, it has ended."""
-        self._console.file.flush()
-        # -P: never import from the directory that people happen to stand in.
-        child = subprocess.Popen(
-            [sys.executable, "-P", "-m", "hsm_pool.cli", *command[1:]],
-            stdin=self._interaction.standard_input,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
-        )
-        with _terminal_kept(), child, _Relay(child, output, self._console) as relay:
-            try:
-                if not relay.until(time.monotonic() + COMMAND_SECONDS_MAX):
-                    raise _StepFailed(f"the command took more than {COMMAND_SECONDS_MAX:.0f} s")
-            finally:
-                # Ctrl-C reached the command too: it may end by itself, but must end.
-                for number in (None, signal.SIGTERM, signal.SIGKILL):
-                    if number is not None:
-                        child.send_signal(number)
-                    if relay.until(time.monotonic() + END_SECONDS):
-                        break
-                code = child.wait()
-                output.exit_code = code if code >= 0 else 128 - code
-
-
-class _Relay:
-    """Shows and keeps what a child writes, until it ends; a daemon that it leaves is not waited for."""
-
-    def __init__(self, child: subprocess.Popen[bytes], output: _Output, console: Console) -> None:
-        self._output = output
-        self._display = console.file.fileno()
-        self._ended = False
-        self._process = os.pidfd_open(child.pid)
-        self._selector = selectors.DefaultSelector()
-        self._selector.register(self._process, selectors.EVENT_READ)
-        for stream in (child.stdout, child.stderr):
-            if stream is not None:
-                os.set_blocking(stream.fileno(), False)
-                self._selector.register(stream.fileno(), selectors.EVENT_READ, stream is child.stdout)
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(self, *raised: object) -> None:
-        self._selector.close()
-        os.close(self._process)
-
-    def until(self, deadline: float) -> bool:
-        """Relay until the child has ended; False if the deadline (monotonic seconds) comes first."""
-        while not self._ended:
-            ready = self._selector.select(max(0.0, deadline - time.monotonic()))
-            if not ready:
-                return False
-            self._ended = any(key.fd == self._process for key, _ in ready)
-            for key in list(self._selector.get_map().values()):
-                if key.fd != self._process:
-                    self._pass_on(key.fd, standard_output=bool(key.data))
-        return True
-
-    def _pass_on(self, descriptor: int, *, standard_output: bool) -> None:
-        """Pass on what can be read now, at most one pipe's content: the display may be slow."""
-        for _ in range(16):
-            try:
-                octets = os.read(descriptor, OUTPUT_TEXT_BYTES_MAX)
-            except BlockingIOError:
-                return
-            if not octets:
-                self._selector.unregister(descriptor)
-                return
-            if standard_output:
-                self._output.stdout.update(octets)
-                self._output.text += octets[: OUTPUT_TEXT_BYTES_MAX - len(self._output.text)]
-            else:
-                self._output.stderr.update(octets)
-            # The terminal may be gone: the command is still relayed to its end; the next step fails.
-            with suppress(OSError):
-                while octets:
-                    octets = octets[os.write(self._display, octets) :]
-
-
-@contextmanager
-def _terminal_kept() -> Iterator[None]:
-    """Restore the terminal's settings: a command that was ended at a passphrase has switched echo off."""
-    settings: list[Any] | None = None
-    with suppress(termios.error):
-        settings = termios.tcgetattr(0)
-    try:
-        yield
-    finally:
-        if settings is not None:
-            with suppress(termios.error):
-                termios.tcsetattr(0, termios.TCSADRAIN, settings)
-
-
-def show(console: Console, *lines: str) -> None:
-    """Show lines as they are: what is read aloud is neither wrapped nor coloured."""
-    for line in lines:
-        console.out(line, highlight=False)
-
-
-def show_plan(console: Console, plan: Plan) -> None:
-    """Show what the ceremony is, with the words that everybody in the room compares."""
-    lines = (plan.title, plan.purpose, f"plan: SHA-256 {plan.digest}", f"      words   {plan.words}")
-    show(console, *lines)
-
-
-def show_parameters(console: Console, plan: Plan, values: Mapping[str, str]) -> None:
-    """Show what is asked for before the first step, by the names that an answers file uses."""
-    lines = [f"  {entry.name}: {values.get(entry.name, '?')}  ({entry.prompt})" for entry in plan.parameters]
-    show(console, "\nParameters", *lines)
-
-
-def show_step(console: Console, number: int, steps: int, step: Step) -> None:
-    """Show a step and its exact command."""
-    lines = [f"\nStep {number} of {steps} - {step.actor}", f"  {step.action}"]
-    lines.append(f"  $ {shlex.join(step.command)}" if step.command else "  (a check by eye: no command)")
-    if step.command and step.exit_code:
-        lines.append(f"  exit code: {step.exit_code}")
-    lines.append(f"  expected: {step.expected}")
-    lines += [f"  on record before: {path}" for path in step.inputs]
-    lines += [f"  on record after: {path}" for path in step.outputs]
-    show(console, *lines)

@@ -13,6 +13,14 @@ import click
 from rich.console import Console
 
 from hsm_pool.ceremony_runner import transcript, verification
+from hsm_pool.ceremony_runner.display import show_parameters, show_plan, show_step
+from hsm_pool.ceremony_runner.interaction import (
+    ABORT,
+    CONTINUE,
+    AnswersInteraction,
+    Interaction,
+    TerminalInteraction,
+)
 from hsm_pool.ceremony_runner.plan import (
     DATA_DIRECTORY,
     Parameter,
@@ -21,17 +29,7 @@ from hsm_pool.ceremony_runner.plan import (
     check_value,
     read_plan,
 )
-from hsm_pool.ceremony_runner.runner import (
-    ABORT,
-    CONTINUE,
-    AnswersInteraction,
-    Interaction,
-    Runner,
-    TerminalInteraction,
-    show_parameters,
-    show_plan,
-    show_step,
-)
+from hsm_pool.ceremony_runner.runner import Runner
 from hsm_pool.ceremony_runner.transcript import COMPLETED, FAILED, IdentityRefused, Journal
 from hsm_pool.ceremony_runner.verification import TranscriptRefused
 from hsm_pool.cli import ceremony_progress, output
