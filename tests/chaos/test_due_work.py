@@ -109,7 +109,7 @@ class Round:
         self._told.kinds[kind] += 1
         match kind:
             case "relinquish":
-                assert self._fabric.send("Relinquish", victim) == "OK"
+                until(lambda: self._relinquished(victim), 30, "the role is given up")
             case "pause":
                 with self._pool.paused(victim, "partition"):
                     self._recover()
@@ -118,6 +118,12 @@ class Round:
                 self._pool.signal(victim, kind, signal.SIGKILL)
         if kind != "pause":
             self._recover()
+
+    def _relinquished(self, victim: int) -> bool:
+        """Tell the holder to give the role up; until a majority's clocks are moved, it is of the future."""
+        answer = self._fabric.send("Relinquish", victim)
+        assert answer in {"OK", "ABORTED"}
+        return answer == "OK"
 
     def _recover(self) -> None:
         """Recover a deleted key; it is purged, or it stays for ever."""
