@@ -107,8 +107,9 @@ class RunningPool:
         return result
 
     def down(self) -> None:
-        """Stop it."""
-        mhsm("down", "--data-dir", str(self.directory))
+        """Stop it, if it runs."""
+        if (self.directory / "connection.json").exists():
+            mhsm("down", "--data-dir", str(self.directory))
 
     def activate(self, officers: list[TestOfficer], required: int) -> None:
         """Download the security domain, prove every share and wait until all three partitions serve."""

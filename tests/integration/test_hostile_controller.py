@@ -320,7 +320,11 @@ def test_g5_a_hostile_controller_gets_nothing_and_breaks_nothing(
         assert hostile.codes.get(code), (code, hostile.codes)
     assert sum(hostile.restarts) > 0
     for index in range(3):
-        until(lambda i=index: resumed(hostile.fabric, i), 120, "everybody serves again")  # type: ignore[misc]
+        until(
+            lambda i=index: resumed(hostile.fabric, i),  # type: ignore[misc]
+            120,
+            lambda: f"everybody serves again, but: {pool.states()}",
+        )
     pool.await_states(["SERVING"] * 3)
     with pool.client() as client:
         client.create_key("after-the-attack", key_type=keys_pb2.KEY_TYPE_EC, curve=keys_pb2.CURVE_P256)
@@ -328,9 +332,13 @@ def test_g5_a_hostile_controller_gets_nothing_and_breaks_nothing(
 
 
 def resumed(fabric: Fabric, index: int) -> bool:
-    """Resume a drained partition, or end a replacement that was begun; return whether it serves."""
+    """Resume a drained partition, or end a replacement that was begun; return whether it serves.
+
+    While a replacement is half done, nobody gives keys to a process of the old partition.
+    """
     with contextlib.suppress(grpc.RpcError):
-        if fabric.state(index) == DRAINED and fabric.send("Resume", index) != "OK":
+        state = fabric.state(index)
+        if state != SERVING and not (state == DRAINED and fabric.send("Resume", index) == "OK"):
             for helper in {0, 1, 2} - {index}:
                 fabric.send("Heal", helper, **fabric.stamp(), index=index)
         return fabric.serves(index)
