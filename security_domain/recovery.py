@@ -105,6 +105,11 @@ class Recovery:
         return self._context.exchange_public_key
 
     @property
+    def generation(self) -> int:
+        """Of the file whose officers submit."""
+        return self._domain.generation
+
+    @property
     def accepted_officers(self) -> list[str]:
         """Thumbprints of the officers whose shares were accepted, in their order."""
         return list(self._mnemonics)

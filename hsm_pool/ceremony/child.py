@@ -12,12 +12,15 @@ from collections.abc import Iterable
 from datetime import UTC, datetime, timedelta
 from typing import IO
 
+from cryptography.hazmat.primitives import constant_time
 from cryptography.hazmat.primitives.asymmetric.x25519 import X25519PrivateKey
+from google.protobuf.message import DecodeError
 
 from hsm_pool.ceremony.frames import read_frame, write_frame
 from hsm_pool.enclave import hardening, system_calls
 from hsm_pool.enclave.hardening import Measure
 from mhsm.ceremony.v1 import ceremony_pb2
+from mhsm.record.v1 import record_pb2
 from security_domain import domain, officers
 from security_domain.azure import domain as azure_domain
 from security_domain.azure import transfer_key
@@ -150,6 +153,11 @@ class _Ceremony:
     def upload(self, restore_blob: bytes) -> ceremony_pb2.SubmitResult:
         if self._exchange is None:
             raise SubmissionRefused("this ceremony takes no restore blob")
+        if self._recovery is None and self._azure_recovery is not None:
+            # Nothing would say that it is of the domain that was announced, and officers agreed to.
+            raise SubmissionRefused(
+                "this ceremony takes no restore blob: it began with a file, whose officers submit shares"
+            )
         items = open_restore_blob(restore_blob, self._exchange.private_key, self._exchange.certificate_der)
         core, file = azure_domain.open_core(items)
         result = ceremony_pb2.SubmitResult()
@@ -196,11 +204,32 @@ class _Ceremony:
         pool_keys = b""
         if self._open.sealed_pool_keys:
             pool_keys = recovery.unseal_pool_keys(self._open.sealed_pool_keys, self._open.epoch)
+            _require_own(pool_keys, recovery)
         if self._open.give_keys:
             result.pool_keys_secret = pool_keys
         if self._new_domain is not None or (self._open.give_keys and not pool_keys):
             result.backup_private_key = recovery.backup_private_key().reveal()
         return result
+
+
+def _require_own(pool_keys: bytes, recovery: Recovery) -> None:
+    """Refuse pool keys that no partition of a pool in this security domain has sealed (G3, G6).
+
+    Anybody can seal to the public recovery key, and put keys that he knows into the store; but the
+    partitions alone hold the domain's backup key, and seal it with the others.
+
+    Raises:
+        InvalidFile: They are not the pool's.
+    """
+    try:
+        sealed = record_pb2.PoolKeysSecret.FromString(pool_keys).backup_private_keys.get(recovery.generation)
+    except DecodeError:
+        sealed = None
+    if not sealed or not constant_time.bytes_eq(sealed, recovery.backup_private_key().reveal()):
+        raise InvalidFile(
+            "the keys in the store were not sealed by a partition of this security domain: somebody has "
+            "changed the store; recover in a new pool"
+        )
 
 
 def _serve(
