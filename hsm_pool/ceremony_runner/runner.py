@@ -106,6 +106,8 @@ class Runner:
         self._interaction = interaction
         self._interrupts = _Interrupts()
         self._text_left = OUTPUT_TEXT_TOTAL_BYTES_MAX
+        self._seen: dict[str, dict[str, str]] = {}
+        """Evidence of the files that the steps have used and left, by path."""
         self._repeats_left = REPEATS_MAX
         self._repeated_length_left = FILLED_LENGTH_MAX
 
@@ -206,7 +208,10 @@ class Runner:
     def _confirmed(self, number: int, step: Step, fields: dict[str, Any]) -> bool:
         show_step(self._console, number, len(self._steps), step)
         for path in step.inputs:
-            fields["inputs"].append(self._evidence("input", path))
+            found = self._evidence("input", path)
+            fields["inputs"].append(found)
+            if self._seen.get(path, found) != found:
+                raise _StepFailed(f"{path} is another file than before in this ceremony")
         fields["answer"] = self._interaction.confirm(number)
         if fields["answer"] != CONTINUE:
             fields["reason"] = f"aborted in step {number} by {step.actor}"
@@ -227,6 +232,7 @@ class Runner:
         for before in fields["inputs"]:
             if before["path"] not in step.outputs and evidence(before["path"]) != before:
                 raise _StepFailed(f"{before['path']} changed while the step was done")
+        self._seen.update({item["path"]: item for item in (*fields["inputs"], *fields["outputs"])})
         fields["result"] = DONE
 
     def _evidence(self, kind: str, path: str) -> dict[str, str]:

@@ -27,8 +27,8 @@ from security_domain import fingerprints
 from security_domain.encoding import canonical, encode
 
 FORMAT: Final = "mhsm-ceremony-transcript/1"
-TRANSCRIPT_BYTES_MAX: Final = 24 * 1024 * 1024
-"""Filled-in steps, those repeated, output (1 MiB each) and plan; a character may be six when escaped."""
+TRANSCRIPT_BYTES_MAX: Final = 48 * 1024 * 1024
+"""Filled-in steps, those repeated, output (1 Mi characters each) and plan; escaped, each may be 12 bytes."""
 REPEATS_MAX: Final = 20
 """How often steps that failed may be done again in one ceremony."""
 EVIDENCE_BYTES_MAX: Final = 16 * 1024 * 1024

@@ -7,6 +7,7 @@ traceback: whoever hands it over may have made it.
 from __future__ import annotations
 
 import contextlib
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
@@ -32,8 +33,9 @@ from hsm_pool.ceremony_runner.transcript import (
 )
 from security_domain.encoding import canonical, decode, parse_object
 from security_domain.errors import SecurityDomainError
+from security_domain.fingerprints import words_of_digest
 
-_DIGEST_LENGTH: Final = 64
+_DIGEST: Final = re.compile(r"[0-9a-f]{64}")
 _HEADER: dict[str, type] = {
     "format": str,
     "software": str,
@@ -241,7 +243,7 @@ def _check_entries(document: Mapping[str, Any], plan: Plan) -> dict[str, Any]:
         steps = plan.filled(parameters)
     except PlanRefused as error:
         raise TranscriptRefused(str(error)) from None
-    done = 0
+    done, seen = 0, dict[str, str]()
     for index, value in enumerate(entries[:-1], start=1):
         entry = _fields(value, _ENTRY, f"entry {index}")
         _check_link(entry, index, previous)
@@ -253,7 +255,9 @@ def _check_entries(document: Mapping[str, Any], plan: Plan) -> dict[str, Any]:
         repeated = entry["result"] == FAILED and document["answers"] == "terminal"
         if entry["result"] != DONE and not last and not repeated:
             raise TranscriptRefused(f"entry {index} has no such result at this place")
-        done += entry["result"] == DONE
+        if entry["result"] == DONE:
+            done += 1
+            _check_files(entry, seen)
         previous = entry
     end = _fields(entries[-1], _END, "the end entry")
     _check_link(end, len(entries), previous)
@@ -286,8 +290,8 @@ def _check_step(entry: Mapping[str, Any], number: int, step: Step) -> None:
     for kind in ("inputs", "outputs"):
         items = [_fields(item, _EVIDENCE, f"{where}: {kind}") for item in entry[kind]]
         paths[kind] = tuple(item["path"] for item in items)
-        if not all(len(item["sha256"]) == _DIGEST_LENGTH for item in items):
-            raise TranscriptRefused(f"{where}: {kind} without a digest")
+        if not all(map(_is_evidence, items)):
+            raise TranscriptRefused(f"{where}: {kind} without a digest and its words")
     if entry["result"] != DONE:
         return
     if (paths["inputs"], paths["outputs"]) != (step.inputs, step.outputs):
@@ -297,6 +301,27 @@ def _check_step(entry: Mapping[str, Any], number: int, step: Step) -> None:
     whole = sha256(entry["stdout"].encode("utf-8", "surrogatepass")) == entry["stdout_sha256"]
     if whole and step.expected_output not in entry["stdout"]:
         raise TranscriptRefused(f"{where} is called done without the expected output")
+
+
+def _check_files(entry: Mapping[str, Any], seen: dict[str, str]) -> None:
+    """Check that a step that is done began with the files that the steps before it have left.
+
+    Args:
+        entry: Of the step.
+        seen: Digests of the files so far, by path; those of this entry are added.
+    """
+    for item in entry["inputs"]:
+        if seen.setdefault(item["path"], item["sha256"]) != item["sha256"]:
+            raise TranscriptRefused(
+                f"entry {entry['index']}: {item['path']!r:.200} is another file than before"
+            )
+    seen.update({item["path"]: item["sha256"] for item in entry["outputs"]})
+
+
+def _is_evidence(item: Mapping[str, Any]) -> bool:
+    """Return whether the words, which people compare, are those of the digest."""
+    digest = item["sha256"]
+    return bool(_DIGEST.fullmatch(digest)) and item["words"] == words_of_digest(bytes.fromhex(digest))
 
 
 def _fields(value: object, fields: Mapping[str, type], where: str) -> dict[str, Any]:

@@ -14,6 +14,7 @@ from hsm_pool.ceremony_runner import transcript
 from hsm_pool.ceremony_runner.plan import Plan, parse_plan
 from hsm_pool.ceremony_runner.transcript import Identity, Journal
 from hsm_pool.provisioning.pki import Authority
+from security_domain.fingerprints import words_of_digest
 
 POOL_ID = "0123456789abcdef0123456789abcdef"
 _MAIN = (
@@ -104,7 +105,9 @@ def entry_fields(plan: Plan, number: int, values: dict[str, str], **changed: Any
         "expected": step.expected,
         "answer": "continue",
         "started": transcript.now(),
-        "inputs": [{"path": path, "sha256": "0" * 64, "words": "w"} for path in step.inputs],
+        "inputs": [
+            {"path": path, "sha256": "0" * 64, "words": words_of_digest(bytes(32))} for path in step.inputs
+        ],
         "outputs": [],
         "result": "done",
         "reason": "",
