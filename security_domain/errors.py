@@ -5,6 +5,7 @@ from __future__ import annotations
 SUBMITTED_BEFORE = "this officer's share was submitted before"
 NO_OFFICER = "the submission is of no officer of this security domain"
 OTHER_FORMAT = "this attempt takes shares of the other format"
+OTHER_SHARE = "the share is not the one this officer was given"
 """Why a submission was refused, where another step follows than that its officer submits again."""
 
 

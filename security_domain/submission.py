@@ -17,6 +17,7 @@ from security_domain.container import OfficerEntry, SecurityDomainFile
 from security_domain.encoding import bind, canonical, decode, encode, parse_object
 from security_domain.errors import (
     NO_OFFICER,
+    OTHER_SHARE,
     InvalidFile,
     InvalidShare,
     SecurityDomainError,
@@ -282,7 +283,7 @@ def open_submission(
     )
     committed = shares.commitment(domain.pool_id, domain.generation, entry.index, mnemonic)
     if committed != entry.share_commitment:
-        raise ShareRefused("the share is not the one this officer was given", officer)
+        raise ShareRefused(OTHER_SHARE, officer)
     try:
         shares.parse(mnemonic, domain.required)
     except InvalidShare as error:

@@ -135,7 +135,10 @@ def require_evidence(source: Path, attempt: Attempt, anchors: Anchors, receiver:
             of this machine's pool that holds this very key for this very attempt.
     """
     if not receiver:
-        raise EvidenceRefused("this attempt has no such exchange key: nothing may be encrypted to it")
+        raise EvidenceRefused(
+            "this attempt has no such exchange key: nothing may be encrypted to it (a recovery that began "
+            "without a security-domain file waits for a restore blob; others take no blob)"
+        )
     expected = Expected(
         nonce=attempt.attempt_id,
         report_data=exchange_key_report_data(

@@ -89,14 +89,17 @@ def plan(certificate_files: tuple[Path, ...], required: int, as_json: bool) -> N
     ]
     lines.append(f"any {required} of {len(found)} open the security domain; {spare} may be lost")
     lines.append(
-        "download writes one file of ciphertext; the pool is active when every officer has submitted"
+        "the file that is written holds ciphertext only; it opens nothing before its officers have submitted"
     )
     lines += [f"warning: {warning}" for warning in warnings]
     report(
         {"officers": rows, "required": required, "may_be_lost": spare, "warnings": warnings},
         as_json=as_json,
         text="\n".join(lines),
-        following="each officer compares his words\n" + download_command(certificate_files, required),
+        following="each officer compares his words\nof a new pool:\n"
+        + download_command(certificate_files, required)
+        + "\nof an active one:\nmhsm security-domain rotate-shares --help"
+        + "\nmhsm security-domain new-generation --help",
     )
 
 
@@ -260,7 +263,7 @@ def _begin(
 ) -> security_domain_pb2.Ceremony:
     refuse_existing(output)
     with connect(common, client="administrator") as pool:
-        refuse_second(pool, {0, 1, 2} - {partition})
+        refuse_second(pool, range(3))
         ceremony = begin(pool)
     write_attempt(output, ceremony, common["data_dir"])
     keys = {
@@ -289,13 +292,14 @@ def refuse_second(pool: Pool, partitions: Iterable[int]) -> None:
     for index in partitions:
         try:
             ceremony = pool.get_ceremony(index)
-        except MHSMError:
-            continue  # it is down, and so is whatever it ran
+        except MHSMError as error:
+            click.echo(f"warning: partition {index} may be in a ceremony: {error.message}", err=True)
+            continue
         if ceremony:
             fail(
-                f"a ceremony ({purpose(ceremony)}) is under way at partition {index}; "
+                f"a ceremony ({purpose(ceremony).replace('_', ' ')}) is under way at partition {index}; "
                 "finish it or cancel it first",
-                "mhsm security-domain status\nmhsm security-domain cancel --attempt ATTEMPT.json",
+                f"mhsm security-domain status\nmhsm security-domain cancel --partition {index}",
             )
 
 

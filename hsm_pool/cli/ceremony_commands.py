@@ -40,8 +40,8 @@ from hsm_pool.client.connection import Connection, NoConnection, load_connection
 from hsm_pool.client.pool import Pool
 
 ANSWERS_BYTES_MAX = 64 * 1024
-_LEFT_OPEN_SECONDS = 3.0
-"""How long a partition may take to say, at the end of a ceremony, whether it is in one of its own."""
+_UNDER_WAY_SECONDS = 3.0
+"""How long a partition may take to say, before and after, whether it is in a ceremony of its own."""
 PLANS = Path(__file__).resolve().parent.parent / "ceremony_runner" / "plans"
 
 
@@ -168,13 +168,24 @@ def _run(
         write_new(output_file, octets)
         transcript.sync_directory(output_file.parent)
 
+    before = _under_way(connection)
     outcome = Runner(plan, steps, console, interaction).run(
         journal, identity, write, lambda: audit_calls.newest_checkpoints(connection)
     )
     digest = transcript.sha256(outcome.transcript)
-    left_open = [] if outcome.result == COMPLETED else _left_open(connection)
+    left_open: list[int] = []
+    if outcome.result != COMPLETED:
+        left_open = [
+            index for index, attempt in _under_way(connection).items() if before.get(index) != attempt
+        ]
     following = [f"mhsm ceremony verify {output_file} --ca-file {connection.client_ca_file}"]
-    following += [f"mhsm security-domain cancel --partition {index}" for index in left_open]
+    for index in left_open:
+        following += [
+            "to finish it by hand, see what is missing:",
+            "mhsm security-domain status",
+            "to have its shares forgotten:",
+            f"mhsm security-domain cancel --partition {index}",
+        ]
     report(
         {
             "transcript": str(output_file),
@@ -270,11 +281,11 @@ def verify(transcript_file: Path, ca_file: Path | None, files: tuple[Path, ...],
     )
 
 
-def _left_open(connection: Connection) -> list[int]:
-    """Return the partitions at which a security-domain ceremony is under way, of those that answer."""
-    with Pool(connection, "administrator", timeout_seconds=_LEFT_OPEN_SECONDS) as pool:
+def _under_way(connection: Connection) -> dict[int, bytes]:
+    """Return the attempt ids of security-domain ceremonies under way, of the partitions that answer."""
+    with Pool(connection, "administrator", timeout_seconds=_UNDER_WAY_SECONDS) as pool:
         found = ceremony_progress.under_way(pool, range(len(connection.partitions)))
-    return [index for index, ceremony in found.items() if not isinstance(ceremony, str)]
+    return {index: entry.attempt_id for index, entry in found.items() if not isinstance(entry, str)}
 
 
 def _match(path: Path, verified: verification.Verified) -> tuple[str, str]:

@@ -3,7 +3,8 @@
 Exit codes: 0 done · 1 failed · 2 usage · 3 not activated, or locked · 4 share refused, or quorum missing ·
 5 unreachable · 6 a signature or evidence does not verify · 7 outcome unknown (repeat with the same
 request id) · 130 interrupted. Results go to standard output, everything else to standard error: with --json
-an error as one object, ``{"error": {"message", "reason", "definite", "exit_code", "next"}}``.
+an error as one object in the last line, ``{"error": {"message", "reason", "definite", "exit_code", "next",
+"hints"}}``.
 """
 
 from __future__ import annotations
@@ -43,6 +44,7 @@ from hsm_pool.limits import TOKEN_BYTES_MAX
 from security_domain.errors import (
     NO_OFFICER,
     OTHER_FORMAT,
+    OTHER_SHARE,
     SUBMITTED_BEFORE,
     QuorumMissing,
     SecurityDomainError,
@@ -64,8 +66,14 @@ _SHARE_REFUSED_BECAUSE = {
     "when the old quorum of a change of officers is complete, the new officers use the new file\n"
     "mhsm security-domain fetch-file --output FILE",
     OTHER_FORMAT: "submit a share of the same file as the others, the pool's own or Azure's\n"
-    "mhsm security-domain cancel --attempt ATTEMPT.json",
+    "mhsm security-domain status",
+    OTHER_SHARE: "the file may be one of before a change of officers: compare its words with the status\n"
+    "mhsm security-domain status\nmhsm security-domain fetch-file --output FILE",
 }
+_NOT_ACTIVATED = (
+    "mhsm security-domain status\nmhsm security-domain download --help\n"
+    "to recover a lost pool do not download: mhsm security-domain init-recovery --security-domain FILE"
+)
 _STATUS: dict[type[Exception], str] = {
     AlreadyActivated: "mhsm status",
     CeremonyState: "mhsm security-domain status\nmhsm status",
@@ -267,12 +275,12 @@ def _failure_of(error: Exception, request_id: str | None) -> Failure:
     repeat = f"repeat with --request-id {request_id}" if request_id else "repeat the command"
     match error:
         case NoConnection():
-            return Failure(text, "mhsm up", UNREACHABLE)
+            return Failure(text, "--data-dir names the pool\nmhsm up", UNREACHABLE)
         case NoClient():
             return Failure(text, "mhsm client create --help")
         case NotActivated():
             polled = DOWNLOADED_OVER_REST in text
-            return Failure(text, POLL if polled else "mhsm security-domain download --help", LOCKED)
+            return Failure(text, POLL if polled else _NOT_ACTIVATED, LOCKED)
         case PoolLocked():
             return Failure(text, "mhsm security-domain init-recovery --help", LOCKED)
         case QuorumMissing():
@@ -321,7 +329,8 @@ def _show(error: click.ClickException) -> None:
         "reason": failure.reason,
         "definite": failure.definite,
         "exit_code": failure.exit_code,
-        "next": failure.following.splitlines(),
+        "next": [line for line in failure.following.splitlines() if _COMMAND.match(line)],
+        "hints": [line for line in failure.following.splitlines() if not _COMMAND.match(line)],
     }
     click.echo(json.dumps({"error": told}), err=True)
 

@@ -21,7 +21,7 @@ from hsm_pool.cli.attempts import (
     write_attempt,
 )
 from hsm_pool.cli.files import refuse_existing, write_new
-from hsm_pool.cli.output import common_options, connect, fail, report
+from hsm_pool.cli.output import UNREACHABLE, common_options, connect, fail, report
 from hsm_pool.cli.submit_share_command import submit_share
 from mhsm.security_domain.v1 import security_domain_pb2
 from security_domain.fingerprints import words
@@ -74,7 +74,11 @@ def fetch_file(
     with connect(common, client="administrator") as pool:
         ceremony = pool.get_ceremony(partition)
     if ceremony is None:
-        fail("no ceremony is under way at this partition", "mhsm security-domain status")
+        fail(
+            "no ceremony is under way at this partition: a file is fetched within one",
+            "mhsm security-domain verify --output ATTEMPT.json\n"
+            "then fetch the file, and cancel the proof if it is not wanted",
+        )
     if azure_output and not ceremony.azure_security_domain_file:
         fail("this pool has no file in Azure's format: its domain was recovered without one", "")
     if not ceremony.security_domain_file:
@@ -101,7 +105,10 @@ def fetch_file(
 @security_domain_group.command("status")
 @common_options
 def status(**common: Any) -> None:
-    """Show the ceremonies under way, whose shares are in, and what is next."""
+    """Show the ceremonies under way, whose shares are in, and what is next.
+
+    Exit code 5 if a partition did not answer: it may be in a ceremony.
+    """
     with connect(common, client="administrator") as pool:
         found = ceremony_progress.under_way(pool)
     entries: list[dict[str, Any]] = []
@@ -122,8 +129,10 @@ def status(**common: Any) -> None:
         {"ceremonies": entries},
         as_json=common["as_json"],
         text="\n".join(lines) or "no ceremony is under way",
-        following=following,
+        following=following or "mhsm status",
     )
+    if any(isinstance(ceremony, str) for ceremony in found.values()):
+        click.get_current_context().exit(UNREACHABLE)
 
 
 def _fingerprinted(ceremony: security_domain_pb2.Ceremony) -> dict[str, bytes]:

@@ -153,6 +153,7 @@ def _make_submission(
             _RIGHT_FILE.format(partition=attempt.partition),
             QUORUM,
         )
+    click.echo(f"security-domain file: {words(file)}", err=True)
     new_officers, required = attempt.new_officers, attempt.new_required
     if attempt.purpose in _OF_ITS_OWN_OFFICERS:
         new_officers, required = tuple(entry.thumbprint for entry in domain.officers), domain.required

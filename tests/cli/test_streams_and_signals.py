@@ -71,6 +71,7 @@ def test_with_json_an_error_is_one_object(
     assert (error["exit_code"], error["reason"], error["definite"]) == (code, "", True)
     assert error["message"]
     assert error["next"] == following
+    assert not [line for line in error["hints"] if line.startswith("mhsm ")]
 
 
 def test_a_file_does_not_take_the_place_of_a_closed_stream(tmp_path: Path) -> None:

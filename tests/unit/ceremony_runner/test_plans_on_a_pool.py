@@ -19,10 +19,8 @@ pytestmark = [pytest.mark.pool, pytest.mark.slow]
 def test_a_pool_s_life_by_its_plans(make_pool: Callable[..., RunningPool], tmp_path: Path) -> None:
     pool = make_pool(attended=True)
     at = ("--data-dir", str(pool.directory))
-    mhsm("officers", "make", "--output-dir", str(tmp_path))
-    mhsm("officers", "make", "--output-dir", str(tmp_path / "new"))
-    for path in (tmp_path / "new").iterdir():
-        path.rename(tmp_path / f"new-{path.name}")
+    for directory in ("officers", "new"):
+        mhsm("officers", "make", "--output-dir", str(tmp_path / directory))
 
     def hold(name: str) -> None:
         """Hold a ceremony with the plan's own defaults."""
@@ -43,6 +41,10 @@ def test_a_pool_s_life_by_its_plans(make_pool: Callable[..., RunningPool], tmp_p
     assert aborted.returncode == 130, aborted.stderr
     assert "the pool's own ceremony is still open, at partition 0" in aborted.stdout
     assert f"next: mhsm security-domain cancel --partition 0 {' '.join(at)}" in aborted.stderr
+    # One that was under way before is somebody else's.
+    (tmp_path / "answers.json").write_text(json.dumps({"confirm": ["abort"]}))
+    other = mhsm(*broken[:-4], "--output", "u.json", *at, "--json", check=False, cwd=tmp_path)
+    assert json.loads(other.stdout)["left_open"] == []
     mhsm("security-domain", "cancel", "--partition", "0", *at)
     (tmp_path / "officer-change-attempt.json").unlink()
     hold("yearly-proof")
