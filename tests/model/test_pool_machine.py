@@ -10,7 +10,7 @@ import uuid
 from collections.abc import Callable, Iterator
 
 import pytest
-from hypothesis import HealthCheck, settings
+from hypothesis import HealthCheck, Phase, settings
 from hypothesis import seed as seeded
 from hypothesis import strategies as st
 from hypothesis.stateful import initialize, precondition, rule, run_state_machine_as_test
@@ -186,6 +186,9 @@ def test_a_pool_answers_as_the_reference(pool: RunningPool, clock: MovedClock, f
     chosen = settings(
         max_examples=60 if full else 20,
         stateful_step_count=40 if full else 25,
+        # A story that fails is told as it is: to find a shorter one takes minutes on a real pool.
+        phases=[Phase.generate, Phase.shrink] if full else [Phase.generate],
+        report_multiple_bugs=False,
         deadline=None,
         database=None,
         suppress_health_check=list(HealthCheck),
