@@ -132,6 +132,11 @@ security_domain.v1.SecurityDomainService SubmitShare securitydomain/upload/actio
 security_domain.v1.SecurityDomainService UploadRestoreBlob securitydomain/upload/action pool
 security_domain.v1.SecurityDomainService GetCeremony securitydomain/upload/read pool
 security_domain.v1.SecurityDomainService CancelCeremony securitydomain/upload/action pool
+audit.v1.AuditService QueryRecords securitydomain/upload/read pool
+audit.v1.AuditService GetCheckpoint securitydomain/upload/read pool
+audit.v1.AuditService GetInclusionProof securitydomain/upload/read pool
+audit.v1.AuditService GetConsistencyProof securitydomain/upload/read pool
+audit.v1.AuditService ExportRecords securitydomain/upload/read pool
 """
 STREAM = "/mhsm.crypto.v1.CryptoService/StreamOperations"
 """Each of its messages needs the data action of its own operation."""

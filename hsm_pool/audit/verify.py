@@ -9,14 +9,14 @@ sizes are what a consistency proof would show, for all checkpoints at once.
 from __future__ import annotations
 
 import bisect
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Collection, Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from cryptography import x509
 
-from hsm_pool.audit import files
+from hsm_pool.audit import files, lost_logs
 from hsm_pool.audit.checkpoint import (
     FIRST_PREVIOUS,
     Checkpoint,
@@ -27,6 +27,7 @@ from hsm_pool.audit.checkpoint import (
     signer_of,
 )
 from hsm_pool.audit.files import Unreadable
+from hsm_pool.audit.lost_logs import Anchor, LostLog
 from hsm_pool.audit.tree import Tree, leaf_hash
 from hsm_pool.audit.witness import read_peers
 
@@ -67,19 +68,13 @@ class Report:
     logs: list[LogReport] = field(default_factory=list)
     anchors: int = 0
     findings: list[Finding] = field(default_factory=list)
+    lost: list[LostLog] = field(default_factory=list)
+    """Logs that are gone; whose loss is not known is a finding, too."""
 
     @property
     def ok(self) -> bool:
         """Whether nothing is wrong."""
         return not self.findings
-
-
-@dataclass(frozen=True, slots=True)
-class Anchor:
-    """A checkpoint that somebody else kept, and who."""
-
-    checkpoint: Checkpoint
-    source: str
 
 
 class Verifier:
@@ -96,13 +91,21 @@ class Verifier:
         self._report = Report()
         self._signers: dict[str, SignerKey] = {}
         self._mutations: dict[int, tuple[int, bytes]] = {}
+        self._present: dict[int, str | None] = {}
+        """Origin of the log that each partition has; None while it could not be read."""
 
-    def verify(self, directories: dict[int, Path], kept: Iterable[tuple[str, str]] = ()) -> Report:
+    def verify(
+        self,
+        directories: dict[int, Path],
+        kept: Iterable[tuple[str, str]] = (),
+        known_lost: Collection[str] = (),
+    ) -> Report:
         """Verify logs against themselves, each other and anchors.
 
         Args:
             directories: The log's directory of each partition; one that is missing is a finding.
             kept: (text of a note, where it was kept) of anchors.
+            known_lost: Ids of logs whose loss the operator knows of: they are no finding.
         """
         for partition, directory in sorted(directories.items()):
             self._collect_signers(partition, directory)
@@ -111,11 +114,10 @@ class Verifier:
         for partition, directory in sorted(directories.items()):
             mine = [anchor for anchor in anchors if anchor.checkpoint.partition == partition]
             self._log(partition, directory, mine)
-        for anchor in anchors:
-            if anchor.checkpoint.partition not in directories:
-                self._find(
-                    anchor.checkpoint.partition, f"there is no log, although {anchor.source} knows one"
-                )
+        self._report.lost = lost_logs.find(anchors, self._present, known_lost)
+        for lost in self._report.lost:
+            if not lost.known:
+                self._find(lost.checkpoint.partition, lost.what)
         self._sequences()
         return self._report
 
@@ -197,20 +199,15 @@ class Verifier:
         self._report.logs.append(report)
         paths = files.listed(directory, files.RECORDS) if directory.is_dir() else []
         if not paths:
-            known = f", although {anchors[0].source} knows one" if anchors else ""
-            self._find(partition, f"there is no log{known}")
+            if not anchors:
+                self._find(partition, "there is no log")
             return
+        self._present[partition] = None
         try:
             header = files.read_header(paths[0])
             report.log_id, report.first_record = header.log_id, header.first
             name = origin(self._pool_id, partition, header.log_id)
-            for anchor in anchors:
-                if anchor.checkpoint.origin != name:
-                    self._find(
-                        partition,
-                        f"{anchor.source} knows another log of this partition with "
-                        f"{anchor.checkpoint.size} records: it was deleted or replaced",
-                    )
+            self._present[partition] = name
             checkpoints, first_number = self._checkpoints(report, directory, name)
             roots = [Anchor(checkpoint, "the log") for checkpoint in checkpoints]
             mine = [anchor for anchor in anchors if anchor.checkpoint.origin == name]

@@ -136,28 +136,45 @@ def export(output: Path, **common: Any) -> None:
     type=click.Path(path_type=Path, exists=True, dir_okay=False),
     help="Root certificate of the pool's owner (PEM) from a source that you trust.",
 )
+@click.option(
+    "--known-lost",
+    multiple=True,
+    metavar="LOG",
+    help="Id of a log whose loss you know of, for example of a partition that was replaced.",
+)
 @common_options
-def verify(directory: Path | None, anchors: tuple[Path, ...], owner_root: Path | None, **common: Any) -> None:
+def verify(
+    directory: Path | None,
+    anchors: tuple[Path, ...],
+    owner_root: Path | None,
+    known_lost: tuple[str, ...],
+    **common: Any,
+) -> None:
     """Verify an export, the data directory of a pool, or (without DIRECTORY) the running pool.
 
     Exit code 6: a log was cut, rewritten, reordered or deleted, or a checkpoint is missing or forged.
-    Exit code 1: an anchor is of another pool, or a file is no anchor or export at all.
+    Exit code 1: an anchor is of another pool, a file is no anchor or export at all, or a log that is
+    said to be lost is not.
     """
     kept = [(text, path.name) for path in anchors for text in _anchor(path)]
     if directory is not None:
-        result = _verify(directory, kept, owner_root, common)
+        result = _verify(directory, kept, owner_root, known_lost, common)
     else:
         with tempfile.TemporaryDirectory(prefix="mhsm-audit-") as scratch:
             output = Path(scratch) / "export"
             with connect(common, client="administrator") as pool, _progress("read", common) as shown:
                 root_file = _root_file(Path(pool.connection.data_directory))
                 audit_calls.export_pool(pool, output, root_file, shown)
-            result = _verify(output, kept, owner_root, common)
-    _report(result, common)
+            result = _verify(output, kept, owner_root, known_lost, common)
+    _report(result, known_lost, common)
 
 
 def _verify(
-    directory: Path, anchors: list[tuple[str, str]], owner_root: Path | None, common: dict[str, Any]
+    directory: Path,
+    anchors: list[tuple[str, str]],
+    owner_root: Path | None,
+    known_lost: tuple[str, ...],
+    common: dict[str, Any],
 ) -> Report:
     pool_id, directories, root_file, noted = _layout(directory)
     kept = [*anchors, *((text, "the pool's chain") for text in noted)]
@@ -187,7 +204,7 @@ def _verify(
             if done // 1_000_000 != (done := done + octets) // 1_000_000:
                 shown(done, total - done)
 
-        return Verifier(pool_id, root, progress).verify(directories, kept)
+        return Verifier(pool_id, root, progress).verify(directories, kept, known_lost)
 
 
 def _layout(directory: Path) -> tuple[str, dict[int, Path], Path, list[str]]:
@@ -257,7 +274,7 @@ def _texts(value: Any) -> list[str]:
     return own + [text for entry in value.values() for text in _texts(entry)]
 
 
-def _report(result: Report, common: dict[str, Any]) -> None:
+def _report(result: Report, known_lost: tuple[str, ...], common: dict[str, Any]) -> None:
     if common["as_json"]:
         document = {
             "ok": result.ok,
@@ -274,6 +291,17 @@ def _report(result: Report, common: dict[str, Any]) -> None:
                 }
                 for log in result.logs
             ],
+            "lost_logs": [
+                {
+                    "partition": lost.checkpoint.partition,
+                    "log": lost.log_id,
+                    "checkpoint": lost.checkpoint.number,
+                    "records": lost.checkpoint.size,
+                    "kept_by": list(lost.kept_by),
+                    "known": lost.known,
+                }
+                for lost in result.lost
+            ],
             "findings": [
                 {"partition": finding.partition, "what": finding.what} for finding in result.findings
             ],
@@ -285,14 +313,27 @@ def _report(result: Report, common: dict[str, Any]) -> None:
                 f"partition {log.partition}: {log.records} records, {log.checkpoints} checkpoints "
                 f"({log.cosigned} cosigned), covered up to record {log.covered}"
             )
+        for lost in result.lost:
+            if lost.known:
+                click.echo(f"partition {lost.checkpoint.partition}: a gap that is known: {lost.what}")
     if result.ok:
+        not_lost = sorted(set(known_lost) - {lost.log_id for lost in result.lost})
+        if not_lost:
+            fail(f"log {not_lost[0]} is not lost", "leave out --known-lost")
         if not common["as_json"]:
             click.echo(f"the logs are whole; they agree with {result.anchors} checkpoints kept elsewhere")
         return
     for finding in result.findings:
         where = f"partition {finding.partition}" if finding.partition >= 0 else "all partitions"
         click.echo(f"{where}: {finding.what}", err=True)
-    fail(f"the audit logs do not verify: {len(result.findings)} findings", exit_code=VERIFICATION)
+    # An id stands in files of anybody, and goes to a terminal.
+    ids = [lost.log_id for lost in result.lost if not lost.known and lost.log_id.isalnum()]
+    unknown = " ".join(f"--known-lost {log_id}" for log_id in ids)
+    fail(
+        f"the audit logs do not verify: {len(result.findings)} findings",
+        f"if you know why a log is gone: {unknown}" if unknown else "",
+        exit_code=VERIFICATION,
+    )
 
 
 def _partitions(pool: Pool, partition: int | None) -> list[int]:

@@ -8,13 +8,14 @@ import shutil
 import signal
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from hsm_pool.client.pool import Pool
 from mhsm.keys.v1 import keys_pb2
 from tests.fabric_access import Fabric, history, mhsm_fabric
-from tests.running_pool import RunningPool, until
+from tests.running_pool import RunningPool, mhsm, until
 
 pytestmark = [pytest.mark.pool, pytest.mark.slow]
 
@@ -101,6 +102,45 @@ def test_a_new_partition_is_an_ordinary_one(pool: RunningPool, fabric: Fabric) -
     assert replaced.returncode == 0, replaced.stderr
     pool.await_states(["SERVING"] * 3)
     signs_everywhere(pool, "keys/before")
+
+
+def verify(pool: RunningPool, *arguments: str) -> tuple[int, dict[str, Any]]:
+    """Verify the audit logs; return the exit code and the report."""
+    done = mhsm("audit", "verify", *arguments, "--data-dir", str(pool.directory), "--json", check=False)
+    return done.returncode, json.loads(done.stdout.splitlines()[0]) if done.stdout else {}
+
+
+@pytest.mark.usefixtures("fabric")
+def test_the_audit_log_of_a_lost_disk_is_named_until_its_loss_is_known(pool: RunningPool) -> None:
+    """G7: the other two kept its last checkpoint; nothing but that one log is excused."""
+    # The last checkpoint is cosigned before the disk is lost: else what came after it is lost unseen.
+    until(lambda: verify(pool)[1]["logs"][DEAD]["records_covered"] > 0, 30, "a checkpoint")
+    code, whole = verify(pool)
+    assert (code, whole["lost_logs"]) == (0, [])
+    audit = Path(pool.connection.partitions[DEAD].data_directory) / "audit"
+    for path in audit.iterdir():
+        path.unlink()
+    lose_the_disk(pool, DEAD)
+    pool.await_states(["SERVING", "SERVING", "QUARANTINED"])
+    replaced = mhsm_fabric(pool, "replace", str(DEAD))
+    assert replaced.returncode == 0, replaced.stderr
+    pool.await_states(["SERVING"] * 3)
+
+    code, report = verify(pool)
+    assert code == 6
+    (lost,) = report["lost_logs"]
+    assert (lost["partition"], lost["known"]) == (DEAD, False)
+    assert lost["records"] >= whole["logs"][DEAD]["records_covered"]
+    assert {"partition 0", "partition 1"} <= set(lost["kept_by"])
+    assert [finding["partition"] for finding in report["findings"]] == [DEAD]
+    assert lost["log"] in report["findings"][0]["what"]
+
+    code, report = verify(pool, "--known-lost", lost["log"])
+    assert (code, report["findings"]) == (0, [])
+    assert report["lost_logs"] == [{**lost, "known": True}]
+    said = mhsm("audit", "verify", "--known-lost", lost["log"], "--data-dir", str(pool.directory))
+    assert f"a gap that is known: log {lost['log']} is gone" in said.stdout
+    assert verify(pool, "--known-lost", "0" * 32)[0] == 6, "another id excuses nothing"
 
 
 def mhsm_fabric_state(pool: RunningPool) -> str:

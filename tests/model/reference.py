@@ -11,7 +11,12 @@ attributes, key operations, versions, soft delete), not from hsm_pool.core:
 * a deleted key is purged by itself when its retention is over; with purge protection never before that;
 * a key with a rotation policy is rotated on demand, and by itself when its newest version is old enough:
   the new version is like the newest, begins at once, and expires as the policy says;
-* there are at most 100 versions a key and 5,000 keys a pool, deleted ones included.
+* there are at most 100 versions a key and 5,000 keys a pool, deleted ones included;
+* an exportable version is released to whoever meets its release policy, also when it is disabled or expired;
+  its policy can be replaced until it is immutable; a version that is not exportable is never released;
+* whatever somebody does needs a role assignment of his, at the whole pool or at that very key, whose role has
+  the data action; a custom role has those that it names without those that it excludes; an assigned role
+  that was deleted allows nothing. Who lacks it is told so, and nothing else.
 
 Refusals are named by their reason on the wire. A refusal changes nothing (G8).
 """
@@ -20,6 +25,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field, replace
 from typing import Any
+
+from tests.role_tables import ALLOWED, GUIDS
 
 STILL_ALLOWED = {"DECRYPT", "UNWRAP_KEY", "VERIFY"}
 
@@ -42,6 +49,25 @@ class Version:
     not_before_ms: int = 0
     expires_ms: int = 0
     tags: dict[str, str] = field(default_factory=dict)
+    release: ReleaseRule | None = None
+    """Whom it may be released to; None: it is not exportable."""
+
+
+@dataclass(frozen=True)
+class ReleaseRule:
+    """The attested level that an environment must have, and whether this may be changed."""
+
+    level: int
+    immutable: bool = False
+
+
+@dataclass(frozen=True)
+class Assignment:
+    """A role of somebody; ``scope`` is "/", "/keys" or "/keys/{key}"."""
+
+    principal: str
+    role: str
+    scope: str
 
 
 @dataclass(frozen=True)
@@ -73,6 +99,9 @@ class ReferencePool:
         """When a version was made, by its id; noted by whoever can look at the clock."""
         self.retention_ms, self.protected = retention_ms, protected
         self.drained: set[int] = set()
+        self.roles = {GUIDS[name]: actions for name, actions in ALLOWED.items()}
+        """The data actions of each role, by its id."""
+        self.assignments: dict[str, Assignment] = {}
         self._keys_max, self._versions_max, self._partitions = keys_max, versions_max, partitions
 
     def create(self, key: str, version: Version, *, must_not_exist: bool = False, now_ms: int = 0) -> Version:
@@ -108,7 +137,13 @@ class ReferencePool:
 
     def update(self, key: str, version_id: str = "", **changes: Any) -> Version:
         """Change what is given of a version."""
-        version = replace(self.find(key, version_id), **changes)
+        old = self.find(key, version_id)
+        version = replace(old, **changes)
+        if version.release != old.release:
+            if old.release is None:
+                raise Refused("INVALID_FIELD")
+            if old.release.immutable:
+                raise Refused("RELEASE_POLICY_IMMUTABLE")
         _check_window(version)
         self.active[key][version.version_id] = version
         return version
@@ -122,6 +157,15 @@ class ReferencePool:
         ended = version.expires_ms and version.expires_ms <= now_ms
         if operation not in STILL_ALLOWED and (not version.enabled or not begun or ended):
             raise Refused("KEY_NOT_USABLE")
+        return version
+
+    def release(self, key: str, level: int, version_id: str = "") -> Version:
+        """Return the version that is released to an environment of that level, 0 for one without a token."""
+        version = self.find(key, version_id)
+        if version.release is None:
+            raise Refused("OPERATION_NOT_PERMITTED")
+        if version.release.level != level:
+            raise Refused("KEY_RELEASE_REFUSED")
         return version
 
     def set_policy(self, key: str, policy: Policy | None) -> None:
@@ -181,6 +225,47 @@ class ReferencePool:
         if len(serving - self.drained - {partition}) < self._partitions - 1:
             raise Refused("FLOOR_OF_TWO")
         self.drained.add(partition)
+
+    # -- roles -------------------------------------------------------------------------------
+
+    def permit(self, principal: str, action: str, scope: str) -> None:
+        """Let somebody do something at "/" or at "/keys/{key}"."""
+        for assignment in self.assignments.values():
+            holds = assignment.principal == principal and assignment.scope in {"/", "/keys", scope}
+            if holds and action in self.roles.get(assignment.role, frozenset()):
+                return
+        raise Refused("PERMISSION_DENIED")
+
+    def define(self, role: str, allowed: frozenset[str], excluded: frozenset[str]) -> None:
+        """Make a custom role, or another one of it; whoever has it has what it allows now."""
+        if role in GUIDS.values():
+            raise Refused("INVALID_FIELD")
+        self.roles[role] = allowed - excluded
+
+    def undefine(self, role: str) -> None:
+        """Delete a custom role; it stays assigned and allows nothing."""
+        if role in GUIDS.values():
+            raise Refused("INVALID_FIELD")
+        if role not in self.roles:
+            raise Refused("ROLE_DEFINITION_NOT_FOUND")
+        del self.roles[role]
+
+    def assign(self, name: str, assignment: Assignment) -> None:
+        """Give a role to somebody."""
+        if assignment.role not in self.roles:
+            raise Refused("ROLE_DEFINITION_NOT_FOUND")
+        if assignment in self.assignments.values():
+            raise Refused("ROLE_ASSIGNMENT_EXISTS")
+        at_scope = sum(other.scope == assignment.scope for other in self.assignments.values())
+        if assignment.scope.startswith("/keys/") and at_scope == 10:
+            raise Refused("LIMIT_EXCEEDED")
+        self.assignments[name] = assignment
+
+    def revoke(self, name: str, scope: str) -> None:
+        """Take a role from somebody."""
+        if name not in self.assignments or self.assignments[name].scope != scope:
+            raise Refused("ROLE_ASSIGNMENT_NOT_FOUND")
+        del self.assignments[name]
 
     def _check_deleted(self, key: str) -> None:
         if key not in self.deleted:

@@ -235,3 +235,10 @@ def test_an_anchor_of_another_pool_is_wrong_usage_and_no_tampering(
     assert result.stderr.startswith(
         f"mhsm: the anchor manifest.json is of pool {other}, this log is of pool {honest.pool_id}"
     )
+
+
+def test_a_log_that_is_there_is_not_lost(export: Path) -> None:
+    """Whoever says so has another pool or another time in mind."""
+    result = run(export, "--known-lost", "0" * 32)
+    assert result.exit_code == 1
+    assert result.stderr.startswith(f"mhsm: log {'0' * 32} is not lost")

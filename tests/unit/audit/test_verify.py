@@ -13,8 +13,8 @@ from hsm_pool.audit import files, query
 from hsm_pool.audit.checkpoint import Note
 from hsm_pool.audit.record import own_record
 from hsm_pool.audit.tree import Tree, leaf_hash
-from hsm_pool.audit.verify import Report
-from tests.unit.audit.logs import Honest, ThreeLogs, verify
+from hsm_pool.audit.verify import Report, Verifier
+from tests.unit.audit.logs import Honest, ThreeLogs, owner_root, verify
 
 
 def _records(pool: Path, index: int) -> Path:
@@ -140,7 +140,22 @@ def test_a_log_that_was_begun_anew_is_detected(tmp_path: Path) -> None:
         assert logs.trails[0].failure() == ""
     finally:
         logs.close()
-    assert "it was deleted or replaced" in _texts(verify(logs.directory, logs.pool_id))
+    report = verify(logs.directory, logs.pool_id)
+    assert "it was deleted or replaced" in _texts(report)
+    (lost,) = report.lost
+    assert (lost.checkpoint.size, lost.known) == (6, False)
+    assert lost.kept_by == ("partition 1", "partition 2"), "both cosigned its last checkpoint"
+    # The operator knows of this loss: the gap is stated and nothing else is forgiven.
+    directories = {index: logs.log_directory(index) for index in range(3)}
+    verifier = Verifier(logs.pool_id, owner_root(logs.directory))
+    known = verifier.verify(directories, known_lost=[lost.log_id])
+    assert known.ok, _texts(known)
+    assert [entry.known for entry in known.lost] == [True]
+    shutil.rmtree(logs.log_directory(0))
+    verifier = Verifier(logs.pool_id, owner_root(logs.directory))
+    again = verifier.verify(directories, known_lost=[lost.log_id])
+    assert sorted((entry.checkpoint.size, entry.known) for entry in again.lost) == [(6, True), (10, False)]
+    assert "there is no log, although partition 1 knows one" in _texts(again)
 
 
 def test_a_forged_checkpoint_is_detected(copied: Path, honest: Honest) -> None:
