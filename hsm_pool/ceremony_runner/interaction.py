@@ -75,6 +75,7 @@ class TerminalInteraction:
                 return ABORT
             if answer.strip().lower() in (word, ABORT):
                 return answer.strip().lower()
+            self._console.out("type the whole word", highlight=False)
         return ABORT
 
 

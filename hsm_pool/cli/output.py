@@ -339,7 +339,7 @@ def main(group: click.Group) -> NoReturn:
     """Run a group; Ctrl-C ends with 130."""
     _open_closed_streams()
     try:
-        code = group.main(standalone_mode=False)
+        code = group.main(prog_name="mhsm", standalone_mode=False)
     except click.exceptions.Exit as finished:
         sys.exit(finished.exit_code)
     except click.Abort:

@@ -151,8 +151,8 @@ def test_a_ceremony_under_way_at_another_partition_is_named(pool: RunningPool, d
                 client.verify_security_domain(2)
             desk.refused(
                 FAILED,
-                "under way at this partition",
-                "mhsm security-domain status",
+                "a ceremony (verification) is under way at partition 2",
+                "mhsm security-domain cancel --partition 2",
                 *("security-domain", "verify", "--output", "attempt", "--partition", "2"),
             )
         done = client.submit_share(2, begun.attempt_id, pool.submission(desk.officers[1], begun))
