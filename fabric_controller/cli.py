@@ -86,7 +86,7 @@ def _render(document: dict[str, Any], picture: Picture) -> None:
     console.print(table)
     controller = document["controller"]
     if controller is not None:
-        measures = ", ".join(controller.get("hardening", ())) or "nothing"
+        measures = ", ".join(controller.get("hardening", ())).replace("_", " ") or "nothing"
         console.print(Text(f"controller: user {controller.get('user_id')}, hardened with {measures}"))
     work = document["work"]
     if work["state"] != "idle":
