@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import sys
 import threading
 import time
 from datetime import UTC, datetime
@@ -19,6 +20,8 @@ import click
 
 from fabric_controller import operator_commands
 from fabric_controller.console import (
+    EXIT_FAILED,
+    EXIT_INTERRUPTED,
     EXIT_UNREACHABLE,
     fail,
     open_client,
@@ -34,7 +37,11 @@ WATCH_SECONDS: Final = 1.0
 """Pause between two looks of ``status --watch``."""
 
 
-@click.group(context_settings={"help_option_names": ["-h", "--help"]})
+@click.group(
+    context_settings={"help_option_names": ["-h", "--help"]},
+    epilog="Exit codes: 0 done, 1 refused, failed or halted, 2 usage, 5 unreachable, 130 interrupted. "
+    "After 5 the outcome of a command is open.",
+)
 def cli() -> None:
     """Fabric controller of a Managed HSM pool: keeps the partitions alive, never sees a key."""
 
@@ -173,6 +180,16 @@ def main() -> None:
     # The C core prints texts of the other side (certificates, addresses) to standard error otherwise.
     os.environ.setdefault("GRPC_VERBOSITY", "NONE")
     try:
-        cli(prog_name="mhsm-fabric")
-    except OSError as error:  # of standard output; a closed pipe is click's
+        cli.main(prog_name="mhsm-fabric", standalone_mode=False)
+    except click.exceptions.Exit as finished:
+        sys.exit(finished.exit_code)
+    except click.Abort:
+        click.echo("mhsm-fabric: interrupted", err=True)
+        sys.exit(EXIT_INTERRUPTED)
+    except click.ClickException as error:
+        error.show()
+        sys.exit(error.exit_code)
+    except BrokenPipeError:
+        sys.exit(EXIT_FAILED)  # nobody reads
+    except OSError as error:  # of standard output
         fail(error.strerror or str(error), "look at where the output goes")

@@ -30,9 +30,9 @@ from fabric_controller.console import (
 
 if TYPE_CHECKING:
     from fabric_controller.enclave_client import EnclaveClient
-    from fabric_controller.observe import State
+    from fabric_controller.observe import PartitionView, State
     from fabric_controller.settings import FabricSettings
-    from fabric_controller.work import Goal, Verb
+    from fabric_controller.work import Goal, Verb, Work
 
 FOLLOW_SECONDS: Final = 0.25
 """Pause between two looks at the journal while a goal is worked on."""
@@ -54,9 +54,9 @@ def _send(settings: FabricSettings, client: EnclaveClient, verb: Verb, partition
         try:
             return issue(journal, client, verb, partition, Issuer.OPERATOR)
         except EnclaveError as error:
-            if error.unreachable:
+            if error.outcome_open:
                 fail(
-                    f"partition {partition} did not answer ({error.code}); it may or may not have obeyed",
+                    f"no answer of partition {partition} ({error.code}); it may or may not have obeyed",
                     f"mhsm-fabric status, then repeat the {name} if needed",
                     EXIT_UNREACHABLE,
                 )
@@ -76,7 +76,9 @@ def drain(settings: FabricSettings, *, partition: int, dry_run: bool, as_json: b
     check_partition(settings, partition)
     with open_client(settings) as client:
         if dry_run:
-            others = others_serving(look(settings, client), partition)
+            picture = look(settings, client)
+            _check_answering(picture.view(partition))
+            others = others_serving(picture, partition)
             if others < SERVING_MIN:
                 fail(
                     f"the drain would be refused: {others} other partitions serve, {SERVING_MIN} are needed",
@@ -109,7 +111,9 @@ def resume(settings: FabricSettings, *, partition: int | None, dry_run: bool, as
     check_partition(settings, partition)
     with open_client(settings) as client:
         if dry_run:
-            state_name = look(settings, client).view(partition).state_name
+            view = look(settings, client).view(partition)
+            _check_answering(view)
+            state_name = view.state_name
             text = f"partition {partition} is {state_name} and would be resumed"
             return say(text, {"dry_run": True, "partition": partition, "state": state_name}, as_json=as_json)
         state = _send(settings, client, Verb.RESUME, partition)
@@ -183,12 +187,16 @@ def _abandon(settings: FabricSettings, *, dry_run: bool, as_json: bool) -> None:
 @with_settings
 def failover(settings: FabricSettings, *, dry_run: bool, as_json: bool) -> None:
     """Hand the housekeeping role from the partition that holds it to the next serving one."""
+    from fabric_controller.planner import others_serving
     from fabric_controller.work import Verb
 
     with open_client(settings) as client:
-        holder = look(settings, client).housekeeper
+        picture = look(settings, client)
+        holder = picture.housekeeper
         if holder is None:
             fail("no partition holds the housekeeping role", "mhsm-fabric status")
+        if not others_serving(picture, holder):
+            fail("no other partition serves that could take the role", "mhsm-fabric status")
         if dry_run:
             text = f"partition {holder} would hand over the housekeeping role"
             return say(text, {"dry_run": True, "holder": holder}, as_json=as_json)
@@ -245,6 +253,7 @@ def restart(
         raise click.UsageError("a partition stands twice")
     goal = RollOut(partitions, _incarnations(settings, partitions))
     if dry_run:
+        _check_idle(settings)
         steps = [f"{verb} {partition}" for partition in partitions for verb in ("drain", "restart", "resume")]
         return say("\n".join(steps), {"dry_run": True, "steps": steps}, as_json=as_json)
     _set_goal(settings, goal)
@@ -286,6 +295,7 @@ def replace(settings: FabricSettings, *, partition: int, no_wait: bool, dry_run:
     if others < SERVING_MIN:
         fail(f"{others} other partitions serve, {SERVING_MIN} are needed", "mhsm-fabric status")
     if dry_run:
+        _check_idle(settings)
         text = f"partition {partition} is {view.state_name} and would be replaced"
         return say(text, {"dry_run": True, "partition": partition, "state": view.state_name}, as_json=as_json)
     _set_goal(settings, Replacement(partition, view.status.incarnation if view.status else 0))
@@ -317,9 +327,25 @@ def _set_goal(settings: FabricSettings, goal: Goal) -> None:
     from fabric_controller.work import goal_entry
 
     with contextlib.closing(open_journal(settings)) as journal, journal.exclusive() as work:
-        if work.running:
-            fail("the controller works on something else", "mhsm-fabric status, or mhsm-fabric halt")
+        _refuse_second(work)
         journal.append(goal_entry(goal))
+
+
+def _check_idle(settings: FabricSettings) -> None:
+    """End a dry run as the command would end: one goal at a time."""
+    with contextlib.closing(open_journal(settings)) as journal:
+        _refuse_second(journal.refresh())
+
+
+def _refuse_second(work: Work) -> None:
+    if work.running:
+        fail("the controller works on something else", "mhsm-fabric status, or mhsm-fabric halt")
+
+
+def _check_answering(view: PartitionView) -> None:
+    """End a dry run as the command would end with a partition that does not answer."""
+    if not view.answering:
+        fail(f"partition {view.index} does not answer", "mhsm-fabric status", EXIT_UNREACHABLE)
 
 
 def follow(settings: FabricSettings) -> None:
@@ -392,6 +418,7 @@ def patch(settings: FabricSettings, *, version: int, no_wait: bool, dry_run: boo
     partitions = tuple(entry.index for entry in settings.partitions)
     goal = RollOut(partitions, _incarnations(settings, partitions), version)
     if dry_run:
+        _check_idle(settings)
         with open_client(settings) as client:
             picture = look(settings, client)
         steps = [

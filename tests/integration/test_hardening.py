@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.kernel import needs_bubblewrap, needs_landlock, needs_root, needs_seccomp
+from tests.kernel import has_memfd_secret, needs_bubblewrap, needs_landlock, needs_root, needs_seccomp
 from tests.running_pool import RunningPool, mhsm, until
 
 pytestmark = pytest.mark.pool
@@ -58,6 +58,17 @@ def is_dumpable(process_id: int) -> bool:
     """Return whether what /proc keeps of a process belongs to its user: else to root (proc(5))."""
     user_id = int(threads(process_id)[0]["Uid"].split()[1])
     return user_id == Path(f"/proc/{process_id}/environ").stat().st_uid
+
+
+def test_long_lived_secrets_lie_where_status_says(pool: RunningPool) -> None:
+    """G3: in memfd_secret memory where the kernel has it, else in locked pages; as its own map shows."""
+    kind = "memfd_secret" if has_memfd_secret() else "mlock"
+    for row in status(pool)["partitions"]:
+        assert row["secret_memory"] == kind
+        directory = Path("/proc", str(row["process_ids"]["partition"]))
+        assert ("/secretmem" in (directory / "maps").read_text()) == (kind == "memfd_secret")
+        if kind == "mlock":
+            assert threads(row["process_ids"]["partition"])[0]["VmLck"] != "0 kB"
 
 
 def test_controller_and_agents_write_no_core_files_and_are_not_dumpable(pool: RunningPool) -> None:
