@@ -12,7 +12,7 @@ from tests.kernel import needs_landlock, needs_seccomp
 FROM_THE_START = ["no_core_files", "not_dumpable", "no_new_privileges"]
 
 _CONTROLLER = """
-import ctypes, json, os, subprocess, sys, threading
+import ctypes, json, os, socket, sys, threading
 if {without}:
     sys.modules["pyseccomp"] = None
 from fabric_controller import hardening
@@ -35,6 +35,7 @@ def reach():
     for name, call in {{
         "program": lambda: os.posix_spawn("/usr/bin/true", ["true"], {{}}),
         "memory": process_vm_readv,
+        "connections": lambda: socket.socket().listen(),
         "own file": lambda: open(directory + "/own", "w").close(),
     }}.items():
         try:
@@ -88,16 +89,16 @@ def test_what_the_controller_says_is_what_the_kernel_has(tmp_path: Path) -> None
 
 @needs_seccomp
 @needs_landlock
-def test_it_starts_no_program_and_reads_no_memory(tmp_path: Path) -> None:
+def test_it_starts_no_program_takes_no_connection_and_reads_no_memory(tmp_path: Path) -> None:
     """The process that is not hardened is the positive control."""
     named, tried, seen = run(tmp_path)
     assert named == [*FROM_THE_START, "system_call_filter", "landlock"]
-    assert tried == {"program": False, "memory": False, "own file": True}
+    assert tried == {"program": False, "memory": False, "connections": False, "own file": True}
     assert field(seen, "Seccomp") == "2"
     directory = tmp_path / "control"
     directory.mkdir()
     named, tried, _ = run(directory, harden=False)
-    assert tried == {"program": True, "memory": True, "own file": True}
+    assert tried == {"program": True, "memory": True, "connections": True, "own file": True}
     assert set(named) <= {"no_core_files"}, "of a machine that has none for anybody"
 
 
