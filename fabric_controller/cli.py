@@ -26,6 +26,7 @@ from fabric_controller.console import (
     fail,
     open_client,
     open_journal,
+    suggest,
     with_settings,
 )
 
@@ -109,11 +110,9 @@ def _suggest(picture: Picture, work: dict[str, Any]) -> str | None:
     }
     drained = [index for index, state in states.items() if state is State.DRAINED]
     if work["state"] == "halted":
-        return (
-            "mhsm-fabric resume goes on with it once its cause is gone; mhsm-fabric halt --abandon drops it"
-        )
+        return operator_commands.AFTER_A_HALT
     if State.LOCKED in states.values():
-        return "a quorum of officers must unlock the pool"
+        return "a quorum of officers must unlock the pool\nmhsm security-domain init-recovery --help"
     if State.QUARANTINED in states.values():
         return "see the log of the quarantined partition"
     if drained and work["state"] == "idle":
@@ -154,10 +153,10 @@ def status(settings: FabricSettings, *, watch: bool, as_json: bool) -> None:
             if not watch:
                 raise
     if picture.answering_count == 0:
-        fail("no partition answers", "start the pool, then mhsm-fabric status", EXIT_UNREACHABLE)
+        fail("no partition answers", "mhsm up\nmhsm-fabric status", EXIT_UNREACHABLE)
     suggestion = _suggest(picture, document["work"])
     if suggestion is not None:
-        click.echo(f"next: {suggestion}", err=True)
+        suggest(suggestion)
 
 
 @cli.command()

@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import json
 import os
+import shlex
 from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, NoReturn
@@ -21,19 +22,37 @@ EXIT_FAILED: Final = 1
 EXIT_UNREACHABLE: Final = 5
 EXIT_INTERRUPTED: Final = 130
 
+_PLACE: Final = "fabric_controller.place"
+"""Key of the context's options that say where the pool is, as they were given."""
+
+
+def suggest(lines: str) -> None:
+    """Print what to do next, one a line: "next:" before a whole command, "hint:" before words.
+
+    Commands get the --data-dir or --settings that was given.
+    """
+    context = click.get_current_context(silent=True)
+    given = context.meta.get(_PLACE, "") if context else ""
+    for line in lines.splitlines():
+        if not line.startswith("mhsm"):
+            click.echo(f"hint: {line}", err=True)
+            continue
+        fits = "--data-dir" not in line and (line.startswith("mhsm-fabric ") or "--data-dir" in given)
+        click.echo(f"next: {line}{given if fits else ''}", err=True)
+
 
 def fail(message: str, suggestion: str, code: int = EXIT_FAILED) -> NoReturn:
-    """End with an error and the command that comes next."""
+    """End with an error and what comes next, see :func:`suggest`."""
     click.echo(f"error: {message}", err=True)
-    click.echo(f"next: {suggestion}", err=True)
+    suggest(suggestion)
     raise SystemExit(code)
 
 
 def say(text: str, document: dict[str, Any], *, as_json: bool, suggestion: str | None = None) -> None:
-    """Print a result: a line for people, or one JSON object; the next command to standard error."""
+    """Print a result: a line for people, or one JSON object; what comes next to standard error."""
     click.echo(json.dumps(document) if as_json else text)
     if suggestion is not None:
-        click.echo(f"next: {suggestion}", err=True)
+        suggest(suggestion)
 
 
 def _default_data_directory() -> Path:
@@ -80,6 +99,9 @@ def with_settings(command: Callable[..., None]) -> Callable[..., None]:
     def loaded(
         *arguments: Any, settings_file: Path | None, data_directory: Path | None, **options: Any
     ) -> None:
+        for option, path in (("--settings", settings_file), ("--data-dir", data_directory)):
+            if path is not None:
+                click.get_current_context().meta[_PLACE] = f" {option} {shlex.quote(str(path))}"
         command(_load_settings(settings_file, data_directory), *arguments, **options)
 
     return loaded
@@ -119,7 +141,7 @@ def look(settings: FabricSettings, client: EnclaveClient) -> Picture:
     empty = blank(partition.index for partition in settings.partitions)
     picture = observe(empty, client.get_status_of_all())[0]
     if picture.answering_count == 0:
-        fail("no partition answers", "start the pool, then mhsm-fabric status", EXIT_UNREACHABLE)
+        fail("no partition answers", "mhsm up\nmhsm-fabric status", EXIT_UNREACHABLE)
     return picture
 
 

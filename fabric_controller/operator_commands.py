@@ -43,6 +43,11 @@ SILENCE_SECONDS: Final = 20.0
 HANDOVER_SECONDS: Final = 10.0
 """How long ``failover`` waits to see the new holder."""
 
+AFTER_A_HALT: Final = (
+    "remove the cause and resume, or drop the work\nmhsm-fabric resume\nmhsm-fabric halt --abandon"
+)
+"""What is suggested when work has halted."""
+
 
 def _send(settings: FabricSettings, client: EnclaveClient, verb: Verb, partition: int) -> State:
     from fabric_controller.enclave_client import EnclaveError
@@ -57,7 +62,7 @@ def _send(settings: FabricSettings, client: EnclaveClient, verb: Verb, partition
             if error.outcome_open:
                 fail(
                     f"no answer of partition {partition} ({error.code}); it may or may not have obeyed",
-                    f"mhsm-fabric status, then repeat the {name} if needed",
+                    f"mhsm-fabric status\nrepeat the {name} if it was not obeyed",
                     EXIT_UNREACHABLE,
                 )
             fail(f"partition {partition} refused the {name} ({error.code})", "mhsm-fabric status")
@@ -152,7 +157,7 @@ def halt(settings: FabricSettings, *, abandon: bool, dry_run: bool, as_json: boo
         return _abandon(settings, dry_run=dry_run, as_json=as_json)
     with contextlib.closing(open_journal(settings)) as journal, journal.exclusive() as work:
         if not work.running:
-            suggestion = "mhsm-fabric halt --abandon drops it" if work.goal else "mhsm-fabric status"
+            suggestion = "mhsm-fabric halt --abandon" if work.goal else "mhsm-fabric status"
             fail("the work has halted already" if work.goal else "no work is under way", suggestion)
         if not dry_run:
             reason = "an operator has halted it"
@@ -161,7 +166,7 @@ def halt(settings: FabricSettings, *, abandon: bool, dry_run: bool, as_json: boo
         "the work would be halted" if dry_run else "the work is halted",
         {"dry_run": dry_run, "halted": not dry_run},
         as_json=as_json,
-        suggestion="mhsm-fabric resume goes on with it, mhsm-fabric halt --abandon drops it",
+        suggestion="mhsm-fabric resume\nmhsm-fabric halt --abandon",
     )
 
 
@@ -177,7 +182,7 @@ def _abandon(settings: FabricSettings, *, dry_run: bool, as_json: bool) -> None:
         "the work would be abandoned" if dry_run else "the work is abandoned",
         {"dry_run": dry_run, "abandoned": not dry_run},
         as_json=as_json,
-        suggestion="mhsm-fabric status; mhsm-fabric resume PARTITION for one that it has left drained",
+        suggestion="mhsm-fabric status\nresume each partition that it has left drained",
     )
 
 
@@ -339,7 +344,7 @@ def _check_idle(settings: FabricSettings) -> None:
 
 def _refuse_second(work: Work) -> None:
     if work.running:
-        fail("the controller works on something else", "mhsm-fabric status, or mhsm-fabric halt")
+        fail("the controller works on something else", "mhsm-fabric status\nmhsm-fabric halt")
 
 
 def _check_answering(view: PartitionView) -> None:
@@ -365,14 +370,11 @@ def follow(settings: FabricSettings) -> None:
                 if work.goal is None:
                     return
                 if work.halted is not None:
-                    fail(
-                        f"halted: {work.halted}",
-                        "remove the cause, then mhsm-fabric resume; or mhsm-fabric halt --abandon",
-                    )
+                    fail(f"halted: {work.halted}", AFTER_A_HALT)
                 if not _controller_runs(settings):
                     fail(
                         "no controller runs; it goes on with this work when it is started",
-                        "mhsm-fabric serve, or mhsm up",
+                        "mhsm up",
                         EXIT_UNREACHABLE,
                     )
                 pause.wait(FOLLOW_SECONDS)
@@ -381,7 +383,7 @@ def follow(settings: FabricSettings) -> None:
 
 
 def _interrupted() -> NoReturn:
-    fail("interrupted; the controller goes on", "mhsm-fabric halt stops it", EXIT_INTERRUPTED)
+    fail("interrupted; the controller goes on", "mhsm-fabric halt", EXIT_INTERRUPTED)
 
 
 def _entries(settings: FabricSettings) -> list[dict[str, Any]]:
