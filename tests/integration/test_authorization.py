@@ -26,6 +26,7 @@ from mhsm.audit.v1 import audit_pb2
 from mhsm.backup.v1 import backup_pb2
 from mhsm.crypto.v1 import crypto_pb2
 from mhsm.enclave.v1 import enclave_pb2
+from mhsm.etcd.v3 import rpc_pb2, rpc_pb2_grpc
 from mhsm.keys.v1 import keys_pb2
 from mhsm.node.v1 import node_pb2
 from mhsm.peer.v1 import peer_pb2
@@ -255,6 +256,24 @@ def test_an_identity_on_every_method_of_a_listener(
         seen = {method: outcome(channel, method, streaming=streams) for method, streams in methods.items()}
     wanted = {method: expected(identity, plane, method) for method in methods}
     assert seen == wanted
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_the_store_answers_partitions_only(
+    pool: RunningPool, identities: dict[str, Identity], name: str
+) -> None:
+    """G3, G5: etcd asks for a certificate of an authority that signs for nothing else."""
+    identity = identities[name]
+    ca = Path(pool.connection.store["ca_file"]).read_bytes()
+    credentials = grpc.ssl_channel_credentials(ca, identity.key, identity.certificate)
+    with grpc.secure_channel(pool.connection.partitions[LISTENER].store_endpoint, credentials) as channel:
+        try:
+            rpc_pb2_grpc.KVStub(channel).Range(rpc_pb2.RangeRequest(key=b"x"), timeout=10)
+            answered = True
+        except grpc.RpcError as error:
+            assert error.code() is grpc.StatusCode.UNAVAILABLE
+            answered = False
+    assert answered == (name == "store client")
 
 
 def test_the_attempts_left_the_pool_as_it_was(pool: RunningPool) -> None:
