@@ -268,7 +268,7 @@ class EpochChanges:
                 else:
                     self._new_generation(client, partition)
             except MHSMError as error:
-                self.outcomes[f"{kind}: {error.reason}"] += 1
+                self.outcomes[f"{kind}: {type(error).__name__}"] += 1
                 assert self.in_force() == before or not error.definite, error.reason
                 return False
         after = self.in_force()
