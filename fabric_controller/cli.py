@@ -26,6 +26,7 @@ from fabric_controller.console import (
     fail,
     open_client,
     open_journal,
+    show_error,
     suggest,
     with_settings,
 )
@@ -183,10 +184,13 @@ def main() -> None:
     except click.exceptions.Exit as finished:
         sys.exit(finished.exit_code)
     except click.Abort:
-        click.echo("mhsm-fabric: interrupted", err=True)
+        show_error("interrupted", "", EXIT_INTERRUPTED, definite=False, prefix="mhsm-fabric")
         sys.exit(EXIT_INTERRUPTED)
     except click.ClickException as error:
-        error.show()
+        if "--json" not in sys.argv[1:]:
+            error.show()
+        else:
+            show_error(error.format_message(), "", error.exit_code)
         sys.exit(error.exit_code)
     except BrokenPipeError:
         sys.exit(EXIT_FAILED)  # nobody reads

@@ -6,6 +6,7 @@ import functools
 import json
 import os
 import shlex
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, NoReturn
@@ -31,21 +32,54 @@ def suggest(lines: str) -> None:
 
     Commands get the --data-dir or --settings that was given.
     """
+    for line in _at_the_same_pool(lines):
+        click.echo(f"{'next' if line.startswith('mhsm') else 'hint'}: {line}", err=True)
+
+
+def _at_the_same_pool(lines: str) -> list[str]:
     context = click.get_current_context(silent=True)
     given = context.meta.get(_PLACE, "") if context else ""
-    for line in lines.splitlines():
-        if not line.startswith("mhsm"):
-            click.echo(f"hint: {line}", err=True)
-            continue
-        fits = "--data-dir" not in line and (line.startswith("mhsm-fabric ") or "--data-dir" in given)
-        click.echo(f"next: {line}{given if fits else ''}", err=True)
+
+    def takes(line: str) -> bool:
+        return line.startswith("mhsm-fabric ") or (line.startswith("mhsm ") and "--data-dir" in given)
+
+    return [f"{x}{given}" if takes(x) and "--data-dir" not in x else x for x in lines.splitlines()]
 
 
-def fail(message: str, suggestion: str, code: int = EXIT_FAILED) -> NoReturn:
-    """End with an error and what comes next, see :func:`suggest`."""
-    click.echo(f"error: {message}", err=True)
-    suggest(suggestion)
+def fail(
+    message: str, suggestion: str, code: int = EXIT_FAILED, *, reason: str = "", definite: bool = True
+) -> NoReturn:
+    """End with an error and what comes next, see :func:`suggest`; with --json as one object, as mhsm does.
+
+    Args:
+        message: What happened.
+        suggestion: What to do, one a line.
+        code: Exit code.
+        reason: The code of a partition's refusal.
+        definite: Whether nothing was done.
+    """
+    show_error(message, suggestion, code, reason=reason, definite=definite)
     raise SystemExit(code)
+
+
+def show_error(
+    message: str,
+    suggestion: str,
+    code: int,
+    *,
+    reason: str = "",
+    definite: bool = True,
+    prefix: str = "error",
+) -> None:
+    """Print an error; every command takes --json, so it is looked for before anything is parsed."""
+    if "--json" not in sys.argv[1:]:
+        click.echo(f"{prefix}: {message}", err=True)
+        return suggest(suggestion)
+    told = {"message": message, "reason": reason, "definite": definite, "exit_code": code}
+    lines = _at_the_same_pool(suggestion)
+    commands = [line for line in lines if line.startswith("mhsm")]
+    hints = [line for line in lines if line not in commands]
+    return click.echo(json.dumps({"error": {**told, "next": commands, "hints": hints}}), err=True)
 
 
 def say(text: str, document: dict[str, Any], *, as_json: bool, suggestion: str | None = None) -> None:

@@ -64,8 +64,11 @@ def _send(settings: FabricSettings, client: EnclaveClient, verb: Verb, partition
                     f"no answer of partition {partition} ({error.code}); it may or may not have obeyed",
                     f"mhsm-fabric status\nrepeat the {name} if it was not obeyed",
                     EXIT_UNREACHABLE,
+                    reason=error.code,
+                    definite=False,
                 )
-            fail(f"partition {partition} refused the {name} ({error.code})", "mhsm-fabric status")
+            text = f"partition {partition} refused the {name} ({error.code})"
+            fail(text, "mhsm-fabric status", reason=error.code)
 
 
 @click.command()
@@ -208,7 +211,7 @@ def failover(settings: FabricSettings, *, dry_run: bool, as_json: bool) -> None:
         _send(settings, client, Verb.RELINQUISH, holder)
         successor = _await_successor(settings, client, holder)
     if successor is None:
-        fail("no partition shows the role yet", "mhsm-fabric status", EXIT_UNREACHABLE)
+        fail("no partition shows the role yet", "mhsm-fabric status", EXIT_UNREACHABLE, definite=False)
     return say(
         f"housekeeping: partition {holder} has handed over to partition {successor}",
         {"from": holder, "to": successor},
@@ -366,16 +369,17 @@ def follow(settings: FabricSettings) -> None:
                     if entry["kind"] == "command":
                         click.echo(f"{entry['verb'].lower()} {entry['partition']}", err=True)
                     if entry["kind"] == "abandon":
-                        fail("an operator has abandoned the work", "mhsm-fabric status")
+                        fail("an operator has abandoned the work", "mhsm-fabric status", definite=False)
                 if work.goal is None:
                     return
                 if work.halted is not None:
-                    fail(f"halted: {work.halted}", AFTER_A_HALT)
+                    fail(f"halted: {work.halted}", AFTER_A_HALT, definite=False)
                 if not _controller_runs(settings):
                     fail(
                         "no controller runs; it goes on with this work when it is started",
                         "mhsm up",
                         EXIT_UNREACHABLE,
+                        definite=False,
                     )
                 pause.wait(FOLLOW_SECONDS)
     except KeyboardInterrupt:
@@ -383,7 +387,7 @@ def follow(settings: FabricSettings) -> None:
 
 
 def _interrupted() -> NoReturn:
-    fail("interrupted; the controller goes on", "mhsm-fabric halt", EXIT_INTERRUPTED)
+    fail("interrupted; the controller goes on", "mhsm-fabric halt", EXIT_INTERRUPTED, definite=False)
 
 
 def _entries(settings: FabricSettings) -> list[dict[str, Any]]:

@@ -35,17 +35,24 @@ def journal(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Journal
 
 
 def run(*arguments: str) -> Result:
-    return CliRunner().invoke(cli, [*arguments, "--data-dir", PLACE], standalone_mode=False)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("sys.argv", ["mhsm-fabric", *arguments])
+        return CliRunner().invoke(cli, [*arguments, "--data-dir", PLACE], standalone_mode=False)
 
 
 def test_halt_resume_and_abandon(journal: Journal) -> None:
     """Each refused where there is nothing to do it to; a dry run ends the same way and changes nothing."""
-    status = f"next: mhsm-fabric status --data-dir '{PLACE}'\n"
+    status = f"mhsm-fabric status --data-dir '{PLACE}'"
     for command in (["halt"], ["halt", "--abandon"], ["resume"]):
-        for options in ([], ["--dry-run"], ["--json"]):
+        for options in ([], ["--dry-run"]):
             refused = run(*command, *options)
             assert (refused.exit_code, refused.stdout) == (1, ""), command
-            assert refused.stderr.endswith(status), command
+            assert refused.stderr.endswith(f"next: {status}\n"), command
+        refused = run(*command, "--json")
+        assert (refused.exit_code, refused.stdout) == (1, "")
+        told = json.loads(refused.stderr)["error"]
+        assert told.pop("message")
+        assert told == {"reason": "", "definite": True, "exit_code": 1, "next": [status], "hints": []}
     with journal.exclusive():
         journal.append(goal_entry(RollOut((1,), {1: 4})))
     planned = run("halt", "--dry-run", "--json")
