@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import sys
 import threading
 import time
 from datetime import UTC, datetime
@@ -19,10 +20,14 @@ import click
 
 from fabric_controller import operator_commands
 from fabric_controller.console import (
+    EXIT_FAILED,
+    EXIT_INTERRUPTED,
     EXIT_UNREACHABLE,
     fail,
     open_client,
     open_journal,
+    show_error,
+    suggest,
     with_settings,
 )
 
@@ -34,7 +39,11 @@ WATCH_SECONDS: Final = 1.0
 """Pause between two looks of ``status --watch``."""
 
 
-@click.group(context_settings={"help_option_names": ["-h", "--help"]})
+@click.group(
+    context_settings={"help_option_names": ["-h", "--help"]},
+    epilog="Exit codes: 0 done, 1 refused, failed or halted, 2 usage, 5 unreachable, 130 interrupted. "
+    "After 5 the outcome of a command is open.",
+)
 def cli() -> None:
     """Fabric controller of a Managed HSM pool: keeps the partitions alive, never sees a key."""
 
@@ -86,7 +95,7 @@ def _render(document: dict[str, Any], picture: Picture) -> None:
     console.print(table)
     controller = document["controller"]
     if controller is not None:
-        measures = ", ".join(controller.get("hardening", ())) or "nothing"
+        measures = ", ".join(controller.get("hardening", ())).replace("_", " ") or "nothing"
         console.print(Text(f"controller: user {controller.get('user_id')}, hardened with {measures}"))
     work = document["work"]
     if work["state"] != "idle":
@@ -102,11 +111,9 @@ def _suggest(picture: Picture, work: dict[str, Any]) -> str | None:
     }
     drained = [index for index, state in states.items() if state is State.DRAINED]
     if work["state"] == "halted":
-        return (
-            "mhsm-fabric resume goes on with it once its cause is gone; mhsm-fabric halt --abandon drops it"
-        )
+        return operator_commands.AFTER_A_HALT
     if State.LOCKED in states.values():
-        return "a quorum of officers must unlock the pool"
+        return "a quorum of officers must unlock the pool\nmhsm security-domain init-recovery --help"
     if State.QUARANTINED in states.values():
         return "see the log of the quarantined partition"
     if drained and work["state"] == "idle":
@@ -147,10 +154,10 @@ def status(settings: FabricSettings, *, watch: bool, as_json: bool) -> None:
             if not watch:
                 raise
     if picture.answering_count == 0:
-        fail("no partition answers", "start the pool, then mhsm-fabric status", EXIT_UNREACHABLE)
+        fail("no partition answers", "mhsm up\nmhsm-fabric status", EXIT_UNREACHABLE)
     suggestion = _suggest(picture, document["work"])
     if suggestion is not None:
-        click.echo(f"next: {suggestion}", err=True)
+        suggest(suggestion)
 
 
 @cli.command()
@@ -173,6 +180,19 @@ def main() -> None:
     # The C core prints texts of the other side (certificates, addresses) to standard error otherwise.
     os.environ.setdefault("GRPC_VERBOSITY", "NONE")
     try:
-        cli(prog_name="mhsm-fabric")
-    except OSError as error:  # of standard output; a closed pipe is click's
+        cli.main(prog_name="mhsm-fabric", standalone_mode=False)
+    except click.exceptions.Exit as finished:
+        sys.exit(finished.exit_code)
+    except click.Abort:
+        show_error("interrupted", "", EXIT_INTERRUPTED, definite=False, prefix="mhsm-fabric")
+        sys.exit(EXIT_INTERRUPTED)
+    except click.ClickException as error:
+        if "--json" not in sys.argv[1:]:
+            error.show()
+        else:
+            show_error(error.format_message(), "", error.exit_code)
+        sys.exit(error.exit_code)
+    except BrokenPipeError:
+        sys.exit(EXIT_FAILED)  # nobody reads
+    except OSError as error:  # of standard output
         fail(error.strerror or str(error), "look at where the output goes")

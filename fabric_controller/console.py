@@ -5,6 +5,8 @@ from __future__ import annotations
 import functools
 import json
 import os
+import shlex
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, NoReturn
@@ -21,19 +23,70 @@ EXIT_FAILED: Final = 1
 EXIT_UNREACHABLE: Final = 5
 EXIT_INTERRUPTED: Final = 130
 
+_PLACE: Final = "fabric_controller.place"
+"""Key of the context's options that say where the pool is, as they were given."""
 
-def fail(message: str, suggestion: str, code: int = EXIT_FAILED) -> NoReturn:
-    """End with an error and the command that comes next."""
-    click.echo(f"error: {message}", err=True)
-    click.echo(f"next: {suggestion}", err=True)
+
+def suggest(lines: str) -> None:
+    """Print what to do next, one a line: "next:" before a whole command, "hint:" before words.
+
+    Commands get the --data-dir or --settings that was given.
+    """
+    for line in _at_the_same_pool(lines):
+        click.echo(f"{'next' if line.startswith('mhsm') else 'hint'}: {line}", err=True)
+
+
+def _at_the_same_pool(lines: str) -> list[str]:
+    context = click.get_current_context(silent=True)
+    given = context.meta.get(_PLACE, "") if context else ""
+
+    def takes(line: str) -> bool:
+        return line.startswith("mhsm-fabric ") or (line.startswith("mhsm ") and "--data-dir" in given)
+
+    return [f"{x}{given}" if takes(x) and "--data-dir" not in x else x for x in lines.splitlines()]
+
+
+def fail(
+    message: str, suggestion: str, code: int = EXIT_FAILED, *, reason: str = "", definite: bool = True
+) -> NoReturn:
+    """End with an error and what comes next, see :func:`suggest`; with --json as one object, as mhsm does.
+
+    Args:
+        message: What happened.
+        suggestion: What to do, one a line.
+        code: Exit code.
+        reason: The code of a partition's refusal.
+        definite: Whether nothing was done.
+    """
+    show_error(message, suggestion, code, reason=reason, definite=definite)
     raise SystemExit(code)
 
 
+def show_error(
+    message: str,
+    suggestion: str,
+    code: int,
+    *,
+    reason: str = "",
+    definite: bool = True,
+    prefix: str = "error",
+) -> None:
+    """Print an error; every command takes --json, so it is looked for before anything is parsed."""
+    if "--json" not in sys.argv[1:]:
+        click.echo(f"{prefix}: {message}", err=True)
+        return suggest(suggestion)
+    told = {"message": message, "reason": reason, "definite": definite, "exit_code": code}
+    lines = _at_the_same_pool(suggestion)
+    commands = [line for line in lines if line.startswith("mhsm")]
+    hints = [line for line in lines if line not in commands]
+    return click.echo(json.dumps({"error": {**told, "next": commands, "hints": hints}}), err=True)
+
+
 def say(text: str, document: dict[str, Any], *, as_json: bool, suggestion: str | None = None) -> None:
-    """Print a result: a line for people, or one JSON object; the next command to standard error."""
+    """Print a result: a line for people, or one JSON object; what comes next to standard error."""
     click.echo(json.dumps(document) if as_json else text)
     if suggestion is not None:
-        click.echo(f"next: {suggestion}", err=True)
+        suggest(suggestion)
 
 
 def _default_data_directory() -> Path:
@@ -80,6 +133,9 @@ def with_settings(command: Callable[..., None]) -> Callable[..., None]:
     def loaded(
         *arguments: Any, settings_file: Path | None, data_directory: Path | None, **options: Any
     ) -> None:
+        for option, path in (("--settings", settings_file), ("--data-dir", data_directory)):
+            if path is not None:
+                click.get_current_context().meta[_PLACE] = f" {option} {shlex.quote(str(path))}"
         command(_load_settings(settings_file, data_directory), *arguments, **options)
 
     return loaded
@@ -119,7 +175,7 @@ def look(settings: FabricSettings, client: EnclaveClient) -> Picture:
     empty = blank(partition.index for partition in settings.partitions)
     picture = observe(empty, client.get_status_of_all())[0]
     if picture.answering_count == 0:
-        fail("no partition answers", "start the pool, then mhsm-fabric status", EXIT_UNREACHABLE)
+        fail("no partition answers", "mhsm up\nmhsm-fabric status", EXIT_UNREACHABLE)
     return picture
 
 

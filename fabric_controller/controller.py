@@ -16,7 +16,7 @@ import signal
 import sys
 import threading
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import contextmanager
 from datetime import UTC, datetime
 from pathlib import Path
@@ -24,8 +24,8 @@ from typing import Any, Final
 
 import structlog
 
-from fabric_controller.confinement import confine
 from fabric_controller.enclave_client import EnclaveClient, EnclaveError
+from fabric_controller.hardening import harden, in_force
 from fabric_controller.issuing import issue
 from fabric_controller.journal import Journal
 from fabric_controller.observe import Picture, as_document, blank, observe
@@ -166,7 +166,6 @@ def run(
     journal: Journal,
     stop: threading.Event,
     logger: Any,
-    hardening: Sequence[str] = (),
 ) -> None:
     """Poll and work until ``stop`` is set; a round under way is finished, at most one deadline.
 
@@ -177,7 +176,6 @@ def run(
         OSError: The journal cannot be written: without it nothing is sent.
     """
     path = Path(settings.data_directory) / STATUS_FILE
-    controller = {"process_id": os.getpid(), "user_id": os.geteuid(), "hardening": list(hardening)}
     picture = blank(partition.index for partition in settings.partitions)
     write_failure: str | None = None
     while not stop.is_set():
@@ -194,6 +192,7 @@ def run(
         failure = None
         try:
             document = status_document(settings.pool_id, picture, work, time.time_ns() // 1_000_000)
+            controller = {"process_id": os.getpid(), "user_id": os.geteuid(), "hardening": in_force()}
             write_atomically(path, {**document, "controller": controller})
         except OSError as error:
             failure = errno.errorcode.get(error.errno or 0, "UNKNOWN")
@@ -222,7 +221,7 @@ def serve(settings: FabricSettings) -> None:
     logger = make_logger()
     data_directory = Path(settings.data_directory)
     data_directory.mkdir(mode=0o700, parents=True, exist_ok=True)
-    hardening = confine(settings)
+    harden(settings)
     with (
         sole_controller(data_directory),
         contextlib.closing(Journal(data_directory)) as journal,
@@ -232,7 +231,7 @@ def serve(settings: FabricSettings) -> None:
         signal.signal(signal.SIGTERM, end)
         signal.signal(signal.SIGINT, end)
         logger.info(
-            "started", pool_id=settings.pool_id, partitions=len(settings.partitions), hardening=hardening
+            "started", pool_id=settings.pool_id, partitions=len(settings.partitions), hardening=in_force()
         )
-        run(settings, client, journal, stop, logger, hardening)
+        run(settings, client, journal, stop, logger)
         logger.info("ended", pool_id=settings.pool_id)

@@ -16,7 +16,7 @@ from grpc_health.v1 import health_pb2, health_pb2_grpc
 
 from fabric_controller.observe import Failure, Observation, State, Status
 from fabric_controller.settings import FabricSettings
-from fabric_controller.work import Verb
+from fabric_controller.work import OPEN_CODES, Verb
 from mhsm.enclave.v1 import enclave_pb2, enclave_pb2_grpc
 
 CALL_SECONDS: Final = 2.0
@@ -36,9 +36,6 @@ METADATA_BYTES_MAX: Final = 4096
 
 REPLY_REFUSED: Final = "REPLY_REFUSED"
 """Code of a reply that does not keep the contract; all other codes are gRPC's."""
-
-UNREACHABLE_CODES: Final = frozenset({"UNAVAILABLE", "DEADLINE_EXCEEDED", "CANCELLED"})
-"""Codes that say nothing about the command: it was not answered."""
 
 _CHANNEL_OPTIONS: Final = (
     ("grpc.max_receive_message_length", MESSAGE_BYTES_MAX),
@@ -65,9 +62,9 @@ class EnclaveError(Exception):
         self.code = code
 
     @property
-    def unreachable(self) -> bool:
-        """Whether the partition did not answer, so that the outcome of a command is open."""
-        return self.code in UNREACHABLE_CODES
+    def outcome_open(self) -> bool:
+        """Whether a command may have been obeyed all the same."""
+        return self.code in OPEN_CODES
 
 
 class EnclaveClient:

@@ -30,9 +30,9 @@ from fabric_controller.console import (
 
 if TYPE_CHECKING:
     from fabric_controller.enclave_client import EnclaveClient
-    from fabric_controller.observe import State
+    from fabric_controller.observe import PartitionView, State
     from fabric_controller.settings import FabricSettings
-    from fabric_controller.work import Goal, Verb
+    from fabric_controller.work import Goal, Verb, Work
 
 FOLLOW_SECONDS: Final = 0.25
 """Pause between two looks at the journal while a goal is worked on."""
@@ -42,6 +42,11 @@ SILENCE_SECONDS: Final = 20.0
 
 HANDOVER_SECONDS: Final = 10.0
 """How long ``failover`` waits to see the new holder."""
+
+AFTER_A_HALT: Final = (
+    "remove the cause and resume, or drop the work\nmhsm-fabric resume\nmhsm-fabric halt --abandon"
+)
+"""What is suggested when work has halted."""
 
 
 def _send(settings: FabricSettings, client: EnclaveClient, verb: Verb, partition: int) -> State:
@@ -54,13 +59,16 @@ def _send(settings: FabricSettings, client: EnclaveClient, verb: Verb, partition
         try:
             return issue(journal, client, verb, partition, Issuer.OPERATOR)
         except EnclaveError as error:
-            if error.unreachable:
+            if error.outcome_open:
                 fail(
-                    f"partition {partition} did not answer ({error.code}); it may or may not have obeyed",
-                    f"mhsm-fabric status, then repeat the {name} if needed",
+                    f"no answer of partition {partition} ({error.code}); it may or may not have obeyed",
+                    f"mhsm-fabric status\nrepeat the {name} if it was not obeyed",
                     EXIT_UNREACHABLE,
+                    reason=error.code,
+                    definite=False,
                 )
-            fail(f"partition {partition} refused the {name} ({error.code})", "mhsm-fabric status")
+            text = f"partition {partition} refused the {name} ({error.code})"
+            fail(text, "mhsm-fabric status", reason=error.code)
 
 
 @click.command()
@@ -76,7 +84,9 @@ def drain(settings: FabricSettings, *, partition: int, dry_run: bool, as_json: b
     check_partition(settings, partition)
     with open_client(settings) as client:
         if dry_run:
-            others = others_serving(look(settings, client), partition)
+            picture = look(settings, client)
+            _check_answering(picture.view(partition))
+            others = others_serving(picture, partition)
             if others < SERVING_MIN:
                 fail(
                     f"the drain would be refused: {others} other partitions serve, {SERVING_MIN} are needed",
@@ -109,7 +119,9 @@ def resume(settings: FabricSettings, *, partition: int | None, dry_run: bool, as
     check_partition(settings, partition)
     with open_client(settings) as client:
         if dry_run:
-            state_name = look(settings, client).view(partition).state_name
+            view = look(settings, client).view(partition)
+            _check_answering(view)
+            state_name = view.state_name
             text = f"partition {partition} is {state_name} and would be resumed"
             return say(text, {"dry_run": True, "partition": partition, "state": state_name}, as_json=as_json)
         state = _send(settings, client, Verb.RESUME, partition)
@@ -148,7 +160,7 @@ def halt(settings: FabricSettings, *, abandon: bool, dry_run: bool, as_json: boo
         return _abandon(settings, dry_run=dry_run, as_json=as_json)
     with contextlib.closing(open_journal(settings)) as journal, journal.exclusive() as work:
         if not work.running:
-            suggestion = "mhsm-fabric halt --abandon drops it" if work.goal else "mhsm-fabric status"
+            suggestion = "mhsm-fabric halt --abandon" if work.goal else "mhsm-fabric status"
             fail("the work has halted already" if work.goal else "no work is under way", suggestion)
         if not dry_run:
             reason = "an operator has halted it"
@@ -157,7 +169,7 @@ def halt(settings: FabricSettings, *, abandon: bool, dry_run: bool, as_json: boo
         "the work would be halted" if dry_run else "the work is halted",
         {"dry_run": dry_run, "halted": not dry_run},
         as_json=as_json,
-        suggestion="mhsm-fabric resume goes on with it, mhsm-fabric halt --abandon drops it",
+        suggestion="mhsm-fabric resume\nmhsm-fabric halt --abandon",
     )
 
 
@@ -173,7 +185,7 @@ def _abandon(settings: FabricSettings, *, dry_run: bool, as_json: bool) -> None:
         "the work would be abandoned" if dry_run else "the work is abandoned",
         {"dry_run": dry_run, "abandoned": not dry_run},
         as_json=as_json,
-        suggestion="mhsm-fabric status; mhsm-fabric resume PARTITION for one that it has left drained",
+        suggestion="mhsm-fabric status\nresume each partition that it has left drained",
     )
 
 
@@ -183,19 +195,23 @@ def _abandon(settings: FabricSettings, *, dry_run: bool, as_json: bool) -> None:
 @with_settings
 def failover(settings: FabricSettings, *, dry_run: bool, as_json: bool) -> None:
     """Hand the housekeeping role from the partition that holds it to the next serving one."""
+    from fabric_controller.planner import others_serving
     from fabric_controller.work import Verb
 
     with open_client(settings) as client:
-        holder = look(settings, client).housekeeper
+        picture = look(settings, client)
+        holder = picture.housekeeper
         if holder is None:
             fail("no partition holds the housekeeping role", "mhsm-fabric status")
+        if not others_serving(picture, holder):
+            fail("no other partition serves that could take the role", "mhsm-fabric status")
         if dry_run:
             text = f"partition {holder} would hand over the housekeeping role"
             return say(text, {"dry_run": True, "holder": holder}, as_json=as_json)
         _send(settings, client, Verb.RELINQUISH, holder)
         successor = _await_successor(settings, client, holder)
     if successor is None:
-        fail("no partition shows the role yet", "mhsm-fabric status", EXIT_UNREACHABLE)
+        fail("no partition shows the role yet", "mhsm-fabric status", EXIT_UNREACHABLE, definite=False)
     return say(
         f"housekeeping: partition {holder} has handed over to partition {successor}",
         {"from": holder, "to": successor},
@@ -245,6 +261,7 @@ def restart(
         raise click.UsageError("a partition stands twice")
     goal = RollOut(partitions, _incarnations(settings, partitions))
     if dry_run:
+        _check_idle(settings)
         steps = [f"{verb} {partition}" for partition in partitions for verb in ("drain", "restart", "resume")]
         return say("\n".join(steps), {"dry_run": True, "steps": steps}, as_json=as_json)
     _set_goal(settings, goal)
@@ -286,6 +303,7 @@ def replace(settings: FabricSettings, *, partition: int, no_wait: bool, dry_run:
     if others < SERVING_MIN:
         fail(f"{others} other partitions serve, {SERVING_MIN} are needed", "mhsm-fabric status")
     if dry_run:
+        _check_idle(settings)
         text = f"partition {partition} is {view.state_name} and would be replaced"
         return say(text, {"dry_run": True, "partition": partition, "state": view.state_name}, as_json=as_json)
     _set_goal(settings, Replacement(partition, view.status.incarnation if view.status else 0))
@@ -317,9 +335,25 @@ def _set_goal(settings: FabricSettings, goal: Goal) -> None:
     from fabric_controller.work import goal_entry
 
     with contextlib.closing(open_journal(settings)) as journal, journal.exclusive() as work:
-        if work.running:
-            fail("the controller works on something else", "mhsm-fabric status, or mhsm-fabric halt")
+        _refuse_second(work)
         journal.append(goal_entry(goal))
+
+
+def _check_idle(settings: FabricSettings) -> None:
+    """End a dry run as the command would end: one goal at a time."""
+    with contextlib.closing(open_journal(settings)) as journal:
+        _refuse_second(journal.refresh())
+
+
+def _refuse_second(work: Work) -> None:
+    if work.running:
+        fail("the controller works on something else", "mhsm-fabric status\nmhsm-fabric halt")
+
+
+def _check_answering(view: PartitionView) -> None:
+    """End a dry run as the command would end with a partition that does not answer."""
+    if not view.answering:
+        fail(f"partition {view.index} does not answer", "mhsm-fabric status", EXIT_UNREACHABLE)
 
 
 def follow(settings: FabricSettings) -> None:
@@ -335,19 +369,17 @@ def follow(settings: FabricSettings) -> None:
                     if entry["kind"] == "command":
                         click.echo(f"{entry['verb'].lower()} {entry['partition']}", err=True)
                     if entry["kind"] == "abandon":
-                        fail("an operator has abandoned the work", "mhsm-fabric status")
+                        fail("an operator has abandoned the work", "mhsm-fabric status", definite=False)
                 if work.goal is None:
                     return
                 if work.halted is not None:
-                    fail(
-                        f"halted: {work.halted}",
-                        "remove the cause, then mhsm-fabric resume; or mhsm-fabric halt --abandon",
-                    )
+                    fail(f"halted: {work.halted}", AFTER_A_HALT, definite=False)
                 if not _controller_runs(settings):
                     fail(
                         "no controller runs; it goes on with this work when it is started",
-                        "mhsm-fabric serve, or mhsm up",
+                        "mhsm up",
                         EXIT_UNREACHABLE,
+                        definite=False,
                     )
                 pause.wait(FOLLOW_SECONDS)
     except KeyboardInterrupt:
@@ -355,7 +387,7 @@ def follow(settings: FabricSettings) -> None:
 
 
 def _interrupted() -> NoReturn:
-    fail("interrupted; the controller goes on", "mhsm-fabric halt stops it", EXIT_INTERRUPTED)
+    fail("interrupted; the controller goes on", "mhsm-fabric halt", EXIT_INTERRUPTED, definite=False)
 
 
 def _entries(settings: FabricSettings) -> list[dict[str, Any]]:
@@ -392,6 +424,7 @@ def patch(settings: FabricSettings, *, version: int, no_wait: bool, dry_run: boo
     partitions = tuple(entry.index for entry in settings.partitions)
     goal = RollOut(partitions, _incarnations(settings, partitions), version)
     if dry_run:
+        _check_idle(settings)
         with open_client(settings) as client:
             picture = look(settings, client)
         steps = [

@@ -18,9 +18,10 @@ Entry = Mapping[str, Any]
 OK = "OK"
 """Result of a command that was obeyed."""
 
-OPEN_CODES = frozenset({"UNAVAILABLE", "DEADLINE_EXCEEDED", "CANCELLED", "INTERNAL", "UNKNOWN"})
-"""Results after which the command may or may not have been obeyed."""
-
+OPEN_CODES = frozenset(
+    {"UNAVAILABLE", "DEADLINE_EXCEEDED", "CANCELLED", "INTERNAL", "UNKNOWN", "REPLY_REFUSED"}
+)
+"""Results after which the command may or may not have been obeyed; the last is a reply that is no reply."""
 
 REFUSED = "PERMISSION_DENIED"
 """Result of a command about firmware that the partition does not take: repeating it cannot help."""

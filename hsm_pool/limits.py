@@ -217,6 +217,9 @@ CLOCK_SKEW_SECONDS_MAX: Final = 1.0
 MUTATION_SECONDS_MAX: Final = 15.0
 """How long a mutation may wait for its acknowledgement when the caller sets no deadline."""
 
+EPOCH_HOLD_SECONDS: Final = 15.0
+"""How long a partition waits for the others to take a key-encryption key, and they ask for it."""
+
 CEREMONY_SECONDS: Final = 3600
 """How long a ceremony waits for its officers."""
 

@@ -31,3 +31,11 @@ needs_landlock = pytest.mark.skipif(
     ctypes.CDLL(None).syscall(444, None, ctypes.c_size_t(0), 1) < 6,
     reason="a kernel without Landlock of ABI 6 (Linux 6.12); status does not name it, or it holds for less",
 )
+
+
+def has_memfd_secret() -> bool:
+    """Return whether the kernel has memfd_secret(2), and it is on."""
+    descriptor = ctypes.CDLL(None).syscall(447, 0)
+    if descriptor >= 0:
+        os.close(descriptor)
+    return bool(descriptor >= 0)

@@ -107,7 +107,8 @@ def status(context: click.Context, watch: bool, data_dir: Path, as_json: bool) -
         for who, hardening in _hardening(rows):
             click.echo(f"{who}: hardened with {hardening}")
         if controller is not None:
-            click.echo(f"fabric controller: hardened with {', '.join(controller) or 'nothing'}")
+            measures = ", ".join(controller).replace("_", " ") or "nothing"
+            click.echo(f"fabric controller: hardened with {measures}")
         in_words = (
             "under bubblewrap" if sandbox["bubblewrap"] else f"no bubblewrap: {sandbox['bubblewrap_reason']}"
         )

@@ -210,10 +210,14 @@ class HoldEpoch:
 
 @dataclass(frozen=True, slots=True)
 class ActivateEpoch:
-    """Puts it in force, with a header that seals it; serving are the indices that hold a lease."""
+    """Puts it in force, with a header that seals it.
+
+    ``serving`` are the indices that held a lease when those in ``drained`` were drained.
+    """
 
     epoch: int
     serving: frozenset[int]
+    drained: frozenset[int]
     old_header_digest: bytes
     new_header_digest: bytes
 

@@ -91,7 +91,9 @@ def apply(command: MembershipCommand, view: View) -> Changes:
             admission = pool.admissions.get(command.index)
             if admission and command.incarnation < admission.incarnation:
                 raise PartitionReplaced("a new partition was admitted in place of this one")
-            return {POOL: replace(pool, drained=pool.drained - {command.index})}
+            # It may have been restarted, and have lost a proposed key that it held: it says so anew.
+            holders = pool.holders - {command.index}
+            return {POOL: replace(pool, drained=pool.drained - {command.index}, holders=holders)}
         case RestartPartition():
             _check_drained(command, pool)
             _check_floor(command, pool)

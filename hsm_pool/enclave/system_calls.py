@@ -1,9 +1,13 @@
-"""A filter of system calls for a partition and its ceremony child (G3), by seccomp(2).
+"""Filters of system calls for the pool's processes (G3, G5), by seccomp(2).
 
-A deny-list of what reads or changes other processes, or the kernel, and of what neither process
-ever needs: it holds when code of theirs was broken into. A denied call fails with EPERM. A
-partition may still start programs, because it starts its ceremony child; a filter is inherited, so
-it holds for that child, which adds a stricter one. The library is libseccomp, by package pyseccomp.
+Deny-lists of what reads or changes other processes, or the kernel, and of what the process never
+needs: they hold when code of its own was broken into. A denied call fails with EPERM. A node agent
+and a partition may still start programs; a filter is inherited, so it holds for the store member,
+the partition and the ceremony child, too, and the last two add their own. The library is
+libseccomp, by package pyseccomp.
+
+This file stands twice, the same, in hsm_pool.enclave and in fabric_controller: the controller
+imports nothing of hsm_pool, and the partitions' measurement covers hsm_pool only.
 """
 
 from __future__ import annotations
@@ -68,6 +72,12 @@ _KERNEL: Final = (
 )
 PARTITION: Final = (*_OTHER_PROCESSES, *_ROUND_THE_FILTER, *_NAMESPACES_AND_MOUNTS, *_KERNEL)
 """Denied to a partition."""
+
+NODE_AGENT: Final = PARTITION
+"""Denied to a node agent and all that it starts."""
+
+FABRIC_CONTROLLER: Final = (*PARTITION, "accept", "accept4", "execve", "execveat", "listen")
+"""Denied to the fabric controller: it calls, is not called, and starts no program."""
 
 CEREMONY_CHILD: Final = (
     *PARTITION,

@@ -8,7 +8,7 @@ import sys
 from pathlib import Path
 
 from hsm_pool import settings as settings_module
-from hsm_pool.enclave import confinement
+from hsm_pool.enclave import confinement, hardening, system_calls
 from hsm_pool.node_agent import agent
 from hsm_pool.node_agent.ownership import NodeUsers
 from hsm_pool.observability import logs
@@ -26,13 +26,12 @@ def main() -> int:
     if arguments.partition_user is not None and arguments.store_user is not None:
         users = NodeUsers(os.getuid(), arguments.partition_user, arguments.store_user)
     logs.configure()
+    hardening.harden_process()
     settings = settings_module.load(NodeSettings, arguments.settings)
-    hardening = []
-    if confinement.confine_agent(
-        settings, settings_module.load(PartitionSettings, Path(settings.partition_settings_file))
-    ):
-        hardening.append("landlock")
-    agent.run(settings, lambda: agent.partition_command(settings), users, hardening)
+    hardening.filter_system_calls(system_calls.NODE_AGENT)
+    partition = settings_module.load(PartitionSettings, Path(settings.partition_settings_file))
+    confinement.confine_agent(settings, partition)
+    agent.run(settings, lambda: agent.partition_command(settings), users)
     return 0
 
 

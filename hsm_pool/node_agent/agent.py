@@ -15,6 +15,7 @@ from pathlib import Path
 
 import structlog
 
+from hsm_pool.enclave import hardening
 from hsm_pool.errors import FirmwareRefused
 from hsm_pool.firmware.slots import Slots
 from hsm_pool.node_agent import admission, ownership, store_member
@@ -51,7 +52,6 @@ def run(
     settings: NodeSettings,
     command: Callable[[], Sequence[str]],
     users: NodeUsers | None = None,
-    hardening: Sequence[str] = (),
 ) -> None:
     """Run the node until SIGTERM. Call from the main thread.
 
@@ -59,7 +59,6 @@ def run(
         settings: The node's settings.
         command: Returns the command of the partition process, asked before each start.
         users: What the children run as; None for this process's own user.
-        hardening: What this process is hardened with, for whoever looks at the pool.
     """
     signals = SignalPipe()
     notices = ExitNotices(settings)
@@ -114,7 +113,7 @@ def run(
                     child.start()
                     changed = True
             if changed:
-                _report(settings, partition, member, hardening)
+                _report(settings, partition, member)
             selector.select(next_wait_seconds(children, _LOOP_SECONDS))
             signals.drain()
     partition.stop(_PARTITION_STOP_SECONDS)
@@ -148,11 +147,11 @@ def _give_store_directory(settings: NodeSettings, users: NodeUsers | None) -> No
         ownership.give_store_directory(Path(settings.store_member.data_directory), users)
 
 
-def _report(settings: NodeSettings, partition: Child, member: Child | None, hardening: Sequence[str]) -> None:
+def _report(settings: NodeSettings, partition: Child, member: Child | None) -> None:
     event = {
         "event": "processes",
         "index": settings.index,
-        "hardening": list(hardening),
+        "hardening": [measure.name.lower() for measure in hardening.in_force()],
         "process_ids": {
             "partition": partition.process_id,
             "store_member": member.process_id if member else None,

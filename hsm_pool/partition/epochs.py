@@ -11,7 +11,7 @@ from dataclasses import dataclass
 
 from hsm_pool import limits
 from hsm_pool.core.commands import ActivateEpoch, Command, ProposeEpoch
-from hsm_pool.core.epochs import HOLDERS_MIN
+from hsm_pool.core.epochs import held_by_enough
 from hsm_pool.core.roles import Access
 from hsm_pool.crypto.secret import SecretBytes
 from hsm_pool.errors import CeremonyState
@@ -25,8 +25,6 @@ from mhsm.record.v1 import record_pb2
 from security_domain import container
 from security_domain.container import SecurityDomainFile
 from security_domain.recovery import seal_pool_keys
-
-_HOLD_SECONDS = 15.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -109,7 +107,11 @@ def rotate(
     domain = new.domain if new else container.parse(header.security_domain_file)
     header.sealed_epoch.CopyFrom(sealed(domain, keys, epoch))
     value = header_value(header)
-    command = ActivateEpoch(epoch, serving.replica.serving(), old_header_digest, chain.value_digest(value))
+    replica = serving.replica
+    with replica.condition:
+        holding_leases, drained = replica.serving(), replica.state.pool().drained
+    new_header_digest = chain.value_digest(value)
+    command = ActivateEpoch(epoch, holding_leases, drained, old_header_digest, new_header_digest)
     _commit(serving, access, command, value)
     return epoch
 
@@ -152,10 +154,10 @@ def _await_holders(serving: Serving, epoch: int) -> None:
         pool = replica.state.pool()
         if pool.next_epoch != epoch:
             raise CeremonyState("another key-encryption key was proposed meanwhile; start again")
-        return len(pool.holders) >= HOLDERS_MIN and replica.serving() <= pool.holders
+        return held_by_enough(replica.serving(), pool.holders)
 
     with replica.condition:
-        if not replica.condition.wait_for(held, _HOLD_SECONDS):
+        if not replica.condition.wait_for(held, limits.EPOCH_HOLD_SECONDS):
             raise CeremonyState("not every serving partition took the new key-encryption key in time")
 
 

@@ -11,6 +11,7 @@ from collections.abc import Callable
 from hsm_pool import limits
 from hsm_pool.audit.checkpoint import Note
 from hsm_pool.audit.trail import AuditTrail
+from hsm_pool.core import epochs
 from hsm_pool.core.commands import AdvanceRestore, Command, HoldEpoch, NoteCheckpoint
 from hsm_pool.core.model import (
     RESTORE,
@@ -43,6 +44,7 @@ class Housekeeper(Passes):
         self._trail = trail
         self._note_at = boot_time() + limits.AUDIT_NOTE_SECONDS
         self._hold_epoch = hold_epoch
+        self._asked = epochs.Asked()
         self._report_firmware = report_firmware
         self._replica = replica
         self._committer = committer
@@ -65,10 +67,13 @@ class Housekeeper(Passes):
 
     def _hold(self) -> None:
         """Get the key of a proposed epoch, and say so."""
-        pool = self._replica.state.pool()
-        epoch, index = pool.next_epoch, self._replica.index
-        if epoch and index not in pool.holders and self._hold_epoch(epoch):
-            self._submit(HoldEpoch(epoch, index))
+        pool, index = self._replica.state.pool(), self._replica.index
+        holds = self._replica.keys.holds(pool.next_epoch)
+        self._asked = epochs.asked(self._asked, pool, boot_time())
+        if not epochs.must_ask(self._asked, pool, index, boot_time(), holds=holds):
+            return
+        if self._hold_epoch(pool.next_epoch) and index not in pool.holders:
+            self._submit(HoldEpoch(pool.next_epoch, index))
 
     def _note_checkpoint(self) -> None:
         """Have the chain take note of the own log's checkpoint, seldom, and only if there is news."""

@@ -83,11 +83,18 @@ def test_a_file_does_not_take_the_place_of_a_closed_stream(tmp_path: Path) -> No
         assert b"made" not in path.read_bytes()
 
 
-def test_ctrl_c_in_the_middle_ends_with_130(tmp_path: Path) -> None:
-    """The command waits for a certificate in a pipe when it is interrupted."""
+@pytest.mark.parametrize(
+    ("command", "said"),
+    [
+        ([*MHSM, "security-domain", "plan", "--required", "2", "--officer"], "mhsm: interrupted"),
+        ([*FABRIC, "drain", "1", "--settings"], "mhsm-fabric: interrupted"),
+    ],
+)
+def test_ctrl_c_in_the_middle_ends_with_130(command: list[str], said: str, tmp_path: Path) -> None:
+    """The command waits for a file that is a pipe when it is interrupted."""
     os.mkfifo(tmp_path / "pipe")
-    plan = [*MHSM, "security-domain", "plan", "--required", "2", "--officer", str(tmp_path / "pipe")]
-    process = subprocess.Popen(plan, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    command = [*command, str(tmp_path / "pipe")]
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
 
     def reads() -> int | None:
         try:
@@ -99,7 +106,7 @@ def test_ctrl_c_in_the_middle_ends_with_130(tmp_path: Path) -> None:
     process.send_signal(signal.SIGINT)
     out, err = process.communicate(timeout=60)
     os.close(writer)
-    assert (process.returncode, out, err.strip()) == (130, "", "mhsm: interrupted")
+    assert (process.returncode, out, err.strip()) == (130, "", said)
 
 
 @pytest.mark.parametrize("answers", ["", "</dev/null", "<&-"])

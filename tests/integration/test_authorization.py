@@ -5,6 +5,7 @@ What each role allows on each method is shown in test_roles.py; here it is who h
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,6 +13,7 @@ from pathlib import Path
 import grpc
 import pytest
 from cryptography import x509
+from cryptography.hazmat.primitives import serialization
 from google.rpc import error_details_pb2
 from grpc_health.v1 import health_pb2
 from grpc_reflection.v1alpha import reflection_pb2
@@ -24,14 +26,16 @@ from mhsm.audit.v1 import audit_pb2
 from mhsm.backup.v1 import backup_pb2
 from mhsm.crypto.v1 import crypto_pb2
 from mhsm.enclave.v1 import enclave_pb2
+from mhsm.etcd.v3 import rpc_pb2, rpc_pb2_grpc
 from mhsm.keys.v1 import keys_pb2
 from mhsm.node.v1 import node_pb2
 from mhsm.peer.v1 import peer_pb2
 from mhsm.pool.v1 import pool_pb2
 from mhsm.roles.v1 import roles_pb2
 from mhsm.security_domain.v1 import security_domain_pb2
+from security_domain.officers import make_officer
 from tests.identities import issue
-from tests.running_pool import RunningPool
+from tests.running_pool import ROOT, RunningPool
 
 pytestmark = pytest.mark.pool
 
@@ -134,7 +138,8 @@ MADE: dict[str, tuple[list[str], Kind | str]] = {
     "two names": (["client/application", "client/administrator"], NOBODY),
     "the same name twice": (["client/application", "client/application"], NOBODY),
     "no name": ([], NOBODY),
-    "unknown kind": (["officer/x"], NOBODY),
+    "officer by the client authority": (["officer/" + "0" * 64], NOBODY),
+    "unknown kind": (["auditor/x"], NOBODY),
     "empty client": (["client/"], NOBODY),
     "client without a name": (["client"], NOBODY),
     "fabric with a name": (["fabric/x"], NOBODY),
@@ -166,12 +171,17 @@ def identities(pool: RunningPool) -> dict[str, Identity]:
     found["foreign authority"] = Identity(
         *Authority("foreign").issue(application), None, NOBODY, "foreign authority"
     )
+    certificate, key = make_officer("officer-1")
+    own_key = key.private_bytes(
+        serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, serialization.NoEncryption()
+    )
+    found["officer"] = Identity(certificate, own_key, None, NOBODY, "officer")
     found["no certificate"] = Identity(None, None, None, NOBODY, "no certificate")
     return found
 
 
 OTHERS = ("another pool", "pool id as a prefix", "another scheme")
-NAMES = [*FILES_OF_POOL, *MADE, *OTHERS, "expired", "foreign authority", "no certificate"]
+NAMES = [*FILES_OF_POOL, *MADE, *OTHERS, "expired", "foreign authority", "officer", "no certificate"]
 
 
 @pytest.fixture(scope="module")
@@ -248,6 +258,24 @@ def test_an_identity_on_every_method_of_a_listener(
     assert seen == wanted
 
 
+@pytest.mark.parametrize("name", NAMES)
+def test_the_store_answers_partitions_only(
+    pool: RunningPool, identities: dict[str, Identity], name: str
+) -> None:
+    """G3, G5: etcd asks for a certificate of an authority that signs for nothing else."""
+    identity = identities[name]
+    ca = Path(pool.connection.store["ca_file"]).read_bytes()
+    credentials = grpc.ssl_channel_credentials(ca, identity.key, identity.certificate)
+    with grpc.secure_channel(pool.connection.partitions[LISTENER].store_endpoint, credentials) as channel:
+        try:
+            rpc_pb2_grpc.KVStub(channel).Range(rpc_pb2.RangeRequest(key=b"x"), timeout=10)
+            answered = True
+        except grpc.RpcError as error:
+            assert error.code() is grpc.StatusCode.UNAVAILABLE
+            answered = False
+    assert answered == (name == "store client")
+
+
 def test_the_attempts_left_the_pool_as_it_was(pool: RunningPool) -> None:
     """After all of the above: no key was made, everybody serves."""
     pool.await_states(["SERVING"] * 3)
@@ -256,6 +284,19 @@ def test_the_attempts_left_the_pool_as_it_was(pool: RunningPool) -> None:
 
 
 # -- the table itself --------------------------------------------------------------------
+
+
+def test_every_service_of_ours_is_tried() -> None:
+    """A service that a new file of the contract brings is not forgotten here; etcd's are not ours."""
+    declared = {
+        f"mhsm.{path.parent.parent.name}.{path.parent.name}.{name}"
+        for path in (ROOT / "proto" / "mhsm").rglob("*.proto")
+        for name in re.findall(r"^service (\w+)", path.read_text(), re.MULTILINE)
+    }
+    assert {name for name in declared if not name.startswith("mhsm.etcd.")} == {
+        name for name in SERVICES if name.startswith("mhsm.")
+    }
+    assert set(SERVICES) == {method.split("/")[1] for method in described_methods()}
 
 
 def test_the_table_names_every_method_and_no_other() -> None:

@@ -11,10 +11,11 @@ import sys
 from collections.abc import Callable
 from importlib import metadata
 from pathlib import Path
+from typing import Any
 
 import pytest
 
-from tests.running_pool import ROOT, RunningPool
+from tests.running_pool import ROOT, RunningPool, until
 
 pytestmark = pytest.mark.pool
 
@@ -123,3 +124,36 @@ def test_g5_the_controller_alone_looks_and_works(
     assert alone("mhsm-fabric", "resume", "1", *place).returncode == 0
     completed = alone("mhsm-fabric", "history", *place)
     assert completed.stdout.count("verb=") == 2, completed.stderr
+
+
+def test_g5_the_controller_alone_serves(
+    pool: RunningPool, alone: Callable[..., subprocess.CompletedProcess[str]], tmp_path: Path
+) -> None:
+    """The process itself, hardened as the pool's own, beside it, on a data directory of its own."""
+    settings = json.loads((pool.directory / "fabric" / "fabric.json").read_text())
+    data = tmp_path / "data"
+    own = tmp_path / "fabric.json"
+    own.write_text(json.dumps({**settings, "data_directory": str(data)}))
+    python = alone("python", "-c", "import sys; print(sys.executable)").stdout.strip()
+    serving = subprocess.Popen(
+        [Path(python).with_name("mhsm-fabric"), "serve", "--settings", str(own)],
+        env={name: value for name, value in os.environ.items() if not name.startswith("PYTHON")},
+        cwd="/",
+    )
+    try:
+        until(lambda: looked(data).get("serving_count") == 3, 60, "it sees three serving partitions")
+    finally:
+        serving.terminate()
+        assert serving.wait(30) == 0
+    said = looked(data)
+    measures = looked(pool.directory / "fabric")["controller"]["hardening"]
+    assert said["controller"]["hardening"] == measures, "as of the pool's own controller"
+
+
+def looked(directory: Path) -> dict[str, Any]:
+    """Return what a controller has seen in its last round; nothing before its first."""
+    try:
+        found: dict[str, Any] = json.loads((directory / "status.json").read_text())
+    except FileNotFoundError:
+        return {}
+    return found

@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.kernel import needs_bubblewrap, needs_landlock, needs_root, needs_seccomp
+from tests.kernel import has_memfd_secret, needs_bubblewrap, needs_landlock, needs_root, needs_seccomp
 from tests.running_pool import RunningPool, mhsm, until
 
 pytestmark = pytest.mark.pool
@@ -41,18 +41,67 @@ def test_status_says_what_partitions_are_hardened_with(pool: RunningPool) -> Non
         process_id = pool.process_id(row["index"], "partition")
         assert process_id
         assert {thread["NoNewPrivs"] for thread in threads(process_id)} == {"1"}
+    until(lambda: status(pool)["fabric_controller"]["hardening"], 30, "the controller says it")
     text = mhsm("status", "--data-dir", str(pool.directory)).stdout
-    assert "partition 0, 1, 2: hardened with no core files, not dumpable, no new privileges" in text
+    for who in ("partition 0, 1, 2", "node agent 0, 1, 2", "fabric controller"):
+        assert f"{who}: hardened with no core files, not dumpable, no new privileges" in text
+
+
+def core_file_limits(process_id: int) -> list[str]:
+    """Return the soft and the hard limit of core files, as the kernel has them."""
+    lines = Path(f"/proc/{process_id}/limits").read_text().splitlines()
+    (line,) = (line for line in lines if line.startswith("Max core file size"))
+    return line.split()[4:6]
+
+
+def is_dumpable(process_id: int) -> bool:
+    """Return whether what /proc keeps of a process belongs to its user: else to root (proc(5))."""
+    user_id = int(threads(process_id)[0]["Uid"].split()[1])
+    return user_id == Path(f"/proc/{process_id}/environ").stat().st_uid
+
+
+def test_long_lived_secrets_lie_where_status_says(pool: RunningPool) -> None:
+    """G3: in memfd_secret memory where the kernel has it, else in locked pages; as its own map shows."""
+    kind = "memfd_secret" if has_memfd_secret() else "mlock"
+    for row in status(pool)["partitions"]:
+        assert row["secret_memory"] == kind
+        process_id = row["process_ids"]["partition"]
+        if kind == "mlock":
+            assert threads(process_id)[0]["VmLck"] != "0 kB"
+        elif os.geteuid() == 0:  # it is not dumpable: nobody else may even see its map
+            assert "/secretmem" in Path(f"/proc/{process_id}/maps").read_text()
+
+
+def test_controller_and_agents_write_no_core_files_and_are_not_dumpable(pool: RunningPool) -> None:
+    """G3, G5: as they say in the status, and as the kernel has it; a store member is the control."""
+    until(lambda: status(pool)["fabric_controller"]["hardening"], 30, "the controller says it")
+    said, connection = status(pool), pool.connection
+    hardened = [(connection.fabric_controller["process_id"], said["fabric_controller"]["hardening"])]
+    for row in said["partitions"]:
+        hardened.append((row["process_ids"]["node_agent"], row["node_agent_hardening"]))
+        hardened.append((row["process_ids"]["partition"], row["hardening"]))
+    assert len(hardened) == 7
+    for process_id, measures in hardened:
+        assert measures[:3] == FROM_THE_START
+        assert core_file_limits(process_id) == ["0", "0"]
+        assert {thread["NoNewPrivs"] for thread in threads(process_id)} == {"1"}
+        if said["users"]["separated"] or os.geteuid():  # of root's own processes all belongs to root
+            assert not is_dumpable(process_id), process_id
+    store_member = connection.partitions[0].process_ids["store_member"]
+    assert store_member
+    assert core_file_limits(store_member) == ["0", "0"], "inherited from its node agent"
+    assert is_dumpable(store_member), "nobody told it not to be"
 
 
 CONFINED = """
 import json, os, pathlib, socket, sys
 from fabric_controller import settings
-from fabric_controller.confinement import confine
+from fabric_controller.hardening import harden, in_force
 directory, partition, client_port, enclave_port = sys.argv[1], *map(int, sys.argv[2:])
 loaded = settings.load(pathlib.Path(directory, "fabric", "fabric.json"))
 if os.environ["CONFINE"] == "yes":
-    assert confine(loaded) == ["landlock"]
+    harden(loaded)
+    assert "landlock" in in_force()
 node = pathlib.Path(directory, "nodes", "0")
 reached = {}
 for name, reach in {
@@ -82,11 +131,7 @@ NEEDED = ("enclave interface", "journal", "key")
 def test_the_controller_reaches_its_own_files_and_the_enclave_interface_only(pool: RunningPool) -> None:
     """G3, G5: what is confined as the controller is, as root, too; unconfined it is the positive control."""
     said = until(lambda: status(pool)["fabric_controller"]["hardening"], 30, "the controller says it")
-    assert said == ["landlock"]
-    process_id = pool.connection.fabric_controller["process_id"]
-    assert process_id
-    # The kernel shows of Landlock only what goes with it.
-    assert {thread["NoNewPrivs"] for thread in threads(process_id)} == {"1"}
+    assert "landlock" in said
     entry = pool.connection.partitions[0]
     ports = [entry.endpoint.rpartition(":")[2], entry.enclave_endpoint.rpartition(":")[2]]
     reached = {}
@@ -217,15 +262,29 @@ def test_a_node_reaches_its_own_files_and_ports_only(
 
 
 @needs_seccomp
-def test_a_filter_holds_for_every_thread_of_a_partition(pool: RunningPool) -> None:
-    for row in status(pool)["partitions"]:
-        assert "system_call_filter" in row["hardening"]
-        process_id = pool.process_id(row["index"], "partition")
-        assert process_id
+def test_a_filter_holds_for_every_thread_of_partitions_agents_and_controller(pool: RunningPool) -> None:
+    """G3, G5: each has one of its own; a partition's is on top of that of its node agent."""
+    until(lambda: status(pool)["fabric_controller"]["hardening"], 30, "the controller says it")
+    said = status(pool)
+
+    def filters(process_id: int, threads_min: int) -> int:
         found = threads(process_id)
-        assert len(found) > 10
+        assert len(found) >= threads_min
         assert {thread["Seccomp"] for thread in found} == {"2"}
-        assert len({thread["Seccomp_filters"] for thread in found}) == 1
+        (count,) = {int(thread["Seccomp_filters"]) for thread in found}
+        return count
+
+    outside = threads(os.getpid())[0]  # a container may have a filter for all its processes
+    before = int(outside["Seccomp_filters"])
+    for row in said["partitions"]:
+        assert "system_call_filter" in row["hardening"]
+        assert "system_call_filter" in row["node_agent_hardening"]
+        process_ids = row["process_ids"]
+        assert filters(process_ids["node_agent"], 1) == before + 1
+        assert filters(process_ids["store_member"], 1) == before + 1
+        assert filters(process_ids["partition"], 11) == before + 2
+    assert "system_call_filter" in said["fabric_controller"]["hardening"]
+    assert filters(pool.connection.fabric_controller["process_id"], 2) == before + 1
 
 
 @needs_seccomp

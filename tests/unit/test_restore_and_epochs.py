@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from hsm_pool import limits
-from hsm_pool.core import lifecycle
+from hsm_pool.core import epochs, lifecycle
 from hsm_pool.core.commands import (
     ActivateEpoch,
     AdvanceRestore,
@@ -19,10 +19,12 @@ from hsm_pool.core.commands import (
     CommitRestore,
     CreateKeyVersion,
     DeleteKey,
+    DrainPartition,
     HoldEpoch,
     ProposeEpoch,
     ReplaceSecurityDomain,
     RestoreKey,
+    ResumePartition,
     StageRecords,
     StartRestore,
     UpdateKeyVersion,
@@ -33,6 +35,7 @@ from hsm_pool.core.model import (
     KeyRecord,
     KeyType,
     KeyVersionRecord,
+    PoolRecord,
     RestorePhase,
     RestoreRecord,
     SealedMaterial,
@@ -249,7 +252,7 @@ def test_a_restored_key_counts(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def activate(epoch: int, serving: set[int], old: bytes = b"", new: bytes = b"h") -> ActivateEpoch:
-    return ActivateEpoch(epoch, frozenset(serving), old, new)
+    return ActivateEpoch(epoch, frozenset(serving), frozenset(), old, new)
 
 
 @pytest.mark.parametrize("holders", [{0}, {0, 1}, {0, 2}])
@@ -263,6 +266,8 @@ def test_an_epoch_needs_every_serving_partition_and_two(holders: set[int]) -> No
         do(state, activate(2, {0, 1, 2}))
     with pytest.raises(CeremonyState):
         do(state, activate(2, holders | {3}))
+    with pytest.raises(CeremonyState):
+        do(state, activate(2, {0}))  # the other holder is dead
     if len(holders) < 2:
         with pytest.raises(CeremonyState):
             do(state, activate(2, holders))
@@ -299,6 +304,52 @@ def test_epochs_only_rise_and_are_held(steps: list[tuple[str, int, int]]) -> Non
                     assert state.pool().epoch == epoch > before.epoch
         except CeremonyState:
             assert state.pool() == before
+
+
+def test_a_partition_that_was_drained_says_anew_that_it_holds_the_key() -> None:
+    """G1, G5: it may have been restarted without it, and would end itself as soon as the key is used."""
+    state = State()
+    do(state, ProposeEpoch(2, 0))
+    for index in (1, 2):
+        do(state, HoldEpoch(2, index))
+    do(state, DrainPartition(1, frozenset({0, 1, 2})))
+    do(state, ResumePartition(1, 7))
+    assert state.pool().holders == {0, 2}
+    with pytest.raises(CeremonyState):
+        do(state, activate(2, {0, 1, 2}))
+    do(state, HoldEpoch(2, 1))
+    do(state, activate(2, {0, 1, 2}))
+    assert state.pool().epoch == 2
+
+
+def test_an_epoch_is_not_activated_over_a_drain_or_a_resumption() -> None:
+    """G5: who serves was asked before; the one that came back since serves, and has no such key."""
+    state = State()
+    do(state, DrainPartition(1, frozenset({0, 1, 2})))
+    do(state, ProposeEpoch(2, 0))
+    do(state, HoldEpoch(2, 2))
+    command = ActivateEpoch(2, frozenset({0, 2}), frozenset({1}), b"", b"h")
+    do(state, ResumePartition(1, 7))
+    do(state, DrainPartition(2, frozenset({0, 1, 2})))
+    with pytest.raises(CeremonyState):
+        do(state, command)
+    assert state.pool().epoch != 2
+
+
+def test_a_proposal_is_asked_for_while_somebody_waits_for_it() -> None:
+    """One that was left behind is not asked for for ever; one that a restart has lost is asked for again."""
+    pool = PoolRecord(next_epoch=2, holders=frozenset({0}))
+    asked = epochs.asked(epochs.Asked(), pool, 100.0)
+    assert epochs.asked(asked, pool, 105.0) == asked
+    late = 100.0 + limits.EPOCH_HOLD_SECONDS
+    assert epochs.must_ask(asked, pool, 1, late - 0.1, holds=False)
+    assert not epochs.must_ask(asked, pool, 1, late, holds=False)
+    assert not epochs.must_ask(asked, pool, 0, 101.0, holds=True)
+    assert epochs.must_ask(asked, pool, 0, 101.0, holds=False)
+    assert epochs.must_ask(asked, pool, 1, late, holds=True), "it says so"
+    later = replace(pool, next_epoch=3, holders=frozenset())
+    assert epochs.must_ask(epochs.asked(asked, later, late), later, 1, late, holds=False)
+    assert not epochs.must_ask(asked, PoolRecord(), 1, 101.0, holds=False)
 
 
 def test_a_header_is_replaced_once() -> None:

@@ -217,7 +217,7 @@ def test_g5_no_text_of_a_refusal_survives(partitions: Partitions, tmp_path: Path
     settings = parse(_settings_text(partitions.authority, [port], tmp_path))
     with EnclaveClient(settings) as client, pytest.raises(EnclaveError) as caught:
         client.command(Verb.DRAIN, 0, 1, 2)
-    assert (caught.value.code, caught.value.unreachable) == ("FAILED_PRECONDITION", False)
+    assert (caught.value.code, caught.value.outcome_open) == ("FAILED_PRECONDITION", False)
     assert caught.value.__context__ is None
     assert CANARY not in "".join(traceback.format_exception(caught.value))
 

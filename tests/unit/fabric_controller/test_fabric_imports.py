@@ -8,7 +8,7 @@ from pathlib import Path
 
 import fabric_controller
 
-ALLOWED = {"click", "fabric_controller", "grpc", "grpc_health", "mhsm", "rich", "structlog"}
+ALLOWED = {"click", "fabric_controller", "grpc", "grpc_health", "mhsm", "pyseccomp", "rich", "structlog"}
 MODULES = sorted(Path(fabric_controller.__file__).parent.rglob("*.py"))
 
 

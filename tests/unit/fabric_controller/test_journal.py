@@ -164,7 +164,10 @@ def test_a_long_journal_is_put_aside_and_nothing_is_forgotten(
 
 @pytest.mark.parametrize(
     ("code", "drained"),
-    [("OK", {1}), ("UNAVAILABLE", {1}), ("FAILED_PRECONDITION", set()), ("ABORTED", set())],
+    [
+        *((code, {1}) for code in ("OK", "UNAVAILABLE", "INTERNAL", "REPLY_REFUSED")),
+        *((code, set()) for code in ("FAILED_PRECONDITION", "ABORTED")),
+    ],
 )
 def test_an_operators_drain_counts_unless_it_was_refused(code: str, drained: set[int]) -> None:
     """An open outcome counts: the controller must not put back what an operator has taken out."""
