@@ -103,6 +103,8 @@ crypto.v1.CryptoService Encrypt keys/encrypt/action key
 crypto.v1.CryptoService Decrypt keys/decrypt/action key
 crypto.v1.CryptoService WrapKey keys/wrap/action key
 crypto.v1.CryptoService UnwrapKey keys/unwrap/action key
+crypto.v1.CryptoService SecureWrapKey keys/wrap/action key
+crypto.v1.CryptoService SecureUnwrapKey keys/unwrap/action key
 crypto.v1.CryptoService GetRandomBytes rng/action pool
 roles.v1.RoleService CreateRoleDefinition roleDefinitions/write/action pool
 roles.v1.RoleService GetRoleDefinition roleDefinitions/read/action pool

@@ -31,6 +31,7 @@ from hsm_pool.cli.release_commands import (
     release_policy_options,
 )
 from hsm_pool.cli.rotation_commands import rotate, rotation_policy
+from hsm_pool.cli.secure_wrap_commands import secure_unwrap, secure_wrap
 from hsm_pool.client import calls
 from hsm_pool.crypto.algorithms import AKP_SIZES_BITS, ALGORITHMS, RSA_EXPONENT, RSA_EXPONENTS
 from hsm_pool.errors import PurgeProtected
@@ -83,6 +84,8 @@ key.add_command(new_release_policy)
 key.add_command(release)
 key.add_command(rotate)
 key.add_command(rotation_policy)
+key.add_command(secure_wrap)
+key.add_command(secure_unwrap)
 
 
 @key.command()

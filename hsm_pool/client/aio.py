@@ -217,6 +217,18 @@ class AsyncPool:
         """Unwrap several keys."""
         return await self._run(calls.unwrap_batch(name, algorithm, wrapped_keys))
 
+    async def secure_wrap_key(self, name: str, algorithm: str) -> bytes:
+        """Make an AES key of 256 bits and return it wrapped; nobody has it in any other form."""
+        return await self._run(calls.secure_wrap_key(name, algorithm))
+
+    async def secure_unwrap_key(
+        self, name: str, algorithm: str, wrapped_key: bytes, target_attestation_token: str
+    ) -> str:
+        """Unwrap what secure_wrap_key wrapped, for an attested environment; returns a JWS."""
+        return await self._run(
+            calls.secure_unwrap_key(name, algorithm, wrapped_key, target_attestation_token)
+        )
+
     async def random_bytes(self, count: int) -> bytes:
         """Return random bytes, 1-128."""
         return await self._run(calls.random_bytes(count))

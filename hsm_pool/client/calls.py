@@ -322,6 +322,25 @@ def unwrap_batch(name: str, algorithm: str, wrapped_keys: Sequence[bytes]) -> Ca
     return _crypto("UnwrapKey", request, lambda response: list(response.keys))
 
 
+def secure_wrap_key(name: str, algorithm: str) -> Call[bytes]:
+    """SecureWrapKey."""
+    request = crypto_pb2.SecureWrapKeyRequest(name=name, algorithm=algorithm)
+    return _crypto("SecureWrapKey", request, lambda response: response.wrapped_key)
+
+
+def secure_unwrap_key(
+    name: str, algorithm: str, wrapped_key: bytes, target_attestation_token: str
+) -> Call[str]:
+    """SecureUnwrapKey."""
+    request = crypto_pb2.SecureUnwrapKeyRequest(
+        name=name,
+        algorithm=algorithm,
+        wrapped_key=wrapped_key,
+        target_attestation_token=target_attestation_token,
+    )
+    return _crypto("SecureUnwrapKey", request, lambda response: response.value)
+
+
 def random_bytes(count: int) -> Call[bytes]:
     """GetRandomBytes."""
     request = crypto_pb2.GetRandomBytesRequest(count=count)

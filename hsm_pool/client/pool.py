@@ -225,6 +225,16 @@ class Pool:
         """Unwrap several keys."""
         return self._run(calls.unwrap_batch(name, algorithm, wrapped_keys))
 
+    def secure_wrap_key(self, name: str, algorithm: str) -> bytes:
+        """Make an AES key of 256 bits and return it wrapped; nobody has it in any other form."""
+        return self._run(calls.secure_wrap_key(name, algorithm))
+
+    def secure_unwrap_key(
+        self, name: str, algorithm: str, wrapped_key: bytes, target_attestation_token: str
+    ) -> str:
+        """Unwrap what secure_wrap_key wrapped, for an attested environment; returns a JWS."""
+        return self._run(calls.secure_unwrap_key(name, algorithm, wrapped_key, target_attestation_token))
+
     def random_bytes(self, count: int) -> bytes:
         """Return random bytes, 1-128."""
         return self._run(calls.random_bytes(count))

@@ -40,6 +40,8 @@ class KeyOperation(IntEnum):
     WRAP_KEY = 5
     UNWRAP_KEY = 6
     IMPORT = 7
+    SECURE_WRAP_KEY = 8
+    SECURE_UNWRAP_KEY = 9
 
 
 @dataclass(frozen=True, slots=True)
@@ -83,7 +85,7 @@ class KeyRecord:
 
 @dataclass(frozen=True, slots=True)
 class KeyReleasePolicy:
-    """Who gets an exportable key version: JSON as the customer wrote it (core/release_policy.py)."""
+    """Who gets an exportable version or what one wraps securely: JSON as written (core/release_policy.py)."""
 
     data: bytes
     immutable: bool = False
@@ -109,7 +111,7 @@ class KeyVersionRecord:
     tags: Mapping[str, str]
     sealed_material: SealedMaterial
     release_policy: KeyReleasePolicy | None = None
-    """Of exportable versions only, and of each of them."""
+    """Of each exportable version and of each that wraps securely, and of no other."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -57,6 +57,7 @@ class Algorithm:
 _SIGN = frozenset({KeyOperation.SIGN, KeyOperation.VERIFY})
 _ENCRYPT = frozenset({KeyOperation.ENCRYPT, KeyOperation.DECRYPT})
 _WRAP = frozenset({KeyOperation.WRAP_KEY, KeyOperation.UNWRAP_KEY})
+_SECURE = frozenset({KeyOperation.SECURE_WRAP_KEY, KeyOperation.SECURE_UNWRAP_KEY})
 _RSA, _EC, _OCT, _AKP = KeyType.RSA, KeyType.EC, KeyType.OCT, KeyType.AKP
 
 ALGORITHMS: tuple[Algorithm, ...] = (
@@ -67,7 +68,7 @@ ALGORITHMS: tuple[Algorithm, ...] = (
     Algorithm("PS256", Scheme.RSA_PSS, _RSA, _SIGN, hashes.SHA256()),
     Algorithm("PS384", Scheme.RSA_PSS, _RSA, _SIGN, hashes.SHA384()),
     Algorithm("PS512", Scheme.RSA_PSS, _RSA, _SIGN, hashes.SHA512()),
-    Algorithm("RSA-OAEP-256", Scheme.RSA_OAEP, _RSA, _ENCRYPT | _WRAP, hashes.SHA256()),
+    Algorithm("RSA-OAEP-256", Scheme.RSA_OAEP, _RSA, _ENCRYPT | _WRAP | _SECURE, hashes.SHA256()),
     Algorithm("RSA-OAEP", Scheme.RSA_OAEP, _RSA, _ENCRYPT | _WRAP, hashes.SHA1()),  # noqa: S303 - as named
     Algorithm("RSA1_5", Scheme.RSA_PKCS1V15_ENCRYPTION, _RSA, _ENCRYPT | _WRAP),
     Algorithm("ES256", Scheme.ECDSA, _EC, _SIGN, hashes.SHA256(), Curve.P256),
@@ -89,11 +90,14 @@ ALGORITHMS: tuple[Algorithm, ...] = (
     Algorithm("A128CBCPAD", Scheme.AES_CBC_PADDED, _OCT, _ENCRYPT, size_bits=128),
     Algorithm("A192CBCPAD", Scheme.AES_CBC_PADDED, _OCT, _ENCRYPT, size_bits=192),
     Algorithm("A256CBCPAD", Scheme.AES_CBC_PADDED, _OCT, _ENCRYPT, size_bits=256),
-    Algorithm("A128KW", Scheme.AES_KW, _OCT, _WRAP, size_bits=128),
-    Algorithm("A192KW", Scheme.AES_KW, _OCT, _WRAP, size_bits=192),
-    Algorithm("A256KW", Scheme.AES_KW, _OCT, _WRAP, size_bits=256),
-    Algorithm("CKM_AES_KEY_WRAP", Scheme.AES_KW, _OCT, _WRAP),
-    Algorithm("CKM_AES_KEY_WRAP_PAD", Scheme.AES_KW_PADDED, _OCT, _WRAP),
+    Algorithm("A128KW", Scheme.AES_KW, _OCT, _WRAP | _SECURE, size_bits=128),
+    Algorithm("A192KW", Scheme.AES_KW, _OCT, _WRAP | _SECURE, size_bits=192),
+    Algorithm("A256KW", Scheme.AES_KW, _OCT, _WRAP | _SECURE, size_bits=256),
+    Algorithm("A128KWPAD", Scheme.AES_KW_PADDED, _OCT, _SECURE, size_bits=128),
+    Algorithm("A192KWPAD", Scheme.AES_KW_PADDED, _OCT, _SECURE, size_bits=192),
+    Algorithm("A256KWPAD", Scheme.AES_KW_PADDED, _OCT, _SECURE, size_bits=256),
+    Algorithm("CKM_AES_KEY_WRAP", Scheme.AES_KW, _OCT, _WRAP | _SECURE),
+    Algorithm("CKM_AES_KEY_WRAP_PAD", Scheme.AES_KW_PADDED, _OCT, _WRAP | _SECURE),
 )
 
 CURVE_BITS = {Curve.P256: 256, Curve.P384: 384, Curve.P521: 521, Curve.P256K: 256}

@@ -93,6 +93,8 @@ DATA_ACTIONS: dict[str, Rule] = {
             "Decrypt": _at_key(_A.KEYS_DECRYPT),
             "WrapKey": _at_key(_A.KEYS_WRAP),
             "UnwrapKey": _at_key(_A.KEYS_UNWRAP),
+            "SecureWrapKey": _at_key(_A.KEYS_WRAP),
+            "SecureUnwrapKey": _at_key(_A.KEYS_UNWRAP),
             "GetRandomBytes": Rule((_A.RANDOM,)),
             "StreamOperations": _at_key(*ACTION_OF_OPERATION.values()),
         },

@@ -9,7 +9,7 @@ import grpc
 from google.protobuf.message import Message
 
 from hsm_pool.audit.record import note
-from hsm_pool.core import lifecycle, restore, roles
+from hsm_pool.core import lifecycle, restore, roles, secure_wrap
 from hsm_pool.core.commands import (
     DeleteKey,
     PurgeDeletedKey,
@@ -39,19 +39,29 @@ from hsm_pool.partition import due_work
 from hsm_pool.partition.backups import Backups
 from hsm_pool.partition.partition import Partition
 from hsm_pool.store.replica import boot_time
+from hsm_pool.tokens.attestation import AttestationVerifier
 from mhsm.keys.v1 import keys_pb2, keys_pb2_grpc
 
 R = TypeVar("R", bound=Message)
+
+_MADE_IN_THE_POOL = frozenset({KeyOperation.IMPORT, *secure_wrap.OPERATIONS})
+"""Whoever knew such a key from elsewhere could open what is only for the pool or for an environment."""
 
 
 class KeyService(keys_pb2_grpc.KeyServiceServicer):
     """Life cycle of keys."""
 
-    def __init__(self, partition: Partition, backups: Backups, admission: CallAdmission) -> None:
+    def __init__(
+        self,
+        partition: Partition,
+        backups: Backups,
+        admission: CallAdmission,
+        attestations: AttestationVerifier,
+    ) -> None:
         self._partition = partition
         self._backups = backups
         self._admission = admission
-        self._releases = KeyReleases(partition)
+        self._releases = KeyReleases(partition, attestations)
 
     def CreateKey(  # noqa: N802, D102
         self, request: keys_pb2.CreateKeyRequest, context: grpc.ServicerContext
@@ -97,8 +107,10 @@ class KeyService(keys_pb2_grpc.KeyServiceServicer):
         material = imported_material(serving, request, until)
         operations = new.key_operations or algorithms.default_key_operations(material.key_type)
         algorithms.check_key_operations(material.key_type, operations)
-        if KeyOperation.IMPORT in operations:
-            raise InvalidField("a key that imports is made in the pool", field="key_operations")
+        if not _MADE_IN_THE_POOL.isdisjoint(operations):
+            raise InvalidField(
+                "a key that imports or wraps securely is made in the pool", field="key_operations"
+            )
         return create(serving, access, request, new, material, keys_pb2.ImportKeyResponse, until)
 
     def GetKey(  # noqa: N802, D102

@@ -288,6 +288,10 @@ def requests_for(key: str) -> dict[str, Message]:
         ),
         f"{keys}DeleteKey": keys_pb2.DeleteKeyRequest(name=name, request_id=request_id),
         **{f"{crypto}{method}": request for method, request in crypto_requests(name).items()},
+        f"{crypto}SecureWrapKey": crypto_pb2.SecureWrapKeyRequest(name=name, algorithm="A256KW"),
+        f"{crypto}SecureUnwrapKey": crypto_pb2.SecureUnwrapKeyRequest(
+            name=name, algorithm="A256KW", wrapped_key=b"k" * 40, target_attestation_token="x"
+        ),
         f"{service}CreateRoleAssignment": roles_pb2.CreateRoleAssignmentRequest(
             **scope, role_definition_id=request_id, principal_id="client/x", request_id=request_id
         ),

@@ -33,6 +33,7 @@ _KEY_PROPOSED = "new-generation-the new key-encryption key is proposed and not i
 _DUE = "tests/unit/test_rotation.py"
 _ADMISSION = "tests/unit/test_admission.py"
 _RELEASE = "tests/unit/test_key_release.py"
+_SECURE_WRAP = "tests/unit/test_secure_wrap.py"
 _REVOKED = "tests/unit/store/test_revoked_epochs.py"
 _ROTATION = "tests/integration/test_share_rotation.py"
 _REST = "tests/integration/test_rest_security_domain.py"
@@ -840,6 +841,30 @@ BROKEN_BUILDS: tuple[BrokenBuild, ...] = (
         "        except _REFUSED as error:\n            refused = KeyReleaseRefused()\n"
         "            refused.message = str(error)\n            raise refused from None\n",
         (f"{_RELEASE}::test_every_bad_token_is_the_same_refusal",),
+    ),
+    BrokenBuild(
+        "a key that wraps securely decrypts, too",
+        "G3",
+        "hsm_pool/core/secure_wrap.py",
+        "    if not OPERATIONS.issuperset(operations):\n",
+        "    if False:\n",
+        (f"{_SECURE_WRAP}::test_a_key_that_wraps_securely_does_nothing_else",),
+    ),
+    BrokenBuild(
+        "a key that decrypts becomes one that wraps securely",
+        "G3",
+        "hsm_pool/core/secure_wrap.py",
+        "    if wraps_securely(old) != wraps_securely(new):\n",
+        "    if False:\n",
+        (f"{_SECURE_WRAP}::test_no_other_key_becomes_one",),
+    ),
+    BrokenBuild(
+        "a secure unwrap asks for no attestation that meets the policy",
+        "G3",
+        "hsm_pool/net/secure_wrap.py",
+        "            key_release.check_target(policy, target.authority, target.claims)\n",
+        "",
+        ("tests/integration/test_key_release.py::test_a_secure_unwrap_is_for_whom_the_policy_names",),
     ),
     BrokenBuild(
         "a key exchange key becomes one that decrypts",

@@ -116,6 +116,12 @@ class _KeyOperationEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_KeyOpera
     """import: opens key transfer blobs (BYOK). RSA keys only, and the only
     operation of the key.
     """
+    KEY_OPERATION_SECURE_WRAP_KEY: _KeyOperation.ValueType  # 8
+    """secureWrapKey: wraps a key that the pool makes. With secureUnwrapKey only,
+    in a key that is made in the pool, not exportable, and has a release policy.
+    """
+    KEY_OPERATION_SECURE_UNWRAP_KEY: _KeyOperation.ValueType  # 9
+    """secureUnwrapKey: unwraps it for an attested environment."""
 
 class KeyOperation(_KeyOperation, metaclass=_KeyOperationEnumTypeWrapper):
     """What a key may be used for (JWK key_ops)."""
@@ -138,6 +144,12 @@ KEY_OPERATION_IMPORT: KeyOperation.ValueType  # 7
 """import: opens key transfer blobs (BYOK). RSA keys only, and the only
 operation of the key.
 """
+KEY_OPERATION_SECURE_WRAP_KEY: KeyOperation.ValueType  # 8
+"""secureWrapKey: wraps a key that the pool makes. With secureUnwrapKey only,
+in a key that is made in the pool, not exportable, and has a release policy.
+"""
+KEY_OPERATION_SECURE_UNWRAP_KEY: KeyOperation.ValueType  # 9
+"""secureUnwrapKey: unwraps it for an attested environment."""
 Global___KeyOperation: _TypeAlias = KeyOperation  # noqa: Y015
 
 class _RecoveryLevel:
@@ -260,7 +272,9 @@ Global___KeyAttributes: _TypeAlias = KeyAttributes  # noqa: Y015
 
 @_typing.final
 class KeyReleasePolicy(_message.Message):
-    """Who gets an exportable key version: Azure's release policy, version 1.0.0."""
+    """Who gets an exportable key version, or what one wraps securely: Azure's
+    release policy, version 1.0.0.
+    """
 
     DESCRIPTOR: _descriptor.Descriptor
 
@@ -347,7 +361,9 @@ class Key(_message.Message):
 
     @_builtins.property
     def release_policy(self) -> Global___KeyReleasePolicy:
-        """Who gets it; exportable versions only."""
+        """Who gets it, or what it wraps; exportable versions and those that wrap
+        securely.
+        """
 
     def __init__(
         self,
@@ -471,7 +487,9 @@ class CreateKeyRequest(_message.Message):
 
     @_builtins.property
     def release_policy(self) -> Global___KeyReleasePolicy:
-        """Needed for an exportable key, and refused for any other."""
+        """Needed for an exportable key and for one that wraps securely, and refused
+        for any other.
+        """
 
     def __init__(
         self,
@@ -872,7 +890,7 @@ class UpdateKeyRequest(_message.Message):
 
     @_builtins.property
     def release_policy(self) -> Global___KeyReleasePolicy:
-        """New release policy of an exportable version whose policy is not immutable."""
+        """New release policy of a version that has one which is not immutable."""
 
     def __init__(
         self,
