@@ -95,6 +95,7 @@ keys.v1.KeyService RotateKey keys/rotate/action key
 keys.v1.KeyService GetKeyRotationPolicy keys/read/action key
 keys.v1.KeyService UpdateKeyRotationPolicy keys/write/action key
 keys.v1.KeyService ReleaseKey keys/release/action key
+keys.v1.KeyService GetKeyAttestation keys/read/action key
 keys.v1.KeyService BackupKey keys/backup/action key
 keys.v1.KeyService RestoreKey keys/restore/action pool
 crypto.v1.CryptoService Sign keys/sign/action key

@@ -12,6 +12,7 @@ from cryptography.hazmat.primitives import serialization
 from google.protobuf.json_format import MessageToDict
 
 from hsm_pool.cli.files import refuse_existing, write_new
+from hsm_pool.cli.key_attestation_commands import attestation, verify_attestation
 from hsm_pool.cli.key_output import CURVES, OPERATIONS, TYPES, resource, show_deleted_key, show_key, show_keys
 from hsm_pool.cli.output import (
     common_options,
@@ -79,6 +80,7 @@ def key() -> None:
     """Create, read, change, delete and recover keys."""
 
 
+key.add_command(attestation)
 key.add_command(attestation_token)
 key.add_command(new_release_policy)
 key.add_command(release)
@@ -86,6 +88,7 @@ key.add_command(rotate)
 key.add_command(rotation_policy)
 key.add_command(secure_wrap)
 key.add_command(secure_unwrap)
+key.add_command(verify_attestation)
 
 
 @key.command()

@@ -142,6 +142,10 @@ class AsyncPool:
         """Release an exportable version to an attested environment; returns a JWS."""
         return await self._run(calls.release_key(name, target_attestation_token, encryption_algorithm, nonce))
 
+    async def get_key_attestation(self, name: str) -> keys_pb2.GetKeyAttestationResponse:
+        """Read a version with its attestation, which is not verified here."""
+        return await self._run(calls.get_key_attestation(name))
+
     async def rotate_key(self, name: str, request_id: str | None = None) -> keys_pb2.Key:
         """Make a new version of the same kind; the key must have a rotation policy."""
         return await self._run(calls.rotate_key(name, request_id))

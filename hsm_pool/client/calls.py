@@ -227,6 +227,12 @@ def release_key(
     return _key("ReleaseKey", request, "crypto", lambda response: response.value)
 
 
+def get_key_attestation(name: str) -> Call[keys_pb2.GetKeyAttestationResponse]:
+    """GetKeyAttestation."""
+    request = keys_pb2.GetKeyAttestationRequest(name=name)
+    return _key("GetKeyAttestation", request, "read", lambda response: response)
+
+
 def rotate_key(name: str, request_id: str | None = None) -> Call[keys_pb2.Key]:
     """RotateKey."""
     request = keys_pb2.RotateKeyRequest(name=name, request_id=_request_id(request_id))

@@ -154,6 +154,10 @@ class Pool:
         """Release an exportable version to an attested environment; returns a JWS."""
         return self._run(calls.release_key(name, target_attestation_token, encryption_algorithm, nonce))
 
+    def get_key_attestation(self, name: str) -> keys_pb2.GetKeyAttestationResponse:
+        """Read a version with its attestation, which is not verified here."""
+        return self._run(calls.get_key_attestation(name))
+
     def rotate_key(self, name: str, request_id: str | None = None) -> keys_pb2.Key:
         """Make a new version of the same kind; the key must have a rotation policy."""
         return self._run(calls.rotate_key(name, request_id))

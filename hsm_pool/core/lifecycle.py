@@ -63,6 +63,7 @@ from hsm_pool.core.commands import (
 from hsm_pool.core.model import (
     POOL,
     CheckpointRecord,
+    KeyOrigin,
     KeyRecord,
     KeyVersionRecord,
     PoolRecord,
@@ -239,6 +240,7 @@ def _create(command: CreateKeyVersion, view: View) -> Outcome:
         tags=dict(command.tags or {}),
         sealed_material=command.sealed_material,
         release_policy=command.release_policy,
+        origin=command.origin,
     )
     return _add_version(view, key, version)
 
@@ -374,5 +376,6 @@ def _rotate(command: RotateKey, view: View) -> Outcome:
         expires_ms=rotation.expires_ms(key.rotation_policy, command.time_ms),
         created_ms=command.time_ms,
         updated_ms=command.time_ms,
+        origin=KeyOrigin.GENERATED,
     )
     return _add_version(view, key, version)

@@ -44,6 +44,15 @@ class KeyOperation(IntEnum):
     SECURE_UNWRAP_KEY = 9
 
 
+class KeyOrigin(IntEnum):
+    """Where key material came from; numbers as in mhsm.record.v1.KeyOrigin."""
+
+    UNKNOWN = 0
+    """Of versions that were made before it was noted."""
+    GENERATED = 1
+    IMPORTED = 2
+
+
 @dataclass(frozen=True, slots=True)
 class SealedMaterial:
     """Private or secret key material sealed under the KEK of an epoch (AES-256-GCM-SIV)."""
@@ -112,6 +121,7 @@ class KeyVersionRecord:
     sealed_material: SealedMaterial
     release_policy: KeyReleasePolicy | None = None
     """Of each exportable version and of each that wraps securely, and of no other."""
+    origin: KeyOrigin = KeyOrigin.UNKNOWN
 
 
 @dataclass(frozen=True, slots=True)

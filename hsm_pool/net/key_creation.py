@@ -11,7 +11,7 @@ from google.protobuf.message import Message
 from hsm_pool.audit.record import note
 from hsm_pool.core import key_transfer, key_use, lifecycle, roles
 from hsm_pool.core.commands import CreateKeyVersion
-from hsm_pool.core.model import KeyOperation, KeyReleasePolicy, KeyVersionRecord
+from hsm_pool.core.model import KeyOperation, KeyOrigin, KeyReleasePolicy, KeyVersionRecord
 from hsm_pool.core.roles import Access, key_scope
 from hsm_pool.core.state import View
 from hsm_pool.crypto import algorithms, key_transport
@@ -86,6 +86,7 @@ def create(
     material: KeyMaterial,
     response: type[R],
     until: float,
+    origin: KeyOrigin,
 ) -> R:
     """Seal the material, commit the new version and return the answer."""
     version_id = os.urandom(16).hex()
@@ -116,6 +117,7 @@ def create(
         tags=new.tags,
         must_not_exist=new.must_not_exist,
         release_policy=new.release_policy,
+        origin=origin,
     )
     return mutations.commit(serving, access, command, request, response, until)
 

@@ -19,6 +19,7 @@ from hsm_pool.core.commands import (
 )
 from hsm_pool.core.model import (
     KeyOperation,
+    KeyOrigin,
     KeyRecord,
     KeyType,
     KeyVersionRecord,
@@ -28,6 +29,7 @@ from hsm_pool.core.model import (
 from hsm_pool.core.roles import key_scope
 from hsm_pool.core.state import State, View
 from hsm_pool.crypto import algorithms
+from hsm_pool.enclave import key_attestation
 from hsm_pool.errors import InvalidField
 from hsm_pool.net import convert, mutations
 from hsm_pool.net.admission import CallAdmission, CallKind
@@ -86,7 +88,8 @@ class KeyService(keys_pb2_grpc.KeyServiceServicer):
                 timeout_seconds=max(0.1, until - boot_time()),
                 public_exponent=request.public_exponent,
             )
-        return create(serving, access, request, new, material, keys_pb2.CreateKeyResponse, until)
+        made = KeyOrigin.GENERATED
+        return create(serving, access, request, new, material, keys_pb2.CreateKeyResponse, until, made)
 
     def _place(self, key_type: KeyType, until: float) -> AbstractContextManager[None]:
         """Hold a place at the generator of RSA keys, which takes long; other keys need none."""
@@ -111,7 +114,8 @@ class KeyService(keys_pb2_grpc.KeyServiceServicer):
             raise InvalidField(
                 "a key that imports or wraps securely is made in the pool", field="key_operations"
             )
-        return create(serving, access, request, new, material, keys_pb2.ImportKeyResponse, until)
+        came = KeyOrigin.IMPORTED
+        return create(serving, access, request, new, material, keys_pb2.ImportKeyResponse, until, came)
 
     def GetKey(  # noqa: N802, D102
         self, request: keys_pb2.GetKeyRequest, context: grpc.ServicerContext
@@ -294,6 +298,29 @@ class KeyService(keys_pb2_grpc.KeyServiceServicer):
         self, request: keys_pb2.ReleaseKeyRequest, context: grpc.ServicerContext
     ) -> keys_pb2.ReleaseKeyResponse:
         return keys_pb2.ReleaseKeyResponse(value=self._releases.release(request, deadline(context)))
+
+    def GetKeyAttestation(  # noqa: N802, D102
+        self, request: keys_pb2.GetKeyAttestationRequest, context: grpc.ServicerContext
+    ) -> keys_pb2.GetKeyAttestationResponse:
+        key_id, version_id = convert.parse_name(request.name)
+
+        def decide(view: View) -> tuple[KeyVersionRecord, Retention]:
+            version = lifecycle.version_of(view, lifecycle.active_key(view, key_id), version_id)
+            return version, lifecycle.pool_record(view).retention
+
+        decision = roles.permitted(current_access(key_scope(key_id)), decide)
+        version, retention = self._partition.serving().replica.consult(decision, deadline(context)).value
+        # What is attested of a version never changes, so the signatures need no lease of their own.
+        made = key_attestation.attest(version, self._partition.attester)
+        return keys_pb2.GetKeyAttestationResponse(
+            key=convert.key_message(version, retention),
+            attestation=keys_pb2.KeyAttestation(
+                certificates_pem=made.certificates_pem,
+                private_key_attestation=made.private_key,
+                public_key_attestation=made.public_key,
+                version=made.version,
+            ),
+        )
 
     def BackupKey(  # noqa: N802, D102
         self, request: keys_pb2.BackupKeyRequest, context: grpc.ServicerContext

@@ -597,6 +597,9 @@ def key_cases() -> Iterator[Case]:
     yield Case("recover: active", "RecoverDeletedKey", recover, no_deleted)
     purge = keys_pb2.PurgeDeletedKeyRequest(name="keys/ec", request_id=request_id())
     yield Case("purge: active", "PurgeDeletedKey", purge, no_deleted)
+    for name, error in (("keys/nothing", missing), ("keys/deleted", deleted), ("ec", invalid)):
+        request = keys_pb2.GetKeyAttestationRequest(name=name)
+        yield Case(f"attestation: {name}", "GetKeyAttestation", request, error)
     yield from rotation_cases()
     yield from release_cases()
     for method, kind in (

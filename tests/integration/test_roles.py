@@ -277,6 +277,7 @@ def requests_for(key: str) -> dict[str, Message]:
         f"{keys}ListKeyVersions": keys_pb2.ListKeyVersionsRequest(name=name),
         f"{keys}UpdateKey": keys_pb2.UpdateKeyRequest(name=name, request_id=request_id),
         f"{keys}ReleaseKey": keys_pb2.ReleaseKeyRequest(name=name, target_attestation_token="x"),
+        f"{keys}GetKeyAttestation": keys_pb2.GetKeyAttestationRequest(name=name),
         f"{keys}BackupKey": keys_pb2.BackupKeyRequest(name=name),
         f"{keys}GetDeletedKey": keys_pb2.GetDeletedKeyRequest(name=name),
         f"{keys}RecoverDeletedKey": keys_pb2.RecoverDeletedKeyRequest(name=name, request_id=request_id),

@@ -33,6 +33,7 @@ _KEY_PROPOSED = "new-generation-the new key-encryption key is proposed and not i
 _DUE = "tests/unit/test_rotation.py"
 _ADMISSION = "tests/unit/test_admission.py"
 _RELEASE = "tests/unit/test_key_release.py"
+_KEY_ATTESTATION = "tests/unit/test_key_attestation.py"
 _SECURE_WRAP = "tests/unit/test_secure_wrap.py"
 _REVOKED = "tests/unit/store/test_revoked_epochs.py"
 _ROTATION = "tests/integration/test_share_rotation.py"
@@ -841,6 +842,32 @@ BROKEN_BUILDS: tuple[BrokenBuild, ...] = (
         "        except _REFUSED as error:\n            refused = KeyReleaseRefused()\n"
         "            refused.message = str(error)\n            raise refused from None\n",
         (f"{_RELEASE}::test_every_bad_token_is_the_same_refusal",),
+    ),
+    BrokenBuild(
+        "a key attestation needs no signature of the platform",
+        "G5",
+        "hsm_pool/enclave/key_attestation.py",
+        '    octets, platform_uri, platform = open_token(inner, anchors.platform_root, "platform", now)\n',
+        "    import cbor2\n\n    protected, _, octets, _ = cbor2.loads(inner).value\n"
+        "    platform = x509.load_der_x509_certificate(cbor2.loads(protected)[33])\n"
+        '    platform_uri = owner_uri.replace("partition", "platform")\n',
+        (f"{_KEY_ATTESTATION}::test_both_roots_must_have_certified",),
+    ),
+    BrokenBuild(
+        "the two halves of a key attestation are of different keys",
+        "G6",
+        "hsm_pool/enclave/key_attestation.py",
+        "        if public != dataclasses.replace(claims, part=Part.PUBLIC) or others != certificates:\n",
+        "        if False:\n",
+        (f"{_KEY_ATTESTATION}::test_what_does_not_belong_together_is_refused",),
+    ),
+    BrokenBuild(
+        "a partition attests a key for another one",
+        "G5",
+        "hsm_pool/enclave/key_attestation.py",
+        "    if (platform_uri, owner_uri) != names:\n",
+        "    if False:\n",
+        (f"{_KEY_ATTESTATION}::test_both_roots_must_have_certified",),
     ),
     BrokenBuild(
         "a key that wraps securely decrypts, too",

@@ -1475,6 +1475,96 @@ class ReleaseKeyResponse(_message.Message):
 Global___ReleaseKeyResponse: _TypeAlias = ReleaseKeyResponse  # noqa: Y015
 
 @_typing.final
+class GetKeyAttestationRequest(_message.Message):
+    """Request of GetKeyAttestation."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    NAME_FIELD_NUMBER: _builtins.int
+    name: _builtins.str
+    """keys/{key} or keys/{key}/versions/{version}."""
+    def __init__(
+        self,
+        *,
+        name: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["name", b"name"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___GetKeyAttestationRequest: _TypeAlias = GetKeyAttestationRequest  # noqa: Y015
+
+@_typing.final
+class KeyAttestation(_message.Message):
+    """Proof of what a version is: Azure's attestation. It says only what never
+    changes of a version, and is the same whenever the same partition makes it.
+    """
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    CERTIFICATES_PEM_FIELD_NUMBER: _builtins.int
+    PRIVATE_KEY_ATTESTATION_FIELD_NUMBER: _builtins.int
+    PUBLIC_KEY_ATTESTATION_FIELD_NUMBER: _builtins.int
+    VERSION_FIELD_NUMBER: _builtins.int
+    certificates_pem: _builtins.bytes
+    """PEM: the certificates of the partition's platform and of its root, then those
+    that the owner gave, and his root. Whoever verifies has the roots already.
+    """
+    private_key_attestation: _builtins.bytes
+    """About the private or symmetric key: a nested CBOR web token."""
+    public_key_attestation: _builtins.bytes
+    """About the public key; empty for oct keys."""
+    version: _builtins.str
+    """Form of the two; this project's own, not a vendor's."""
+    def __init__(
+        self,
+        *,
+        certificates_pem: _builtins.bytes = ...,
+        private_key_attestation: _builtins.bytes = ...,
+        public_key_attestation: _builtins.bytes = ...,
+        version: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["certificates_pem", b"certificates_pem", "private_key_attestation", b"private_key_attestation", "public_key_attestation", b"public_key_attestation", "version", b"version"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___KeyAttestation: _TypeAlias = KeyAttestation  # noqa: Y015
+
+@_typing.final
+class GetKeyAttestationResponse(_message.Message):
+    """Response of GetKeyAttestation."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    KEY_FIELD_NUMBER: _builtins.int
+    ATTESTATION_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def key(self) -> Global___Key:
+        """The version asked for."""
+
+    @_builtins.property
+    def attestation(self) -> Global___KeyAttestation:
+        """Its attestation."""
+
+    def __init__(
+        self,
+        *,
+        key: Global___Key | None = ...,
+        attestation: Global___KeyAttestation | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["attestation", b"attestation", "key", b"key"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["attestation", b"attestation", "key", b"key"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___GetKeyAttestationResponse: _TypeAlias = GetKeyAttestationResponse  # noqa: Y015
+
+@_typing.final
 class BackupKeyRequest(_message.Message):
     """Request of BackupKey."""
 
