@@ -109,7 +109,8 @@ def create(
             material.size_bits,
             material.material,
         ),
-        key_operations=new.key_operations or algorithms.default_key_operations(material.key_type),
+        key_operations=new.key_operations
+        or algorithms.default_key_operations(material.key_type, material.size_bits),
         enabled=attributes.enabled if attributes.HasField("enabled") else True,
         not_before_ms=convert.time_ms(attributes, "not_before") or 0,
         expires_ms=convert.time_ms(attributes, "expires") or 0,

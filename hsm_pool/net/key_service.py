@@ -74,8 +74,8 @@ class KeyService(keys_pb2_grpc.KeyServiceServicer):
         key_type, curve = convert.key_type(request.key_type), convert.curve(request.curve)
         algorithms.check_key_size(key_type, curve, request.size_bits)
         algorithms.check_public_exponent(key_type, request.public_exponent)
-        operations = new.key_operations or algorithms.default_key_operations(key_type)
-        algorithms.check_key_operations(key_type, operations)
+        operations = new.key_operations or algorithms.default_key_operations(key_type, request.size_bits)
+        algorithms.check_key_operations(key_type, request.size_bits, operations)
         access = current_access(key_scope(new.key_id))
         answered = mutations.answered(serving, access, request, keys_pb2.CreateKeyResponse, until)
         if answered is not None:
@@ -108,8 +108,9 @@ class KeyService(keys_pb2_grpc.KeyServiceServicer):
         if answered is not None:
             return answered
         material = imported_material(serving, request, until)
-        operations = new.key_operations or algorithms.default_key_operations(material.key_type)
-        algorithms.check_key_operations(material.key_type, operations)
+        kind = material.key_type, material.size_bits
+        operations = new.key_operations or algorithms.default_key_operations(*kind)
+        algorithms.check_key_operations(*kind, operations)
         if not _MADE_IN_THE_POOL.isdisjoint(operations):
             raise InvalidField(
                 "a key that imports or wraps securely is made in the pool", field="key_operations"
@@ -186,7 +187,7 @@ class KeyService(keys_pb2_grpc.KeyServiceServicer):
                 return lifecycle.version_of(view, lifecycle.active_key(view, key_id), version_id)
 
             version = serving.replica.consult(roles.permitted(access, find), until).value
-            algorithms.check_key_operations(version.key_type, operations)
+            algorithms.check_key_operations(version.key_type, version.size_bits, operations)
         command = UpdateKeyVersion(
             time_ms=serving.now_ms(),
             key_id=key_id,

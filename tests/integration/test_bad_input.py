@@ -666,6 +666,18 @@ def create_cases() -> Iterator[Case]:
         "EC with an exponent": {"public_exponent": 65_537},
         "ML-DSA of an RSA size": {"key_type": keys_pb2.KEY_TYPE_AKP, "curve": 0, "size_bits": 2048},
         "ML-DSA with a curve": {"key_type": keys_pb2.KEY_TYPE_AKP, "size_bits": 10_496},
+        "ML-KEM that signs": {
+            "key_type": keys_pb2.KEY_TYPE_AKP,
+            "curve": 0,
+            "size_bits": 9_472,
+            "key_operations": [keys_pb2.KEY_OPERATION_SIGN],
+        },
+        "ML-DSA that wraps": {
+            "key_type": keys_pb2.KEY_TYPE_AKP,
+            "curve": 0,
+            "size_bits": 10_496,
+            "key_operations": [keys_pb2.KEY_OPERATION_WRAP_KEY],
+        },
         "oct of 64 bits": {"key_type": oct_type, "curve": 0, "size_bits": 64},
         "oct with a curve": {"key_type": oct_type, "size_bits": 256},
         "unspecified operation": {"key_operations": [0]},

@@ -36,7 +36,7 @@ from tests.unit.test_key_release import opened
 pytestmark = pytest.mark.pool
 
 ENVIRONMENT = rsa.generate_private_key(65_537, 2048)
-KEYS_MAX = 16
+KEYS_MAX = 20
 SECRET = bytes(range(100, 132))
 EXPORTABLE = keys_pb2.KeyAttributes(exportable=True)
 CLAIMS = {"sdk-test": True, "x-ms": {"svn": 3}}
@@ -300,15 +300,15 @@ def unwrapped(jws_answer: dict[str, Any], name: str, algorithm: str, wrapped: by
     "kind",
     [
         {"key_type": keys_pb2.KEY_TYPE_RSA, "size_bits": 2048},
-        {"key_type": keys_pb2.KEY_TYPE_OCT, "size_bits": 256},
+        *({"key_type": keys_pb2.KEY_TYPE_OCT, "size_bits": size_bits} for size_bits in (128, 192, 256)),
     ],
-    ids=["RSA", "oct"],
+    ids=["RSA", "oct-128", "oct-192", "oct-256"],
 )
 def test_a_key_wrapped_on_one_partition_is_unwrapped_on_another_for_the_environment(
     pool: RunningPool, kind: dict[str, Any]
 ) -> None:
     """G3: it is new each time, and plain nowhere but in the environment; with every algorithm that fits."""
-    key_id = f"wrapping-{kind['key_type']}"
+    key_id = f"wrapping-{kind['key_type']}-{kind['size_bits']}"
     with pool.client() as client:
         made = client.create_key(key_id, **kind, **SECURE, release_policy=calls.release_policy(policy(pool)))
     assert not made.attributes.exportable

@@ -844,6 +844,25 @@ BROKEN_BUILDS: tuple[BrokenBuild, ...] = (
         (f"{_RELEASE}::test_every_bad_token_is_the_same_refusal",),
     ),
     BrokenBuild(
+        "what ML-KEM wrapped is not checked when it is unwrapped",
+        "G3",
+        "hsm_pool/crypto/operations.py",
+        "    return keywrap.aes_key_unwrap(kem_key_encryption_key(shared_secret).reveal(), wrapped[size:])\n",
+        "    try:\n"
+        "        return keywrap.aes_key_unwrap(kem_key_encryption_key(shared_secret).reveal(), wrapped[size:])\n"
+        "    except keywrap.InvalidUnwrap:\n"
+        "        return wrapped[size + 8 :]\n",
+        ("tests/unit/crypto/test_operations.py::test_every_cause_of_a_failed_decryption_looks_the_same",),
+    ),
+    BrokenBuild(
+        "the shared secret of ML-KEM is the wrapping key itself",
+        "G3",
+        "hsm_pool/crypto/operations.py",
+        "    return SecretBytes(HKDF(hashes.SHA256(), length_bytes, None, other_info).derive(shared_secret.reveal()))\n",
+        "    return shared_secret\n",
+        ("tests/unit/crypto/test_operations.py::test_an_ml_kem_wrap_is_opened_by_what_its_standards_say",),
+    ),
+    BrokenBuild(
         "a key attestation needs no signature of the platform",
         "G5",
         "hsm_pool/enclave/key_attestation.py",

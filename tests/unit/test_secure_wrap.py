@@ -20,6 +20,7 @@ from tests.unit.test_key_release import newest, policy
 
 WRAP, UNWRAP = KeyOperation.SECURE_WRAP_KEY, KeyOperation.SECURE_UNWRAP_KEY
 BOTH = (WRAP, UNWRAP)
+SIZES = {KeyType.RSA: 2048, KeyType.EC: 0, KeyType.OCT: 256, KeyType.AKP: 9_472}
 OTHERS = tuple(operation for operation in KeyOperation if operation not in BOTH)
 
 
@@ -107,7 +108,7 @@ def test_a_disabled_or_expired_one_still_unwraps_and_wraps_no_more() -> None:
 
 def test_no_key_wraps_securely_by_default() -> None:
     for key_type in KeyType:
-        assert not secure_wrap.wraps_securely(algorithms.default_key_operations(key_type))
+        assert not secure_wrap.wraps_securely(algorithms.default_key_operations(key_type, SIZES[key_type]))
     for key_type, fits in (
         (KeyType.RSA, True),
         (KeyType.OCT, True),
@@ -115,10 +116,10 @@ def test_no_key_wraps_securely_by_default() -> None:
         (KeyType.AKP, False),
     ):
         if fits:
-            algorithms.check_key_operations(key_type, BOTH)
+            algorithms.check_key_operations(key_type, SIZES[key_type], BOTH)
         else:
             with pytest.raises(errors.InvalidField):
-                algorithms.check_key_operations(key_type, BOTH)
+                algorithms.check_key_operations(key_type, SIZES[key_type], BOTH)
 
 
 @pytest.mark.parametrize("name", algorithms.names(WRAP))

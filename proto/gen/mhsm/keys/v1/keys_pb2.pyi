@@ -37,9 +37,9 @@ class _KeyTypeEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_KeyType.Value
     KEY_TYPE_OCT: _KeyType.ValueType  # 3
     """oct-HSM, 128, 192 or 256 bits."""
     KEY_TYPE_AKP: _KeyType.ValueType  # 4
-    """PREVIEW, may change: AKP-HSM (RFC 9964), an ML-DSA key (FIPS 204) whose
-    size tells the parameter set: 10496 ML-DSA-44, 15616 ML-DSA-65, 20736
-    ML-DSA-87.
+    """PREVIEW, may change: AKP-HSM (RFC 9964), an ML-DSA key (FIPS 204) or an
+    ML-KEM key (FIPS 203), whose size tells the parameter set: 10496 ML-DSA-44,
+    15616 ML-DSA-65, 20736 ML-DSA-87, 9472 ML-KEM-768, 12544 ML-KEM-1024.
     """
 
 class KeyType(_KeyType, metaclass=_KeyTypeEnumTypeWrapper):
@@ -54,9 +54,9 @@ KEY_TYPE_EC: KeyType.ValueType  # 2
 KEY_TYPE_OCT: KeyType.ValueType  # 3
 """oct-HSM, 128, 192 or 256 bits."""
 KEY_TYPE_AKP: KeyType.ValueType  # 4
-"""PREVIEW, may change: AKP-HSM (RFC 9964), an ML-DSA key (FIPS 204) whose
-size tells the parameter set: 10496 ML-DSA-44, 15616 ML-DSA-65, 20736
-ML-DSA-87.
+"""PREVIEW, may change: AKP-HSM (RFC 9964), an ML-DSA key (FIPS 204) or an
+ML-KEM key (FIPS 203), whose size tells the parameter set: 10496 ML-DSA-44,
+15616 ML-DSA-65, 20736 ML-DSA-87, 9472 ML-KEM-768, 12544 ML-KEM-1024.
 """
 Global___KeyType: _TypeAlias = KeyType  # noqa: Y015
 
@@ -344,7 +344,7 @@ class Key(_message.Message):
     curve: Global___Curve.ValueType
     """Curve of an EC key."""
     size_bits: _builtins.int
-    """Size in bits (RSA modulus, EC field, AES key, ML-DSA public key)."""
+    """Size in bits (RSA modulus, EC field, AES key, AKP public key)."""
     public_key_der: _builtins.bytes
     """SubjectPublicKeyInfo, DER; empty for oct keys."""
     @_builtins.property
@@ -548,7 +548,9 @@ class KeyMaterialSecret(_message.Message):
     OCTETS_FIELD_NUMBER: _builtins.int
     KEY_TRANSFER_BLOB_FIELD_NUMBER: _builtins.int
     pkcs8_der: _builtins.bytes
-    """PKCS#8 PrivateKeyInfo, DER, not encrypted: RSA, EC and ML-DSA keys."""
+    """PKCS#8 PrivateKeyInfo, DER, not encrypted: RSA, EC, ML-DSA and
+    ML-KEM keys.
+    """
     octets: _builtins.bytes
     """Raw octets: oct keys."""
     key_transfer_blob: _builtins.bytes
