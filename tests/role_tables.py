@@ -95,6 +95,7 @@ keys.v1.KeyService RotateKey keys/rotate/action key
 keys.v1.KeyService GetKeyRotationPolicy keys/read/action key
 keys.v1.KeyService UpdateKeyRotationPolicy keys/write/action key
 keys.v1.KeyService ReleaseKey keys/release/action key
+keys.v1.KeyService GetKeyAttestation keys/read/action key
 keys.v1.KeyService BackupKey keys/backup/action key
 keys.v1.KeyService RestoreKey keys/restore/action pool
 crypto.v1.CryptoService Sign keys/sign/action key
@@ -103,6 +104,8 @@ crypto.v1.CryptoService Encrypt keys/encrypt/action key
 crypto.v1.CryptoService Decrypt keys/decrypt/action key
 crypto.v1.CryptoService WrapKey keys/wrap/action key
 crypto.v1.CryptoService UnwrapKey keys/unwrap/action key
+crypto.v1.CryptoService SecureWrapKey keys/wrap/action key
+crypto.v1.CryptoService SecureUnwrapKey keys/unwrap/action key
 crypto.v1.CryptoService GetRandomBytes rng/action pool
 roles.v1.RoleService CreateRoleDefinition roleDefinitions/write/action pool
 roles.v1.RoleService GetRoleDefinition roleDefinitions/read/action pool

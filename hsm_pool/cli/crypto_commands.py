@@ -36,7 +36,7 @@ def _algorithm_option(operation: KeyOperation) -> Callable[[Command], Command]:
         type=click.Choice(algorithms.names(operation)),
         required=True,
         metavar="ALGORITHM",
-        help=f"One of {', '.join(algorithms.names(operation))}. ML-DSA is a PREVIEW.",
+        help=f"One of {', '.join(algorithms.names(operation))}. ML-DSA and ML-KEM are PREVIEWs.",
     )
 
 

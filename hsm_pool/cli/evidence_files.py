@@ -29,11 +29,13 @@ _FILE = click.Path(exists=True, dir_okay=False, path_type=Path)
 
 def anchor_options(function: F) -> F:
     """Add --platform-root, --owner-root and --policy."""
+    text = "Admission policy, JSON; by default that of the owner root, else: this very distribution."
+    return root_options(click.option("--policy", type=_FILE, default=None, help=text)(function))
+
+
+def root_options(function: F) -> F:
+    """Add --platform-root and --owner-root."""
     for option, text in (
-        (
-            "--policy",
-            "Admission policy, JSON; by default that of the owner root, else: this very distribution.",
-        ),
         ("--owner-root", "The pool owner's root, PEM; by default the data directory's."),
         ("--platform-root", "The platform's root, PEM; by default the data directory's."),
     ):
@@ -80,18 +82,7 @@ class Anchors:
         data_dir: Path, platform_root: Path | None, owner_root: Path | None, policy: Path | None
     ) -> Anchors:
         """Read roots and policy, from the data directory where no file is given, or end the command."""
-        directory = _directory(data_dir)
-        files = (
-            platform_root or directory / layout.PLATFORM_ROOT,
-            owner_root or directory / layout.OWNER_ROOT,
-        )
-        for file in files:
-            if not file.is_file():
-                fail(f"{file} is not there: evidence cannot be verified", "--platform-root and --owner-root")
-        try:
-            roots = TrustAnchors.load(*files)
-        except ValueError:
-            fail(f"{files[0]} or {files[1]} is not a certificate", "--platform-root and --owner-root")
+        directory, roots = _directory(data_dir), load_roots(data_dir, platform_root, owner_root)
         images: frozenset[bytes] = frozenset()
         if policy is None and owner_root is None:
             policy, images = directory / layout.ADMISSION_POLICY, _images(directory)
@@ -99,6 +90,22 @@ class Anchors:
         swapped = Verifier(TrustAnchors(roots.owner_root, roots.platform_root), loaded)
         pool_id = _pool_of(roots) if platform_root or owner_root else _pool_id(directory)
         return Anchors(Verifier(roots, loaded), _root_words(roots), pool_id, swapped)
+
+
+def load_roots(data_dir: Path, platform_root: Path | None, owner_root: Path | None) -> TrustAnchors:
+    """Read the roots, from the data directory where no file is given, or end the command."""
+    directory = _directory(data_dir)
+    files = (
+        platform_root or directory / layout.PLATFORM_ROOT,
+        owner_root or directory / layout.OWNER_ROOT,
+    )
+    for file in files:
+        if not file.is_file():
+            fail(f"{file} is not there: evidence cannot be verified", "--platform-root and --owner-root")
+    try:
+        return TrustAnchors.load(*files)
+    except ValueError:
+        fail(f"{files[0]} or {files[1]} is not a certificate", "--platform-root and --owner-root")
 
 
 def root_words(data_dir: Path) -> dict[str, str]:

@@ -12,6 +12,7 @@ from cryptography.hazmat.primitives import serialization
 from google.protobuf.json_format import MessageToDict
 
 from hsm_pool.cli.files import refuse_existing, write_new
+from hsm_pool.cli.key_attestation_commands import attestation, verify_attestation
 from hsm_pool.cli.key_output import CURVES, OPERATIONS, TYPES, resource, show_deleted_key, show_key, show_keys
 from hsm_pool.cli.output import (
     common_options,
@@ -31,6 +32,7 @@ from hsm_pool.cli.release_commands import (
     release_policy_options,
 )
 from hsm_pool.cli.rotation_commands import rotate, rotation_policy
+from hsm_pool.cli.secure_wrap_commands import secure_unwrap, secure_wrap
 from hsm_pool.client import calls
 from hsm_pool.crypto.algorithms import AKP_SIZES_BITS, ALGORITHMS, RSA_EXPONENT, RSA_EXPONENTS
 from hsm_pool.errors import PurgeProtected
@@ -78,11 +80,15 @@ def key() -> None:
     """Create, read, change, delete and recover keys."""
 
 
+key.add_command(attestation)
 key.add_command(attestation_token)
 key.add_command(new_release_policy)
 key.add_command(release)
 key.add_command(rotate)
 key.add_command(rotation_policy)
+key.add_command(secure_wrap)
+key.add_command(secure_unwrap)
+key.add_command(verify_attestation)
 
 
 @key.command()

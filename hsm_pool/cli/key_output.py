@@ -33,6 +33,8 @@ OPERATIONS = {
     "wrapKey": keys_pb2.KEY_OPERATION_WRAP_KEY,
     "unwrapKey": keys_pb2.KEY_OPERATION_UNWRAP_KEY,
     "import": keys_pb2.KEY_OPERATION_IMPORT,
+    "secureWrapKey": keys_pb2.KEY_OPERATION_SECURE_WRAP_KEY,
+    "secureUnwrapKey": keys_pb2.KEY_OPERATION_SECURE_UNWRAP_KEY,
 }
 _TYPE_NAMES = {value: name for name, value in TYPES.items()}
 _CURVE_NAMES = {value: name for name, value in CURVES.items()}
@@ -60,9 +62,11 @@ def show_key(found: keys_pb2.Key, options: dict[str, Any], text: str, following:
         lines.append(f"  not before {attributes.not_before.ToJsonString()}")
     if attributes.HasField("expires"):
         lines.append(f"  expires {attributes.expires.ToJsonString()}")
-    if attributes.exportable:
+    if found.HasField("release_policy"):
         policy = "immutable" if found.release_policy.immutable else "replaceable"
-        lines.append(f"  exportable, {policy} release policy")
+        lines.append(
+            f"  {'exportable' if attributes.exportable else 'not exportable'}, {policy} release policy"
+        )
     lines.extend(f"  {name}={value}" for name, value in sorted(found.tags.items()))
     report(
         {"key": MessageToDict(found)}, as_json=options["as_json"], text="\n".join(lines), following=following

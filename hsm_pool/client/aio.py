@@ -142,6 +142,10 @@ class AsyncPool:
         """Release an exportable version to an attested environment; returns a JWS."""
         return await self._run(calls.release_key(name, target_attestation_token, encryption_algorithm, nonce))
 
+    async def get_key_attestation(self, name: str) -> keys_pb2.GetKeyAttestationResponse:
+        """Read a version with its attestation, which is not verified here."""
+        return await self._run(calls.get_key_attestation(name))
+
     async def rotate_key(self, name: str, request_id: str | None = None) -> keys_pb2.Key:
         """Make a new version of the same kind; the key must have a rotation policy."""
         return await self._run(calls.rotate_key(name, request_id))
@@ -216,6 +220,18 @@ class AsyncPool:
     async def unwrap_key_batch(self, name: str, algorithm: str, wrapped_keys: Sequence[bytes]) -> list[bytes]:
         """Unwrap several keys."""
         return await self._run(calls.unwrap_batch(name, algorithm, wrapped_keys))
+
+    async def secure_wrap_key(self, name: str, algorithm: str) -> bytes:
+        """Make an AES key of 256 bits and return it wrapped; nobody has it in any other form."""
+        return await self._run(calls.secure_wrap_key(name, algorithm))
+
+    async def secure_unwrap_key(
+        self, name: str, algorithm: str, wrapped_key: bytes, target_attestation_token: str
+    ) -> str:
+        """Unwrap what secure_wrap_key wrapped, for an attested environment; returns a JWS."""
+        return await self._run(
+            calls.secure_unwrap_key(name, algorithm, wrapped_key, target_attestation_token)
+        )
 
     async def random_bytes(self, count: int) -> bytes:
         """Return random bytes, 1-128."""

@@ -227,6 +227,12 @@ def release_key(
     return _key("ReleaseKey", request, "crypto", lambda response: response.value)
 
 
+def get_key_attestation(name: str) -> Call[keys_pb2.GetKeyAttestationResponse]:
+    """GetKeyAttestation."""
+    request = keys_pb2.GetKeyAttestationRequest(name=name)
+    return _key("GetKeyAttestation", request, "read", lambda response: response)
+
+
 def rotate_key(name: str, request_id: str | None = None) -> Call[keys_pb2.Key]:
     """RotateKey."""
     request = keys_pb2.RotateKeyRequest(name=name, request_id=_request_id(request_id))
@@ -320,6 +326,25 @@ def unwrap_batch(name: str, algorithm: str, wrapped_keys: Sequence[bytes]) -> Ca
     """UnwrapKey."""
     request = crypto_pb2.UnwrapKeyRequest(name=name, algorithm=algorithm, wrapped_keys=wrapped_keys)
     return _crypto("UnwrapKey", request, lambda response: list(response.keys))
+
+
+def secure_wrap_key(name: str, algorithm: str) -> Call[bytes]:
+    """SecureWrapKey."""
+    request = crypto_pb2.SecureWrapKeyRequest(name=name, algorithm=algorithm)
+    return _crypto("SecureWrapKey", request, lambda response: response.wrapped_key)
+
+
+def secure_unwrap_key(
+    name: str, algorithm: str, wrapped_key: bytes, target_attestation_token: str
+) -> Call[str]:
+    """SecureUnwrapKey."""
+    request = crypto_pb2.SecureUnwrapKeyRequest(
+        name=name,
+        algorithm=algorithm,
+        wrapped_key=wrapped_key,
+        target_attestation_token=target_attestation_token,
+    )
+    return _crypto("SecureUnwrapKey", request, lambda response: response.value)
 
 
 def random_bytes(count: int) -> Call[bytes]:

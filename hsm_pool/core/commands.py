@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from hsm_pool.core.model import (
     Curve,
     KeyOperation,
+    KeyOrigin,
     KeyRecord,
     KeyReleasePolicy,
     KeyType,
@@ -41,6 +42,7 @@ class CreateKeyVersion:
     tags: Mapping[str, str] | None = None
     must_not_exist: bool = False
     release_policy: KeyReleasePolicy | None = None
+    origin: KeyOrigin = KeyOrigin.UNKNOWN
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,34 +1,43 @@
 """Which key versions may be released, and to whom (Azure Key Vault, secure key release).
 
-An exportable version has a release policy from the first moment on, and no other version has
-one. Exportable never changes; the policy does until it is immutable.
+An exportable version has a release policy from the first moment on, and so has one that wraps
+securely (:mod:`hsm_pool.core.secure_wrap`); no other version has one. Exportable never changes;
+the policy does until it is immutable.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from typing import Any
 
-from hsm_pool.core import release_policy
-from hsm_pool.core.model import KeyReleasePolicy, KeyType, KeyVersionRecord
+from hsm_pool.core import release_policy, secure_wrap
+from hsm_pool.core.model import KeyOperation, KeyReleasePolicy, KeyType, KeyVersionRecord
 from hsm_pool.core.release_policy import PolicyNotMet
 from hsm_pool.errors import InvalidField, KeyReleaseRefused, OperationNotPermitted, ReleasePolicyImmutable
 
 
-def check_new(key_type: KeyType, exportable: bool, policy: KeyReleasePolicy | None) -> None:
+def check_new(
+    key_type: KeyType,
+    operations: Collection[KeyOperation],
+    exportable: bool,
+    policy: KeyReleasePolicy | None,
+) -> None:
     """Check what a new version says of its release.
 
     Raises:
-        InvalidField: An exportable key has no release policy, another key has one, the policy is
-            none, or the key is of a type that is not released (Azure has no form for ML-DSA keys).
+        InvalidField: A key that is exportable or wraps securely has no release policy, another key has
+            one, the policy is none, or the key is of a type that is not released (Azure has no form for
+            AKP keys).
     """
+    securely = secure_wrap.wraps_securely(operations)
     if policy is None:
-        if exportable:
-            raise InvalidField("an exportable key must have a release policy", field="release_policy")
+        if exportable or securely:
+            kind = "an exportable key" if exportable else "a key that wraps securely"
+            raise InvalidField(f"{kind} must have a release policy", field="release_policy")
         return
-    if not exportable:
+    if not exportable and not securely:
         raise InvalidField("a key that is not exportable must not have a release policy", field="exportable")
-    if key_type is KeyType.AKP:
+    if exportable and key_type is KeyType.AKP:
         raise InvalidField("an AKP key cannot be exportable", field="exportable")
     release_policy.parse(policy.data)
 
@@ -37,13 +46,13 @@ def replaced(version: KeyVersionRecord, policy: KeyReleasePolicy | None) -> KeyR
     """Return the release policy of a version after an update; None asks for no change.
 
     Raises:
-        InvalidField: The version is not exportable, or the policy is none.
+        InvalidField: The version has none, or the policy is none.
         ReleasePolicyImmutable: The version's policy is another one and can never be replaced.
     """
     old = version.release_policy
     if policy is None or policy == old:
         return old
-    check_new(version.key_type, version.exportable, policy)
+    check_new(version.key_type, version.key_operations, version.exportable, policy)
     if old is not None and old.immutable:
         raise ReleasePolicyImmutable(f"the release policy of key {version.key_id} is immutable")
     return policy

@@ -5,8 +5,13 @@ from __future__ import annotations
 from hsm_pool.core.model import KeyOperation, KeyVersionRecord
 from hsm_pool.errors import KeyNotUsable, OperationNotPermitted
 
-_EXEMPT_FROM_TIME = frozenset({KeyOperation.DECRYPT, KeyOperation.UNWRAP_KEY, KeyOperation.VERIFY})
-"""Operations that a disabled or expired version still does, as the real service (Azure key attributes)."""
+_EXEMPT_FROM_TIME = frozenset(
+    {KeyOperation.DECRYPT, KeyOperation.UNWRAP_KEY, KeyOperation.VERIFY, KeyOperation.SECURE_UNWRAP_KEY}
+)
+"""Operations that a disabled or expired version still does, as the real service (Azure key attributes).
+
+Azure's page does not name secureUnwrapKey: it is taken for an unwrap.
+"""
 
 
 def check_use(version: KeyVersionRecord, operation: KeyOperation, time_ms: int) -> None:

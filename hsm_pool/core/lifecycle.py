@@ -19,6 +19,7 @@ from hsm_pool.core import (
     restore,
     role_management,
     rotation,
+    secure_wrap,
 )
 from hsm_pool.core.commands import (
     ActivateEpoch,
@@ -62,6 +63,7 @@ from hsm_pool.core.commands import (
 from hsm_pool.core.model import (
     POOL,
     CheckpointRecord,
+    KeyOrigin,
     KeyRecord,
     KeyVersionRecord,
     PoolRecord,
@@ -217,7 +219,10 @@ def _create(command: CreateKeyVersion, view: View) -> Outcome:
     else:
         pool_limits.check_keys(view)
     key_transfer.check_new(command.key_operations, exportable=command.exportable)
-    key_release.check_new(command.key_type, command.exportable, command.release_policy)
+    secure_wrap.check_new(command.key_operations, exportable=command.exportable)
+    key_release.check_new(
+        command.key_type, command.key_operations, command.exportable, command.release_policy
+    )
     version = KeyVersionRecord(
         key_id=command.key_id,
         version_id=command.version_id,
@@ -235,6 +240,7 @@ def _create(command: CreateKeyVersion, view: View) -> Outcome:
         tags=dict(command.tags or {}),
         sealed_material=command.sealed_material,
         release_policy=command.release_policy,
+        origin=command.origin,
     )
     return _add_version(view, key, version)
 
@@ -264,6 +270,7 @@ def _update(command: UpdateKeyVersion, view: View) -> Outcome:
         release_policy=key_release.replaced(old, command.release_policy),
     )
     key_transfer.check_changed(old.key_operations, new.key_operations)
+    secure_wrap.check_changed(old.key_operations, new.key_operations)
     _check_times(new.not_before_ms, new.expires_ms)
     _check_room(view, key.key_id, [other for other in key.version_ids if other != new.version_id], new)
     return Outcome(
@@ -369,5 +376,6 @@ def _rotate(command: RotateKey, view: View) -> Outcome:
         expires_ms=rotation.expires_ms(key.rotation_policy, command.time_ms),
         created_ms=command.time_ms,
         updated_ms=command.time_ms,
+        origin=KeyOrigin.GENERATED,
     )
     return _add_version(view, key, version)

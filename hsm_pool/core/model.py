@@ -40,6 +40,17 @@ class KeyOperation(IntEnum):
     WRAP_KEY = 5
     UNWRAP_KEY = 6
     IMPORT = 7
+    SECURE_WRAP_KEY = 8
+    SECURE_UNWRAP_KEY = 9
+
+
+class KeyOrigin(IntEnum):
+    """Where key material came from; numbers as in mhsm.record.v1.KeyOrigin."""
+
+    UNKNOWN = 0
+    """Of versions that were made before it was noted."""
+    GENERATED = 1
+    IMPORTED = 2
 
 
 @dataclass(frozen=True, slots=True)
@@ -83,7 +94,7 @@ class KeyRecord:
 
 @dataclass(frozen=True, slots=True)
 class KeyReleasePolicy:
-    """Who gets an exportable key version: JSON as the customer wrote it (core/release_policy.py)."""
+    """Who gets an exportable version or what one wraps securely: JSON as written (core/release_policy.py)."""
 
     data: bytes
     immutable: bool = False
@@ -109,7 +120,8 @@ class KeyVersionRecord:
     tags: Mapping[str, str]
     sealed_material: SealedMaterial
     release_policy: KeyReleasePolicy | None = None
-    """Of exportable versions only, and of each of them."""
+    """Of each exportable version and of each that wraps securely, and of no other."""
+    origin: KeyOrigin = KeyOrigin.UNKNOWN
 
 
 @dataclass(frozen=True, slots=True)

@@ -26,6 +26,9 @@ class Scheme(Enum):
     ECDSA = "ECDSA (FIPS 186-5), signature r || s"
     HMAC = "HMAC (RFC 2104) over the digest"
     ML_DSA = "ML-DSA (FIPS 204) of a message representative (external mu)"
+    ML_KEM_WRAP = (
+        "ML-KEM (FIPS 203), HKDF-SHA-256, AES-256 key wrap, as KEMRecipientInfo (RFC 9629, RFC 9936)"
+    )
     AES_GCM = "AES-GCM (NIST SP 800-38D)"
     AES_CBC = "AES-CBC (NIST SP 800-38A), zeros added up to the block and not taken away"
     AES_CBC_PADDED = "AES-CBC (NIST SP 800-38A) with PKCS #7 padding"
@@ -44,9 +47,9 @@ class Algorithm:
     hash: hashes.HashAlgorithm | None = None
     curve: Curve = Curve.NONE
     size_bits: int = 0
-    """The only key size that fits; 0 for any. Of ML-DSA: the public key's, which tells the parameter set."""
+    """The only key size that fits; 0 for any. Of AKP: the public key's, which tells the parameter set."""
     preview: bool = False
-    """Whether it may still change, because Azure's own is a preview."""
+    """Whether it may still change, because Azure's own is a preview, or Azure has none."""
 
     @property
     def digest_bytes(self) -> int:
@@ -57,6 +60,7 @@ class Algorithm:
 _SIGN = frozenset({KeyOperation.SIGN, KeyOperation.VERIFY})
 _ENCRYPT = frozenset({KeyOperation.ENCRYPT, KeyOperation.DECRYPT})
 _WRAP = frozenset({KeyOperation.WRAP_KEY, KeyOperation.UNWRAP_KEY})
+_SECURE = frozenset({KeyOperation.SECURE_WRAP_KEY, KeyOperation.SECURE_UNWRAP_KEY})
 _RSA, _EC, _OCT, _AKP = KeyType.RSA, KeyType.EC, KeyType.OCT, KeyType.AKP
 
 ALGORITHMS: tuple[Algorithm, ...] = (
@@ -67,7 +71,7 @@ ALGORITHMS: tuple[Algorithm, ...] = (
     Algorithm("PS256", Scheme.RSA_PSS, _RSA, _SIGN, hashes.SHA256()),
     Algorithm("PS384", Scheme.RSA_PSS, _RSA, _SIGN, hashes.SHA384()),
     Algorithm("PS512", Scheme.RSA_PSS, _RSA, _SIGN, hashes.SHA512()),
-    Algorithm("RSA-OAEP-256", Scheme.RSA_OAEP, _RSA, _ENCRYPT | _WRAP, hashes.SHA256()),
+    Algorithm("RSA-OAEP-256", Scheme.RSA_OAEP, _RSA, _ENCRYPT | _WRAP | _SECURE, hashes.SHA256()),
     Algorithm("RSA-OAEP", Scheme.RSA_OAEP, _RSA, _ENCRYPT | _WRAP, hashes.SHA1()),  # noqa: S303 - as named
     Algorithm("RSA1_5", Scheme.RSA_PKCS1V15_ENCRYPTION, _RSA, _ENCRYPT | _WRAP),
     Algorithm("ES256", Scheme.ECDSA, _EC, _SIGN, hashes.SHA256(), Curve.P256),
@@ -77,6 +81,12 @@ ALGORITHMS: tuple[Algorithm, ...] = (
     Algorithm("ML-DSA-44", Scheme.ML_DSA, _AKP, _SIGN, hashes.SHAKE256(64), size_bits=10_496, preview=True),
     Algorithm("ML-DSA-65", Scheme.ML_DSA, _AKP, _SIGN, hashes.SHAKE256(64), size_bits=15_616, preview=True),
     Algorithm("ML-DSA-87", Scheme.ML_DSA, _AKP, _SIGN, hashes.SHAKE256(64), size_bits=20_736, preview=True),
+    Algorithm(
+        "ML-KEM-768-HKDF-SHA256-A256KW", Scheme.ML_KEM_WRAP, _AKP, _WRAP, size_bits=9_472, preview=True
+    ),
+    Algorithm(
+        "ML-KEM-1024-HKDF-SHA256-A256KW", Scheme.ML_KEM_WRAP, _AKP, _WRAP, size_bits=12_544, preview=True
+    ),
     Algorithm("HS256", Scheme.HMAC, _OCT, _SIGN, hashes.SHA256()),
     Algorithm("HS384", Scheme.HMAC, _OCT, _SIGN, hashes.SHA384()),
     Algorithm("HS512", Scheme.HMAC, _OCT, _SIGN, hashes.SHA512()),
@@ -89,11 +99,14 @@ ALGORITHMS: tuple[Algorithm, ...] = (
     Algorithm("A128CBCPAD", Scheme.AES_CBC_PADDED, _OCT, _ENCRYPT, size_bits=128),
     Algorithm("A192CBCPAD", Scheme.AES_CBC_PADDED, _OCT, _ENCRYPT, size_bits=192),
     Algorithm("A256CBCPAD", Scheme.AES_CBC_PADDED, _OCT, _ENCRYPT, size_bits=256),
-    Algorithm("A128KW", Scheme.AES_KW, _OCT, _WRAP, size_bits=128),
-    Algorithm("A192KW", Scheme.AES_KW, _OCT, _WRAP, size_bits=192),
-    Algorithm("A256KW", Scheme.AES_KW, _OCT, _WRAP, size_bits=256),
-    Algorithm("CKM_AES_KEY_WRAP", Scheme.AES_KW, _OCT, _WRAP),
-    Algorithm("CKM_AES_KEY_WRAP_PAD", Scheme.AES_KW_PADDED, _OCT, _WRAP),
+    Algorithm("A128KW", Scheme.AES_KW, _OCT, _WRAP | _SECURE, size_bits=128),
+    Algorithm("A192KW", Scheme.AES_KW, _OCT, _WRAP | _SECURE, size_bits=192),
+    Algorithm("A256KW", Scheme.AES_KW, _OCT, _WRAP | _SECURE, size_bits=256),
+    Algorithm("A128KWPAD", Scheme.AES_KW_PADDED, _OCT, _SECURE, size_bits=128),
+    Algorithm("A192KWPAD", Scheme.AES_KW_PADDED, _OCT, _SECURE, size_bits=192),
+    Algorithm("A256KWPAD", Scheme.AES_KW_PADDED, _OCT, _SECURE, size_bits=256),
+    Algorithm("CKM_AES_KEY_WRAP", Scheme.AES_KW, _OCT, _WRAP | _SECURE),
+    Algorithm("CKM_AES_KEY_WRAP_PAD", Scheme.AES_KW_PADDED, _OCT, _WRAP | _SECURE),
 )
 
 CURVE_BITS = {Curve.P256: 256, Curve.P384: 384, Curve.P521: 521, Curve.P256K: 256}
@@ -109,18 +122,8 @@ AKP_SIZES_BITS = tuple(algorithm.size_bits for algorithm in ALGORITHMS if algori
 
 _SIZES_BITS = {KeyType.RSA: RSA_SIZES_BITS, KeyType.OCT: OCT_SIZES_BITS, KeyType.AKP: AKP_SIZES_BITS}
 
-_DEFAULT_OPERATIONS = {
-    KeyType.RSA: tuple(sorted(_SIGN | _ENCRYPT | _WRAP)),
-    KeyType.EC: (KeyOperation.SIGN, KeyOperation.VERIFY),
-    KeyType.OCT: tuple(sorted(_ENCRYPT | _WRAP)),
-    KeyType.AKP: (KeyOperation.SIGN, KeyOperation.VERIFY),
-}
-_POSSIBLE_OPERATIONS = {
-    key_type: frozenset[KeyOperation]().union(*(a.operations for a in ALGORITHMS if a.key_type is key_type))
-    for key_type in KeyType
-}
-_POSSIBLE_OPERATIONS[KeyType.RSA] |= {KeyOperation.IMPORT}
-"""What the algorithms of a key type do; an oct key signs only if its creator says so (Azure Managed HSM)."""
+_NOT_BY_DEFAULT = {KeyType.OCT: _SIGN | _SECURE, KeyType.RSA: _SECURE}
+"""An oct key signs, and either wraps securely, only if its creator says so (Azure Managed HSM)."""
 
 _BY_NAME = {algorithm.name: algorithm for algorithm in ALGORITHMS}
 
@@ -162,13 +165,19 @@ def find(name: str, key_type: KeyType, curve: Curve, size_bits: int, operation: 
     return algorithm
 
 
-def default_key_operations(key_type: KeyType) -> tuple[KeyOperation, ...]:
+def _served(key_type: KeyType, size_bits: int) -> frozenset[KeyOperation]:
+    """Return what the algorithms do that fit a key type and a size; an EC key's may be 0."""
+    fitting = (a for a in ALGORITHMS if a.key_type is key_type and a.size_bits in {0, size_bits})
+    return frozenset[KeyOperation]().union(*(algorithm.operations for algorithm in fitting))
+
+
+def default_key_operations(key_type: KeyType, size_bits: int) -> tuple[KeyOperation, ...]:
     """Return what a key may be used for when its creator does not say (Azure Managed HSM)."""
-    return _DEFAULT_OPERATIONS[key_type]
+    return tuple(sorted(_served(key_type, size_bits) - _NOT_BY_DEFAULT.get(key_type, frozenset())))
 
 
-def check_key_operations(key_type: KeyType, operations: Iterable[KeyOperation]) -> None:
-    """Check that key operations fit a key type.
+def check_key_operations(key_type: KeyType, size_bits: int, operations: Iterable[KeyOperation]) -> None:
+    """Check that key operations fit a key type and size.
 
     Raises:
         InvalidField: One does not fit, or one is repeated.
@@ -178,8 +187,9 @@ def check_key_operations(key_type: KeyType, operations: Iterable[KeyOperation]) 
         raise InvalidField("a key operation is repeated", field="key_operations")
     if KeyOperation.IMPORT in listed and len(listed) > 1:
         raise InvalidField("a key that imports has no other operation", field="key_operations")
+    possible = _served(key_type, size_bits) | ({KeyOperation.IMPORT} if key_type is KeyType.RSA else set())
     for operation in listed:
-        if operation not in _POSSIBLE_OPERATIONS[key_type]:
+        if operation not in possible:
             raise InvalidField(
                 f"{operation.name.lower()} does not fit a key of type {key_type.name}", field="key_operations"
             )

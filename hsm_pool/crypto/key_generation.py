@@ -12,7 +12,7 @@ from dataclasses import dataclass
 
 from cryptography.exceptions import UnsupportedAlgorithm
 from cryptography.hazmat.primitives import serialization
-from cryptography.hazmat.primitives.asymmetric import ec, mldsa, rsa
+from cryptography.hazmat.primitives.asymmetric import ec, mldsa, mlkem, rsa
 from cryptography.hazmat.primitives.asymmetric.types import PrivateKeyTypes
 
 from hsm_pool.core.model import Curve, KeyType, KeyVersionRecord
@@ -26,7 +26,7 @@ from hsm_pool.crypto.algorithms import (
     check_key_size,
     check_public_exponent,
 )
-from hsm_pool.crypto.loaded_keys import MLDSAPrivateKey
+from hsm_pool.crypto.loaded_keys import MLDSAPrivateKey, MLKEMPrivateKey
 from hsm_pool.crypto.secret import SecretBytes
 from hsm_pool.errors import InvalidField, Overloaded
 
@@ -36,6 +36,8 @@ _PRIMES_TRIED_MAX = 200
 _WORKERS = 2
 _WAITING_MAX = 32
 
+_Asymmetric = rsa.RSAPrivateKey | ec.EllipticCurvePrivateKey | MLDSAPrivateKey | MLKEMPrivateKey
+
 CURVES: dict[Curve, ec.EllipticCurve] = {
     Curve.P256: ec.SECP256R1(),
     Curve.P384: ec.SECP384R1(),
@@ -43,17 +45,25 @@ CURVES: dict[Curve, ec.EllipticCurve] = {
     Curve.P256K: ec.SECP256K1(),
 }
 
-
-_ML_DSA: dict[int, Callable[[], MLDSAPrivateKey]] = {
-    AKP_SIZES_BITS[0]: mldsa.MLDSA44PrivateKey.generate,
-    AKP_SIZES_BITS[1]: mldsa.MLDSA65PrivateKey.generate,
-    AKP_SIZES_BITS[2]: mldsa.MLDSA87PrivateKey.generate,
-}
+_AKP: dict[int, Callable[[], MLDSAPrivateKey | MLKEMPrivateKey]] = dict(
+    zip(
+        AKP_SIZES_BITS,
+        (
+            mldsa.MLDSA44PrivateKey.generate,
+            mldsa.MLDSA65PrivateKey.generate,
+            mldsa.MLDSA87PrivateKey.generate,
+            mlkem.MLKEM768PrivateKey.generate,
+            mlkem.MLKEM1024PrivateKey.generate,
+        ),
+        strict=True,
+    )
+)
+"""In the order of the algorithm table."""
 
 
 @dataclass(frozen=True, slots=True)
 class KeyMaterial:
-    """New key material: PKCS#8 (DER) for RSA, EC and ML-DSA, raw octets for oct keys."""
+    """New key material: PKCS#8 (DER), raw octets for oct keys."""
 
     key_type: KeyType
     curve: Curve
@@ -73,7 +83,7 @@ def generate(key_type: KeyType, curve: Curve, size_bits: int, public_exponent: i
     if key_type is KeyType.OCT:
         return KeyMaterial(key_type, Curve.NONE, size_bits, b"", SecretBytes(os.urandom(size_bits // 8)))
     if key_type is KeyType.AKP:
-        return _asymmetric(_ML_DSA[size_bits]())
+        return _asymmetric(_AKP[size_bits]())
     if key_type is KeyType.EC:
         return _asymmetric(ec.generate_private_key(CURVES[curve]))
     return _asymmetric(_generate_rsa(size_bits, public_exponent or RSA_EXPONENT))
@@ -97,7 +107,7 @@ def _generate_rsa(size_bits: int, public_exponent: int) -> rsa.RSAPrivateKey:
 
 
 def import_pkcs8(der: SecretBytes) -> KeyMaterial:
-    """Take an RSA, EC or ML-DSA private key (PKCS#8 PrivateKeyInfo, RFC 5208, DER, not encrypted).
+    """Take an RSA, EC, ML-DSA or ML-KEM private key (PKCS#8 PrivateKeyInfo, RFC 5208, DER, not encrypted).
 
     Raises:
         InvalidField: It is no such key or of a kind that the pool does not hold.
@@ -107,8 +117,8 @@ def import_pkcs8(der: SecretBytes) -> KeyMaterial:
     if isinstance(key, rsa.RSAPrivateKey):
         _check_rsa(key)
         key = _parse(der, skip_validation=False)
-    if not isinstance(key, rsa.RSAPrivateKey | ec.EllipticCurvePrivateKey | MLDSAPrivateKey):
-        raise InvalidField("only RSA, EC and ML-DSA private keys can be imported", field="material")
+    if not isinstance(key, _Asymmetric):
+        raise InvalidField("only RSA, EC, ML-DSA and ML-KEM private keys can be imported", field="material")
     return _asymmetric(key)
 
 
@@ -152,10 +162,10 @@ def import_octets(octets: SecretBytes) -> KeyMaterial:
     return KeyMaterial(KeyType.OCT, Curve.NONE, size_bits, b"", octets)
 
 
-def _asymmetric(key: rsa.RSAPrivateKey | ec.EllipticCurvePrivateKey | MLDSAPrivateKey) -> KeyMaterial:
+def _asymmetric(key: _Asymmetric) -> KeyMaterial:
     if isinstance(key, rsa.RSAPrivateKey):
         key_type, curve, size_bits = KeyType.RSA, Curve.NONE, key.key_size
-    elif isinstance(key, MLDSAPrivateKey):
+    elif isinstance(key, MLDSAPrivateKey | MLKEMPrivateKey):
         key_type, curve = KeyType.AKP, Curve.NONE
         size_bits = 8 * len(key.public_key().public_bytes_raw())
     else:

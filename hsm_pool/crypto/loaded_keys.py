@@ -8,7 +8,7 @@ from collections.abc import Callable, Hashable
 from dataclasses import dataclass
 
 from cryptography.hazmat.primitives import serialization
-from cryptography.hazmat.primitives.asymmetric import ec, mldsa, rsa
+from cryptography.hazmat.primitives.asymmetric import ec, mldsa, mlkem, rsa
 from cryptography.hazmat.primitives.ciphers.aead import AESGCM
 
 from hsm_pool.core.model import KeyType
@@ -51,7 +51,19 @@ class MLDSAKey:
     public: MLDSAPublicKey
 
 
-LoadedKey = RSAKey | ECKey | MLDSAKey | OctKey
+MLKEMPrivateKey = mlkem.MLKEM768PrivateKey | mlkem.MLKEM1024PrivateKey
+MLKEMPublicKey = mlkem.MLKEM768PublicKey | mlkem.MLKEM1024PublicKey
+
+
+@dataclass(frozen=True, slots=True, repr=False)
+class MLKEMKey:
+    """A parsed ML-KEM key."""
+
+    private: MLKEMPrivateKey
+    public: MLKEMPublicKey
+
+
+LoadedKey = RSAKey | ECKey | MLDSAKey | MLKEMKey | OctKey
 
 
 def load(key_type: KeyType, material: SecretBytes) -> LoadedKey:
@@ -70,6 +82,8 @@ def load(key_type: KeyType, material: SecretBytes) -> LoadedKey:
         return ECKey(key, key.public_key())
     if key_type is KeyType.AKP and isinstance(key, MLDSAPrivateKey):
         return MLDSAKey(key, key.public_key())
+    if key_type is KeyType.AKP and isinstance(key, MLKEMPrivateKey):
+        return MLKEMKey(key, key.public_key())
     raise ValueError("key material does not fit its type")
 
 

@@ -13,10 +13,11 @@ from cryptography.hazmat.primitives.asymmetric import ec, padding, utils
 from cryptography.hazmat.primitives.ciphers import Cipher
 from cryptography.hazmat.primitives.ciphers.algorithms import AES
 from cryptography.hazmat.primitives.ciphers.modes import CBC
+from cryptography.hazmat.primitives.kdf.hkdf import HKDF
 
 from hsm_pool import limits
 from hsm_pool.crypto.algorithms import Algorithm, Scheme
-from hsm_pool.crypto.loaded_keys import ECKey, LoadedKey, MLDSAKey, OctKey, RSAKey
+from hsm_pool.crypto.loaded_keys import ECKey, LoadedKey, MLDSAKey, MLKEMKey, OctKey, RSAKey
 from hsm_pool.crypto.secret import SecretBytes
 from hsm_pool.errors import (
     AlgorithmNotSupported,
@@ -36,6 +37,12 @@ _RSA_SIGNATURES = frozenset({Scheme.RSA_PKCS1V15, Scheme.RSA_PSS, Scheme.RSA_NO_
 _RSA_ENCRYPTIONS = frozenset({Scheme.RSA_OAEP, Scheme.RSA_PKCS1V15_ENCRYPTION})
 _CBC = frozenset({Scheme.AES_CBC, Scheme.AES_CBC_PADDED})
 _KEY_WRAPS = frozenset({Scheme.AES_KW, Scheme.AES_KW_PADDED})
+
+_ENCAPSULATED_BYTES = {9_472: 1088, 12_544: 1568}
+"""Ciphertext of ML-KEM-768 and ML-KEM-1024 (FIPS 203, table 3), by the key's size in bits."""
+
+KEM_OTHER_INFO = bytes.fromhex("3010300b060960864801650304012d020120")
+"""CMSORIforKEMOtherInfo (RFC 9629, section 5), DER: aes256-wrap, a key of 32 octets, no ukm."""
 
 
 class InvalidSignature(Exception):
@@ -207,20 +214,23 @@ def wrap_key(key: LoadedKey, algorithm: Algorithm, target: bytes) -> bytes:
     if algorithm.scheme in _RSA_ENCRYPTIONS and isinstance(key, RSAKey):
         return _rsa_encrypt(key, algorithm, target)
     if algorithm.scheme in _KEY_WRAPS and isinstance(key, OctKey):
-        if len(target) > limits.WRAPPED_KEY_BYTES_MAX:
-            raise PayloadTooLarge(f"a key to wrap has at most {limits.WRAPPED_KEY_BYTES_MAX} bytes")
         if algorithm.scheme is Scheme.AES_KW_PADDED:
+            _check_wrappable(target)
             if not target:
                 raise InvalidField("a key to wrap has at least one byte", field="keys")
             return keywrap.aes_key_wrap_with_padding(key.raw.reveal(), target)
-        if len(target) < 16 or len(target) % 8:
-            raise InvalidField("a key to wrap has 16 bytes or more, a multiple of 8", field="keys")
-        return keywrap.aes_key_wrap(key.raw.reveal(), target)
+        return _aes_key_wrap(key.raw, target)
+    if algorithm.scheme is Scheme.ML_KEM_WRAP and isinstance(key, MLKEMKey):
+        shared_secret, encapsulated = key.public.encapsulate()
+        return encapsulated + _aes_key_wrap(kem_key_encryption_key(SecretBytes(shared_secret)), target)
     raise _unfit(algorithm)
 
 
 def unwrap_key(key: LoadedKey, algorithm: Algorithm, wrapped: bytes) -> bytes:
     """Unwrap a key; RSA1_5 as in decrypt.
+
+    ML-KEM decapsulates whatever is as long as it must be (implicit rejection); the integrity of the key
+    wrap then tells, and nothing else does.
 
     Raises:
         DecryptionFailed: It does not unwrap, whatever the cause.
@@ -235,9 +245,38 @@ def unwrap_key(key: LoadedKey, algorithm: Algorithm, wrapped: bytes) -> bytes:
             if algorithm.scheme is Scheme.AES_KW_PADDED:
                 return keywrap.aes_key_unwrap_with_padding(key.raw.reveal(), wrapped)
             return keywrap.aes_key_unwrap(key.raw.reveal(), wrapped)
+        if algorithm.scheme is Scheme.ML_KEM_WRAP and isinstance(key, MLKEMKey):
+            return _kem_unwrap(key, algorithm, wrapped)
     except (keywrap.InvalidUnwrap, ValueError):
         raise DecryptionFailed from None
     raise _unfit(algorithm)
+
+
+def kem_key_encryption_key(
+    shared_secret: SecretBytes, other_info: bytes = KEM_OTHER_INFO, length_bytes: int = 32
+) -> SecretBytes:
+    """Return the AES key of a shared secret: HKDF with SHA-256, no salt, as RFC 9936 has it in CMS."""
+    return SecretBytes(HKDF(hashes.SHA256(), length_bytes, None, other_info).derive(shared_secret.reveal()))
+
+
+def _kem_unwrap(key: MLKEMKey, algorithm: Algorithm, wrapped: bytes) -> bytes:
+    size = _ENCAPSULATED_BYTES[algorithm.size_bits]
+    if not size < len(wrapped) <= size + limits.WRAPPED_KEY_BYTES_MAX + 8:
+        raise DecryptionFailed
+    shared_secret = SecretBytes(key.private.decapsulate(wrapped[:size]))
+    return keywrap.aes_key_unwrap(kem_key_encryption_key(shared_secret).reveal(), wrapped[size:])
+
+
+def _check_wrappable(target: bytes) -> None:
+    if len(target) > limits.WRAPPED_KEY_BYTES_MAX:
+        raise PayloadTooLarge(f"a key to wrap has at most {limits.WRAPPED_KEY_BYTES_MAX} bytes")
+
+
+def _aes_key_wrap(key: SecretBytes, target: bytes) -> bytes:
+    _check_wrappable(target)
+    if len(target) < 16 or len(target) % 8:
+        raise InvalidField("a key to wrap has 16 bytes or more, a multiple of 8", field="keys")
+    return keywrap.aes_key_wrap(key.reveal(), target)
 
 
 def _signature_padding(algorithm: Algorithm) -> padding.PKCS1v15 | padding.PSS:

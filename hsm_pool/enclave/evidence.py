@@ -85,12 +85,10 @@ class Signer:
     """A P-256 key and the certificate that leads from it to one of the two roots."""
 
     def __init__(self, certificate_pem: bytes, key_pem: bytes) -> None:
-        from cwt import COSEKey
+        from hsm_pool.enclave.signing_key import SigningKey
 
         self.certificate = x509.load_pem_x509_certificate(certificate_pem)
-        self._key = COSEKey.from_pem(key_pem)
-        if self._key.alg != ALGORITHM:
-            raise ValueError("evidence is signed with a P-256 key")
+        self._key = SigningKey(key_pem)
 
     @staticmethod
     def load(certificate_file: str, key_file: str) -> Signer:
@@ -138,6 +136,8 @@ class Attester:
         self._platform = Signer.load(platform.certificate_file, platform.key_file)
         self._owner = Signer.load(owner.certificate_file, owner.key_file)
         self._owner_root = x509.load_pem_x509_certificate(Path(owner.root_certificate_file).read_bytes())
+        platform_root = Path(platform.root_certificate_file).read_bytes()
+        self._platform_root = x509.load_pem_x509_certificate(platform_root)
         self._settings = settings
         self._boot_count = boot_count
         self._debug = debug
@@ -148,9 +148,34 @@ class Attester:
         self._signer = _signer(settings)
         self._software_version = importlib.metadata.version(DISTRIBUTION)
 
+    @property
+    def pool_id(self) -> str:
+        """Pool of the partition."""
+        return self._settings.pool_id
+
+    @property
+    def partition_index(self) -> int:
+        """Index of the partition."""
+        return self._settings.index
+
     def certify(self, statement: bytes) -> bytes:
         """Return a statement of this partition, signed with the key that its owner certified."""
         return self._owner.token(statement)
+
+    def certify_key(self, claims: bytes) -> bytes:
+        """Return claims about a key as the owner's token over the platform's: both chains must verify."""
+        return self._owner.token(self._platform.token(claims))
+
+    @property
+    def certificates_pem(self) -> bytes:
+        """The chains of both signers: the platform's and its root, the owner-certified one and its root."""
+        chain = (
+            self._platform.certificate,
+            self._platform_root,
+            self._owner.certificate,
+            self._owner_root,
+        )
+        return b"".join(entry.public_bytes(serialization.Encoding.PEM) for entry in chain)
 
     def certify_release(self, payload: bytes) -> str:
         """Return the answer to a key release, as a JWS of the key that its owner certified."""

@@ -89,10 +89,11 @@ class Verifier:
         Raises:
             EvidenceRefused: A chain, a signature, the occasion or the policy does not fit.
         """
-        platform, platform_uri = self._opened(
-            evidence.platform_token, self._anchors.platform_root, "platform"
+        now = self._now()
+        platform, platform_uri, _ = open_token(
+            evidence.platform_token, self._anchors.platform_root, "platform", now
         )
-        owner, owner_uri = self._opened(evidence.owner_token, self._anchors.owner_root, "owner")
+        owner, owner_uri, _ = open_token(evidence.owner_token, self._anchors.owner_root, "owner", now)
         if platform != owner:
             raise EvidenceRefused("the two tokens hold different claims")
         try:
@@ -130,21 +131,31 @@ class Verifier:
         if claims.expires_at and claims.expires_at <= self._now().timestamp():
             raise EvidenceRefused("the evidence has expired")
 
-    def _opened(self, token: bytes, root: x509.Certificate, what: str) -> tuple[bytes, str]:
-        """Return the payload of a token and the name of its signer."""
-        if not token or len(token) > limits.EVIDENCE_TOKEN_BYTES_MAX:
-            raise EvidenceRefused(f"the {what}'s token is absent or too large")
-        try:
-            return self._verified(token, root)
-        except Exception:  # noqa: BLE001 - parsers of CBOR, COSE and X.509 raise many kinds
-            text = f"the {what}'s token does not verify under the {what} root of this pool"
-            raise EvidenceRefused(text) from None
 
-    def _verified(self, token: bytes, root: x509.Certificate) -> tuple[bytes, str]:
+def open_token(
+    token: bytes, root: x509.Certificate, what: str, now: datetime
+) -> tuple[bytes, str, x509.Certificate]:
+    """Return payload, URI and certificate of the signer of a token whose certificate is valid now.
+
+    Args:
+        token: At most EVIDENCE_TOKEN_BYTES_MAX bytes.
+        root: Under which it must verify.
+        what: "platform" or "owner", for the words of a refusal.
+        now: The time.
+
+    Raises:
+        EvidenceRefused: It does not verify.
+    """
+    if not token or len(token) > limits.EVIDENCE_TOKEN_BYTES_MAX:
+        raise EvidenceRefused(f"the {what}'s token is absent or too large")
+    try:
         payload, uri, certificate = _verified_token(token, root)
-        if not certificate.not_valid_before_utc <= self._now() <= certificate.not_valid_after_utc:
+        if not certificate.not_valid_before_utc <= now <= certificate.not_valid_after_utc:
             raise ValueError("the certificate is out of date")
-        return payload, uri
+    except Exception:  # noqa: BLE001 - parsers of CBOR, COSE and X.509 raise many kinds
+        text = f"the {what}'s token does not verify under the {what} root of this pool"
+        raise EvidenceRefused(text) from None
+    return payload, uri, certificate
 
 
 def claimed_pool_id(evidence: evidence_pb2.Evidence) -> str:

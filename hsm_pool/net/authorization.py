@@ -79,6 +79,7 @@ DATA_ACTIONS: dict[str, Rule] = {
             "GetKeyRotationPolicy": _at_key(_A.KEYS_READ),
             "UpdateKeyRotationPolicy": _at_key(_A.KEYS_WRITE),
             "ReleaseKey": _at_key(_A.KEYS_RELEASE),
+            "GetKeyAttestation": _at_key(_A.KEYS_READ),
             "BackupKey": _at_key(_A.KEYS_BACKUP),
             # The backup names the key: whoever may not restore anything does not get it opened.
             "RestoreKey": Rule((_A.KEYS_RESTORE,)),
@@ -93,6 +94,8 @@ DATA_ACTIONS: dict[str, Rule] = {
             "Decrypt": _at_key(_A.KEYS_DECRYPT),
             "WrapKey": _at_key(_A.KEYS_WRAP),
             "UnwrapKey": _at_key(_A.KEYS_UNWRAP),
+            "SecureWrapKey": _at_key(_A.KEYS_WRAP),
+            "SecureUnwrapKey": _at_key(_A.KEYS_UNWRAP),
             "GetRandomBytes": Rule((_A.RANDOM,)),
             "StreamOperations": _at_key(*ACTION_OF_OPERATION.values()),
         },

@@ -23,8 +23,10 @@ from hsm_pool.errors import InvalidField, NotFresh, PayloadTooLarge
 from hsm_pool.net import convert
 from hsm_pool.net.calls import deadline
 from hsm_pool.net.interceptors import current_access, current_caller, error_status, typed
+from hsm_pool.net.secure_wrap import SecureWraps
 from hsm_pool.partition.partition import Partition
 from hsm_pool.store.replica import boot_time
+from hsm_pool.tokens.attestation import AttestationVerifier
 from mhsm.crypto.v1 import crypto_pb2, crypto_pb2_grpc
 
 I = TypeVar("I")  # noqa: E741 - an item
@@ -48,9 +50,15 @@ class _Batch:
 class CryptoService(crypto_pb2_grpc.CryptoServiceServicer):
     """Cryptographic operations."""
 
-    def __init__(self, partition: Partition, translate: Callable[[Exception], Exception]) -> None:
+    def __init__(
+        self,
+        partition: Partition,
+        translate: Callable[[Exception], Exception],
+        attestations: AttestationVerifier,
+    ) -> None:
         self._partition = partition
         self._translate = translate
+        self._secure_wraps = SecureWraps(partition, attestations)
 
     def Sign(  # noqa: N802, D102
         self, request: crypto_pb2.SignRequest, context: grpc.ServicerContext
@@ -81,6 +89,16 @@ class CryptoService(crypto_pb2_grpc.CryptoServiceServicer):
         self, request: crypto_pb2.UnwrapKeyRequest, context: grpc.ServicerContext
     ) -> crypto_pb2.UnwrapKeyResponse:
         return self._unwrap_key(request, deadline(context, _CALL_SECONDS_MAX))
+
+    def SecureWrapKey(  # noqa: N802, D102
+        self, request: crypto_pb2.SecureWrapKeyRequest, context: grpc.ServicerContext
+    ) -> crypto_pb2.SecureWrapKeyResponse:
+        return self._secure_wraps.wrap(request, deadline(context, _CALL_SECONDS_MAX))
+
+    def SecureUnwrapKey(  # noqa: N802, D102
+        self, request: crypto_pb2.SecureUnwrapKeyRequest, context: grpc.ServicerContext
+    ) -> crypto_pb2.SecureUnwrapKeyResponse:
+        return self._secure_wraps.unwrap(request, deadline(context, _CALL_SECONDS_MAX))
 
     def GetRandomBytes(  # noqa: N802, D102
         self,

@@ -11,7 +11,7 @@ from google.protobuf.message import Message
 from hsm_pool.audit.record import note
 from hsm_pool.core import key_transfer, key_use, lifecycle, roles
 from hsm_pool.core.commands import CreateKeyVersion
-from hsm_pool.core.model import KeyOperation, KeyReleasePolicy, KeyVersionRecord
+from hsm_pool.core.model import KeyOperation, KeyOrigin, KeyReleasePolicy, KeyVersionRecord
 from hsm_pool.core.roles import Access, key_scope
 from hsm_pool.core.state import View
 from hsm_pool.crypto import algorithms, key_transport
@@ -86,6 +86,7 @@ def create(
     material: KeyMaterial,
     response: type[R],
     until: float,
+    origin: KeyOrigin,
 ) -> R:
     """Seal the material, commit the new version and return the answer."""
     version_id = os.urandom(16).hex()
@@ -108,7 +109,8 @@ def create(
             material.size_bits,
             material.material,
         ),
-        key_operations=new.key_operations or algorithms.default_key_operations(material.key_type),
+        key_operations=new.key_operations
+        or algorithms.default_key_operations(material.key_type, material.size_bits),
         enabled=attributes.enabled if attributes.HasField("enabled") else True,
         not_before_ms=convert.time_ms(attributes, "not_before") or 0,
         expires_ms=convert.time_ms(attributes, "expires") or 0,
@@ -116,6 +118,7 @@ def create(
         tags=new.tags,
         must_not_exist=new.must_not_exist,
         release_policy=new.release_policy,
+        origin=origin,
     )
     return mutations.commit(serving, access, command, request, response, until)
 

@@ -13,6 +13,7 @@ from hsm_pool.core import key_release, lifecycle, roles
 from hsm_pool.core.model import Curve, KeyOperation, KeyReleasePolicy, KeyVersionRecord, Retention
 from hsm_pool.core.state import View
 from hsm_pool.crypto import key_transport
+from hsm_pool.crypto.secret import SecretBytes
 from hsm_pool.errors import InvalidField, NotFresh
 from hsm_pool.net import convert
 from hsm_pool.net.interceptors import current_access
@@ -25,7 +26,9 @@ _TRIES = 5
 """How often a release is made anew when its key changed meanwhile."""
 
 _SCHEMA_VERSION = "1.0"
-_API_VERSION = "mhsm.keys.v1"
+API_VERSION = "mhsm.keys.v1"
+"""Stands where Azure's answers have the version of its API."""
+
 _OPERATIONS = {
     KeyOperation.ENCRYPT: "encrypt",
     KeyOperation.DECRYPT: "decrypt",
@@ -34,6 +37,8 @@ _OPERATIONS = {
     KeyOperation.WRAP_KEY: "wrapKey",
     KeyOperation.UNWRAP_KEY: "unwrapKey",
     KeyOperation.IMPORT: "import",
+    KeyOperation.SECURE_WRAP_KEY: "secureWrapKey",
+    KeyOperation.SECURE_UNWRAP_KEY: "secureUnwrapKey",
 }
 _CURVES = {Curve.P256: "P-256", Curve.P384: "P-384", Curve.P521: "P-521", Curve.P256K: "P-256K"}
 _LEVELS = {
@@ -47,9 +52,9 @@ _LEVELS = {
 class KeyReleases:
     """Releases keys of one partition."""
 
-    def __init__(self, partition: Partition) -> None:
+    def __init__(self, partition: Partition, verifier: AttestationVerifier) -> None:
         self._partition = partition
-        self._verifier = AttestationVerifier(partition.settings.attestation_authorities)
+        self._verifier = verifier
 
     def release(self, request: keys_pb2.ReleaseKeyRequest, until: float) -> str:
         """Return a version, encrypted to the attested environment, as a JWS.
@@ -82,16 +87,17 @@ class KeyReleases:
             note(key_version=version.version_id, algorithm=algorithm)
             target = self._verifier.verify(request.target_attestation_token)
             key_release.check_target(policy, target.authority, target.claims)
-            wrapped = key_transport.wrap(algorithm, target.public_key, serving.open_material(version))
-            payload = _payload(request, version, retention, _key_hsm(algorithm, target, wrapped), algorithm)
+            encrypted = encrypted_key(algorithm, target, serving.open_material(version))
+            payload = _payload(request, version, retention, encrypted, algorithm)
             answer = self._partition.attester.certify_release(payload)
             if serving.replica.unchanged(consulted):
                 return answer
         raise NotFresh("the key or the caller's roles kept changing while it was released")
 
 
-def _key_hsm(algorithm: str, target: Target, wrapped: bytes) -> str:
-    """Return the encrypted key, in the form in which keys also enter a pool (BYOK)."""
+def encrypted_key(algorithm: str, target: Target, material: SecretBytes) -> str:
+    """Return a key encrypted to an environment: key_hsm, the form in which keys also enter a pool (BYOK)."""
+    wrapped = key_transport.wrap(algorithm, target.public_key, material)
     header = {"alg": "dir", "enc": algorithm, "kid": target.key_id}
     return encode(
         canonical({"ciphertext": encode(wrapped), "header": header, "schema_version": _SCHEMA_VERSION})
@@ -107,7 +113,7 @@ def _payload(
 ) -> bytes:
     """Return what is signed: Azure's members, and the nonce where Azure's request has it."""
     key = convert.key_message(version, retention)
-    asked = {"api-version": _API_VERSION, "enc": algorithm, "kid": key.name}
+    asked = {"api-version": API_VERSION, "enc": algorithm, "kid": key.name}
     if request.nonce:
         asked["nonce"] = request.nonce
     attributes: dict[str, Any] = {

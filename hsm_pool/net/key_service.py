@@ -9,7 +9,7 @@ import grpc
 from google.protobuf.message import Message
 
 from hsm_pool.audit.record import note
-from hsm_pool.core import lifecycle, restore, roles
+from hsm_pool.core import lifecycle, restore, roles, secure_wrap
 from hsm_pool.core.commands import (
     DeleteKey,
     PurgeDeletedKey,
@@ -19,6 +19,7 @@ from hsm_pool.core.commands import (
 )
 from hsm_pool.core.model import (
     KeyOperation,
+    KeyOrigin,
     KeyRecord,
     KeyType,
     KeyVersionRecord,
@@ -28,6 +29,7 @@ from hsm_pool.core.model import (
 from hsm_pool.core.roles import key_scope
 from hsm_pool.core.state import State, View
 from hsm_pool.crypto import algorithms
+from hsm_pool.enclave import key_attestation
 from hsm_pool.errors import InvalidField
 from hsm_pool.net import convert, mutations
 from hsm_pool.net.admission import CallAdmission, CallKind
@@ -39,19 +41,29 @@ from hsm_pool.partition import due_work
 from hsm_pool.partition.backups import Backups
 from hsm_pool.partition.partition import Partition
 from hsm_pool.store.replica import boot_time
+from hsm_pool.tokens.attestation import AttestationVerifier
 from mhsm.keys.v1 import keys_pb2, keys_pb2_grpc
 
 R = TypeVar("R", bound=Message)
+
+_MADE_IN_THE_POOL = frozenset({KeyOperation.IMPORT, *secure_wrap.OPERATIONS})
+"""Whoever knew such a key from elsewhere could open what is only for the pool or for an environment."""
 
 
 class KeyService(keys_pb2_grpc.KeyServiceServicer):
     """Life cycle of keys."""
 
-    def __init__(self, partition: Partition, backups: Backups, admission: CallAdmission) -> None:
+    def __init__(
+        self,
+        partition: Partition,
+        backups: Backups,
+        admission: CallAdmission,
+        attestations: AttestationVerifier,
+    ) -> None:
         self._partition = partition
         self._backups = backups
         self._admission = admission
-        self._releases = KeyReleases(partition)
+        self._releases = KeyReleases(partition, attestations)
 
     def CreateKey(  # noqa: N802, D102
         self, request: keys_pb2.CreateKeyRequest, context: grpc.ServicerContext
@@ -62,8 +74,8 @@ class KeyService(keys_pb2_grpc.KeyServiceServicer):
         key_type, curve = convert.key_type(request.key_type), convert.curve(request.curve)
         algorithms.check_key_size(key_type, curve, request.size_bits)
         algorithms.check_public_exponent(key_type, request.public_exponent)
-        operations = new.key_operations or algorithms.default_key_operations(key_type)
-        algorithms.check_key_operations(key_type, operations)
+        operations = new.key_operations or algorithms.default_key_operations(key_type, request.size_bits)
+        algorithms.check_key_operations(key_type, request.size_bits, operations)
         access = current_access(key_scope(new.key_id))
         answered = mutations.answered(serving, access, request, keys_pb2.CreateKeyResponse, until)
         if answered is not None:
@@ -76,7 +88,8 @@ class KeyService(keys_pb2_grpc.KeyServiceServicer):
                 timeout_seconds=max(0.1, until - boot_time()),
                 public_exponent=request.public_exponent,
             )
-        return create(serving, access, request, new, material, keys_pb2.CreateKeyResponse, until)
+        made = KeyOrigin.GENERATED
+        return create(serving, access, request, new, material, keys_pb2.CreateKeyResponse, until, made)
 
     def _place(self, key_type: KeyType, until: float) -> AbstractContextManager[None]:
         """Hold a place at the generator of RSA keys, which takes long; other keys need none."""
@@ -95,11 +108,15 @@ class KeyService(keys_pb2_grpc.KeyServiceServicer):
         if answered is not None:
             return answered
         material = imported_material(serving, request, until)
-        operations = new.key_operations or algorithms.default_key_operations(material.key_type)
-        algorithms.check_key_operations(material.key_type, operations)
-        if KeyOperation.IMPORT in operations:
-            raise InvalidField("a key that imports is made in the pool", field="key_operations")
-        return create(serving, access, request, new, material, keys_pb2.ImportKeyResponse, until)
+        kind = material.key_type, material.size_bits
+        operations = new.key_operations or algorithms.default_key_operations(*kind)
+        algorithms.check_key_operations(*kind, operations)
+        if not _MADE_IN_THE_POOL.isdisjoint(operations):
+            raise InvalidField(
+                "a key that imports or wraps securely is made in the pool", field="key_operations"
+            )
+        came = KeyOrigin.IMPORTED
+        return create(serving, access, request, new, material, keys_pb2.ImportKeyResponse, until, came)
 
     def GetKey(  # noqa: N802, D102
         self, request: keys_pb2.GetKeyRequest, context: grpc.ServicerContext
@@ -170,7 +187,7 @@ class KeyService(keys_pb2_grpc.KeyServiceServicer):
                 return lifecycle.version_of(view, lifecycle.active_key(view, key_id), version_id)
 
             version = serving.replica.consult(roles.permitted(access, find), until).value
-            algorithms.check_key_operations(version.key_type, operations)
+            algorithms.check_key_operations(version.key_type, version.size_bits, operations)
         command = UpdateKeyVersion(
             time_ms=serving.now_ms(),
             key_id=key_id,
@@ -282,6 +299,29 @@ class KeyService(keys_pb2_grpc.KeyServiceServicer):
         self, request: keys_pb2.ReleaseKeyRequest, context: grpc.ServicerContext
     ) -> keys_pb2.ReleaseKeyResponse:
         return keys_pb2.ReleaseKeyResponse(value=self._releases.release(request, deadline(context)))
+
+    def GetKeyAttestation(  # noqa: N802, D102
+        self, request: keys_pb2.GetKeyAttestationRequest, context: grpc.ServicerContext
+    ) -> keys_pb2.GetKeyAttestationResponse:
+        key_id, version_id = convert.parse_name(request.name)
+
+        def decide(view: View) -> tuple[KeyVersionRecord, Retention]:
+            version = lifecycle.version_of(view, lifecycle.active_key(view, key_id), version_id)
+            return version, lifecycle.pool_record(view).retention
+
+        decision = roles.permitted(current_access(key_scope(key_id)), decide)
+        version, retention = self._partition.serving().replica.consult(decision, deadline(context)).value
+        # What is attested of a version never changes, so the signatures need no lease of their own.
+        made = key_attestation.attest(version, self._partition.attester)
+        return keys_pb2.GetKeyAttestationResponse(
+            key=convert.key_message(version, retention),
+            attestation=keys_pb2.KeyAttestation(
+                certificates_pem=made.certificates_pem,
+                private_key_attestation=made.private_key,
+                public_key_attestation=made.public_key,
+                version=made.version,
+            ),
+        )
 
     def BackupKey(  # noqa: N802, D102
         self, request: keys_pb2.BackupKeyRequest, context: grpc.ServicerContext

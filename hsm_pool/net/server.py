@@ -42,6 +42,7 @@ from hsm_pool.partition.ceremonies import Ceremonies
 from hsm_pool.partition.command_counter import CommandCounter
 from hsm_pool.partition.partition import Partition
 from hsm_pool.settings import Identity, PartitionSettings
+from hsm_pool.tokens.attestation import AttestationVerifier
 from hsm_pool.tokens.issuer_keys import IssuerKeys
 from hsm_pool.tokens.verification import TokenVerifier
 from mhsm.audit.v1 import audit_pb2_grpc
@@ -97,12 +98,14 @@ class PlaneServers:
         inner = Gate(settings.index, certificates, translate, roles, log, observer)
 
         backups = Backups(partition)
+        attestations = AttestationVerifier(settings.attestation_authorities)
 
         def client_plane(server: grpc.Server) -> None:
-            keys_pb2_grpc.add_KeyServiceServicer_to_server(KeyService(partition, backups, admission), server)
+            keys = KeyService(partition, backups, admission, attestations)
+            keys_pb2_grpc.add_KeyServiceServicer_to_server(keys, server)
             backup = BackupService(partition, backups)
             backup_pb2_grpc.add_BackupServiceServicer_to_server(backup, server)
-            crypto = CryptoService(partition, translate)
+            crypto = CryptoService(partition, translate, attestations)
             crypto_pb2_grpc.add_CryptoServiceServicer_to_server(crypto, server)
             roles_pb2_grpc.add_RoleServiceServicer_to_server(RoleService(partition), server)
             pool_pb2_grpc.add_PoolServiceServicer_to_server(PoolService(partition, ceremonies), server)

@@ -7,6 +7,7 @@ from hsm_pool.core.model import (
     CheckpointRecord,
     Curve,
     KeyOperation,
+    KeyOrigin,
     KeyRecord,
     KeyReleasePolicy,
     KeyType,
@@ -321,6 +322,7 @@ def encode_version(record: KeyVersionRecord) -> record_pb2.KeyVersionRecord:
         release_policy=record_pb2.ReleasePolicyRecord(data=policy.data, immutable=policy.immutable)
         if policy
         else None,
+        origin=int(record.origin),  # type: ignore[arg-type]
     )
 
 
@@ -353,4 +355,5 @@ def decode_version(message: record_pb2.KeyVersionRecord) -> KeyVersionRecord:
         release_policy=KeyReleasePolicy(message.release_policy.data, message.release_policy.immutable)
         if message.HasField("release_policy")
         else None,
+        origin=KeyOrigin(message.origin),
     )

@@ -8,6 +8,7 @@ import click
 import pytest
 
 from hsm_pool.cli.crypto_commands import crypto
+from hsm_pool.cli.key_commands import key
 from hsm_pool.core.model import Curve, KeyOperation
 from hsm_pool.crypto import algorithms
 from hsm_pool.crypto.algorithms import ALGORITHMS, Algorithm
@@ -25,7 +26,7 @@ def row(algorithm: Algorithm) -> str:
     )
     digest = algorithm.hash.name.upper() if algorithm.hash else ""
     scheme = algorithm.scheme.value + (" **preview**" if algorithm.preview else "")
-    columns = (algorithm.name, key + kind, operations.replace("_key", ""), digest, scheme)
+    columns = (algorithm.name, key + kind, operations.replace("_key", "").replace("_", " "), digest, scheme)
     return f"| {' | '.join(columns)} |"
 
 
@@ -45,10 +46,12 @@ def test_the_page_has_the_table_of_the_code() -> None:
         ("encrypt", KeyOperation.ENCRYPT),
         ("wrap", KeyOperation.WRAP_KEY),
         ("unwrap", KeyOperation.UNWRAP_KEY),
+        ("secure-wrap", KeyOperation.SECURE_WRAP_KEY),
+        ("secure-unwrap", KeyOperation.SECURE_UNWRAP_KEY),
     ],
 )
 def test_the_command_line_offers_what_the_table_has(command: str, operation: KeyOperation) -> None:
-    (option,) = [p for p in crypto.commands[command].params if p.name == "algorithm"]
+    (option,) = [p for p in {**key.commands, **crypto.commands}[command].params if p.name == "algorithm"]
     assert isinstance(option.type, click.Choice)
     assert list(option.type.choices) == [a.name for a in ALGORITHMS if operation in a.operations]
 

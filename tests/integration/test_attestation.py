@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import asyncio
 import base64
+import dataclasses
 import hashlib
 import json
 import os
 import shutil
 from collections.abc import Callable
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +25,7 @@ from grpc_status import rpc_status
 from hsm_pool import settings
 from hsm_pool.cli.main import mhsm as mhsm_command
 from hsm_pool.client import aio
-from hsm_pool.enclave import admission
+from hsm_pool.enclave import admission, key_attestation
 from hsm_pool.enclave.claims import DebugStatus
 from hsm_pool.enclave.evidence import (
     Attester,
@@ -33,16 +35,20 @@ from hsm_pool.enclave.evidence import (
     measurement,
 )
 from hsm_pool.enclave.healing import HealAttempt
+from hsm_pool.enclave.key_attestation import KeyAttestation
 from hsm_pool.enclave.verifier import Expected, TrustAnchors, Verifier
 from hsm_pool.errors import InvalidField
 from hsm_pool.settings import PartitionSettings
+from mhsm.keys.v1 import keys_pb2
 from mhsm.peer.v1 import peer_pb2, peer_pb2_grpc
+from security_domain.encoding import decode
 from tests.running_pool import RunningPool, TestOfficer, mhsm, until
 from tests.unit.attested import TestPool, claims_of
 
 pytestmark = pytest.mark.pool
 NONCE = b"0123456789abcdef"
 REFUSED = 6
+SECRET = bytes(range(60, 92))
 
 
 def here(*arguments: str) -> Result:
@@ -124,6 +130,94 @@ def test_attest_shows_keeps_and_verifies(pool: RunningPool, tmp_path: Path) -> N
     for wrong in (("--nonce", "00"), ("--nonce", "xyz"), ("--verify", str(kept)), ("--partition", "3")):
         assert ended("attest", *wrong, *data_dir) == 2
     assert ended("attest", "--output", str(kept), *data_dir) == 1, "nothing is overwritten"
+
+
+# -- keys --------------------------------------------------------------------------------
+
+
+def test_what_a_key_is_can_be_proved_without_the_pool(pool: RunningPool, tmp_path: Path) -> None:
+    """G3, G6: the commands on a pool, and on a machine that has nothing but two roots and a file."""
+    data_dir = ("--data-dir", str(pool.directory))
+    with pool.client("application") as client:
+        made = client.create_key("attested", key_type=keys_pb2.KEY_TYPE_EC, curve=keys_pb2.CURVE_P384)
+        client.import_key("attested-oct", octets=SECRET)
+        client.create_key("other", key_type=keys_pb2.KEY_TYPE_EC, curve=keys_pb2.CURVE_P384)
+    kept, oct_kept = tmp_path / "attested.json", tmp_path / "oct.json"
+    written = json.loads(
+        mhsm("key", "attestation", "attested", "--json", "--output", str(kept), *data_dir).stdout
+    )
+    assert written["name"] == made.name
+    mhsm("key", "attestation", "attested-oct", "--output", str(oct_kept), *data_dir)
+    mhsm("key", "public-key", "attested", "--output", str(tmp_path / "attested.pem"), *data_dir)
+    mhsm("key", "public-key", "other", "--output", str(tmp_path / "other.pem"), *data_dir)
+    roots = []
+    for name in ("platform-root", "owner-root"):
+        shutil.copy(pool.directory / f"pki/{name}.crt", tmp_path)
+        roots += [f"--{name}", str(tmp_path / f"{name}.crt")]
+    offline = ("--json", "--data-dir", str(tmp_path / "nothing"), *roots)
+
+    def verified(file: Path, *options: str) -> dict[str, Any]:
+        done = here("key", "verify-attestation", str(file), *options, *offline)
+        assert done.exit_code == 0, done.stderr
+        claims: dict[str, Any] = json.loads(done.stdout)["claims"]
+        return claims
+
+    claims = verified(kept, "--public-key", str(tmp_path / "attested.pem"))
+    assert claims["iss"].startswith(f"spiffe://{pool.connection.pool_id}/partition/")
+    assert (claims["sub"], claims["key_type"], claims["curve"]) == (made.name, "EC", "P-384")
+    assert claims["public_key"] == hashlib.sha256(made.public_key_der).hexdigest()
+    assert (claims["exportable"], claims["origin"]) == (False, "generated")
+    symmetric = verified(oct_kept)
+    assert (symmetric["key_type"], symmetric["size_bits"], symmetric["origin"]) == ("oct", 256, "imported")
+    assert "public_key" not in symmetric
+    content = json.loads(oct_kept.read_text())["attestation"]
+    octets = b"".join(decode(content[name]) for name in ("certificatePemFile", "privateKeyAttestation"))
+    assert SECRET not in octets
+    assert set(content) == {"certificatePemFile", "privateKeyAttestation", "version"}
+
+    def refused(file: Path, *options: str) -> int:
+        return here("key", "verify-attestation", str(file), *offline, *options).exit_code
+
+    exchanged = ["--platform-root", roots[3], "--owner-root", roots[1]]
+    assert refused(kept, *exchanged) == REFUSED, "other roots"
+    assert refused(kept, "--public-key", str(tmp_path / "other.pem")) == REFUSED
+    assert refused(oct_kept, "--public-key", str(tmp_path / "other.pem")) == REFUSED
+    bad = tmp_path / "bad.json"
+    bad.write_text(
+        kept.read_text().replace(made.name, f"{made.name[:-1]}{'0' if made.name[-1] != '0' else '1'}")
+    )
+    assert refused(bad) == REFUSED, "the name in the file is another one"
+    for junk in ("{}", '{"name": "x", "attestation": {}}', "[" * 9999):
+        bad.write_text(junk)
+        assert refused(bad) == 1
+    assert here("key", "attestation", "attested", "--output", str(kept), *data_dir).exit_code == 1, "kept"
+
+
+def test_a_partition_attests_a_key_the_same_after_an_update(pool: RunningPool) -> None:
+    """Whichever partition is asked, the claims are the same; an ordinary read has no attestation."""
+    anchors = TrustAnchors.load(
+        pool.directory / "pki/platform-root.crt", pool.directory / "pki/owner-root.crt"
+    )
+    said = set()
+    with pool.client("application") as client:
+        made = client.create_key("updated", key_type=keys_pb2.KEY_TYPE_RSA, size_bits=2048)
+    for index in range(3):
+        with pool.client("application", partition=index) as client:
+            before = client.get_key_attestation(made.name)
+            client.update_key(made.name, tags={"round": str(index)})
+            after = client.get_key_attestation("keys/updated")
+            assert after.attestation == before.attestation
+            assert after.key == client.get_key(made.name)
+        found = KeyAttestation(
+            after.attestation.certificates_pem,
+            after.attestation.private_key_attestation,
+            after.attestation.public_key_attestation,
+        )
+        claims = key_attestation.verify(found, anchors, datetime.now(UTC))
+        assert claims.partition_index == index
+        said.add(dataclasses.replace(claims, partition_index=0))
+    assert len(said) == 1
+    assert "attestation" not in {field.name for field in keys_pb2.Key.DESCRIPTOR.fields}
 
 
 # -- peers -------------------------------------------------------------------------------

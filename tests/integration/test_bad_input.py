@@ -519,6 +519,52 @@ def release_cases() -> Iterator[Case]:
         yield Case(f"release: {what}", "ReleaseKey", request, error)
 
 
+def secure_wrap_keys() -> Iterator[Case]:
+    good = b'{"version":"1.0.0","anyOf":[{"authority":"a","allOf":[{"claim":"c","equals":1}]}]}'
+    invalid, operations = errors.InvalidField, keys_pb2.KeyOperation
+    secure = [operations.KEY_OPERATION_SECURE_WRAP_KEY, operations.KEY_OPERATION_SECURE_UNWRAP_KEY]
+    decrypting = [*secure, operations.KEY_OPERATION_DECRYPT]
+    policy = release_policy(good)
+    for what, fields in {
+        "without a policy": {"key_operations": secure},
+        "that decrypts": {"key_operations": decrypting, "release_policy": policy},
+        "that is exportable": {
+            "key_operations": secure,
+            "release_policy": policy,
+            "attributes": keys_pb2.KeyAttributes(exportable=True),
+        },
+    }.items():
+        request = keys_pb2.CreateKeyRequest(key_id="new", request_id=request_id(), **OCT, **fields)
+        yield Case(f"create: a secure wrap key {what}", "CreateKey", request, invalid)
+    on_ec = create(key_operations=secure, release_policy=policy)
+    yield Case("create: a secure wrap key of type EC", "CreateKey", on_ec, invalid)
+    imported = keys_pb2.ImportKeyRequest(
+        key_id="new",
+        material=keys_pb2.KeyMaterialSecret(octets=bytes(32)),
+        key_operations=secure,
+        release_policy=policy,
+        request_id=request_id(),
+    )
+    yield Case("import: a secure wrap key", "ImportKey", imported, invalid)
+    changed = update("keys/oct", key_operations=secure)
+    yield Case("update: to a secure wrap key", "UpdateKey", changed, invalid)
+
+
+def secure_wrap_cases() -> Iterator[Case]:
+    for name, error in (
+        ("keys/nothing", errors.KeyNotFound),
+        ("keys/deleted", errors.KeySoftDeleted),
+        ("keys/oct", errors.OperationNotPermitted),
+        ("oct", errors.InvalidField),
+    ):
+        wrapping = crypto_pb2.SecureWrapKeyRequest(name=name, algorithm="A256KW")
+        yield Case(f"secure wrap: {name}", "SecureWrapKey", wrapping, error)
+        unwrapping = crypto_pb2.SecureUnwrapKeyRequest(
+            name=name, algorithm="A256KW", wrapped_key=bytes(40), target_attestation_token="a.b.c"
+        )
+        yield Case(f"secure unwrap: {name}", "SecureUnwrapKey", unwrapping, error)
+
+
 def key_cases() -> Iterator[Case]:
     invalid, missing = errors.InvalidField, errors.KeyNotFound
     deleted, no_deleted = errors.KeySoftDeleted, errors.DeletedKeyNotFound
@@ -551,6 +597,9 @@ def key_cases() -> Iterator[Case]:
     yield Case("recover: active", "RecoverDeletedKey", recover, no_deleted)
     purge = keys_pb2.PurgeDeletedKeyRequest(name="keys/ec", request_id=request_id())
     yield Case("purge: active", "PurgeDeletedKey", purge, no_deleted)
+    for name, error in (("keys/nothing", missing), ("keys/deleted", deleted), ("ec", invalid)):
+        request = keys_pb2.GetKeyAttestationRequest(name=name)
+        yield Case(f"attestation: {name}", "GetKeyAttestation", request, error)
     yield from rotation_cases()
     yield from release_cases()
     for method, kind in (
@@ -617,6 +666,18 @@ def create_cases() -> Iterator[Case]:
         "EC with an exponent": {"public_exponent": 65_537},
         "ML-DSA of an RSA size": {"key_type": keys_pb2.KEY_TYPE_AKP, "curve": 0, "size_bits": 2048},
         "ML-DSA with a curve": {"key_type": keys_pb2.KEY_TYPE_AKP, "size_bits": 10_496},
+        "ML-KEM that signs": {
+            "key_type": keys_pb2.KEY_TYPE_AKP,
+            "curve": 0,
+            "size_bits": 9_472,
+            "key_operations": [keys_pb2.KEY_OPERATION_SIGN],
+        },
+        "ML-DSA that wraps": {
+            "key_type": keys_pb2.KEY_TYPE_AKP,
+            "curve": 0,
+            "size_bits": 10_496,
+            "key_operations": [keys_pb2.KEY_OPERATION_WRAP_KEY],
+        },
         "oct of 64 bits": {"key_type": oct_type, "curve": 0, "size_bits": 64},
         "oct with a curve": {"key_type": oct_type, "size_bits": 256},
         "unspecified operation": {"key_operations": [0]},
@@ -764,6 +825,8 @@ CASES = [
         Case(case.name, prefix + case.method, case.request, case.error)
         for prefix, group in (
             (CRYPTO, crypto_cases()),
+            (CRYPTO, secure_wrap_cases()),
+            (KEYS, secure_wrap_keys()),
             (KEYS, key_cases()),
             (KEYS, create_cases()),
             (KEYS, update_cases()),

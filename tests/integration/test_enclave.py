@@ -92,8 +92,11 @@ DATA_PLANE_CALLS: dict[str, Callable[[Pool], object]] = {
     "Decrypt": lambda c: c.decrypt_batch("keys/calls", "A256GCM", []),
     "WrapKey": lambda c: c.wrap_key("keys/calls", "A256KW", bytes(16)),
     "UnwrapKey": lambda c: c.unwrap_key("keys/calls", "A256KW", bytes(24)),
+    "SecureWrapKey": lambda c: c.secure_wrap_key("keys/calls", "A256KW"),
+    "SecureUnwrapKey": lambda c: c.secure_unwrap_key("keys/calls", "A256KW", bytes(40), "x"),
     "GetRandomBytes": lambda c: c.random_bytes(1),
     "ReleaseKey": lambda c: c.release_key("keys/calls", "x"),
+    "GetKeyAttestation": lambda c: c.get_key_attestation("keys/calls"),
     "BackupKey": lambda c: c.backup_key("keys/calls"),
     "RestoreKey": lambda c: c.restore_key(b"{}"),
 }

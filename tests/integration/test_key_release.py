@@ -19,7 +19,10 @@ from hsm_pool.audit import query
 from hsm_pool.client import calls, tokens
 from hsm_pool.client.aio import AsyncPool
 from hsm_pool.client.pool import Pool
+from hsm_pool.core.model import KeyOperation
+from hsm_pool.crypto import algorithms
 from hsm_pool.errors import (
+    DecryptionFailed,
     KeyReleaseRefused,
     LimitExceeded,
     OperationNotPermitted,
@@ -33,7 +36,7 @@ from tests.unit.test_key_release import opened
 pytestmark = pytest.mark.pool
 
 ENVIRONMENT = rsa.generate_private_key(65_537, 2048)
-KEYS_MAX = 12
+KEYS_MAX = 20
 SECRET = bytes(range(100, 132))
 EXPORTABLE = keys_pb2.KeyAttributes(exportable=True)
 CLAIMS = {"sdk-test": True, "x-ms": {"svn": 3}}
@@ -272,6 +275,136 @@ def test_the_commands_from_policy_to_opened_key(pool: RunningPool, tmp_path: Pat
     fixing = ("key", "update", "cli", "--release-policy", "policy.json", "--immutable")
     _, changed = run(*fixing)
     assert changed["key"]["releasePolicy"]["immutable"] is True
+
+
+# -- secure wrap --------------------------------------------------------------------------------
+
+SECURE: dict[str, Any] = {
+    "key_operations": [
+        keys_pb2.KEY_OPERATION_SECURE_WRAP_KEY,
+        keys_pb2.KEY_OPERATION_SECURE_UNWRAP_KEY,
+    ]
+}
+
+
+def unwrapped(jws_answer: dict[str, Any], name: str, algorithm: str, wrapped: bytes) -> bytes:
+    """Return the key of a secure unwrap, after what the answer says of the request was compared."""
+    request = {"alg": algorithm, "api-version": "mhsm.keys.v1", "kid": name, "value": encode(wrapped)}
+    assert jws_answer["request"] == request
+    key_hsm = json.loads(decode(jws_answer["response"]["key_hsm"]))
+    assert key_hsm["header"] == {"alg": "dir", "enc": "RSA_AES_KEY_WRAP_256", "kid": "environment"}
+    return opened("RSA_AES_KEY_WRAP_256", ENVIRONMENT, decode(key_hsm["ciphertext"]))
+
+
+@pytest.mark.parametrize(
+    "kind",
+    [
+        {"key_type": keys_pb2.KEY_TYPE_RSA, "size_bits": 2048},
+        *({"key_type": keys_pb2.KEY_TYPE_OCT, "size_bits": size_bits} for size_bits in (128, 192, 256)),
+    ],
+    ids=["RSA", "oct-128", "oct-192", "oct-256"],
+)
+def test_a_key_wrapped_on_one_partition_is_unwrapped_on_another_for_the_environment(
+    pool: RunningPool, kind: dict[str, Any]
+) -> None:
+    """G3: it is new each time, and plain nowhere but in the environment; with every algorithm that fits."""
+    key_id = f"wrapping-{kind['key_type']}-{kind['size_bits']}"
+    with pool.client() as client:
+        made = client.create_key(key_id, **kind, **SECURE, release_policy=calls.release_policy(policy(pool)))
+    assert not made.attributes.exportable
+    fitting = [
+        name
+        for name in algorithms.names(KeyOperation.SECURE_WRAP_KEY)
+        if algorithms.named(name).key_type == kind["key_type"]
+        and algorithms.named(name).size_bits in {0, kind["size_bits"]}
+    ]
+    assert len(fitting) == (1 if kind["key_type"] == keys_pb2.KEY_TYPE_RSA else 4)
+    token, seen = attestation(pool), set()
+    for number, algorithm in enumerate(fitting * 2):
+        with pool.client(partition=number % 3) as client:
+            wrapped = client.secure_wrap_key(f"keys/{key_id}", algorithm)
+        with pool.client(partition=(number + 1) % 3) as client:
+            jws = client.secure_unwrap_key(made.name, algorithm, wrapped, token)
+        key = unwrapped(answer_of(pool, jws), made.name, algorithm, wrapped)
+        assert len(key) == 32
+        seen.add(key)
+    assert len(seen) == 2 * len(fitting)
+
+
+def test_a_secure_unwrap_is_for_whom_the_policy_names(pool: RunningPool) -> None:
+    """G3, G8: whom it does not name learns nothing, and no other operation of the key gives it away."""
+    with pool.client() as client:
+        release_policy = calls.release_policy(policy(pool, "x-ms.svn", 3))
+        made = client.create_key(
+            "wrapping",
+            key_type=keys_pb2.KEY_TYPE_OCT,
+            size_bits=256,
+            **SECURE,
+            release_policy=release_policy,
+        )
+        wrapped = client.secure_wrap_key(made.name, "A256KW")
+        bad = attestation(pool, **{"x-ms": {"svn": 2}})
+        seen = set()
+        for token, octets in ((bad, wrapped), ("", wrapped), (bad, b"no wrapped key"), (bad, b"")):
+            with pytest.raises(KeyReleaseRefused) as refusal:
+                client.secure_unwrap_key(made.name, "A256KW", octets, token)
+            seen.add((refusal.value.message, str(refusal.value.metadata)))
+        assert len(seen) == 1
+        good = attestation(pool)
+        for octets in (wrapped[:-1] + bytes([wrapped[-1] ^ 1]), wrapped[:-8], b"", bytes(70_000)):
+            with pytest.raises(DecryptionFailed):
+                client.secure_unwrap_key(made.name, "A256KW", octets, good)
+        for attempt in (
+            lambda: client.unwrap_key(made.name, "A256KW", wrapped),
+            lambda: client.wrap_key(made.name, "A256KW", bytes(32)),
+            lambda: client.encrypt(made.name, "A256GCM", b""),
+            lambda: client.release_key(made.name, good),
+        ):
+            with pytest.raises(OperationNotPermitted):
+                attempt()
+        client.update_key(made.name, key_attributes=calls.attributes(enabled=False))
+        jws = client.secure_unwrap_key(made.name, "A256KW", wrapped, good)
+        assert len(unwrapped(answer_of(pool, jws), made.name, "A256KW", wrapped)) == 32
+
+
+def test_the_commands_of_secure_wrap_and_the_log(pool: RunningPool, tmp_path: Path) -> None:
+    """What docs/operations.md shows; name, version and algorithm are on record (G7)."""
+    data = ("--data-dir", str(pool.directory), "--json")
+    (tmp_path / "policy.json").write_bytes(policy(pool))
+    (tmp_path / "environment.jwt").write_text(attestation(pool))
+
+    def run(*arguments: str) -> dict[str, Any]:
+        found: dict[str, Any] = json.loads(mhsm(*arguments, *data, cwd=tmp_path).stdout)
+        return found
+
+    operations = ("--operation", "secureWrapKey", "--operation", "secureUnwrapKey")
+    made = run(
+        *("key", "create", "securely", "--type", "oct", "--size", "256", *operations),
+        *("--release-policy", "policy.json"),
+    )
+    name = made["key"]["name"]
+    algorithm = ("--algorithm", "A256KWPAD")
+    run("key", "secure-wrap", "securely", *algorithm, "--output", "wrapped")
+    run(
+        *("key", "secure-unwrap", "securely", *algorithm, "--file", "wrapped"),
+        *("--attestation-token", "environment.jwt", "--output", "answer.jws"),
+    )
+    wrapped = (tmp_path / "wrapped").read_bytes()
+    answer = answer_of(pool, (tmp_path / "answer.jws").read_text())
+    assert len(unwrapped(answer, name, "A256KWPAD", wrapped)) == 32
+    noted = {
+        (entry["operationName"], entry["properties"].get("keyVersion"), entry["properties"].get("algorithm"))
+        for index in range(3)
+        for entry in (
+            json.loads(octets) for _, octets in query.records_from(pool.directory / f"nodes/{index}/audit", 0)
+        )
+        if entry["properties"].get("keyName") == "securely"
+    }
+    version = name.rpartition("/")[2]
+    assert {
+        ("SecureWrapKey", version, "A256KWPAD"),
+        ("SecureUnwrapKey", version, "A256KWPAD"),
+    } <= noted
 
 
 def test_a_pool_holds_as_many_keys_and_versions_as_it_was_made_for(pool: RunningPool) -> None:

@@ -277,6 +277,7 @@ def requests_for(key: str) -> dict[str, Message]:
         f"{keys}ListKeyVersions": keys_pb2.ListKeyVersionsRequest(name=name),
         f"{keys}UpdateKey": keys_pb2.UpdateKeyRequest(name=name, request_id=request_id),
         f"{keys}ReleaseKey": keys_pb2.ReleaseKeyRequest(name=name, target_attestation_token="x"),
+        f"{keys}GetKeyAttestation": keys_pb2.GetKeyAttestationRequest(name=name),
         f"{keys}BackupKey": keys_pb2.BackupKeyRequest(name=name),
         f"{keys}GetDeletedKey": keys_pb2.GetDeletedKeyRequest(name=name),
         f"{keys}RecoverDeletedKey": keys_pb2.RecoverDeletedKeyRequest(name=name, request_id=request_id),
@@ -288,6 +289,10 @@ def requests_for(key: str) -> dict[str, Message]:
         ),
         f"{keys}DeleteKey": keys_pb2.DeleteKeyRequest(name=name, request_id=request_id),
         **{f"{crypto}{method}": request for method, request in crypto_requests(name).items()},
+        f"{crypto}SecureWrapKey": crypto_pb2.SecureWrapKeyRequest(name=name, algorithm="A256KW"),
+        f"{crypto}SecureUnwrapKey": crypto_pb2.SecureUnwrapKeyRequest(
+            name=name, algorithm="A256KW", wrapped_key=b"k" * 40, target_attestation_token="x"
+        ),
         f"{service}CreateRoleAssignment": roles_pb2.CreateRoleAssignmentRequest(
             **scope, role_definition_id=request_id, principal_id="client/x", request_id=request_id
         ),

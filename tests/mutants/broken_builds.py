@@ -33,6 +33,8 @@ _KEY_PROPOSED = "new-generation-the new key-encryption key is proposed and not i
 _DUE = "tests/unit/test_rotation.py"
 _ADMISSION = "tests/unit/test_admission.py"
 _RELEASE = "tests/unit/test_key_release.py"
+_KEY_ATTESTATION = "tests/unit/test_key_attestation.py"
+_SECURE_WRAP = "tests/unit/test_secure_wrap.py"
 _REVOKED = "tests/unit/store/test_revoked_epochs.py"
 _ROTATION = "tests/integration/test_share_rotation.py"
 _REST = "tests/integration/test_rest_security_domain.py"
@@ -840,6 +842,75 @@ BROKEN_BUILDS: tuple[BrokenBuild, ...] = (
         "        except _REFUSED as error:\n            refused = KeyReleaseRefused()\n"
         "            refused.message = str(error)\n            raise refused from None\n",
         (f"{_RELEASE}::test_every_bad_token_is_the_same_refusal",),
+    ),
+    BrokenBuild(
+        "what ML-KEM wrapped is not checked when it is unwrapped",
+        "G3",
+        "hsm_pool/crypto/operations.py",
+        "    return keywrap.aes_key_unwrap(kem_key_encryption_key(shared_secret).reveal(), wrapped[size:])\n",
+        "    try:\n"
+        "        return keywrap.aes_key_unwrap(kem_key_encryption_key(shared_secret).reveal(), wrapped[size:])\n"
+        "    except keywrap.InvalidUnwrap:\n"
+        "        return wrapped[size + 8 :]\n",
+        ("tests/unit/crypto/test_operations.py::test_every_cause_of_a_failed_decryption_looks_the_same",),
+    ),
+    BrokenBuild(
+        "the shared secret of ML-KEM is the wrapping key itself",
+        "G3",
+        "hsm_pool/crypto/operations.py",
+        "    return SecretBytes(HKDF(hashes.SHA256(), length_bytes, None, other_info).derive(shared_secret.reveal()))\n",
+        "    return shared_secret\n",
+        ("tests/unit/crypto/test_operations.py::test_an_ml_kem_wrap_is_opened_by_what_its_standards_say",),
+    ),
+    BrokenBuild(
+        "a key attestation needs no signature of the platform",
+        "G5",
+        "hsm_pool/enclave/key_attestation.py",
+        '    octets, platform_uri, platform = open_token(inner, anchors.platform_root, "platform", now)\n',
+        "    import cbor2\n\n    protected, _, octets, _ = cbor2.loads(inner).value\n"
+        "    platform = x509.load_der_x509_certificate(cbor2.loads(protected)[33])\n"
+        '    platform_uri = owner_uri.replace("partition", "platform")\n',
+        (f"{_KEY_ATTESTATION}::test_both_roots_must_have_certified",),
+    ),
+    BrokenBuild(
+        "the two halves of a key attestation are of different keys",
+        "G6",
+        "hsm_pool/enclave/key_attestation.py",
+        "        if public != dataclasses.replace(claims, part=Part.PUBLIC) or others != certificates:\n",
+        "        if False:\n",
+        (f"{_KEY_ATTESTATION}::test_what_does_not_belong_together_is_refused",),
+    ),
+    BrokenBuild(
+        "a partition attests a key for another one",
+        "G5",
+        "hsm_pool/enclave/key_attestation.py",
+        "    if (platform_uri, owner_uri) != names:\n",
+        "    if False:\n",
+        (f"{_KEY_ATTESTATION}::test_both_roots_must_have_certified",),
+    ),
+    BrokenBuild(
+        "a key that wraps securely decrypts, too",
+        "G3",
+        "hsm_pool/core/secure_wrap.py",
+        "    if not OPERATIONS.issuperset(operations):\n",
+        "    if False:\n",
+        (f"{_SECURE_WRAP}::test_a_key_that_wraps_securely_does_nothing_else",),
+    ),
+    BrokenBuild(
+        "a key that decrypts becomes one that wraps securely",
+        "G3",
+        "hsm_pool/core/secure_wrap.py",
+        "    if wraps_securely(old) != wraps_securely(new):\n",
+        "    if False:\n",
+        (f"{_SECURE_WRAP}::test_no_other_key_becomes_one",),
+    ),
+    BrokenBuild(
+        "a secure unwrap asks for no attestation that meets the policy",
+        "G3",
+        "hsm_pool/net/secure_wrap.py",
+        "            key_release.check_target(policy, target.authority, target.claims)\n",
+        "",
+        ("tests/integration/test_key_release.py::test_a_secure_unwrap_is_for_whom_the_policy_names",),
     ),
     BrokenBuild(
         "a key exchange key becomes one that decrypts",

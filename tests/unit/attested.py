@@ -75,6 +75,7 @@ class TestPool:
             return str(directory / f"{name}.crt"), str(directory / f"{name}.key")
 
         (directory / "root.crt").write_bytes(self.owner_root.certificate_pem)
+        (directory / "platform-root.crt").write_bytes(self.platform_root.certificate_pem)
         platform = write("platform", self.platform_root.issue(f"spiffe://{self.pool_id}/platform/{index}"))
         owner = write("owner", self.owner_root.issue(uri))
         tls = write("peer", peers.issue(uri, server=True))
@@ -83,7 +84,7 @@ class TestPool:
             PARTITION,
             pool_id=self.pool_id,
             index=index,
-            platform=PlatformSettings(*platform, "/root", "/sealing"),
+            platform=PlatformSettings(*platform, str(directory / "platform-root.crt"), "/sealing"),
             owner=OwnerSettings(*owner, str(directory / "root.crt")),
             peer_plane=Identity(*tls, "/ca"),
             client_plane=Identity(*client, "/ca"),

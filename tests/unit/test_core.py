@@ -39,7 +39,8 @@ from hsm_pool.core.model import (
 from hsm_pool.core.state import Overlay, State
 from hsm_pool.store import codec
 
-USES = tuple(operation for operation in KeyOperation if operation is not KeyOperation.IMPORT)
+_BY_THEMSELVES = {KeyOperation.IMPORT, KeyOperation.SECURE_WRAP_KEY, KeyOperation.SECURE_UNWRAP_KEY}
+USES = tuple(operation for operation in KeyOperation if operation not in _BY_THEMSELVES)
 MATERIAL = SealedMaterial(1, b"n" * 12, b"c" * 32)
 
 

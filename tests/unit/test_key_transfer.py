@@ -140,14 +140,14 @@ RSA: dict[str, Any] = {"key_type": KeyType.RSA, "curve": Curve.NONE, "size_bits"
 def test_a_key_that_imports_does_nothing_else_for_ever() -> None:
     """G3: an exchange key that could be made to decrypt, or be released, would open every blob."""
     importing = (KeyOperation.IMPORT,)
-    algorithms.check_key_operations(KeyType.RSA, importing)
-    assert KeyOperation.IMPORT not in algorithms.default_key_operations(KeyType.RSA)
+    algorithms.check_key_operations(KeyType.RSA, 2048, importing)
+    assert KeyOperation.IMPORT not in algorithms.default_key_operations(KeyType.RSA, 2048)
     for key_type, operations in (
         (KeyType.RSA, (KeyOperation.DECRYPT, KeyOperation.IMPORT)),
         *((key_type, importing) for key_type in (KeyType.EC, KeyType.OCT, KeyType.AKP)),
     ):
         with pytest.raises(errors.InvalidField):
-            algorithms.check_key_operations(key_type, operations)
+            algorithms.check_key_operations(key_type, 256, operations)
     state = State()
     run(state, create("a", 1, **RSA, key_operations=importing))
     run(state, create("b", 1, **RSA, key_operations=(KeyOperation.DECRYPT,)))

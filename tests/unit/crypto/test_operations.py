@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import itertools
 import math
@@ -11,11 +12,13 @@ import queue
 import random
 import threading
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from cryptography.hazmat.primitives import serialization
+from cryptography.hazmat.primitives import hashes, keywrap, serialization
 from cryptography.hazmat.primitives.asymmetric import dsa, ec, ed25519, rsa
+from cryptography.hazmat.primitives.kdf.hkdf import HKDF
 
 from hsm_pool import errors, limits
 from hsm_pool.core.model import Curve, KeyOperation, KeyType
@@ -93,16 +96,22 @@ def test_each_algorithm_round_trips(keys, algorithm: Algorithm) -> None:
         assert operations.unwrap_key(key, algorithm, operations.wrap_key(key, algorithm, target)) == target
 
 
-S, V, E, D, W, U = (
+S, V, E, D, W, U, SW, SU = (
     KeyOperation.SIGN,
     KeyOperation.VERIFY,
     KeyOperation.ENCRYPT,
     KeyOperation.DECRYPT,
     KeyOperation.WRAP_KEY,
     KeyOperation.UNWRAP_KEY,
+    KeyOperation.SECURE_WRAP_KEY,
+    KeyOperation.SECURE_UNWRAP_KEY,
 )
 RSA_KINDS = {(KeyType.RSA, Curve.NONE, bits) for bits in (2048, 3072, 4096)}
 OCT_KINDS = {(KeyType.OCT, Curve.NONE, bits) for bits in (128, 192, 256)}
+ML_KEM_KINDS = {  # FIPS 203, table 3: octets of the public key
+    name: (KeyType.AKP, Curve.NONE, 8 * public_key_bytes)
+    for name, public_key_bytes in (("ML-KEM-768", 1184), ("ML-KEM-1024", 1568))
+}
 PUBLISHED: dict[str, tuple[set[tuple[KeyType, Curve, int]], set[KeyOperation]]] = {
     **{f"{family}{bits}": (RSA_KINDS, {S, V}) for family in ("RS", "PS") for bits in (256, 384, 512)},
     "RSNULL": (RSA_KINDS, {S, V}),
@@ -110,7 +119,9 @@ PUBLISHED: dict[str, tuple[set[tuple[KeyType, Curve, int]], set[KeyOperation]]] 
         f"ML-DSA-{parameters}": ({(KeyType.AKP, Curve.NONE, 8 * public_key_bytes)}, {S, V})
         for parameters, public_key_bytes in ((44, 1312), (65, 1952), (87, 2592))  # FIPS 204, table 2
     },
-    **{name: (RSA_KINDS, {E, D, W, U}) for name in ("RSA-OAEP-256", "RSA-OAEP", "RSA1_5")},
+    **{f"{name}-HKDF-SHA256-A256KW": ({kind}, {W, U}) for name, kind in ML_KEM_KINDS.items()},
+    **{name: (RSA_KINDS, {E, D, W, U}) for name in ("RSA-OAEP", "RSA1_5")},
+    "RSA-OAEP-256": (RSA_KINDS, {E, D, W, U, SW, SU}),
     "ES256": ({(KeyType.EC, Curve.P256, 256)}, {S, V}),
     "ES384": ({(KeyType.EC, Curve.P384, 384)}, {S, V}),
     "ES512": ({(KeyType.EC, Curve.P521, 521)}, {S, V}),
@@ -121,8 +132,9 @@ PUBLISHED: dict[str, tuple[set[tuple[KeyType, Curve, int]], set[KeyOperation]]] 
         for bits in (128, 192, 256)
         for mode in ("CBC", "CBCPAD")
     },
-    **{f"A{bits}KW": ({(KeyType.OCT, Curve.NONE, bits)}, {W, U}) for bits in (128, 192, 256)},
-    **{name: (OCT_KINDS, {W, U}) for name in ("CKM_AES_KEY_WRAP", "CKM_AES_KEY_WRAP_PAD")},
+    **{f"A{bits}KW": ({(KeyType.OCT, Curve.NONE, bits)}, {W, U, SW, SU}) for bits in (128, 192, 256)},
+    **{f"A{bits}KWPAD": ({(KeyType.OCT, Curve.NONE, bits)}, {SW, SU}) for bits in (128, 192, 256)},
+    **{name: (OCT_KINDS, {W, U, SW, SU}) for name in ("CKM_AES_KEY_WRAP", "CKM_AES_KEY_WRAP_PAD")},
     **{f"HS{bits}": (OCT_KINDS, {S, V}) for bits in (256, 384, 512)},
 }
 """RFC 7518, RFC 8812 and Azure's documentation, written down apart from the table."""
@@ -153,9 +165,10 @@ def test_functions_refuse_what_does_not_fit(keys) -> None:
         W: lambda key, algorithm: operations.wrap_key(key, algorithm, bytes(16)),
         U: lambda key, algorithm: operations.unwrap_key(key, algorithm, bytes(24)),
     }
-    refused = 0
+    refused, securely = 0, {W: SW, U: SU}  # which the same functions do
     for algorithm, kind, operation in itertools.product(ALGORITHMS, KINDS, functions):
-        if kind[0] is algorithm.key_type and operation in algorithm.operations:
+        served = {operation, securely.get(operation)} & algorithm.operations
+        if kind[0] is algorithm.key_type and served:
             continue
         with pytest.raises(errors.AlgorithmNotSupported):
             functions[operation](keys[kind][1], algorithm)
@@ -163,26 +176,30 @@ def test_functions_refuse_what_does_not_fit(keys) -> None:
     assert refused > len(ALGORITHMS) * len(KINDS)
 
 
-@pytest.mark.parametrize("key_type", KeyType, ids=lambda key_type: key_type.name)
-def test_key_operations_by_key_type(key_type: KeyType) -> None:
+@pytest.mark.parametrize("kind", KINDS, ids=lambda kind: f"{kind[0].name}-{kind[1].name}-{kind[2]}")
+def test_key_operations_by_kind(kind: tuple[KeyType, Curve, int]) -> None:
     """Azure's defaults, which leave HMAC out; each operation alone, and twice."""
+    key_type, _, size_bits = kind
     default = {
         KeyType.RSA: {S, V, E, D, W, U},
         KeyType.EC: {S, V},
         KeyType.OCT: {E, D, W, U},
-        KeyType.AKP: {S, V},
+        KeyType.AKP: {W, U} if kind in ML_KEM_KINDS.values() else {S, V},
     }[key_type]
-    allowed = default | {S, V}
-    assert set(algorithms.default_key_operations(key_type)) == default
-    algorithms.check_key_operations(key_type, algorithms.default_key_operations(key_type))
+    allowed = default | ({SW, SU} if key_type in {KeyType.RSA, KeyType.OCT} else set())
+    allowed |= {S, V} if key_type is KeyType.OCT else set()
+    assert set(algorithms.default_key_operations(key_type, size_bits)) == default
+    algorithms.check_key_operations(
+        key_type, size_bits, algorithms.default_key_operations(key_type, size_bits)
+    )
     for operation in KeyOperation:
         if operation in allowed:
-            algorithms.check_key_operations(key_type, [operation])
+            algorithms.check_key_operations(key_type, size_bits, [operation])
             with pytest.raises(errors.InvalidField):
-                algorithms.check_key_operations(key_type, [operation, operation])
+                algorithms.check_key_operations(key_type, size_bits, [operation, operation])
         else:
             with pytest.raises(errors.InvalidField):
-                algorithms.check_key_operations(key_type, [*allowed, operation])
+                algorithms.check_key_operations(key_type, size_bits, [*allowed, operation])
 
 
 def test_nonces_of_gcm_do_not_repeat(keys) -> None:
@@ -202,6 +219,29 @@ def test_both_forms_of_an_ecdsa_signature_verify(keys) -> None:
     for bad in (0, order, order + s if order + s < 2**256 else 0):
         with pytest.raises(operations.InvalidSignature):
             operations.verify(key, algorithm, bytes(32), signature[:32] + bad.to_bytes(32, "big"))
+
+
+def kem_failures(keys) -> list[Callable[[], bytes]]:
+    """Return what does not unwrap with an ML-KEM key, by whatever part of it is wrong."""
+    failures: list[Callable[[], bytes]] = []
+    for name, kind in ML_KEM_KINDS.items():
+        key, algorithm = keys[kind][1], named(f"{name}-HKDF-SHA256-A256KW")
+        wrapped, size = operations.wrap_key(key, algorithm, bytes(32)), len(key.public.encapsulate()[1])
+        other = load(KeyType.AKP, generate(*kind).material)
+        wrongs = [
+            *(flipped(wrapped, position) for position in (0, size - 1, size, len(wrapped) - 1)),
+            *(wrapped[:length] for length in (0, 1, size - 1, size, size + 8, len(wrapped) - 8)),
+            wrapped + bytes(8),
+            bytes(len(wrapped)),
+            bytes(70_000),
+            operations.wrap_key(other, algorithm, bytes(32)),
+        ]
+        failures += [functools.partial(operations.unwrap_key, key, algorithm, wrong) for wrong in wrongs]
+    return failures
+
+
+def flipped(octets: bytes, position: int) -> bytes:
+    return octets[:position] + bytes([octets[position] ^ 1]) + octets[position + 1 :]
 
 
 def test_every_cause_of_a_failed_decryption_looks_the_same(keys) -> None:
@@ -251,6 +291,7 @@ def test_every_cause_of_a_failed_decryption_looks_the_same(keys) -> None:
         lambda: operations.unwrap_key(oct_key, key_wrap, wrapped[:-1] + bytes([wrapped[-1] ^ 1])),
         lambda: operations.unwrap_key(oct_key, key_wrap, b""),
         lambda: operations.unwrap_key(oct_key, key_wrap, bytes(4096)),
+        *kem_failures(keys),
     ]
     texts = set()
     for cause in causes:
@@ -368,6 +409,32 @@ def test_payload_bounds(keys) -> None:
             operations.wrap_key(oct_key, key_wrap, bytes(length))
     with pytest.raises(errors.PayloadTooLarge):
         operations.wrap_key(oct_key, key_wrap, bytes(limits.WRAPPED_KEY_BYTES_MAX + 8))
+
+
+@pytest.mark.parametrize("kind", ML_KEM_KINDS.values(), ids=ML_KEM_KINDS)
+def test_an_ml_kem_wrap_is_opened_by_what_its_standards_say(keys, kind: tuple[KeyType, Curve, int]) -> None:
+    """FIPS 203, RFC 9629 and RFC 3394 without any of the product's code; each wrap is another."""
+    material, key = keys[kind]
+    algorithm = next(a for a in ALGORITHMS if a.size_bits == kind[2])
+    assert algorithm.preview
+    private = serialization.load_der_private_key(material.material.reveal(), None)
+    for length in (16, 32, 64, limits.WRAPPED_KEY_BYTES_MAX):
+        target = os.urandom(length)
+        wrapped = operations.wrap_key(key, algorithm, target)
+        size = len(wrapped) - length - 8
+        shared_secret = private.decapsulate(wrapped[:size])
+        aes256_wrap = bytes.fromhex("300b060960864801650304012d")
+        other_info = b"\x30\x10" + aes256_wrap + b"\x02\x01\x20"
+        key_encryption_key = HKDF(hashes.SHA256(), 32, None, other_info).derive(shared_secret)
+        assert keywrap.aes_key_unwrap(key_encryption_key, wrapped[size:]) == target
+        again = operations.wrap_key(key, algorithm, target)
+        assert again[:size] != wrapped[:size]
+        assert again[size:] != wrapped[size:]
+    for length in (0, 8, 15, 17):
+        with pytest.raises(errors.InvalidField):
+            operations.wrap_key(key, algorithm, bytes(length))
+    with pytest.raises(errors.PayloadTooLarge):
+        operations.wrap_key(key, algorithm, bytes(limits.WRAPPED_KEY_BYTES_MAX + 8))
 
 
 @pytest.mark.parametrize("kind", KINDS, ids=lambda kind: f"{kind[0].name}-{kind[1].name}-{kind[2]}")

@@ -65,6 +65,16 @@ class CryptoServiceStub:
                 request_serializer=mhsm_dot_crypto_dot_v1_dot_crypto__pb2.UnwrapKeyRequest.SerializeToString,
                 response_deserializer=mhsm_dot_crypto_dot_v1_dot_crypto__pb2.UnwrapKeyResponse.FromString,
                 _registered_method=True)
+        self.SecureWrapKey = channel.unary_unary(
+                '/mhsm.crypto.v1.CryptoService/SecureWrapKey',
+                request_serializer=mhsm_dot_crypto_dot_v1_dot_crypto__pb2.SecureWrapKeyRequest.SerializeToString,
+                response_deserializer=mhsm_dot_crypto_dot_v1_dot_crypto__pb2.SecureWrapKeyResponse.FromString,
+                _registered_method=True)
+        self.SecureUnwrapKey = channel.unary_unary(
+                '/mhsm.crypto.v1.CryptoService/SecureUnwrapKey',
+                request_serializer=mhsm_dot_crypto_dot_v1_dot_crypto__pb2.SecureUnwrapKeyRequest.SerializeToString,
+                response_deserializer=mhsm_dot_crypto_dot_v1_dot_crypto__pb2.SecureUnwrapKeyResponse.FromString,
+                _registered_method=True)
         self.GetRandomBytes = channel.unary_unary(
                 '/mhsm.crypto.v1.CryptoService/GetRandomBytes',
                 request_serializer=mhsm_dot_crypto_dot_v1_dot_crypto__pb2.GetRandomBytesRequest.SerializeToString,
@@ -123,6 +133,23 @@ class CryptoServiceServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def SecureWrapKey(self, request, context):
+        """Makes an AES key of 256 bits and returns it wrapped, and in no other form.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def SecureUnwrapKey(self, request, context):
+        """Unwraps what SecureWrapKey wrapped for an environment that an attestation
+        authority vouches for: encrypted to a key of that environment, if the claims
+        meet the version's release policy. Whatever of that fails is
+        KEY_RELEASE_REFUSED; what does not unwrap is DECRYPTION_FAILED.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
     def GetRandomBytes(self, request, context):
         """Returns random bytes from the pool's generator.
         """
@@ -170,6 +197,16 @@ def add_CryptoServiceServicer_to_server(servicer, server):
                     servicer.UnwrapKey,
                     request_deserializer=mhsm_dot_crypto_dot_v1_dot_crypto__pb2.UnwrapKeyRequest.FromString,
                     response_serializer=mhsm_dot_crypto_dot_v1_dot_crypto__pb2.UnwrapKeyResponse.SerializeToString,
+            ),
+            'SecureWrapKey': grpc.unary_unary_rpc_method_handler(
+                    servicer.SecureWrapKey,
+                    request_deserializer=mhsm_dot_crypto_dot_v1_dot_crypto__pb2.SecureWrapKeyRequest.FromString,
+                    response_serializer=mhsm_dot_crypto_dot_v1_dot_crypto__pb2.SecureWrapKeyResponse.SerializeToString,
+            ),
+            'SecureUnwrapKey': grpc.unary_unary_rpc_method_handler(
+                    servicer.SecureUnwrapKey,
+                    request_deserializer=mhsm_dot_crypto_dot_v1_dot_crypto__pb2.SecureUnwrapKeyRequest.FromString,
+                    response_serializer=mhsm_dot_crypto_dot_v1_dot_crypto__pb2.SecureUnwrapKeyResponse.SerializeToString,
             ),
             'GetRandomBytes': grpc.unary_unary_rpc_method_handler(
                     servicer.GetRandomBytes,
@@ -345,6 +382,60 @@ class CryptoService:
             '/mhsm.crypto.v1.CryptoService/UnwrapKey',
             mhsm_dot_crypto_dot_v1_dot_crypto__pb2.UnwrapKeyRequest.SerializeToString,
             mhsm_dot_crypto_dot_v1_dot_crypto__pb2.UnwrapKeyResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def SecureWrapKey(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/mhsm.crypto.v1.CryptoService/SecureWrapKey',
+            mhsm_dot_crypto_dot_v1_dot_crypto__pb2.SecureWrapKeyRequest.SerializeToString,
+            mhsm_dot_crypto_dot_v1_dot_crypto__pb2.SecureWrapKeyResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def SecureUnwrapKey(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/mhsm.crypto.v1.CryptoService/SecureUnwrapKey',
+            mhsm_dot_crypto_dot_v1_dot_crypto__pb2.SecureUnwrapKeyRequest.SerializeToString,
+            mhsm_dot_crypto_dot_v1_dot_crypto__pb2.SecureUnwrapKeyResponse.FromString,
             options,
             channel_credentials,
             insecure,

@@ -37,9 +37,9 @@ class _KeyTypeEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_KeyType.Value
     KEY_TYPE_OCT: _KeyType.ValueType  # 3
     """oct-HSM, 128, 192 or 256 bits."""
     KEY_TYPE_AKP: _KeyType.ValueType  # 4
-    """PREVIEW, may change: AKP-HSM (RFC 9964), an ML-DSA key (FIPS 204) whose
-    size tells the parameter set: 10496 ML-DSA-44, 15616 ML-DSA-65, 20736
-    ML-DSA-87.
+    """PREVIEW, may change: AKP-HSM (RFC 9964), an ML-DSA key (FIPS 204) or an
+    ML-KEM key (FIPS 203), whose size tells the parameter set: 10496 ML-DSA-44,
+    15616 ML-DSA-65, 20736 ML-DSA-87, 9472 ML-KEM-768, 12544 ML-KEM-1024.
     """
 
 class KeyType(_KeyType, metaclass=_KeyTypeEnumTypeWrapper):
@@ -54,9 +54,9 @@ KEY_TYPE_EC: KeyType.ValueType  # 2
 KEY_TYPE_OCT: KeyType.ValueType  # 3
 """oct-HSM, 128, 192 or 256 bits."""
 KEY_TYPE_AKP: KeyType.ValueType  # 4
-"""PREVIEW, may change: AKP-HSM (RFC 9964), an ML-DSA key (FIPS 204) whose
-size tells the parameter set: 10496 ML-DSA-44, 15616 ML-DSA-65, 20736
-ML-DSA-87.
+"""PREVIEW, may change: AKP-HSM (RFC 9964), an ML-DSA key (FIPS 204) or an
+ML-KEM key (FIPS 203), whose size tells the parameter set: 10496 ML-DSA-44,
+15616 ML-DSA-65, 20736 ML-DSA-87, 9472 ML-KEM-768, 12544 ML-KEM-1024.
 """
 Global___KeyType: _TypeAlias = KeyType  # noqa: Y015
 
@@ -116,6 +116,12 @@ class _KeyOperationEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_KeyOpera
     """import: opens key transfer blobs (BYOK). RSA keys only, and the only
     operation of the key.
     """
+    KEY_OPERATION_SECURE_WRAP_KEY: _KeyOperation.ValueType  # 8
+    """secureWrapKey: wraps a key that the pool makes. With secureUnwrapKey only,
+    in a key that is made in the pool, not exportable, and has a release policy.
+    """
+    KEY_OPERATION_SECURE_UNWRAP_KEY: _KeyOperation.ValueType  # 9
+    """secureUnwrapKey: unwraps it for an attested environment."""
 
 class KeyOperation(_KeyOperation, metaclass=_KeyOperationEnumTypeWrapper):
     """What a key may be used for (JWK key_ops)."""
@@ -138,6 +144,12 @@ KEY_OPERATION_IMPORT: KeyOperation.ValueType  # 7
 """import: opens key transfer blobs (BYOK). RSA keys only, and the only
 operation of the key.
 """
+KEY_OPERATION_SECURE_WRAP_KEY: KeyOperation.ValueType  # 8
+"""secureWrapKey: wraps a key that the pool makes. With secureUnwrapKey only,
+in a key that is made in the pool, not exportable, and has a release policy.
+"""
+KEY_OPERATION_SECURE_UNWRAP_KEY: KeyOperation.ValueType  # 9
+"""secureUnwrapKey: unwraps it for an attested environment."""
 Global___KeyOperation: _TypeAlias = KeyOperation  # noqa: Y015
 
 class _RecoveryLevel:
@@ -260,7 +272,9 @@ Global___KeyAttributes: _TypeAlias = KeyAttributes  # noqa: Y015
 
 @_typing.final
 class KeyReleasePolicy(_message.Message):
-    """Who gets an exportable key version: Azure's release policy, version 1.0.0."""
+    """Who gets an exportable key version, or what one wraps securely: Azure's
+    release policy, version 1.0.0.
+    """
 
     DESCRIPTOR: _descriptor.Descriptor
 
@@ -330,7 +344,7 @@ class Key(_message.Message):
     curve: Global___Curve.ValueType
     """Curve of an EC key."""
     size_bits: _builtins.int
-    """Size in bits (RSA modulus, EC field, AES key, ML-DSA public key)."""
+    """Size in bits (RSA modulus, EC field, AES key, AKP public key)."""
     public_key_der: _builtins.bytes
     """SubjectPublicKeyInfo, DER; empty for oct keys."""
     @_builtins.property
@@ -347,7 +361,9 @@ class Key(_message.Message):
 
     @_builtins.property
     def release_policy(self) -> Global___KeyReleasePolicy:
-        """Who gets it; exportable versions only."""
+        """Who gets it, or what it wraps; exportable versions and those that wrap
+        securely.
+        """
 
     def __init__(
         self,
@@ -471,7 +487,9 @@ class CreateKeyRequest(_message.Message):
 
     @_builtins.property
     def release_policy(self) -> Global___KeyReleasePolicy:
-        """Needed for an exportable key, and refused for any other."""
+        """Needed for an exportable key and for one that wraps securely, and refused
+        for any other.
+        """
 
     def __init__(
         self,
@@ -530,7 +548,9 @@ class KeyMaterialSecret(_message.Message):
     OCTETS_FIELD_NUMBER: _builtins.int
     KEY_TRANSFER_BLOB_FIELD_NUMBER: _builtins.int
     pkcs8_der: _builtins.bytes
-    """PKCS#8 PrivateKeyInfo, DER, not encrypted: RSA, EC and ML-DSA keys."""
+    """PKCS#8 PrivateKeyInfo, DER, not encrypted: RSA, EC, ML-DSA and
+    ML-KEM keys.
+    """
     octets: _builtins.bytes
     """Raw octets: oct keys."""
     key_transfer_blob: _builtins.bytes
@@ -872,7 +892,7 @@ class UpdateKeyRequest(_message.Message):
 
     @_builtins.property
     def release_policy(self) -> Global___KeyReleasePolicy:
-        """New release policy of an exportable version whose policy is not immutable."""
+        """New release policy of a version that has one which is not immutable."""
 
     def __init__(
         self,
@@ -1455,6 +1475,96 @@ class ReleaseKeyResponse(_message.Message):
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___ReleaseKeyResponse: _TypeAlias = ReleaseKeyResponse  # noqa: Y015
+
+@_typing.final
+class GetKeyAttestationRequest(_message.Message):
+    """Request of GetKeyAttestation."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    NAME_FIELD_NUMBER: _builtins.int
+    name: _builtins.str
+    """keys/{key} or keys/{key}/versions/{version}."""
+    def __init__(
+        self,
+        *,
+        name: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["name", b"name"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___GetKeyAttestationRequest: _TypeAlias = GetKeyAttestationRequest  # noqa: Y015
+
+@_typing.final
+class KeyAttestation(_message.Message):
+    """Proof of what a version is: Azure's attestation. It says only what never
+    changes of a version, and is the same whenever the same partition makes it.
+    """
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    CERTIFICATES_PEM_FIELD_NUMBER: _builtins.int
+    PRIVATE_KEY_ATTESTATION_FIELD_NUMBER: _builtins.int
+    PUBLIC_KEY_ATTESTATION_FIELD_NUMBER: _builtins.int
+    VERSION_FIELD_NUMBER: _builtins.int
+    certificates_pem: _builtins.bytes
+    """PEM: the certificates of the partition's platform and of its root, then those
+    that the owner gave, and his root. Whoever verifies has the roots already.
+    """
+    private_key_attestation: _builtins.bytes
+    """About the private or symmetric key: a nested CBOR web token."""
+    public_key_attestation: _builtins.bytes
+    """About the public key; empty for oct keys."""
+    version: _builtins.str
+    """Form of the two; this project's own, not a vendor's."""
+    def __init__(
+        self,
+        *,
+        certificates_pem: _builtins.bytes = ...,
+        private_key_attestation: _builtins.bytes = ...,
+        public_key_attestation: _builtins.bytes = ...,
+        version: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["certificates_pem", b"certificates_pem", "private_key_attestation", b"private_key_attestation", "public_key_attestation", b"public_key_attestation", "version", b"version"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___KeyAttestation: _TypeAlias = KeyAttestation  # noqa: Y015
+
+@_typing.final
+class GetKeyAttestationResponse(_message.Message):
+    """Response of GetKeyAttestation."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    KEY_FIELD_NUMBER: _builtins.int
+    ATTESTATION_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def key(self) -> Global___Key:
+        """The version asked for."""
+
+    @_builtins.property
+    def attestation(self) -> Global___KeyAttestation:
+        """Its attestation."""
+
+    def __init__(
+        self,
+        *,
+        key: Global___Key | None = ...,
+        attestation: Global___KeyAttestation | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["attestation", b"attestation", "key", b"key"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["attestation", b"attestation", "key", b"key"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___GetKeyAttestationResponse: _TypeAlias = GetKeyAttestationResponse  # noqa: Y015
 
 @_typing.final
 class BackupKeyRequest(_message.Message):

@@ -111,6 +111,11 @@ class KeyServiceStub:
                 request_serializer=mhsm_dot_keys_dot_v1_dot_keys__pb2.ReleaseKeyRequest.SerializeToString,
                 response_deserializer=mhsm_dot_keys_dot_v1_dot_keys__pb2.ReleaseKeyResponse.FromString,
                 _registered_method=True)
+        self.GetKeyAttestation = channel.unary_unary(
+                '/mhsm.keys.v1.KeyService/GetKeyAttestation',
+                request_serializer=mhsm_dot_keys_dot_v1_dot_keys__pb2.GetKeyAttestationRequest.SerializeToString,
+                response_deserializer=mhsm_dot_keys_dot_v1_dot_keys__pb2.GetKeyAttestationResponse.FromString,
+                _registered_method=True)
         self.BackupKey = channel.unary_unary(
                 '/mhsm.keys.v1.KeyService/BackupKey',
                 request_serializer=mhsm_dot_keys_dot_v1_dot_keys__pb2.BackupKeyRequest.SerializeToString,
@@ -238,6 +243,14 @@ class KeyServiceServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def GetKeyAttestation(self, request, context):
+        """Reads a version together with proof that it is a key of this pool, and of
+        which kind, for somebody who has the pool's two roots and not the pool.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
     def BackupKey(self, request, context):
         """Returns a key with all its versions, encrypted to the security domain.
         """
@@ -330,6 +343,11 @@ def add_KeyServiceServicer_to_server(servicer, server):
                     servicer.ReleaseKey,
                     request_deserializer=mhsm_dot_keys_dot_v1_dot_keys__pb2.ReleaseKeyRequest.FromString,
                     response_serializer=mhsm_dot_keys_dot_v1_dot_keys__pb2.ReleaseKeyResponse.SerializeToString,
+            ),
+            'GetKeyAttestation': grpc.unary_unary_rpc_method_handler(
+                    servicer.GetKeyAttestation,
+                    request_deserializer=mhsm_dot_keys_dot_v1_dot_keys__pb2.GetKeyAttestationRequest.FromString,
+                    response_serializer=mhsm_dot_keys_dot_v1_dot_keys__pb2.GetKeyAttestationResponse.SerializeToString,
             ),
             'BackupKey': grpc.unary_unary_rpc_method_handler(
                     servicer.BackupKey,
@@ -749,6 +767,33 @@ class KeyService:
             '/mhsm.keys.v1.KeyService/ReleaseKey',
             mhsm_dot_keys_dot_v1_dot_keys__pb2.ReleaseKeyRequest.SerializeToString,
             mhsm_dot_keys_dot_v1_dot_keys__pb2.ReleaseKeyResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def GetKeyAttestation(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/mhsm.keys.v1.KeyService/GetKeyAttestation',
+            mhsm_dot_keys_dot_v1_dot_keys__pb2.GetKeyAttestationRequest.SerializeToString,
+            mhsm_dot_keys_dot_v1_dot_keys__pb2.GetKeyAttestationResponse.FromString,
             options,
             channel_credentials,
             insecure,

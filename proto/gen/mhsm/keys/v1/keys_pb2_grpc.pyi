@@ -75,6 +75,10 @@ class KeyServiceStub:
     claims meet the version's release policy. Whatever of that fails is
     KEY_RELEASE_REFUSED. A disabled or expired version is still released.
     """
+    GetKeyAttestation: _grpc.UnaryUnaryMultiCallable[_keys_pb2.GetKeyAttestationRequest, _keys_pb2.GetKeyAttestationResponse]
+    """Reads a version together with proof that it is a key of this pool, and of
+    which kind, for somebody who has the pool's two roots and not the pool.
+    """
     BackupKey: _grpc.UnaryUnaryMultiCallable[_keys_pb2.BackupKeyRequest, _keys_pb2.BackupKeyResponse]
     """Returns a key with all its versions, encrypted to the security domain."""
     RestoreKey: _grpc.UnaryUnaryMultiCallable[_keys_pb2.RestoreKeyRequest, _keys_pb2.RestoreKeyResponse]
@@ -126,6 +130,10 @@ class KeyServiceAsyncStub(KeyServiceStub):
     authority vouches for: encrypted to a key of that environment, if the
     claims meet the version's release policy. Whatever of that fails is
     KEY_RELEASE_REFUSED. A disabled or expired version is still released.
+    """
+    GetKeyAttestation: _aio.UnaryUnaryMultiCallable[_keys_pb2.GetKeyAttestationRequest, _keys_pb2.GetKeyAttestationResponse]  # type: ignore[assignment]
+    """Reads a version together with proof that it is a key of this pool, and of
+    which kind, for somebody who has the pool's two roots and not the pool.
     """
     BackupKey: _aio.UnaryUnaryMultiCallable[_keys_pb2.BackupKeyRequest, _keys_pb2.BackupKeyResponse]  # type: ignore[assignment]
     """Returns a key with all its versions, encrypted to the security domain."""
@@ -265,6 +273,16 @@ class KeyServiceServicer(metaclass=_abc_1.ABCMeta):
         authority vouches for: encrypted to a key of that environment, if the
         claims meet the version's release policy. Whatever of that fails is
         KEY_RELEASE_REFUSED. A disabled or expired version is still released.
+        """
+
+    @_abc_1.abstractmethod
+    def GetKeyAttestation(
+        self,
+        request: _keys_pb2.GetKeyAttestationRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_keys_pb2.GetKeyAttestationResponse, _abc.Awaitable[_keys_pb2.GetKeyAttestationResponse]]:
+        """Reads a version together with proof that it is a key of this pool, and of
+        which kind, for somebody who has the pool's two roots and not the pool.
         """
 
     @_abc_1.abstractmethod

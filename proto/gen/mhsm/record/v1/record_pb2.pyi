@@ -80,6 +80,30 @@ RECORD_TYPE_CHECKPOINT: RecordType.ValueType  # 16
 """CheckpointRecord."""
 Global___RecordType: _TypeAlias = RecordType  # noqa: Y015
 
+class _KeyOrigin:
+    ValueType = _typing.NewType("ValueType", _builtins.int)
+    V: _TypeAlias = ValueType  # noqa: Y015
+
+class _KeyOriginEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_KeyOrigin.ValueType], _builtins.type):
+    DESCRIPTOR: _descriptor.EnumDescriptor
+    KEY_ORIGIN_UNSPECIFIED: _KeyOrigin.ValueType  # 0
+    """Of versions that were made before it was noted."""
+    KEY_ORIGIN_GENERATED: _KeyOrigin.ValueType  # 1
+    """A partition made it."""
+    KEY_ORIGIN_IMPORTED: _KeyOrigin.ValueType  # 2
+    """It was imported."""
+
+class KeyOrigin(_KeyOrigin, metaclass=_KeyOriginEnumTypeWrapper):
+    """Where key material came from."""
+
+KEY_ORIGIN_UNSPECIFIED: KeyOrigin.ValueType  # 0
+"""Of versions that were made before it was noted."""
+KEY_ORIGIN_GENERATED: KeyOrigin.ValueType  # 1
+"""A partition made it."""
+KEY_ORIGIN_IMPORTED: KeyOrigin.ValueType  # 2
+"""It was imported."""
+Global___KeyOrigin: _TypeAlias = KeyOrigin  # noqa: Y015
+
 @_typing.final
 class PoolHeader(_message.Message):
     """Plain in the store: what a locked pool needs. Key "header"."""
@@ -602,6 +626,7 @@ class KeyVersionRecord(_message.Message):
     TAGS_FIELD_NUMBER: _builtins.int
     SEALED_MATERIAL_FIELD_NUMBER: _builtins.int
     RELEASE_POLICY_FIELD_NUMBER: _builtins.int
+    ORIGIN_FIELD_NUMBER: _builtins.int
     key_id: _builtins.str
     """Key id."""
     version_id: _builtins.str
@@ -626,6 +651,8 @@ class KeyVersionRecord(_message.Message):
     """Unix milliseconds."""
     exportable: _builtins.bool
     """Whether it may be released."""
+    origin: Global___KeyOrigin.ValueType
+    """Where the material came from."""
     @_builtins.property
     def key_operations(self) -> _containers.RepeatedScalarFieldContainer[_keys_pb2.KeyOperation.ValueType]:
         """Operations."""
@@ -640,7 +667,7 @@ class KeyVersionRecord(_message.Message):
 
     @_builtins.property
     def release_policy(self) -> Global___ReleasePolicyRecord:
-        """Who gets an exportable version; absent for any other."""
+        """Who gets an exportable version, or what one wraps securely; absent for any other."""
 
     def __init__(
         self,
@@ -661,10 +688,11 @@ class KeyVersionRecord(_message.Message):
         tags: _abc.Mapping[_builtins.str, _builtins.str] | None = ...,
         sealed_material: Global___SealedMaterial | None = ...,
         release_policy: Global___ReleasePolicyRecord | None = ...,
+        origin: Global___KeyOrigin.ValueType = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["release_policy", b"release_policy", "sealed_material", b"sealed_material"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["created_ms", b"created_ms", "curve", b"curve", "enabled", b"enabled", "expires_ms", b"expires_ms", "exportable", b"exportable", "key_id", b"key_id", "key_operations", b"key_operations", "key_type", b"key_type", "not_before_ms", b"not_before_ms", "public_key_der", b"public_key_der", "release_policy", b"release_policy", "sealed_material", b"sealed_material", "size_bits", b"size_bits", "tags", b"tags", "updated_ms", b"updated_ms", "version_id", b"version_id"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["created_ms", b"created_ms", "curve", b"curve", "enabled", b"enabled", "expires_ms", b"expires_ms", "exportable", b"exportable", "key_id", b"key_id", "key_operations", b"key_operations", "key_type", b"key_type", "not_before_ms", b"not_before_ms", "origin", b"origin", "public_key_der", b"public_key_der", "release_policy", b"release_policy", "sealed_material", b"sealed_material", "size_bits", b"size_bits", "tags", b"tags", "updated_ms", b"updated_ms", "version_id", b"version_id"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
