@@ -283,7 +283,7 @@ BROKEN_BUILDS: tuple[BrokenBuild, ...] = (
         "evidence counts without the owner's signature",
         "G5",
         "hsm_pool/enclave/verifier.py",
-        '        owner, owner_uri = self._opened(evidence.owner_token, self._anchors.owner_root, "owner")\n',
+        '        owner, owner_uri, _ = open_token(evidence.owner_token, self._anchors.owner_root, "owner", now)\n',
         '        owner, owner_uri = platform, platform_uri.replace("platform", "partition")\n',
         ("tests/unit/test_evidence.py::test_both_roots_must_have_certified",),
     ),
