@@ -81,7 +81,7 @@ def test_an_activation_under_way_is_told_from_a_pool_without_a_download() -> Non
 
 @pytest.mark.parametrize(
     ("why", "following"),
-    [("download its security domain first", "mhsm security-domain download"), (DOWNLOADED_OVER_REST, "poll")],
+    [("download its security domain first", "mhsm security-domain status"), (DOWNLOADED_OVER_REST, "poll")],
 )
 def test_a_download_over_rest_is_polled_and_not_repeated(why: str, following: str) -> None:
     failure = failure_of(NotActivated(f"the pool is not active: {why}"))
