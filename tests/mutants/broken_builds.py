@@ -240,6 +240,14 @@ BROKEN_BUILDS: tuple[BrokenBuild, ...] = (
         (f"{_RESTORE_AND_EPOCHS}::test_an_epoch_is_not_activated_over_a_drain_or_a_resumption",),
     ),
     BrokenBuild(
+        "a new proposal of an epoch inherits the holders of the one before it",
+        "G1",
+        "hsm_pool/core/epochs.py",
+        "            holders = frozenset({command.holder})\n",
+        "            holders = pool.holders | {command.holder}\n",
+        ("tests/unit/test_restore_and_epochs.py::test_a_new_proposal_begins_with_its_proposer_alone",),
+    ),
+    BrokenBuild(
         "a share is taken for another purpose than its officer agreed to",
         "G4",
         "security_domain/submission.py",
