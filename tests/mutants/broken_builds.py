@@ -253,7 +253,7 @@ BROKEN_BUILDS: tuple[BrokenBuild, ...] = (
         "hsm_pool/core/epochs.py",
         "            holders = frozenset({command.holder})\n",
         "            holders = pool.holders | {command.holder}\n",
-        ("tests/unit/test_restore_and_epochs.py::test_a_new_proposal_begins_with_its_proposer_alone",),
+        (f"{_RESTORE_AND_EPOCHS}::test_a_new_proposal_begins_with_its_proposer_alone",),
     ),
     BrokenBuild(
         "a share is taken for another purpose than its officer agreed to",
