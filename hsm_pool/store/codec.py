@@ -133,7 +133,10 @@ def decode(record_type: int, body: bytes) -> Record:
     Raises:
         ValueError: The body is not a record of that type.
     """
-    message = record_pb2.Record.FromString(body)
+    try:
+        message = record_pb2.Record.FromString(body)
+    except Exception:  # noqa: BLE001 - the protobuf parser's own error
+        raise ValueError("a record is not readable") from None
     which = message.WhichOneof("record")
     if which == "key" and record_type == KEY:
         return decode_key(message.key)

@@ -19,6 +19,7 @@ from hsm_pool.core.restore import BATCH_RECORDS
 from hsm_pool.crypto.secret import SecretBytes
 from hsm_pool.errors import BackupRefused
 from hsm_pool.store.sealing import PoolKeys, open_material, seal_material
+from mhsm.record.v1 import record_pb2
 from security_domain.encoding import canonical
 from tests.running_pool import ROOT
 
@@ -180,6 +181,36 @@ def test_material_moves_from_pool_to_pool() -> None:
     for junk in (b"\xff" * 9, contents.take(here, keys).reveal()[:-3]):
         with pytest.raises(BackupRefused):
             contents.put_back(there, SecretBytes(junk))
+
+
+@pytest.mark.parametrize("change", ["order", "fewer", "more", "other key", "none", "materials", "nothing"])
+def test_a_key_and_its_versions_belong_together(change: str) -> None:
+    """G2, G8: whoever made the part; a key that names other versions than it has could not be served."""
+    keys = PoolKeys.generate("a" * 32, 1, KEY)
+    plaintext = contents.take(keys, [stored(keys, "k", 3, b"m" * 32)])
+    message = record_pb2.BackupPart.FromString(plaintext.reveal())
+    (entry,) = message.keys
+    names = list(entry.key.version_ids)
+    match change:
+        case "order":
+            entry.key.version_ids[:] = names[::-1]
+        case "fewer":
+            entry.key.version_ids[:] = names[:-1]
+        case "more":
+            entry.key.version_ids[:] = [*names, "f" * 32]
+        case "other key":
+            entry.versions[1].key_id = "other"
+        case "none":
+            entry.key.version_ids[:] = []
+            del entry.versions[:], entry.materials[:]
+        case "materials":
+            del entry.materials[-1]
+    changed = SecretBytes(message.SerializeToString())
+    if change == "nothing":
+        assert contents.put_back(keys, changed)[0].records[0] == KeyRecord("k", tuple(names), 5, 6)
+    else:
+        with pytest.raises(BackupRefused):
+            contents.put_back(keys, changed)
 
 
 def test_parts_and_batches_hold_everything_once() -> None:

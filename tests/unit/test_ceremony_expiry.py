@@ -78,3 +78,25 @@ def test_an_expired_exchange_key_is_gone(monkeypatch: pytest.MonkeyPatch) -> Non
         assert held.current() is None
     finally:
         held.close()
+
+
+def test_a_timer_ends_no_attempt_but_its_own() -> None:
+    """G4: it may have fired, and waited for the lock, while its attempt was cancelled and another begun."""
+    officers = [officer.certificate_der for officer in make_officers(3)]
+    held = ceremonies.Ceremonies(provisioned())
+    try:
+        begun = held.download(officers, 2, "r" * 36)
+        first = held._attempts.current
+        assert first is not None
+        held.cancel(begun.attempt_id)
+        held.download(officers, 2, "s" * 36)
+        second = held._attempts.current
+        assert second is not None
+        held._attempts._expire(first)
+        assert held._attempts.current is second
+        assert second.child.alive
+        held._attempts._expire(second)
+        assert held._attempts.current is None
+        assert not second.child.alive
+    finally:
+        held.close()

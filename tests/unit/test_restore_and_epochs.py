@@ -276,6 +276,46 @@ def test_an_epoch_needs_every_serving_partition_and_two(holders: set[int]) -> No
         assert (state.pool().epoch, state.pool().next_epoch, state.pool().holders) == (2, 0, frozenset())
 
 
+def test_a_hold_counts_for_the_epoch_that_it_names_only() -> None:
+    """G1: who holds a key that was left behind does not hold the one proposed after it."""
+    state = State()
+    do(state, ProposeEpoch(2, 0))
+    do(state, ProposeEpoch(3, 0))
+    do(state, HoldEpoch(2, 1))  # late
+    do(state, HoldEpoch(4, 1))  # of nothing yet
+    assert state.pool().holders == {0}
+    with pytest.raises(CeremonyState, match="not every serving partition"):
+        do(state, activate(3, {0, 1}))
+    do(state, HoldEpoch(3, 1))
+    do(state, activate(3, {0, 1}))
+    assert state.pool().epoch == 3
+
+
+def test_a_new_proposal_begins_with_its_proposer_alone() -> None:
+    """G1: the holders of the proposal before it have another key."""
+    state = State()
+    do(state, ProposeEpoch(2, 0))
+    do(state, HoldEpoch(2, 1))
+    do(state, ProposeEpoch(3, 0))
+    assert state.pool().holders == {0}
+    with pytest.raises(CeremonyState, match="not every serving partition"):
+        do(state, activate(3, {0, 1}))
+
+
+def test_only_the_newest_proposal_is_put_in_force() -> None:
+    """G1, G4: holders are counted for it alone; one that was left behind is never used."""
+    state = State()
+    do(state, ProposeEpoch(2, 0))
+    do(state, ProposeEpoch(3, 0))
+    do(state, HoldEpoch(3, 1))
+    for epoch in (1, 2, 4):
+        with pytest.raises(CeremonyState, match="proposed meanwhile"):
+            do(state, activate(epoch, {0, 1}))
+    assert state.pool().epoch == PoolRecord().epoch
+    do(state, activate(3, {0, 1}))
+    assert (state.pool().epoch, state.pool().next_epoch) == (3, 0)
+
+
 @given(
     st.lists(
         st.tuples(st.sampled_from(["propose", "hold", "activate"]), st.integers(2, 6), st.integers(0, 2)),

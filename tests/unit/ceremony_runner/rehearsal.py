@@ -30,7 +30,12 @@ parameters:
   - {name: place, prompt: Where, kind: path, default: here}
 steps:
   - {actor: witness, action: Look at the \xc3\xbcbung, expected: All is well}
-  - {actor: officer 1, action: Show, command: [mhsm, --version], expected: A version}
+  - actor: officer 1
+    action: Show
+    command: [mhsm, --version]
+    expected: A version
+    expected_output: mhsm
+    outputs: ["{place}"]
   - {actor: operator, action: "Look at {place}", expected: It is there, inputs: ["{place}"]}
 """
 
@@ -97,7 +102,10 @@ def ceremony(*arguments: str, cwd: Path | None = None) -> subprocess.CompletedPr
 def entry_fields(plan: Plan, number: int, values: dict[str, str], **changed: Any) -> dict[str, Any]:
     """Return what the runner would record of a step that is done."""
     step = plan.filled(values)[number - 1]
-    nothing = transcript.sha256(b"")
+
+    def evidence(paths: Sequence[str]) -> list[dict[str, str]]:
+        return [{"path": path, "sha256": "0" * 64, "words": words_of_digest(bytes(32))} for path in paths]
+
     return {
         "actor": step.actor,
         "action": step.action,
@@ -105,16 +113,14 @@ def entry_fields(plan: Plan, number: int, values: dict[str, str], **changed: Any
         "expected": step.expected,
         "answer": "continue",
         "started": transcript.now(),
-        "inputs": [
-            {"path": path, "sha256": "0" * 64, "words": words_of_digest(bytes(32))} for path in step.inputs
-        ],
-        "outputs": [],
+        "inputs": evidence(step.inputs),
+        "outputs": evidence(step.outputs),
         "result": "done",
         "reason": "",
         "exit_code": step.exit_code if step.command else None,
-        "stdout": "",
-        "stdout_sha256": nothing,
-        "stderr_sha256": nothing,
+        "stdout": step.expected_output,
+        "stdout_sha256": transcript.sha256(step.expected_output.encode()),
+        "stderr_sha256": transcript.sha256(b""),
         "ended": transcript.now(),
         **changed,
     }

@@ -30,11 +30,22 @@ from tests.unit.ceremony_runner.rehearsal import (
 
 def resigned(document: dict[str, Any], identity: Identity) -> bytes:
     """Sign a document anew, chained anew, as only the holder of a key can."""
-    body = {name: value for name, value in document.items() if name != "signature"}
-    previous: Any = {name: value for name, value in body.items() if name not in ("entries", "ended")}
-    for index, entry in enumerate(body["entries"], start=1):
-        entry.update(index=index, previous_digest=sha256(canonical(previous)))
+    chain(document, 1)
+    return signed_as_it_is(document, identity)
+
+
+def chain(document: dict[str, Any], first: int) -> None:
+    """Chain the entries anew, from one of them (its index) to the last."""
+    header = {*document} - {"entries", "ended", "signature"}
+    previous: Any = {name: value for name, value in document.items() if name in header}
+    for index, entry in enumerate(document["entries"], start=1):
+        if index >= first:
+            entry.update(index=index, previous_digest=sha256(canonical(previous)))
         previous = entry
+
+
+def signed_as_it_is(document: dict[str, Any], identity: Identity) -> bytes:
+    body = {name: value for name, value in document.items() if name != "signature"}
     signature = identity.key.sign(canonical(body), ec.ECDSA(hashes.SHA256()))
     return canonical({**body, "signature": encode(signature)})
 
@@ -95,6 +106,30 @@ def _no_evidence(document: dict[str, Any]) -> None:
     document["entries"][2]["inputs"] = []
 
 
+def _no_outputs(document: dict[str, Any]) -> None:
+    document["entries"][1]["outputs"] = []
+
+
+def _another_output(document: dict[str, Any]) -> None:
+    document["entries"][1]["outputs"][0]["path"] = "elsewhere"
+
+
+def _one_more_output(document: dict[str, Any]) -> None:
+    document["entries"][0]["outputs"] = document["entries"][1]["outputs"]
+
+
+def _another_printed_text(document: dict[str, Any]) -> None:
+    document["entries"][1].update(stdout="nothing", stdout_sha256=sha256(b"nothing"))
+
+
+def _checkpoints_that_are_no_texts(document: dict[str, Any]) -> None:
+    document["entries"][-1]["audit_checkpoints"] = ["a checkpoint", {"size": 1}]
+
+
+def _no_list_of_checkpoints(document: dict[str, Any]) -> None:
+    document["entries"][-1]["audit_checkpoints"] = "a checkpoint"
+
+
 def _not_confirmed(document: dict[str, Any]) -> None:
     document["entries"][0]["answer"] = "abort"
 
@@ -143,6 +178,12 @@ def _lone_surrogate(document: dict[str, Any]) -> None:
         _another_parameter,
         _another_exit_code,
         _no_evidence,
+        _no_outputs,
+        _another_output,
+        _one_more_output,
+        _another_printed_text,
+        _checkpoints_that_are_no_texts,
+        _no_list_of_checkpoints,
         _not_confirmed,
         _failed_in_the_middle,
         _another_end,
@@ -163,6 +204,31 @@ def test_a_signed_lie_about_the_plan_is_refused(
     change(document)
     with pytest.raises(TranscriptRefused):
         verify(resigned(document, administrator.identity))
+
+
+@pytest.mark.parametrize("place", range(4))
+@pytest.mark.parametrize(
+    "change", [{"previous_digest": "0" * 64}, {"previous_digest": ""}, {"index": 9}], ids=str
+)
+def test_each_entry_names_the_one_before_it(
+    signed: bytes, administrator: Administrator, place: int, change: dict[str, Any]
+) -> None:
+    """G7: the end too; whoever signed it, and with all other links whole."""
+    document = json.loads(signed)
+    document["entries"][place].update(change)
+    chain(document, place + 2)
+    with pytest.raises(TranscriptRefused, match=f"entry {place + 1} does not follow"):
+        verify(signed_as_it_is(document, administrator.identity))
+
+
+def test_what_else_a_transcript_may_say(signed: bytes, administrator: Administrator) -> None:
+    """Positive control: checkpoints, more output than was asked for, and more than is recorded as text."""
+    document, identity = json.loads(signed), administrator.identity
+    document["entries"][-1]["audit_checkpoints"] = ["a checkpoint", "another"]
+    document["entries"][1].update(stdout="it is mhsm 1", stdout_sha256=sha256(b"it is mhsm 1"))
+    assert verify(resigned(document, identity)).result == "completed"
+    document["entries"][1].update(stdout="", stdout_sha256=sha256(b"more than fits, with mhsm in it"))
+    assert verify(resigned(document, identity)).result == "completed"
 
 
 def test_an_entry_that_is_no_object_is_refused(signed: bytes, administrator: Administrator) -> None:
@@ -250,7 +316,8 @@ def test_a_step_may_fail_before_it_is_done(signed: bytes, administrator: Adminis
     repeated = _failed_before(document, 1, 1, 2)
     verified = verify(resigned(repeated, identity))
     assert (verified.result, verified.steps_done) == ("completed", 3)
-    assert [where for where, _ in verified.evidence()] == ["plan", "step 3, input", "step 3, input"]
+    files = ["step 2, output"] * 3 + ["step 3, input"] * 2
+    assert [where for where, _ in verified.evidence()] == ["plan", *files]
     for refused in (
         {**repeated, "answers": "file"},  # nobody was there to ask
         _failed_before(document, *[1] * (transcript.REPEATS_MAX + 1)),

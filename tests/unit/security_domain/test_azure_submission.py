@@ -13,10 +13,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from security_domain.azure import document, domain, tokens
+from security_domain.azure.items import Item
 from security_domain.azure.recovery import AzureRecovery
 from security_domain.azure.submission import Context, make_submission, seal_submission
 from security_domain.encoding import canonical
 from security_domain.errors import (
+    InvalidFile,
     InvalidOfficers,
     InvalidShare,
     QuorumMissing,
@@ -240,3 +242,31 @@ def test_any_octets_are_refused(files: tuple[bytes, bytes], octets: bytes) -> No
 def thumbprint(officer: TestOfficer) -> str:
     """Return the thumbprint of an officer's certificate."""
     return parse_officer(officer.certificate_der).thumbprint
+
+
+def test_only_the_items_of_a_domain_of_ours_open(ten: list[TestOfficer], files: tuple[bytes, bytes]) -> None:
+    """G8: more or fewer, under other tags, or of two domains: a quorum made them, and it may be at fault."""
+    own = files[0]
+
+    def opened(octets: bytes) -> list[Item]:
+        parsed = document.parse(octets)
+        shares = [document.open_share(parsed, officer.key, thumbprint(officer)) for officer in ten[:2]]
+        return document.open_items(parsed, shares)
+
+    items = opened(files[1])
+    assert [item.tag for item in items] == [domain.CORE_TAG, f"{domain.FILE_TAG}_0"]
+    assert domain.open_core(items)[1] == own
+    core, file = items
+    (_, others_file) = opened(azure_file(ten[:3], 2)[1])
+    for wrong in (
+        [*items, Item("another", Secret(b"x"))],
+        [*items, Item(f"{domain.FILE_TAG}_2", Secret(b""))],
+        [core, Item(f"{domain.FILE_TAG}_1", file.plaintext)],
+        [core],
+        [file],
+        [],
+        [core, others_file],
+        [Item(domain.CORE_TAG, Secret(b"{}")), file],
+    ):
+        with pytest.raises(InvalidFile):
+            domain.open_core(wrong)

@@ -272,16 +272,24 @@ def test_a_share_stated_to_be_another_is_refused(ten: list[TestOfficer], file: b
             assert own_words(canonical(changed), ten[0]) == right["mnemonic"]
 
 
-@pytest.mark.parametrize("lie", ["key_check_value", "pool_id", "generation", "root", "nothing"])
+IN_HEADER = {
+    "key_check_value": bytes(16),
+    "recovery_public_key": b"\t" + bytes(31),
+    "backup_public_key": b"\t" + bytes(31),
+}
+
+
+@pytest.mark.parametrize("lie", [*IN_HEADER, "pool_id", "generation", "root", "nothing"])
 def test_a_payload_that_contradicts_its_header_is_refused(
     ten: list[TestOfficer], file: bytes, lie: str
 ) -> None:
-    """G4: even when whoever made the file sealed the contradiction himself."""
+    """G3, G4: even when whoever made the file sealed the contradiction himself, with keys of his own."""
     key = shares.combine([own_words(file, officer) for officer in ten[:2]], 2)
     parsed = container.parse(file)
     payload = json.loads(open_payload(key, parsed.payload, parsed.header()))
-    if lie == "key_check_value":
-        parsed = dataclasses.replace(parsed, key_check_value=bytes(16))
+    if lie in IN_HEADER:
+        fields: Fields = {lie: IN_HEADER[lie]}
+        parsed = dataclasses.replace(parsed, **fields)
     else:
         lies = {"pool_id": "f" * 32, "generation": 2, "root": encode(bytes(32)), "nothing": None}
         payload |= {lie: lies[lie]} if lies[lie] is not None else {}

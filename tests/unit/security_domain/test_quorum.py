@@ -258,6 +258,26 @@ def test_a_complete_attempt_takes_no_more(ten: list[TestOfficer]) -> None:
         recovery.submit(third)
 
 
+def test_each_sharing_of_a_domain_has_its_own_number(ten: list[TestOfficer]) -> None:
+    """G4: the same domain for other officers; by its number people tell the file in force from an old one."""
+    first = create(ten[:3], 2)
+    recovery, required = submit_all(first.file, ten[:2]), 3
+    seen = [container.parse(first.file)]
+    for officers in (ten[3:6], ten[6:10]):
+        certificates = [officer.certificate_der for officer in officers]
+        file, following = recovery.next_phase(certificates, required)
+        seen.append(container.parse(file))
+        key = following.exchange_public_key
+        assert key == recovery.exchange_public_key
+        for officer in officers[:required]:
+            following.submit(make_submission(file, officer.key, ATTEMPT, key))
+        assert following.opened().root.reveal() == recovery.opened().root.reveal()
+        recovery = following
+    assert [(one.sharing, len(one.officers)) for one in seen] == [(1, 3), (2, 3), (3, 4)]
+    assert {one.generation for one in seen} == {1}
+    assert len({one.recovery_public_key for one in seen}) == 1
+
+
 def test_sealed_pool_keys_open_under_their_own_names_only(ten: list[TestOfficer]) -> None:
     """G6: keys of another pool, generation, epoch or security domain are refused, and any changed octet."""
     new = create(ten[:3], 2)

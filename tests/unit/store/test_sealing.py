@@ -299,3 +299,30 @@ def test_malformed_pool_keys_are_refused(field: str, secret: SecretBytes) -> Non
             setattr(message, field, b"short")
     with pytest.raises(ValueError, match=r"pool key|backup key|epoch"):
         PoolKeys(POOL, SecretBytes(message.SerializeToString()))
+
+
+def test_keys_are_added_to_those_that_are_there(keys: PoolKeys) -> None:
+    """G1: what was sealed under an epoch still opens, also if the other set has another key of it."""
+    here, there = PoolKeys(POOL, keys.export()), keys.with_epoch(3)
+    own = record_pb2.PoolKeysSecret.FromString(there.export().reveal())
+    own.key_encryption_keys[2] = os.urandom(32)
+    here.take(PoolKeys(POOL, SecretBytes(own.SerializeToString())))
+    assert here.epoch == 2, "the chain says which one is in force"
+    assert open_record(here, HERE.opaque_id, seal(keys, HERE))[2] == BODY
+    assert here.mac(3, b"l", b"d") == there.mac(3, b"l", b"d")
+    assert not keys.holds(3)
+
+
+def test_the_backup_key_of_a_generation_that_was_begun_again_is_the_newer_one(keys: PoolKeys) -> None:
+    """G1: what the first beginning left behind would open no backup of the domain that came in force."""
+    here = PoolKeys(POOL, keys.export())
+    first, second = (SecretBytes(os.urandom(32)) for _ in range(2))
+    for epoch, key in ((3, first), (4, second)):
+        here.take(here.with_epoch(epoch, 2, key))
+    newest = here.backup_private_key(2)
+    assert newest
+    assert newest.equals(second)
+    earlier, before = here.backup_private_key(1), keys.backup_private_key(1)
+    assert earlier
+    assert before
+    assert earlier.equals(before), "backups of the generation before stay readable"
