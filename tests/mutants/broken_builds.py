@@ -10,7 +10,10 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True, slots=True)
 class BrokenBuild:
-    """One break: the text ``old`` of a file, which must occur exactly once, becomes ``new``."""
+    """One break: the text ``old`` of a file, which must occur exactly once, becomes ``new``.
+
+    ``elsewhere`` holds more (file, old, new), where one process gives away what another one keeps.
+    """
 
     name: str
     guarantee: str
@@ -18,6 +21,7 @@ class BrokenBuild:
     old: str
     new: str
     tests: tuple[str, ...]
+    elsewhere: tuple[tuple[str, str, str], ...] = ()
 
 
 _BACKUP = "tests/integration/test_backup.py"
@@ -88,6 +92,23 @@ BROKEN_BUILDS: tuple[BrokenBuild, ...] = (
         "        wrap_to_officer(officer.public_key, officer.thumbprint, canonical(share))\n"
         "        token = mnemonic\n",
         ("tests/integration/test_guarantees.py::test_the_security_domain_file_holds_no_share",),
+    ),
+    BrokenBuild(
+        "a partition gets the security domain's root from its ceremonies and keeps it",
+        "G3",
+        "hsm_pool/ceremony/child.py",
+        "        result.complete = True\n",
+        "        result.complete = True\n"
+        "        if not self._open.give_keys:\n"
+        "            result.pool_keys_secret = recovery.opened().root.reveal()\n",
+        ("tests/integration/test_secrecy.py::test_no_security_domain_secret_stays_in_a_partition",),
+        (
+            (
+                "hsm_pool/partition/ceremonies.py",
+                "            attempt.complete = True\n",
+                "            attempt.complete, self._kept = True, result\n",
+            ),
+        ),
     ),
     BrokenBuild(
         "shares are not compared with their commitments",
