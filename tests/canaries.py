@@ -119,8 +119,9 @@ def learn_secrets(pool: RunningPool, officers: list[TestOfficer]) -> tuple[dict[
     )
     secrets["pool name key"] = keys.name_key
     # It follows from the security domain's root, and partitions keep it to restore backups.
-    assert keys.backup_private_keys[1] == derived.backup.private_bytes_raw()
-    secrets["pool backup key"] = keys.backup_private_keys[1]
+    assert keys.backup_private_keys[domain.generation] == derived.backup.private_bytes_raw()
+    for generation, key in keys.backup_private_keys.items():
+        secrets[f"pool backup key {generation}"] = key
     for epoch, key in keys.key_encryption_keys.items():
         secrets[f"pool key-encryption key {epoch}"] = key
     return secrets, mnemonics

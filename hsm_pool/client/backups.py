@@ -7,12 +7,13 @@ import time
 import uuid
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, TypeVar
+from typing import TypeVar
 
 from hsm_pool.client import backup_calls
 from hsm_pool.client.calls import Call
 from hsm_pool.client.locations import Location
 from hsm_pool.client.pool import Pool
+from hsm_pool.core.membership import PARTITIONS
 from hsm_pool.errors import InvalidField, KeyExists, RestoreState
 from hsm_pool.limits import BACKUP_MANIFEST_BYTES_MAX, BACKUP_PART_BYTES_MAX
 from mhsm.backup.v1 import backup_pb2
@@ -49,14 +50,18 @@ def take(pool: Pool, location: Location, progress: Progress, partition: int = 0)
 
     Raises:
         KeyExists: A complete backup, or something else, is there.
+        InvalidField: What notes the interrupted one is not readable.
         RestoreState: The interrupted one is not held by its partition any more: the place stays incomplete.
     """
     there = location.names()
     if MANIFEST in there:
         raise KeyExists("a complete backup is there; choose another place")
     if STARTED in there:
-        started = json.loads(location.read(STARTED, BACKUP_MANIFEST_BYTES_MAX))
-        backup_id, partition = str(started["backup_id"]), int(started["partition"])
+        started = location.read(STARTED, BACKUP_MANIFEST_BYTES_MAX)
+        backup_id = _field(started, STARTED, "backup_id", str)
+        partition = _field(started, STARTED, "partition", int)
+        if not 0 <= partition < PARTITIONS:
+            raise _unreadable(STARTED)
     elif there:
         raise KeyExists("something else is there; choose an empty place")
     else:
@@ -113,7 +118,7 @@ def restore(pool: Pool, location: Location, progress: Progress) -> backup_pb2.Re
     state = pool.call(backup_calls.get_restore())
     if state is None or _over(state):
         state = pool.call(backup_calls.start_restore(manifest))
-    elif state.backup_id != _backup_id(manifest):
+    elif state.backup_id != _field(manifest, MANIFEST, "backup_id", str):
         raise RestoreState("a restore of another backup is under way; cancel it first")
     for index in range(state.parts):
         if index not in state.staged_parts and state.phase == backup_pb2.RESTORE_PHASE_STAGING:
@@ -155,12 +160,12 @@ def restore_key(
     """Restore one key, which must not exist, from a full backup.
 
     Raises:
-        InvalidField: The backup does not hold it.
+        InvalidField: The backup does not hold it, or its manifest is not readable.
         KeyExists: The pool has it, active or soft-deleted.
     """
     manifest = manifest_of(location)
     request_id = request_id or str(uuid.uuid4())
-    parts = len(json.loads(manifest)["parts"])
+    parts = len(_field(manifest, MANIFEST, "parts", list))
     for index in range(parts):
         content = location.read(_part(index), BACKUP_PART_BYTES_MAX)
         found = pool.call(backup_calls.restore_key_from_part(manifest, index, content, name, request_id))
@@ -174,8 +179,20 @@ def _over(state: backup_pb2.Restore) -> bool:
     return state.phase in {backup_pb2.RESTORE_PHASE_DONE, backup_pb2.RESTORE_PHASE_CANCELLED}
 
 
-def _backup_id(manifest: bytes) -> Any:
+def _field(content: bytes, file: str, name: str, kind: type[T]) -> T:
+    """Return a field of a file of the place.
+
+    Raises:
+        InvalidField: It has no such field of this type.
+    """
     try:
-        return json.loads(manifest)["backup_id"]
+        value = json.loads(content)[name]
     except (ValueError, KeyError, TypeError, RecursionError):
-        raise InvalidField("the manifest is not readable", field="manifest") from None
+        raise _unreadable(file) from None
+    if not isinstance(value, kind):
+        raise _unreadable(file)
+    return value
+
+
+def _unreadable(file: str) -> InvalidField:
+    return InvalidField(f"{file} in this place is not readable", field="location")

@@ -8,7 +8,8 @@
 A transaction of the store holds about a hundred records, a pool thousands. So the
 decision is one transaction, and what follows from it is done in batches that any
 partition can go on with: until the phase is over, no key is served. Whoever restores keeps
-his own role assignments beside those of the backup, so that a pool is never without him.
+his own role assignments beside those of the backup, and the custom roles that they name as
+they are, so that a pool is never without him.
 """
 
 from __future__ import annotations
@@ -35,10 +36,13 @@ from hsm_pool.core.model import (
     Restorable,
     RestorePhase,
     RestoreRecord,
+    RoleDefinitionRecord,
     StagedRecord,
     bytes_about,
     key_name,
     name_of,
+    principal_name,
+    role_definition_name,
     version_name,
 )
 from hsm_pool.core.state import Changes, View
@@ -196,18 +200,28 @@ def _remove_keys(view: View) -> dict[RecordName, Record | None]:
 
 def _remove_roles(view: View, restore: RestoreRecord) -> dict[RecordName, Record | None]:
     """Remove roles, but not those of whoever restores."""
+    kept = set(_kept_roles(view, restore))
+    others = (name for record in view.role_records() if (name := name_of(record)) not in kept)
+    return dict.fromkeys(itertools.islice(others, BATCH_RECORDS))
 
-    def others() -> Iterator[RecordName]:
-        for record in view.role_records():
-            if not isinstance(record, PrincipalRecord) or record.principal_id not in restore.principals:
-                yield name_of(record)
 
-    return dict.fromkeys(itertools.islice(others(), BATCH_RECORDS))
+def _kept_roles(view: View, restore: RestoreRecord) -> Iterator[RecordName]:
+    """Yield what the right of whoever restores rests on: an assignment without its role allows nothing."""
+    for principal in restore.principals:
+        record = view.get(principal_name(principal))
+        if isinstance(record, PrincipalRecord):
+            yield name_of(record)
+            for assignment in record.assignments:
+                yield role_definition_name(assignment.role_definition_id)
 
 
 def _placed(view: View, restore: RestoreRecord, staged: StagedRecord) -> Restorable:
     """Return what goes to its place: whoever restores has his roles and those of the backup."""
     record = staged.record
+    if isinstance(record, RoleDefinitionRecord):
+        kept_role = view.get(name_of(record))
+        # Only what was kept is still there. The backup's may allow him nothing.
+        return kept_role if isinstance(kept_role, RoleDefinitionRecord) else record
     if not isinstance(record, PrincipalRecord) or record.principal_id not in restore.principals:
         return record
     kept = view.get(name_of(record))

@@ -15,11 +15,13 @@ import pytest
 
 from hsm_pool.client import backups
 from hsm_pool.client.locations import open_location
-from security_domain.azure import document
+from mhsm.record.v1 import record_pb2
+from security_domain.azure import document, transfer_key
 from security_domain.azure import submission as azure_submission
+from security_domain.azure.restore_blob import make_restore_blob
 from security_domain.submission import VERIFICATION
 from tests import scan
-from tests.canaries import every_form, holding_process, import_and_use, learn_secrets, open_shares, use
+from tests.canaries import every_form, holding_process, import_and_use, learn_secrets, use
 from tests.running_pool import RunningPool, TestOfficer, until
 from tests.scan import Scanner, Unreadable, files_under
 from tests.store_access import StoreAccess
@@ -38,6 +40,8 @@ class Used:
     secrets: dict[str, bytes]
     mnemonics: dict[str, str]
     backup: list[Path]
+    after_ceremonies: dict[str, Counter[str]] | Unreadable
+    """What stood in the partitions' memory before they were killed, or why nobody could look."""
 
     @property
     def scanner(self) -> Scanner:
@@ -51,40 +55,99 @@ def cannot_look(why: str) -> NoReturn:
     pytest.skip(f"{why}: run as root, or with CAP_SYS_PTRACE")
 
 
-def hold_ceremonies(pool: RunningPool, officers: list[TestOfficer], place: Path) -> bytes:
-    """Prove quorums, rotate the shares and restore a backup; return the new file in Azure's format."""
+def learn(
+    pool: RunningPool, officers: list[TestOfficer], when: str
+) -> tuple[dict[str, bytes], dict[str, str]]:
+    """Return (octets, words) of the security domain in force, in both formats, and of the pool's keys."""
+    secrets, mnemonics = learn_secrets(pool, officers)
+    azure = document.parse(azure_file(pool))
+    for number, (officer, share) in enumerate(zip(officers, azure.shares, strict=True), start=1):
+        opened = document.open_share(azure, officer.key, share.thumbprint)
+        secrets[f"share {number} of Azure's format"] = opened.reveal()
+    return (
+        {f"{name} {when}": value for name, value in secrets.items()},
+        {f"{name} {when}": words for name, words in mnemonics.items()},
+    )
+
+
+def azure_file(pool: RunningPool) -> bytes:
+    """Return the security-domain file in force, in Azure's format."""
+    with StoreAccess(pool.connection) as store:
+        header = record_pb2.PoolHeader.FromString(store.dump()["header"])
+    return header.azure_security_domain_file
+
+
+def unlock_with_blob(pool: RunningPool, officers: list[TestOfficer]) -> None:
+    """Kill the pool and unlock it at partition 0 with a restore blob of Azure's format."""
+    pool.kill_everything()
+    pool.await_states(["LOCKED"] * 3)
+    pairs = [(officer.key, officer.certificate_der) for officer in officers[:2]]
     with pool.client("administrator") as client:
-        begun = client.verify_security_domain(2)
-        for officer in officers[:2]:
-            client.submit_share(2, begun.attempt_id, pool.submission(officer, begun))
-        begun = client.rotate_shares([officer.certificate_der for officer in officers], 2, 0)
-        for officer in officers[1:]:
-            after = client.submit_share(0, begun.attempt_id, pool.submission(officer, begun))
-        for officer in officers[:2]:
-            assert client.submit_share(0, begun.attempt_id, pool.submission(officer, after)).required == 2
-        proof = client.verify_security_domain(1)
-        parsed = document.parse(after.azure_security_domain_file)
-        for officer in officers[:2]:
-            client.submit_share(
-                1,
-                proof.attempt_id,
-                azure_submission.make_submission(
-                    parsed,
-                    officer.key,
-                    officer.certificate_der,
-                    proof.attempt_id,
-                    proof.exchange_public_key,
-                    VERIFICATION,
-                ),
-            )
+        begun = client.init_recovery(0)
+        certificate = transfer_key.parse_transfer_key(begun.transfer_key)
+        blob = make_restore_blob(document.parse(azure_file(pool)), pairs, certificate)
+        assert client.upload_restore_blob(0, begun.attempt_id, blob).complete
+    pool.await_states(["SERVING"] * 3)
+
+
+def restore_backup(pool: RunningPool, place: Path) -> None:
+    """Change the key-encryption key, take a backup and restore it, back up a key."""
+    with pool.client("administrator") as client:
         assert client.rotate_key_encryption_key(1) == 2
         location = open_location(str(place))
         backups.take(client, location, lambda *_: None, 1)
         backups.restore(client, location, lambda *_: None)
     with pool.client() as user:
         user.backup_key("keys/known-oct")
+
+
+def prove_and_rotate(pool: RunningPool, officers: list[TestOfficer]) -> None:
+    """Prove a quorum at partition 2 and rotate the shares at partition 1."""
+    with pool.client("administrator") as client:
+        begun = client.verify_security_domain(2)
+        for officer in officers[:2]:
+            proved = client.submit_share(2, begun.attempt_id, pool.submission(officer, begun))
+        assert proved.complete
+        begun = client.rotate_shares([officer.certificate_der for officer in officers], 2, 1)
+        for officer in officers[1:]:
+            after = client.submit_share(1, begun.attempt_id, pool.submission(officer, begun))
+        for officer in officers[:2]:
+            rotated = client.submit_share(1, begun.attempt_id, pool.submission(officer, after))
+        assert (rotated.complete, rotated.required) == (True, 2)
     pool.file = after.security_domain_file
-    return after.azure_security_domain_file
+
+
+def prove_and_renew(pool: RunningPool, officers: list[TestOfficer]) -> None:
+    """Prove a quorum in Azure's format at partition 1 and make a new generation at partition 2."""
+    parsed = document.parse(azure_file(pool))
+    with pool.client("administrator") as client:
+        begun = client.verify_security_domain(1)
+        agreed = (begun.attempt_id, begun.exchange_public_key, VERIFICATION)
+        for officer in officers[:2]:
+            share = azure_submission.make_submission(parsed, officer.key, officer.certificate_der, *agreed)
+            proved = client.submit_share(1, begun.attempt_id, share)
+        assert proved.complete
+        begun = client.new_generation([officer.certificate_der for officer in officers], 2, 2)
+        for officer in officers:
+            renewed = client.submit_share(2, begun.attempt_id, pool.submission(officer, begun))
+        assert renewed.complete
+    pool.file = renewed.security_domain_file
+
+
+def residues_in_partitions(pool: RunningPool, scanner: Scanner) -> dict[str, Counter[str]]:
+    """Scan the memory of the three partitions.
+
+    Raises:
+        Unreadable: The kernel refuses.
+    """
+    residues: dict[str, Counter[str]] = {}
+    for index in range(3):
+        process_id = pool.process_id(index, "partition")
+        assert process_id
+        residues[f"partition {index}"], size = scanner.scan_process(process_id)
+        assert size > 1024 * 1024
+        assert not ceremony_children(process_id), "a ceremony child outlives its ceremony"
+    return residues
 
 
 @pytest.fixture(scope="module", params=["attended", "unattended"])
@@ -94,32 +157,42 @@ def used(
     officers: list[TestOfficer],
     tmp_path_factory: pytest.TempPathFactory,
 ) -> Iterator[Used]:
-    """A pool that was used, healed and restarted as a whole: by a ceremony, if it is attended."""
+    """A pool that was used, healed and restarted as a whole: by a ceremony, if it is attended.
+
+    Between them the two pools hold each ceremony, and each is the last one of its partition when that
+    partition is scanned: restore blob, share rotation and proof in the attended pool, activation, proof in
+    Azure's format and new generation in the other.
+    """
     attended = request.param == "attended"
     pool = make_pool(attended=attended)
     place = tmp_path_factory.mktemp("secrecy") / "backup"
     pool.activate(officers, 2)
-    secrets = import_and_use(pool)
+    first, first_words = learn(pool, officers, "at first")
+    if attended:
+        unlock_with_blob(pool, officers)
+    imported = import_and_use(pool)
+    killed = pool.status(1).incarnation
     pool.signal(1, "partition", signal.SIGKILL)
-    until(lambda: (s := pool.status(1)) is not None and s.incarnation == 2, 30, "a new incarnation")
+    until(lambda: (s := pool.status(1)) is not None and s.incarnation > killed, 30, "a new incarnation")
     pool.await_states(["SERVING"] * 3)
     use(pool)
-    first, _ = open_shares(pool.file, officers)
-    azure_file = hold_ceremonies(pool, officers, place)
-    azure = document.parse(azure_file)
-    for number, (officer, share) in enumerate(zip(officers, azure.shares, strict=True), start=1):
-        secrets[f"share {number} of Azure's format"] = document.open_share(
-            azure, officer.key, share.thumbprint
-        ).reveal()
+    restore_backup(pool, place)
+    (prove_and_rotate if attended else prove_and_renew)(pool, officers)
+    last, last_words = learn(pool, officers, "at last")
+    changed = {name: value for name, value in last.items() if value not in first.values()}
+    secrets, mnemonics = {**imported, **first, **changed}, {**first_words, **last_words}
+    after_ceremonies: dict[str, Counter[str]] | Unreadable
+    try:
+        after_ceremonies = residues_in_partitions(pool, Scanner(secrets, mnemonics))
+    except Unreadable as error:
+        after_ceremonies = error
     pool.kill_everything()
     if attended:
         pool.await_states(["LOCKED"] * 3)
         pool.unlock(officers[1:])
     pool.await_states(["SERVING"] * 3)
     use(pool)
-    learnt, mnemonics = learn_secrets(pool, officers)
-    before = {f"{name} of the first file": words for name, words in first.items()}
-    yield Used(pool, {**secrets, **learnt}, {**mnemonics, **before}, files_under(place))
+    yield Used(pool, secrets, mnemonics, files_under(place), after_ceremonies)
     pool.down()
 
 
@@ -170,24 +243,24 @@ def test_no_secret_stands_in_another_process(used: Used, capsys: pytest.CaptureF
     assert {name: hits for name, hits in found.items() if hits} == {}
 
 
+@pytest.mark.parametrize("when", ["after ceremonies", "after a restart"])
 def test_no_security_domain_secret_stays_in_a_partition(
-    used: Used, capsys: pytest.CaptureFixture[str]
+    used: Used, when: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """G3: shares and the security domain's root exist in the ceremony child only.
 
     A partition may hold key material; what is found of it is reported, not judged.
     """
-    scanner = used.scanner
-    residues: dict[str, Counter[str]] = {}
-    for index in range(3):
-        process_id = used.pool.process_id(index, "partition")
-        assert process_id
-        try:
-            residues[f"partition {index}"], size = scanner.scan_process(process_id)
-        except Unreadable as error:
-            cannot_look(f"the memory of partition {index} cannot be read: {error}")
-        assert size > 1024 * 1024
-        assert not ceremony_children(process_id), "a ceremony child outlives its ceremony"
+    try:
+        residues = (
+            used.after_ceremonies
+            if when == "after ceremonies"
+            else residues_in_partitions(used.pool, used.scanner)
+        )
+        if isinstance(residues, Unreadable):
+            raise residues
+    except Unreadable as error:
+        cannot_look(f"the memory of the partitions cannot be read: {error}")
     with capsys.disabled():
         for name, hits in residues.items():
             print(f"\n  {name}: {dict(hits) or 'no residue'}", end="")

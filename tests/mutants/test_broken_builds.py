@@ -73,10 +73,10 @@ def test_the_named_tests_pass_on_an_unbroken_copy(file: str, tmp_path: Path) -> 
 def test_a_broken_build_is_caught(build: BrokenBuild, tmp_path: Path) -> None:
     """A test that cannot fail proves nothing."""
     tree = copy_tree(tmp_path / "tree")
-    file = tree / build.file
-    text = file.read_text()
-    assert text.count(build.old) == 1, f"{build.file} no longer holds the text that is broken here"
-    file.write_text(text.replace(build.old, build.new))
+    for name, old, new in ((build.file, build.old, build.new), *build.elsewhere):
+        text = (tree / name).read_text()
+        assert text.count(old) == 1, f"{name} no longer holds the text that is broken here"
+        (tree / name).write_text(text.replace(old, new))
     completed = run_tests(tree, build.tests)
     # 1: a test or its set-up failed. A tree that does not even import ends with 2.
     assert completed.returncode == 1, f"not caught:\n{completed.stdout[-4000:]}"

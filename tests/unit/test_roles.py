@@ -431,6 +431,31 @@ def test_a_restore_brings_the_roles_of_the_backup_and_keeps_the_restorers(sizes:
     assert role_management.custom_definitions(state) == [custom(2, "brought")]
 
 
+@pytest.mark.parametrize("in_backup", [False, True])
+def test_a_restore_keeps_the_custom_role_that_its_restorer_has(in_backup: bool) -> None:
+    """G1: at every step he may go on and afterwards manage roles, also if the backup's role allows less."""
+    actions = (DataAction.RESTORE_START, DataAction.RESTORE_STATUS)
+    names = [action.value for action in (*actions, DataAction.ROLE_ASSIGNMENTS_WRITE)]
+    his, earlier = custom(1, "restorers", *names), custom(1, "restorers", "keys/read/action")
+    state = State()
+    do(state, CreateRoleDefinition(his))
+    for number in range(40):
+        do(state, CreateRoleDefinition(custom(2 + number, f"gone-{number}")))
+    give(state, assigned(his.role_definition_id), assigned(guid(1002), "/", "client/other", 2))
+    do(state, StartRestore("r", b"m", 1, (WHO,)))
+    brought = PrincipalRecord("client/new", (assigned(USER, "/", "client/new", 3),))
+    do(state, StageRecords("r", 0, (brought, *([earlier] if in_backup else [])), last=True))
+    do(state, CommitRestore("r"))
+    for _ in range(100):
+        assert all(allowed(state, Access((WHO,), action)) for action in actions)
+        if lifecycle.restore.restore_of(state).phase.over:  # type: ignore[union-attr]
+            break
+        do(state, AdvanceRestore("r"))
+    assert allowed(state, Access((WHO,), DataAction.ROLE_ASSIGNMENTS_WRITE))
+    assert role_management.custom_definitions(state) == [his]
+    assert {entry.principal_id for entry in role_management.assignments(state)} == {WHO, "client/new"}
+
+
 def test_a_mutation_is_decided_again_in_its_batch() -> None:
     """G2: a caller who passed every check before loses his role in the very batch that has his mutation."""
     keys = PoolKeys.generate("0" * 32, 1, SecretBytes(bytes(32)))

@@ -113,6 +113,60 @@ def test_an_interrupted_command_ends_with_130(monkeypatch: pytest.MonkeyPatch) -
     assert ended.value.code == 130
 
 
+_RESTORE_KEY = ("backup", "restore-key", "k", "--from")
+_CREATE = ("backup", "create", "--output")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "name", "content"),
+    [
+        *(
+            (_RESTORE_KEY, "manifest.json", content)
+            for content in (b"", b"{", b"{}", b"[]", b'{"parts":7}', b"\xff", b"[" * 100_000)
+        ),
+        *(
+            (_CREATE, "started.json", content)
+            for content in (
+                b"",
+                b"{",
+                b"{}",
+                b"[]",
+                b'{"backup_id":"a"}',
+                b'{"backup_id":1,"partition":0}',
+                b'{"backup_id":"a","partition":"0"}',
+                b'{"backup_id":"a","partition":3}',
+                b'{"backup_id":"a","partition":-1}',
+                b"[" * 100_000,
+            )
+        ),
+    ],
+)
+def test_a_broken_file_of_a_backup_is_an_answer(
+    servers: Servers,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    arguments: tuple[str, ...],
+    name: str,
+    content: bytes,
+) -> None:
+    """G8: one object with --json, before the pool is asked for anything; the place is as it was."""
+    servers.write_connection_file()
+    place = tmp_path / "place"
+    place.mkdir()
+    (place / name).write_bytes(content)
+    command = ["mhsm", *arguments, str(place), "--data-dir", str(servers.directory), "--json"]
+    monkeypatch.setattr(sys, "argv", command)
+    with pytest.raises(SystemExit) as ended:
+        output.main(mhsm)
+    shown = capsys.readouterr()
+    error = json.loads(shown.err)["error"]
+    assert (ended.value.code, shown.out) == (1, "")
+    assert (error["reason"], error["definite"]) == ("INVALID_FIELD", True)
+    assert name in error["message"]
+    assert {path.name: path.read_bytes() for path in place.iterdir()} == {name: content}
+
+
 def writers(directory: Path) -> dict[str, tuple[tuple[str, ...], str]]:
     """Return the commands that write a file, with the method that each calls first."""
     data = directory / "data"
