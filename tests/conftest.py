@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import random
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -124,6 +124,16 @@ def full(request: pytest.FixtureRequest) -> bool:
 def seed(request: pytest.FixtureRequest) -> int:
     """A seed of this test: the run's seed and the test's name."""
     return random.Random(f"{_seed}/{request.node.nodeid}").randrange(2**32)
+
+
+@pytest.fixture
+def some_of(full: bool, seed: int) -> Callable[[Sequence[int]], Sequence[int]]:
+    """Choose a third of the steps of something long, by the seed, one at least; all with --full."""
+
+    def choose(steps: Sequence[int]) -> Sequence[int]:
+        return steps if full else steps[seed % min(3, len(steps)) :: 3]
+
+    return choose
 
 
 @pytest.fixture(scope="session")

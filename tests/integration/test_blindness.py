@@ -26,6 +26,7 @@ def test_the_controller_sees_no_secret_in_a_short_run(tmp_path: Path) -> None:
     assert not findings, "\n".join(["", *findings])
 
 
+@pytest.mark.full
 def test_the_proof_as_it_is_run_by_hand() -> None:
     """G3, G5: with its positive control and its five broken builds."""
     completed = subprocess.run(

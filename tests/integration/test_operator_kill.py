@@ -10,7 +10,7 @@ import json
 import signal
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -29,6 +29,8 @@ EC = {"key_type": keys_pb2.KEY_TYPE_EC, "curve": keys_pb2.CURVE_P256}
 STEPS_MAX = 60
 SHARE_REFUSED = 4
 
+Some = Callable[[Sequence[int]], Sequence[int]]
+"""Chooses the steps at which this run kills."""
 Whole = Callable[[bytes], Any]
 """Parses a file; raises if it is not whole."""
 
@@ -36,8 +38,11 @@ Whole = Callable[[bytes], Any]
 class Room:
     """A directory with the officers' files, and a command that dies in it."""
 
-    def __init__(self, directory: Path, pool: RunningPool, officers: list[TestOfficer]) -> None:
+    def __init__(
+        self, directory: Path, pool: RunningPool, officers: list[TestOfficer], some_of: Some
+    ) -> None:
         self.directory = directory
+        self.steps = some_of(range(1, STEPS_MAX))
         self.pool = pool
         self.output = directory / "output"
         for number, officer in enumerate(officers, start=1):
@@ -69,14 +74,14 @@ class Room:
         return ended.returncode != 0
 
     def at_every_step(self, *arguments: str, files: dict[str, Whole], then: Callable[[], None]) -> int:
-        """Kill a command at its first step, its second one, ...; return how many there were.
+        """Kill a command at its first step, its second one, ...; return the last at which it could be.
 
         Args:
             arguments: The command; it writes into ``output/`` only.
             files: What it may write there, and how to tell that it is whole.
             then: What an operator does after the death (also after the run that is not killed).
         """
-        for step in range(1, STEPS_MAX):
+        for step in self.steps:
             self.clear()
             killed = self.die(step, *arguments)
             there = {path.name: path.read_bytes() for path in self.output.iterdir()}
@@ -101,16 +106,16 @@ class Room:
 
 
 @pytest.fixture
-def room(pool: RunningPool, officers: list[TestOfficer], tmp_path: Path) -> Room:
-    return Room(tmp_path, pool, officers)
+def room(pool: RunningPool, officers: list[TestOfficer], tmp_path: Path, some_of: Some) -> Room:
+    return Room(tmp_path, pool, officers, some_of)
 
 
 def test_download_and_what_follows(
-    make_pool: Callable[..., RunningPool], officers: list[TestOfficer], tmp_path: Path
+    make_pool: Callable[..., RunningPool], officers: list[TestOfficer], tmp_path: Path, some_of: Some
 ) -> None:
     """From an empty pool to an active one, though every command of the activation dies at every step."""
     pool = make_pool(attended=True)
-    room = Room(tmp_path, pool, officers)
+    room = Room(tmp_path, pool, officers, some_of)
     files: dict[str, Whole] = {"sd": container.parse, "attempt": json.loads, "azure": document.parse}
     named = ("--output", "output/sd", "--azure-output", "output/azure", "--attempt-output", "output/attempt")
     last = False
@@ -211,12 +216,12 @@ def test_rotating_the_key_encryption_key(room: Room) -> None:
 
 
 def test_unlocking_with_a_restore_blob(
-    make_pool: Callable[..., RunningPool], officers: list[TestOfficer], tmp_path: Path
+    make_pool: Callable[..., RunningPool], officers: list[TestOfficer], tmp_path: Path, some_of: Some
 ) -> None:
     """init-recovery, restore-blob and upload die at every step; then the pool is unlocked all the same."""
     pool = make_pool(attended=True)
     pool.activate(officers, 2)
-    room = Room(tmp_path, pool, officers)
+    room = Room(tmp_path, pool, officers, some_of)
     with pool.client("administrator") as client:
         begun = client.rotate_shares([officer.certificate_der for officer in officers], 2, 0)
         for officer in officers[:2]:
