@@ -38,7 +38,6 @@ from tests.unit.test_key_release import newest
 PUBLIC_KEY = b"a public key"
 DIGEST = hashlib.sha256(PUBLIC_KEY).digest()
 OCT = {"key_type": KeyType.OCT, "curve": Curve.NONE, "size_bits": 256, "public_key_der": b""}
-NOW = datetime.now(UTC)
 
 
 @pytest.fixture(scope="module")
@@ -67,7 +66,7 @@ def attested(node: Node, **fields: Any) -> KeyAttestation:
 
 
 def test_an_attestation_verifies_and_says_what_the_key_is(pool: TestPool, node: Node) -> None:
-    claims = verify(attested(node), pool.anchors, NOW)
+    claims = verify(attested(node), pool.anchors, datetime.now(UTC))
     assert claims == KeyClaims(
         pool_id=POOL,
         partition_index=1,
@@ -85,7 +84,7 @@ def test_an_attestation_verifies_and_says_what_the_key_is(pool: TestPool, node: 
     symmetric = attested(node, **OCT, origin=KeyOrigin.IMPORTED)
     assert symmetric.public_key == b""
     assert "publicKeyAttestation" not in symmetric.to_json()
-    said = verify(symmetric, pool.anchors, NOW)
+    said = verify(symmetric, pool.anchors, datetime.now(UTC))
     assert (said.key_type, said.public_key, said.origin) == (KeyType.OCT, b"", KeyOrigin.IMPORTED)
 
 
@@ -171,7 +170,11 @@ def test_every_changed_octet_is_refused(pool: TestPool, node: Node) -> None:
         octets = getattr(whole, field)
         for position in range(0, len(octets), 37):
             with pytest.raises(EvidenceRefused):
-                verify(dataclasses.replace(whole, **{field: flipped(octets, position)}), pool.anchors, NOW)
+                verify(
+                    dataclasses.replace(whole, **{field: flipped(octets, position)}),
+                    pool.anchors,
+                    datetime.now(UTC),
+                )
 
 
 def bad(pool: TestPool, other: TestPool, whole: KeyAttestation) -> dict[str, KeyAttestation]:
@@ -214,10 +217,10 @@ def bad(pool: TestPool, other: TestPool, whole: KeyAttestation) -> dict[str, Key
 
 def test_what_does_not_belong_together_is_refused(pool: TestPool, other_pool: TestPool, node: Node) -> None:
     whole = attested(node)
-    verify(whole, pool.anchors, NOW)
+    verify(whole, pool.anchors, datetime.now(UTC))
     for what, wrong in bad(pool, other_pool, whole).items():
         try:
-            verify(wrong, pool.anchors, NOW)
+            verify(wrong, pool.anchors, datetime.now(UTC))
         except EvidenceRefused:
             continue
         pytest.fail(f"accepted: {what}")
@@ -233,7 +236,7 @@ def signed_by(pool: TestPool, inner: Signer, outer: Signer) -> KeyAttestation:
 
 def test_both_roots_must_have_certified(pool: TestPool, node: Node) -> None:
     """G5: whoever has one signer's key alone, or the two in the wrong order, proves nothing."""
-    verify(signed_by(pool, node.platform, node.owner), pool.anchors, NOW)
+    verify(signed_by(pool, node.platform, node.owner), pool.anchors, datetime.now(UTC))
     forger_platform = signer(pool.owner_root, f"spiffe://{POOL}/platform/1")
     forger_owner = signer(pool.platform_root, f"spiffe://{POOL}/partition/1")
     for inner, outer in (
@@ -247,14 +250,16 @@ def test_both_roots_must_have_certified(pool: TestPool, node: Node) -> None:
         (pool.nodes[2].platform, pool.nodes[2].owner),
     ):
         with pytest.raises(EvidenceRefused):
-            verify(signed_by(pool, inner, outer), pool.anchors, NOW)
+            verify(signed_by(pool, inner, outer), pool.anchors, datetime.now(UTC))
     claims = KeyClaims.of(made(**OCT), Part.PRIVATE, POOL, 1).encode()
     for token in (node.owner.token(claims), node.platform.token(claims)):
         with pytest.raises(EvidenceRefused):
-            verify(KeyAttestation(node.attester.certificates_pem, token, b""), pool.anchors, NOW)
+            verify(
+                KeyAttestation(node.attester.certificates_pem, token, b""), pool.anchors, datetime.now(UTC)
+            )
     swapped = TrustAnchors(pool.anchors.owner_root, pool.anchors.platform_root)
     with pytest.raises(EvidenceRefused):
-        verify(attested(node), swapped, NOW)
+        verify(attested(node), swapped, datetime.now(UTC))
 
 
 def test_evidence_and_a_key_attestation_do_not_stand_for_each_other(pool: TestPool, node: Node) -> None:
@@ -263,7 +268,11 @@ def test_evidence_and_a_key_attestation_do_not_stand_for_each_other(pool: TestPo
     whole = attested(node)
     inner = cbor2.loads(evidence.platform_token).value[2]
     with pytest.raises(EvidenceRefused):
-        verify(dataclasses.replace(whole, private_key=node.attester.certify_key(inner)), pool.anchors, NOW)
+        verify(
+            dataclasses.replace(whole, private_key=node.attester.certify_key(inner)),
+            pool.anchors,
+            datetime.now(UTC),
+        )
     claims = KeyClaims.of(made(), Part.PRIVATE, POOL, 1).encode()
     mixed = evidence_pb2.Evidence(
         platform_token=node.platform.token(claims), owner_token=node.owner.token(claims)
@@ -276,7 +285,7 @@ def test_a_certificate_out_of_date_is_refused(pool: TestPool, node: Node) -> Non
     whole = attested(node)
     for moved in (-timedelta(days=365 * 100), timedelta(days=365 * 100)):
         with pytest.raises(EvidenceRefused):
-            verify(whole, pool.anchors, NOW + moved)
+            verify(whole, pool.anchors, datetime.now(UTC) + moved)
 
 
 @pytest.mark.parametrize(
