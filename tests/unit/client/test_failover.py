@@ -110,7 +110,8 @@ def test_only_what_another_partition_may_answer_otherwise_is_tried_again(
     call = open_client()
     for index in range(3):
         call("partition_status", index)  # connected: the short deadline below is all for tries
-    monkeypatch.setitem(calls.CALL_SECONDS, "mutation", 0.15)
+    seconds = 0.15 if kind is errors.Overloaded else 0.6  # on a busy machine one try may take 50 ms
+    monkeypatch.setitem(calls.CALL_SECONDS, "mutation", seconds)
     servers.script(refuse(kind))
     with pytest.raises(MHSMError) as raised:
         call("create_key", "k", **AES)
