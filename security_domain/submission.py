@@ -133,7 +133,7 @@ def open_own_share(file: SecurityDomainFile, private_key: rsa.RSAPrivateKey) -> 
     if stated != (file.pool_id, file.generation, entry.index, file.required, len(file.officers)):
         raise InvalidShare("the share is of another security domain or officer")
     if shares.commitment(file.pool_id, file.generation, entry.index, mnemonic) != entry.share_commitment:
-        raise InvalidShare("the share is not the one this officer was given")
+        raise InvalidShare(OTHER_SHARE)
     return entry, mnemonic
 
 

@@ -23,7 +23,7 @@ from security_domain.azure.items import (
     seal_all,
 )
 from security_domain.encoding import bind, canonical, check_object, decode
-from security_domain.errors import InvalidFile, InvalidOfficers, InvalidShare
+from security_domain.errors import OTHER_SHARE, InvalidFile, InvalidOfficers, InvalidShare
 from security_domain.officers import OFFICERS_MAX, OFFICERS_MIN, QUORUM_MIN, check_officers
 from security_domain.secret import Secret
 
@@ -48,7 +48,7 @@ class WrappedShare:
         """
         sharing.parse_share(share)
         if self.commitment and not hmac.compare_digest(self.commitment, commitment(self.thumbprint, share)):
-            raise InvalidShare("the share is not the one this officer was given")
+            raise InvalidShare(OTHER_SHARE)
 
 
 @dataclass(frozen=True, slots=True)
