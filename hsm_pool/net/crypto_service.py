@@ -33,8 +33,6 @@ I = TypeVar("I")  # noqa: E741 - an item
 O = TypeVar("O")  # noqa: E741 - its result
 
 _CALL_SECONDS_MAX = 10.0
-_TRIES = 5
-"""How often a batch is computed anew when its key changed meanwhile."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -108,13 +106,13 @@ class CryptoService(crypto_pb2_grpc.CryptoServiceServicer):
         replica = self._partition.serving().replica
         if not 1 <= request.count <= limits.RANDOM_BYTES_MAX:
             raise InvalidField(f"count is 1-{limits.RANDOM_BYTES_MAX}", field="count")
-        access, until = current_access(), deadline(context, _CALL_SECONDS_MAX)
-        for _ in range(_TRIES):
-            consulted = replica.consult(lambda view: roles.check(view, access), until)
-            response = crypto_pb2.GetRandomBytesResponse(random_bytes=os.urandom(request.count))
-            if replica.unchanged(consulted):
-                return response
-        raise NotFresh("the caller's roles kept changing")
+        access = current_access()
+        return replica.answer(
+            lambda view: roles.check(view, access),
+            lambda _: crypto_pb2.GetRandomBytesResponse(random_bytes=os.urandom(request.count)),
+            deadline(context, _CALL_SECONDS_MAX),
+            "the caller's roles kept changing",
+        )
 
     def StreamOperations(  # noqa: N802, D102
         self,
@@ -236,9 +234,7 @@ class CryptoService(crypto_pb2_grpc.CryptoServiceServicer):
             key_use.check_use(version, batch.operation, replica.pool_time_ms)
             return version
 
-        for _ in range(_TRIES):
-            consulted = replica.consult(decide, batch.until)
-            version = consulted.value
+        def answer(version: KeyVersionRecord) -> tuple[str, list[O]]:
             algorithm = algorithms.find(
                 batch.algorithm, version.key_type, version.curve, version.size_bits, batch.operation
             )
@@ -250,9 +246,10 @@ class CryptoService(crypto_pb2_grpc.CryptoServiceServicer):
                 if boot_time() >= batch.until or not replica.lease_remaining():
                     raise NotFresh("the freshness lease or the deadline ran out within the batch")
                 results.append(operate(key, algorithm, item))
-            if replica.unchanged(consulted):
-                return convert.version_path(version), results
-        raise NotFresh("the key or the caller's roles kept changing while it was used")
+            return convert.version_path(version), results
+
+        changing = "the key or the caller's roles kept changing while it was used"
+        return replica.answer(decide, answer, batch.until, changing)
 
 
 def _check_batch(version: KeyVersionRecord, count: int) -> None:

@@ -14,16 +14,13 @@ from hsm_pool.core.model import Curve, KeyOperation, KeyReleasePolicy, KeyVersio
 from hsm_pool.core.state import View
 from hsm_pool.crypto import key_transport
 from hsm_pool.crypto.secret import SecretBytes
-from hsm_pool.errors import InvalidField, NotFresh
+from hsm_pool.errors import InvalidField
 from hsm_pool.net import convert
 from hsm_pool.net.interceptors import current_access
 from hsm_pool.partition.partition import Partition
 from hsm_pool.tokens.attestation import AttestationVerifier, Target
 from mhsm.keys.v1 import keys_pb2
 from security_domain.encoding import canonical, encode
-
-_TRIES = 5
-"""How often a release is made anew when its key changed meanwhile."""
 
 _SCHEMA_VERSION = "1.0"
 API_VERSION = "mhsm.keys.v1"
@@ -80,19 +77,18 @@ class KeyReleases:
             policy = key_release.check_exportable(version)
             return version, policy, lifecycle.pool_record(view).retention
 
-        decision = roles.permitted(current_access(roles.key_scope(key_id)), decide)
-        for _ in range(_TRIES):
-            consulted = serving.replica.consult(decision, until)
-            version, policy, retention = consulted.value
+        def released(decided: tuple[KeyVersionRecord, KeyReleasePolicy, Retention]) -> str:
+            version, policy, retention = decided
             note(key_version=version.version_id, algorithm=algorithm)
             target = self._verifier.verify(request.target_attestation_token)
             key_release.check_target(policy, target.authority, target.claims)
             encrypted = encrypted_key(algorithm, target, serving.open_material(version))
             payload = _payload(request, version, retention, encrypted, algorithm)
-            answer = self._partition.attester.certify_release(payload)
-            if serving.replica.unchanged(consulted):
-                return answer
-        raise NotFresh("the key or the caller's roles kept changing while it was released")
+            return self._partition.attester.certify_release(payload)
+
+        decision = roles.permitted(current_access(roles.key_scope(key_id)), decide)
+        changing = "the key or the caller's roles kept changing while it was released"
+        return serving.replica.answer(decision, released, until, changing)
 
 
 def encrypted_key(algorithm: str, target: Target, material: SecretBytes) -> str:

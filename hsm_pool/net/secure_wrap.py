@@ -14,7 +14,7 @@ from hsm_pool.crypto import algorithms, operations
 from hsm_pool.crypto.algorithms import Algorithm
 from hsm_pool.crypto.loaded_keys import LoadedKey
 from hsm_pool.crypto.secret import SecretBytes
-from hsm_pool.errors import DecryptionFailed, NotFresh
+from hsm_pool.errors import DecryptionFailed
 from hsm_pool.net import convert
 from hsm_pool.net.interceptors import current_access
 from hsm_pool.net.key_release import API_VERSION, encrypted_key
@@ -27,9 +27,6 @@ T = TypeVar("T")
 
 ENCRYPTION_ALGORITHM: Final = "RSA_AES_KEY_WRAP_256"
 """What an unwrapped key is encrypted to the environment with; Azure's request has no field for another."""
-
-_TRIES = 5
-"""How often an answer is made anew when its key changed meanwhile."""
 
 
 class SecureWraps:
@@ -119,15 +116,13 @@ class SecureWraps:
             key_use.check_use(version, operation, replica.pool_time_ms)
             return version
 
-        decision = roles.permitted(current_access(roles.key_scope(key_id)), decide)
-        for _ in range(_TRIES):
-            consulted = replica.consult(decision, until)
-            version = consulted.value
+        def answer(version: KeyVersionRecord) -> T:
             algorithm = algorithms.find(
                 request.algorithm, version.key_type, version.curve, version.size_bits, operation
             )
             note(key_version=version.version_id, algorithm=algorithm.name)
-            answer = compute(serving.load_key(version), version, algorithm)
-            if replica.unchanged(consulted):
-                return answer
-        raise NotFresh("the key or the caller's roles kept changing while it was used")
+            return compute(serving.load_key(version), version, algorithm)
+
+        decision = roles.permitted(current_access(roles.key_scope(key_id)), decide)
+        changing = "the key or the caller's roles kept changing while it was used"
+        return replica.answer(decision, answer, until, changing)

@@ -32,8 +32,11 @@ from hsm_pool.store.sealing import PoolKeys, Tampered
 from mhsm.record.v1 import record_pb2
 
 T = TypeVar("T")
+R = TypeVar("R")
 
 _RENEWAL_LABEL = b"mhsm/renewal/v1"
+_ANSWER_TRIES = 5
+"""How often an answer is made anew when what it rests on changed meanwhile."""
 _LEASE_WAIT_SECONDS = 0.5
 """How long a call waits for the partition's lease before it is sent to another partition."""
 
@@ -483,6 +486,28 @@ class Replica:
                     basis = {name: self.state.get(name) for name in overlay.reads}
                     return Consulted(value, basis)  # type: ignore[arg-type]
                 self._wait_stable(awaited, deadline)
+
+    def answer(
+        self, decide: Callable[[View], T], compute: Callable[[T], R], deadline: float, changing: str
+    ) -> R:
+        """Compute an answer on a decision; anew, while what the decision rests on changes meanwhile (G2).
+
+        Args:
+            decide: See :meth:`consult`.
+            compute: Makes the answer of what was decided; it leaves only if that still holds afterwards.
+            deadline: When to give up, on the boot clock.
+            changing: Words of the refusal: what kept changing.
+
+        Raises:
+            NotFresh: No lease, or it kept changing.
+            MHSMError: Whatever decide or compute raised.
+        """
+        for _ in range(_ANSWER_TRIES):
+            consulted = self.consult(decide, deadline)
+            answer = compute(consulted.value)
+            if self.unchanged(consulted):
+                return answer
+        raise NotFresh(changing)
 
     def unchanged(self, consulted: Consulted[T]) -> bool:
         """Return whether a result that rests on this decision may still leave (G2)."""
