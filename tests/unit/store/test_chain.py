@@ -14,10 +14,11 @@ from hypothesis import strategies as st
 
 from hsm_pool.core.model import KeyRecord, PoolRecord, Record, RecordName, name_of
 from hsm_pool.crypto.secret import SecretBytes
+from hsm_pool.errors import NotFresh
 from hsm_pool.store import chain
 from hsm_pool.store.chain import Head, TableDigest
 from hsm_pool.store.etcd_client import KeyValue, Revision
-from hsm_pool.store.replica import Replica
+from hsm_pool.store.replica import Replica, boot_time
 from hsm_pool.store.sealing import PoolKeys, Tampered
 from hsm_pool.store.state_file import StateDirectory
 from mhsm.record.v1 import record_pb2
@@ -214,6 +215,41 @@ def test_a_replica_takes_each_transaction_once_and_in_order(keys: PoolKeys) -> N
             replica.apply(Revision(3, tuple(KeyValue(key, value) for key, value in puts.items())))
         assert (replica.head.sequence, replica.table.root()) == (1, root), "nothing was applied"
     assert done.head.sequence == 4
+
+
+def test_an_answer_leaves_only_if_what_it_rests_on_still_holds(keys: PoolKeys) -> None:
+    """G2: made anew when the record changed while it was computed; nothing leaves without the lease."""
+    _, replica = history(keys)
+    name = name_of(KeyRecord("key-3", ()))
+    revision = 10
+
+    def change() -> None:
+        nonlocal revision
+        changes: dict[RecordName, Record | None] = {name: KeyRecord("key-3", (f"{revision:032x}",))}
+        transaction = chain.build_transaction(keys, 0, replica.head, replica.table, changes, [b"audit"])
+        replica.apply(revision_of(transaction, revision))
+        revision += 1
+
+    def answered(changing: int, lease_seconds: float = 60.0) -> tuple[object, int]:
+        replica._fresh_until = boot_time() + 60
+        made: list[object] = []
+
+        def compute(value: object) -> object:
+            made.append(value)
+            if len(made) <= changing:
+                change()
+            replica._fresh_until = boot_time() + lease_seconds
+            return value
+
+        answer = replica.answer(lambda view: view.get(name), compute, boot_time() + 5, "it kept changing")
+        return answer, len(made)
+
+    for changing in (0, 1, 3):
+        assert answered(changing) == (replica.state.get(name), changing + 1)
+    with pytest.raises(NotFresh, match="it kept changing"):
+        answered(1000)
+    with pytest.raises(NotFresh):
+        answered(0, lease_seconds=-1.0)
 
 
 def test_a_replica_keeps_nothing_of_a_removed_record(keys: PoolKeys) -> None:
