@@ -33,8 +33,6 @@ from mhsm.evidence.v1 import evidence_pb2
 from mhsm.peer.v1 import peer_pb2
 from tests.unit.attested import BOOT_COUNT, POOL, Node, TestPool, claims_of, signer
 
-_IAT, _BOOTCOUNT = 6, 267
-"""Labels of the time of issue (RFC 8392) and of the number of starts (RFC 9711)."""
 NONCE = b"n" * 16
 DATA = report_data("test", NONCE)
 EXPECTED = Expected(NONCE, DATA, pool_id=POOL, partition_index=1)
@@ -271,22 +269,32 @@ def test_junk_is_refused(attested: TestPool, node: Node, good: evidence_pb2.Evid
     refuses(attested, node.signed(junk or b"\x00"), "not readable")
 
 
+def _is_like(value: object, good: object) -> bool:
+    """Whether a value may stand where the good one does: then it is for others to say whether it is true."""
+    match good:
+        case int():
+            return type(value) is int and 0 <= value <= 2**53
+        case str():
+            return isinstance(value, str) and value != ""
+        case bytes():
+            return isinstance(value, bytes) and len(value) == len(good)
+        case _:
+            return isinstance(value, list) and len(value) == 1
+
+
 @settings(max_examples=100, suppress_health_check=[HealthCheck.function_scoped_fixture], deadline=None)
 @given(label=st.integers(0, 16), value=_JUNK)
 def test_a_claim_of_another_kind_is_refused(
     attested: TestPool, node: Node, good: evidence_pb2.Evidence, label: int, value: object
 ) -> None:
-    """G8: each claim in turn is junk, under the right keys."""
+    """G8: each claim in turn is of another type, length or range, under the right keys."""
     claims = cbor2.loads(claims_of(good).encode())
     labels = sorted(claims)
     chosen = labels[label % len(labels)]
-    # Any number may be that of a start; that no earlier start passes has a test of its own. And iat
-    # is for people: that evidence is fresh is said by the nonce.
-    assume(chosen not in (_BOOTCOUNT, _IAT) or not isinstance(value, int))
+    assume(not _is_like(value, claims[chosen]))
     claims[chosen] = value
     octets = cbor2.dumps(claims, canonical=True)
-    if octets != claims_of(good).encode():
-        refuses(attested, node.signed(octets), "readable|fresh|purpose|policy|names|exchange|expired")
+    refuses(attested, node.signed(octets), "readable|fresh")
 
 
 def test_claims_have_one_form(attested: TestPool, node: Node, good: evidence_pb2.Evidence) -> None:
