@@ -327,6 +327,13 @@ class Overloaded(AvailabilityError):
         return self
 
 
+class RequestLost(AvailabilityError):
+    """The request did not arrive: too late, far too large, or its caller left. Nothing was done."""
+
+    code = "CANCELLED"
+    reason = "REQUEST_LOST"
+
+
 class AccessError(MHSMError):
     """The caller's identity does not allow the call."""
 

@@ -37,6 +37,12 @@ WRAPPED_KEY_BYTES_MAX: Final = 1024
 MESSAGE_BYTES_MAX: Final = 4 * 1024 * 1024
 """Bytes of one gRPC message; also grpcio's own default for receiving."""
 
+REQUEST_BYTES_MAX: Final = 3 * 1024 * 1024
+"""Bytes of one request: the answer to a full batch, with its vectors and tags, still is one message."""
+
+REQUEST_READ_SECONDS_MAX: Final = 10.0
+"""How long a call may take to send its request."""
+
 IMPORT_BYTES_MAX: Final = 16 * 1024
 """Bytes of imported key material; an RSA-4096 PKCS#8 has about 2.4 KiB."""
 
@@ -84,6 +90,9 @@ CALLS_IN_FLIGHT_MAX: Final = 64
 
 CLIENT_CALLS_MAX: Final = 512
 """Calls that a listener of the client plane takes from the wire; admission decides about each of them."""
+
+REQUESTS_READ_MAX: Final = 64
+"""Calls of one partition whose request has not come yet; each keeps a thread of its server."""
 
 STREAMS_MAX: Final = 8
 """Open streams of one partition; each keeps a thread of its server."""

@@ -84,6 +84,14 @@ class Admission:
         """Return in how many seconds what runs and waits now will be done, as far as can be told."""
         return (self.running + self.waiting) * self.service_seconds / self.bounds.running
 
+    def refuses(self, principal: str) -> bool:
+        """Return whether a call that arrived now would be refused at once."""
+        waiting = [entry for entry in self._queue if not entry.patient]
+        if len(waiting) < self.bounds.waiting or self._may_run(principal):
+            return False
+        newest = Ticket(principal)
+        return self._newest_of_greediest([*waiting, newest]) is newest
+
     def arrive(self, principal: str, now: float, *, patient: bool = False) -> tuple[Ticket, list[Ticket]]:
         """Take a call in.
 
@@ -156,11 +164,7 @@ class Admission:
         """Let calls begin while there is room."""
         started: list[Ticket] = []
         while self.running < self.bounds.running:
-            allowed = [
-                entry
-                for entry in self._queue
-                if self._running_of.get(entry.principal, 0) < self.bounds.running_of_principal
-            ]
+            allowed = [entry for entry in self._queue if self._may_run(entry.principal)]
             if not allowed:
                 break
             # min takes the first of equals, so calls of one principal keep their order.
@@ -170,6 +174,12 @@ class Admission:
             self._run(ticket, now, charged=self.service_seconds)
             started.append(ticket)
         return started
+
+    def _may_run(self, principal: str) -> bool:
+        return (
+            self.running < self.bounds.running
+            and self._running_of.get(principal, 0) < self.bounds.running_of_principal
+        )
 
     def _newest_of_greediest(self, waiting: list[Ticket]) -> Ticket:
         counts: dict[str, int] = {}

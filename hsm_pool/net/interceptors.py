@@ -6,11 +6,13 @@ the log, under a correlation id (G3, G8). On the fabric plane an error is its co
 
 from __future__ import annotations
 
+import math
 import threading
 import time
 import uuid
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, nullcontext
+from functools import lru_cache
 from typing import Any
 
 import grpc
@@ -28,7 +30,6 @@ from hsm_pool.errors import (
     AccessError,
     AuditUnavailable,
     InternalError,
-    InvalidField,
     MHSMError,
     Overloaded,
     Unauthenticated,
@@ -36,6 +37,7 @@ from hsm_pool.errors import (
 from hsm_pool.net.admission import CallAdmission, CallKind, kind_of
 from hsm_pool.net.authorization import Caller, Rule, authorize
 from hsm_pool.net.calls import deadline
+from hsm_pool.net.requests import RequestReader, parsed
 from hsm_pool.net.role_gate import RoleGate
 from hsm_pool.observability.calls import CallObserver, Observation
 
@@ -77,6 +79,18 @@ def error_status(error: MHSMError) -> status_pb2.Status:
     return status_pb2.Status(code=code_pb2.Code.Value(error.code), message=error.message, details=details)
 
 
+def _answer(error: MHSMError) -> Any:
+    """Return a typed error as what ends a call. Those of an overload are many, and the same: made once."""
+    if not isinstance(error, Overloaded):
+        return rpc_status.to_status(error_status(error))
+    return _overloaded(error.message, math.ceil(error.retry_seconds * 1000))
+
+
+@lru_cache(maxsize=4096)
+def _overloaded(message: str, retry_ms: int) -> Any:
+    return rpc_status.to_status(error_status(Overloaded(message).retry_after(retry_ms / 1000)))
+
+
 def typed(error: Exception, method: str) -> MHSMError:
     """Return the typed error to show for any exception."""
     if isinstance(error, MHSMError):
@@ -96,13 +110,6 @@ def typed(error: Exception, method: str) -> MHSMError:
         place=place,
     )
     return InternalError(f"internal error, correlation id {correlation_id}")
-
-
-def _parsed(octets: bytes, parse: Callable[[bytes], Any]) -> Any:
-    try:
-        return parse(octets)
-    except Exception:  # noqa: BLE001 - the protobuf parser's own error
-        raise InvalidField("the request is no message of this method", field="") from None
 
 
 class Passage:
@@ -197,6 +204,7 @@ class Gate(Passage, grpc.ServerInterceptor):
         roles: RoleGate,
         audit_log: AuditLog,
         observer: CallObserver,
+        reader: RequestReader,
         admission: CallAdmission | None = None,
         *,
         bare_errors: bool = False,
@@ -205,6 +213,7 @@ class Gate(Passage, grpc.ServerInterceptor):
         self._identify = identify
         self._bare_errors = bare_errors
         self._observer = observer
+        self._reader = reader
         self._admission = admission
 
     def intercept_service(self, continuation: Any, handler_call_details: Any) -> Any:
@@ -213,14 +222,14 @@ class Gate(Passage, grpc.ServerInterceptor):
         if handler is None:
             return None
         method = handler_call_details.method
-        # Requests are parsed in the call: after the permission is known, and with typed errors.
+        # Requests are read and parsed in the call: when its caller is known, and with typed errors.
         parse = handler.request_deserializer
         serialize = handler.response_serializer
         if handler.response_streaming:
             streamed = self._stream(handler.stream_stream, parse, method)
             return grpc.stream_stream_rpc_method_handler(streamed, None, serialize)
         unary = self._unary(handler.unary_unary, parse, method)
-        return grpc.unary_unary_rpc_method_handler(unary, None, serialize)
+        return grpc.stream_unary_rpc_method_handler(unary, None, serialize)
 
     def _enter(self, context: grpc.ServicerContext, method: str) -> Caller:
         caller = self._identify(context)
@@ -232,13 +241,21 @@ class Gate(Passage, grpc.ServerInterceptor):
         observed.code = shown.code
         if self._bare_errors:
             context.abort(getattr(grpc.StatusCode, shown.code), "")
-        context.abort_with_status(rpc_status.to_status(error_status(shown)))
+        context.abort_with_status(_answer(shown))
 
     def _abort_stream(self, context: grpc.ServicerContext, error: Exception, observed: Observation) -> None:
         try:
             self._abort(context, error, observed)
         finally:
             self._observer.end(observed)
+
+    def _request(
+        self, caller: Caller, kind: CallKind, messages: Iterator[bytes], context: grpc.ServicerContext
+    ) -> bytes:
+        if self._admission is None:
+            return self._reader.read(messages, context)
+        with self._admission.reading(caller.uri, kind):
+            return self._reader.read(messages, context)
 
     def _place(self, caller: Caller, kind: CallKind, until: float, *, patient: bool = False) -> Any:
         if self._admission is None:
@@ -248,13 +265,14 @@ class Gate(Passage, grpc.ServerInterceptor):
     def _unary(self, handle: Any, parse: Any, method: str) -> Any:
         kind = kind_of(method)
 
-        def call(octets: bytes, context: grpc.ServicerContext) -> Any:
+        def call(messages: Iterator[bytes], context: grpc.ServicerContext) -> Any:
             observed = self._observer.begin(method, context)
             try:
                 caller, until = self._enter(context, method), deadline(context)
+                octets = self._request(caller, kind, messages, context)
                 with self._place(caller, kind, until):
                     self.admit_roles(method, until)
-                    response = handle(_parsed(octets, parse), context)
+                    response = handle(parsed(octets, parse), context)
                 self.succeed()
                 return response
             except Exception as error:  # noqa: BLE001 - the one place where errors become answers
@@ -285,7 +303,7 @@ class Gate(Passage, grpc.ServerInterceptor):
                             # Each message is a batch, and waits for its turn like any other call.
                             until = deadline(context)
                             place.enter_context(self._place(caller, CallKind.OPERATION, until, patient=True))
-                            yield _parsed(octets, parse)
+                            yield parsed(octets, parse)
 
                     # The stream as such is on record only if it is refused.
                     record.begin(None)

@@ -32,6 +32,7 @@ from hsm_pool.net.plane_services import (
     PeerService,
     PoolService,
 )
+from hsm_pool.net.requests import RequestReader
 from hsm_pool.net.role_gate import RoleGate
 from hsm_pool.net.role_service import RoleService
 from hsm_pool.net.security_domain_service import SecurityDomainService
@@ -93,9 +94,10 @@ class PlaneServers:
         self._tracing = _tracing(settings)
         self._metrics_endpoint, self._registry = settings.metrics_endpoint, metrics.registry
         self._metrics_listener: MetricsListener | None = None
+        self._reader = RequestReader()
         observer = CallObserver(metrics.calls, self._tracing)
-        gate = Gate(settings.index, certificates, translate, roles, log, observer, admission)
-        inner = Gate(settings.index, certificates, translate, roles, log, observer)
+        gate = Gate(settings.index, certificates, translate, roles, log, observer, self._reader, admission)
+        inner = Gate(settings.index, certificates, translate, roles, log, observer, self._reader)
 
         backups = Backups(partition)
         attestations = AttestationVerifier(settings.attestation_authorities)
@@ -126,7 +128,9 @@ class PlaneServers:
         def node_plane(server: grpc.Server) -> None:
             node_pb2_grpc.add_NodeServiceServicer_to_server(NodeService(partition), server)
 
-        bare = Gate(settings.index, certificates, translate, roles, log, observer, bare_errors=True)
+        bare = Gate(
+            settings.index, certificates, translate, roles, log, observer, self._reader, bare_errors=True
+        )
         self._servers = [
             _server(
                 settings.client_endpoint,
@@ -151,7 +155,16 @@ class PlaneServers:
         tokens = settings.tokens
         if tokens is not None:
             verifier = TokenVerifier(tokens, IssuerKeys(tokens.keys, tokens.keys_ca_file))
-            gate = Gate(settings.index, TokenIdentities(verifier), translate, roles, log, observer, admission)
+            gate = Gate(
+                settings.index,
+                TokenIdentities(verifier),
+                translate,
+                roles,
+                log,
+                observer,
+                self._reader,
+                admission,
+            )
             self._servers.append(
                 _server(
                     tokens.endpoint,
@@ -175,6 +188,7 @@ class PlaneServers:
         stopped = [server.stop(_STOP_SECONDS) for server in self._servers]
         for event in stopped:
             event.wait(2 * _STOP_SECONDS)
+        self._reader.close()
         if self._metrics_listener:
             self._metrics_listener.close()
         if self._tracing:

@@ -9,9 +9,11 @@ import contextlib
 import threading
 import urllib.request
 import uuid
+from collections import Counter
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 import grpc
@@ -26,6 +28,7 @@ from hsm_pool.client.channels import OPTIONS, credentials
 from hsm_pool.client.connection import ClientIdentity
 from hsm_pool.core.roles import CRYPTO_OFFICER, CRYPTO_USER
 from hsm_pool.errors import Overloaded
+from hsm_pool.net.admission import THREADS
 from mhsm.crypto.v1 import crypto_pb2, crypto_pb2_grpc
 from mhsm.keys.v1 import keys_pb2, keys_pb2_grpc
 from tests.identities import Clients
@@ -226,6 +229,49 @@ def test_rsa_keys_of_one_principal_do_not_keep_others_from_writing(
     with pool.client() as client:
         # The keys that were acknowledged are there; what was refused made none.
         assert sum("overload-many" in key.name for key in client.list_keys()) == seen.done
+
+
+def test_calls_that_send_no_request_keep_nobody_from_anything(pool: RunningPool, clients: Clients) -> None:
+    """More than there are threads, of somebody without a role, and of nobody: others are served (G8)."""
+    connection = pool.connection
+    connection.clients["silent"] = clients.files("silent")
+    entry = connection.partitions[PARTITION]
+    assert entry.token_endpoint
+    anonymous = grpc.ssl_channel_credentials(Path(connection.client_ca_file).read_bytes())
+    go_on = threading.Event()
+
+    def nothing() -> Iterator[bytes]:
+        go_on.wait(2 * WAIT_SECONDS)
+        yield from ()
+
+    listeners = {entry.endpoint: credentials(connection, "silent"), entry.token_endpoint: anonymous}
+    for endpoint, tls in listeners.items():
+        channels: list[Any] = [
+            grpc.secure_channel(endpoint, tls, options=[*OPTIONS, ("grpc.use_local_subchannel_pool", 1)])
+            for _ in range(1 + THREADS // 100)
+        ]
+        method = f"/{crypto_pb2.DESCRIPTOR.services_by_name['CryptoService'].full_name}/Sign"
+        calls = [
+            channels[number % len(channels)]
+            .stream_unary(method, request_serializer=bytes, response_deserializer=bytes)
+            .future(nothing(), timeout=2 * WAIT_SECONDS)
+            for number in range(THREADS)
+        ]
+        try:
+            with clients.connect("modest", partition=PARTITION, timeout_seconds=WAIT_SECONDS) as modest:
+                assert len(modest.sign("keys/overload-ec", "ES256", bytes(32))) == 64
+            assert pool.status(PARTITION) is not None
+            codes = Counter(call.code() for call in calls)
+        finally:
+            go_on.set()
+            for channel in channels:
+                channel.close()
+        if endpoint == entry.token_endpoint:
+            assert codes == {grpc.StatusCode.UNAUTHENTICATED: THREADS}
+        else:
+            assert codes[grpc.StatusCode.CANCELLED] <= limits.REQUESTS_READ_MAX * 3 // 4
+            assert codes[grpc.StatusCode.CANCELLED] + codes[grpc.StatusCode.RESOURCE_EXHAUSTED] == THREADS
+        go_on.clear()
 
 
 def test_our_client_comes_back_when_it_is_asked_to(pool: RunningPool, clients: Clients) -> None:

@@ -36,6 +36,7 @@ _RESTORE_AND_EPOCHS = "tests/unit/test_restore_and_epochs.py"
 _KEY_PROPOSED = "new-generation-the new key-encryption key is proposed and not in force-partition"
 _DUE = "tests/unit/test_rotation.py"
 _ADMISSION = "tests/unit/test_admission.py"
+_REQUESTS = "tests/unit/test_requests.py"
 _RELEASE = "tests/unit/test_key_release.py"
 _KEY_ATTESTATION = "tests/unit/test_key_attestation.py"
 _SECURE_WRAP = "tests/unit/test_secure_wrap.py"
@@ -554,9 +555,25 @@ BROKEN_BUILDS: tuple[BrokenBuild, ...] = (
         "one principal may hold every place",
         "G8",
         "hsm_pool/core/admission.py",
-        "                if self._running_of.get(entry.principal, 0) < self.bounds.running_of_principal\n",
+        "            and self._running_of.get(principal, 0) < self.bounds.running_of_principal\n",
         "",
         (f"{_ADMISSION}::test_the_modest_one_runs_at_once_whatever_the_greedy_one_holds",),
+    ),
+    BrokenBuild(
+        "calls of one principal that send no request hold every thread",
+        "G8",
+        "hsm_pool/net/admission.py",
+        "        self._reading = Admission(_three_quarters(limits.REQUESTS_READ_MAX, 0))\n",
+        "        self._reading = Admission(_three_quarters(10_000, 0))\n",
+        (f"{_ADMISSION}::test_calls_that_send_no_request_are_bounded_and_not_all_of_one_principal",),
+    ),
+    BrokenBuild(
+        "a call may take for ever to send its request",
+        "G8",
+        "hsm_pool/net/requests.py",
+        "                reading.context.cancel()\n",
+        "                pass\n",
+        (f"{_REQUESTS}::test_calls_that_never_send_their_request_end_and_leave_their_threads",),
     ),
     BrokenBuild(
         "a refusal does not say when to come back",

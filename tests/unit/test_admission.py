@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import random
 import threading
+import time
+from contextlib import ExitStack, suppress
 
 import pytest
 
@@ -28,7 +30,9 @@ class Machine:
         self.served: dict[str, float] = {}
 
     def arrive(self, principal: str, seconds: float) -> Ticket:
+        foreseen = self.admission.refuses(principal)
         ticket, changed = self.admission.arrive(principal, self.now)
+        assert (ticket.standing is Standing.REFUSED) is foreseen, "known before its request is read"
         self.length[ticket] = seconds
         self.note([ticket, *changed])
         return ticket
@@ -231,6 +235,45 @@ def test_streams_are_bounded_and_not_all_of_one_principal() -> None:
     assert admission.open_streams() == 0
 
 
+def test_a_call_that_finds_no_place_is_refused_before_its_request_is_read() -> None:
+    admission = CallAdmission()
+    bounds = BOUNDS[CallKind.OPERATION]
+    with ExitStack() as held:
+        for _ in range(bounds.running_of_principal):
+            held.enter_context(admission.call("greedy", CallKind.OPERATION, boot_time() + 60))
+        waiters = [threading.Thread(target=_wait_in, args=(admission,)) for _ in range(bounds.waiting)]
+        for waiter in waiters:
+            waiter.start()
+        deadline = time.monotonic() + 60
+        while admission.counts(CallKind.OPERATION)[1] < bounds.waiting and time.monotonic() < deadline:
+            waiters[0].join(0.001)
+        with pytest.raises(Overloaded), admission.reading("greedy", CallKind.OPERATION):
+            pytest.fail("it was read")
+        assert admission.counts(CallKind.OPERATION)[2] == 1, "counted"
+        with admission.reading("modest", CallKind.OPERATION), admission.reading("greedy", CallKind.CONTROL):
+            pass
+    for waiter in waiters:
+        waiter.join(60)
+
+
+def _wait_in(admission: CallAdmission) -> None:
+    with suppress(Overloaded), admission.call("greedy", CallKind.OPERATION, boot_time() + 60):
+        pass
+
+
+def test_calls_that_send_no_request_are_bounded_and_not_all_of_one_principal() -> None:
+    admission = CallAdmission()
+    with ExitStack() as held:
+        for _ in range(limits.REQUESTS_READ_MAX * 3 // 4):
+            held.enter_context(admission.reading("silent", CallKind.OPERATION))
+        with pytest.raises(Overloaded), admission.reading("silent", CallKind.CONTROL):
+            pytest.fail("too many")
+        with admission.reading("modest", CallKind.OPERATION):
+            pass
+    with admission.reading("silent", CallKind.OPERATION):
+        pass
+
+
 MUTATIONS = {
     *(
         "CreateKey",
@@ -260,6 +303,6 @@ def test_every_method_has_its_kind() -> None:
 
 def test_a_listener_has_a_thread_for_all_that_runs_or_waits() -> None:
     most = sum(b.running + b.waiting + b.paused for kind, b in BOUNDS.items() if kind is not CallKind.RSA_KEY)
-    assert most + limits.STREAMS_MAX < THREADS
+    assert most + limits.STREAMS_MAX + limits.REQUESTS_READ_MAX < THREADS
     rsa = BOUNDS[CallKind.RSA_KEY]
     assert rsa.running + rsa.waiting < BOUNDS[CallKind.MUTATION].running_of_principal, "RSA keys leave room"
