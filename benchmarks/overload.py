@@ -26,6 +26,7 @@ from benchmarks.bench_pool import PARTITIONS, BenchmarkPool
 from benchmarks.summaries import percentile
 from hsm_pool.client import calls
 from hsm_pool.client.aio import AsyncPool
+from hsm_pool.client.calls import Call
 from hsm_pool.client.connection import load_connection
 from hsm_pool.core.roles import CRYPTO_USER
 from hsm_pool.errors import MHSMError, Overloaded
@@ -65,6 +66,7 @@ class Outcome:
     late: int = 0
     """Done after the measured time."""
     seconds: float = 0.0
+    cpu_seconds: float = 0.0
     latencies_ms: list[float] = field(default_factory=list)
     retry_ms: list[float] = field(default_factory=list)
 
@@ -79,10 +81,9 @@ class Load:
     calls_per_second: float = 0.0
 
 
-async def _one(pool: AsyncPool, number: int, outcome: Outcome) -> None:
+async def _one(pool: AsyncPool, call: Call[list[bytes]], number: int, outcome: Outcome) -> None:
     began = time.monotonic()
     outcome.offered += 1
-    call = calls.sign_batch(f"keys/{_KEY}", "RS256", [os.urandom(32) for _ in range(ITEMS)])
     try:
         await pool.call(call, number % PARTITIONS)
     except Overloaded as refused:
@@ -95,17 +96,17 @@ async def _one(pool: AsyncPool, number: int, outcome: Outcome) -> None:
         outcome.latencies_ms.append((time.monotonic() - began) * 1000)
 
 
-async def _closed(pool: AsyncPool, load: Load, outcome: Outcome) -> None:
+async def _closed(pool: AsyncPool, call: Call[list[bytes]], load: Load, outcome: Outcome) -> None:
     end = time.monotonic() + load.seconds
 
     async def caller(number: int) -> None:
         while time.monotonic() < end:
-            await _one(pool, number, outcome)
+            await _one(pool, call, number, outcome)
 
     await asyncio.gather(*(caller(number) for number in range(load.callers * PARTITIONS)))
 
 
-async def _open(pool: AsyncPool, load: Load, outcome: Outcome) -> None:
+async def _open(pool: AsyncPool, call: Call[list[bytes]], load: Load, outcome: Outcome) -> None:
     began = time.monotonic()
     tasks: set[asyncio.Task[None]] = set()
     number = 0
@@ -116,7 +117,7 @@ async def _open(pool: AsyncPool, load: Load, outcome: Outcome) -> None:
             if len(tasks) >= _OUTSTANDING_MAX:
                 outcome.not_offered += 1
                 continue
-            task = asyncio.create_task(_one(pool, number, outcome))
+            task = asyncio.create_task(_one(pool, call, number, outcome))
             tasks.add(task)
             task.add_done_callback(tasks.discard)
         await asyncio.sleep(min(0.02, 1 / load.calls_per_second))
@@ -128,10 +129,12 @@ async def _open(pool: AsyncPool, load: Load, outcome: Outcome) -> None:
 
 async def _offer(directory: Path, load: Load) -> Outcome:
     outcome = Outcome()
+    call = calls.sign_batch(f"keys/{_KEY}", "RS256", [os.urandom(32) for _ in range(ITEMS)])
     async with AsyncPool(load_connection(directory), load.client, timeout_seconds=_CALL_SECONDS) as pool:
-        began = time.monotonic()
-        await (_closed if load.callers else _open)(pool, load, outcome)
+        began, cpu_began = time.monotonic(), time.process_time()
+        await (_closed if load.callers else _open)(pool, call, load, outcome)
         outcome.seconds = outcome.seconds or time.monotonic() - began
+        outcome.cpu_seconds = time.process_time() - cpu_began
     return outcome
 
 
@@ -292,6 +295,11 @@ def overload(pool: BenchmarkPool, seconds: float, say: Callable[[str], None]) ->
             "at_maximum": round(cpu_ms_at_maximum, 1),
             "overloaded": round(cpu_seconds * 1000 / max(1, done), 1),
         },
+        "clients_cpu_us_per_offered_call": round(
+            sum(outcome.cpu_seconds for outcome in outcomes)
+            * 1e6
+            / max(1, sum(outcome.offered for outcome in outcomes))
+        ),
         "greedy": _principal(greedy_outcomes),
         "modest": _principal([modest_outcome]),
         "retry_delay_ms": {"p50": round(percentile(retry, 0.5)), "maximum": round(max(retry))}
