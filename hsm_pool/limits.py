@@ -92,7 +92,7 @@ CLIENT_CALLS_MAX: Final = 512
 """Calls that a listener of the client plane takes from the wire; admission decides about each of them."""
 
 REQUESTS_READ_MAX: Final = 64
-"""Calls of one partition whose request has not come yet; each keeps a thread of its server."""
+"""Calls of one listener for clients whose request has not come yet; each keeps a thread."""
 
 STREAMS_MAX: Final = 8
 """Open streams of one partition; each keeps a thread of its server."""

@@ -104,38 +104,25 @@ class CallAdmission:
     def __init__(self) -> None:
         self._lock = threading.Lock()
         self._admissions = {kind: Admission(bounds) for kind, bounds in BOUNDS.items()}
-        self._streams = Admission(_three_quarters(limits.STREAMS_MAX, 0))
-        self._reading = Admission(_three_quarters(limits.REQUESTS_READ_MAX, 0))
+        self._streams = Admission(Bounds(limits.STREAMS_MAX, limits.STREAMS_MAX * 3 // 4, 0))
         self._waiting: dict[Ticket, threading.Event] = {}
 
-    @contextmanager
-    def reading(self, principal: str, kind: CallKind) -> Iterator[None]:
-        """Hold a place while the request of a call is read.
+    def check(self, principal: str, kind: CallKind) -> None:
+        """Let the request of a call be read.
 
         Args:
             principal: Who calls.
             kind: What the call will need.
 
         Raises:
-            Overloaded: Too many are read, or there would be no place for the call anyway.
+            Overloaded: There is no place for the call.
         """
         admission = self._admissions[kind]
         with self._lock:
-            refused = admission.refuses(principal)
-            if refused:
-                admission.refused += 1
-            else:
-                ticket, _ = self._reading.arrive(principal, boot_time())
-        if refused:
-            raise self._overloaded(admission)
-        if ticket.standing is not Standing.RUNNING:
-            raise Overloaded("too many calls did not send their requests yet").retry_after(
-                limits.RETRY_SECONDS_MAX
-            )
-        try:
-            yield
-        finally:
-            self._leave(self._reading, ticket)
+            if not admission.refuses(principal):
+                return
+            admission.refused += 1
+        raise self._overloaded(admission)
 
     @contextmanager
     def call(

@@ -252,10 +252,9 @@ class Gate(Passage, grpc.ServerInterceptor):
     def _request(
         self, caller: Caller, kind: CallKind, messages: Iterator[bytes], context: grpc.ServicerContext
     ) -> bytes:
-        if self._admission is None:
-            return self._reader.read(messages, context)
-        with self._admission.reading(caller.uri, kind):
-            return self._reader.read(messages, context)
+        if self._admission is not None:
+            self._admission.check(caller.uri, kind)
+        return self._reader.read(caller.uri, messages, context)
 
     def _place(self, caller: Caller, kind: CallKind, until: float, *, patient: bool = False) -> Any:
         if self._admission is None:

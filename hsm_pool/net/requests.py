@@ -8,6 +8,7 @@ which is the same on the wire: the call begins at once, and reads its message it
 from __future__ import annotations
 
 import threading
+from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -16,12 +17,13 @@ from typing import Any
 import grpc
 
 from hsm_pool import limits
-from hsm_pool.errors import InvalidField, PayloadTooLarge, RequestLost
+from hsm_pool.errors import InvalidField, Overloaded, PayloadTooLarge, RequestLost
 from hsm_pool.store.replica import boot_time
 
 
 @dataclass(slots=True, eq=False)
 class _Reading:
+    principal: str
     context: grpc.ServicerContext
     until: float
     """On the boot clock."""
@@ -29,13 +31,24 @@ class _Reading:
 
 
 class RequestReader:
-    """Reads the messages of all listeners of a partition. Thread-safe. :meth:`close` ends its thread."""
+    """Reads the requests of one listener's calls. Thread-safe. :meth:`close` ends its thread.
 
-    def __init__(self, seconds_max: float = limits.REQUEST_READ_SECONDS_MAX) -> None:
+    What is read at a time is bounded, and no principal alone has all of it: whoever sends no
+    requests keeps only himself from calling.
+    """
+
+    def __init__(
+        self,
+        places: int,
+        places_of_principal: int,
+        seconds_max: float = limits.REQUEST_READ_SECONDS_MAX,
+    ) -> None:
+        self._places, self._places_of_principal = places, places_of_principal
         self._seconds_max = seconds_max
         self._lock = threading.Lock()
         # All wait equally long, so the first one that began is the first one that is late.
         self._reading: dict[_Reading, None] = {}
+        self._held: Counter[str] = Counter()
         self._stopping = threading.Event()
         self._thread = threading.Thread(target=self._run, name="request-reader", daemon=True)
         self._thread.start()
@@ -45,14 +58,15 @@ class RequestReader:
         self._stopping.set()
         self._thread.join()
 
-    def read(self, messages: Iterator[bytes], context: grpc.ServicerContext) -> bytes:
+    def read(self, principal: str, messages: Iterator[bytes], context: grpc.ServicerContext) -> bytes:
         """Return the message of a call.
 
         Raises:
             InvalidField: There is none.
+            Overloaded: Too many others, or too many of this principal, are read at the moment.
             RequestLost: It did not come in time, or the caller has left.
         """
-        reading = _Reading(context, boot_time() + self._seconds_max)
+        reading = _Reading(principal, context, boot_time() + self._seconds_max)
         with self._watched(reading):
             try:
                 return next(messages)
@@ -66,12 +80,23 @@ class RequestReader:
     @contextmanager
     def _watched(self, reading: _Reading) -> Iterator[None]:
         with self._lock:
+            if (
+                len(self._reading) >= self._places
+                or self._held[reading.principal] >= self._places_of_principal
+            ):
+                raise Overloaded("too many calls did not send their requests yet").retry_after(
+                    limits.RETRY_SECONDS_MAX
+                )
             self._reading[reading] = None
+            self._held[reading.principal] += 1
         try:
             yield
         finally:
             with self._lock:
                 del self._reading[reading]
+                self._held[reading.principal] -= 1
+                if not self._held[reading.principal]:
+                    del self._held[reading.principal]
 
     def _run(self) -> None:
         while not self._stopping.wait(self._seconds_max / 4):

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import grpc
 from grpc_health.v1 import health_pb2_grpc
@@ -18,6 +18,7 @@ from hsm_pool import limits
 from hsm_pool.net import reflection
 from hsm_pool.net.admission import THREADS, CallAdmission
 from hsm_pool.net.audit_service import AuditService
+from hsm_pool.net.authorization import Caller
 from hsm_pool.net.backup_service import BackupService
 from hsm_pool.net.calls import Translator
 from hsm_pool.net.crypto_service import CryptoService
@@ -78,6 +79,10 @@ _FABRIC_OPTIONS = (
     ("grpc.absolute_max_metadata_size", 4096),
 )
 _STOP_SECONDS = 1.0
+_CLIENT_READS = (limits.REQUESTS_READ_MAX, limits.REQUESTS_READ_MAX * 3 // 4)
+_INNER_THREADS = 8
+_INNER_READS = (6, 2)
+"""Requests that are read at once, and of one principal: two threads stay free for the others."""
 
 
 class PlaneServers:
@@ -94,10 +99,14 @@ class PlaneServers:
         self._tracing = _tracing(settings)
         self._metrics_endpoint, self._registry = settings.metrics_endpoint, metrics.registry
         self._metrics_listener: MetricsListener | None = None
-        self._reader = RequestReader()
         observer = CallObserver(metrics.calls, self._tracing)
-        gate = Gate(settings.index, certificates, translate, roles, log, observer, self._reader, admission)
-        inner = Gate(settings.index, certificates, translate, roles, log, observer, self._reader)
+        self._readers: list[RequestReader] = []
+
+        def gate(identify: Callable[[grpc.ServicerContext], Caller], **options: Any) -> Gate:
+            places = _INNER_READS if options.get("admission") is None else _CLIENT_READS
+            reader = RequestReader(*places)
+            self._readers.append(reader)
+            return Gate(settings.index, identify, translate, roles, log, observer, reader, **options)
 
         backups = Backups(partition)
         attestations = AttestationVerifier(settings.attestation_authorities)
@@ -128,48 +137,34 @@ class PlaneServers:
         def node_plane(server: grpc.Server) -> None:
             node_pb2_grpc.add_NodeServiceServicer_to_server(NodeService(partition), server)
 
-        bare = Gate(
-            settings.index, certificates, translate, roles, log, observer, self._reader, bare_errors=True
-        )
         self._servers = [
             _server(
                 settings.client_endpoint,
                 settings.client_plane,
-                gate,
+                gate(certificates, admission=admission),
                 client_plane,
                 threads=THREADS,
                 calls=limits.CLIENT_CALLS_MAX,
             ),
-            _server(settings.peer_endpoint, settings.peer_plane, inner, peer_plane, threads=2),
+            _server(settings.peer_endpoint, settings.peer_plane, gate(certificates), peer_plane),
             _server(
                 settings.enclave_endpoint,
                 settings.fabric_plane,
-                bare,
+                gate(certificates, bare_errors=True),
                 fabric_plane,
-                threads=4,
                 guards=(EnclaveGuard(),),
                 options=_FABRIC_OPTIONS,
             ),
-            _server(settings.node_endpoint, settings.node_plane, inner, node_plane, threads=2),
+            _server(settings.node_endpoint, settings.node_plane, gate(certificates), node_plane),
         ]
         tokens = settings.tokens
         if tokens is not None:
             verifier = TokenVerifier(tokens, IssuerKeys(tokens.keys, tokens.keys_ca_file))
-            gate = Gate(
-                settings.index,
-                TokenIdentities(verifier),
-                translate,
-                roles,
-                log,
-                observer,
-                self._reader,
-                admission,
-            )
             self._servers.append(
                 _server(
                     tokens.endpoint,
                     settings.client_plane,
-                    gate,
+                    gate(TokenIdentities(verifier), admission=admission),
                     client_plane,
                     threads=THREADS,
                     calls=limits.CLIENT_CALLS_MAX,
@@ -188,7 +183,8 @@ class PlaneServers:
         stopped = [server.stop(_STOP_SECONDS) for server in self._servers]
         for event in stopped:
             event.wait(2 * _STOP_SECONDS)
-        self._reader.close()
+        for reader in self._readers:
+            reader.close()
         if self._metrics_listener:
             self._metrics_listener.close()
         if self._tracing:
@@ -210,7 +206,7 @@ def _server(
     gate: Gate,
     add_services: Callable[[grpc.Server], None],
     *,
-    threads: int,
+    threads: int = _INNER_THREADS,
     calls: int = limits.CALLS_IN_FLIGHT_MAX,
     guards: tuple[grpc.ServerInterceptor, ...] = (),
     options: tuple[tuple[str, int], ...] = _OPTIONS,

@@ -23,7 +23,7 @@ from grpc_health.v1 import health_pb2, health_pb2_grpc
 from grpc_status import rpc_status
 from prometheus_client.parser import text_string_to_metric_families
 
-from hsm_pool import limits
+from hsm_pool import limits, settings
 from hsm_pool.client.channels import OPTIONS, credentials
 from hsm_pool.client.connection import ClientIdentity
 from hsm_pool.core.roles import CRYPTO_OFFICER, CRYPTO_USER
@@ -31,6 +31,7 @@ from hsm_pool.errors import Overloaded
 from hsm_pool.net.admission import THREADS
 from mhsm.crypto.v1 import crypto_pb2, crypto_pb2_grpc
 from mhsm.keys.v1 import keys_pb2, keys_pb2_grpc
+from mhsm.node.v1 import node_pb2, node_pb2_grpc
 from tests.identities import Clients
 from tests.running_pool import RunningPool
 
@@ -272,6 +273,43 @@ def test_calls_that_send_no_request_keep_nobody_from_anything(pool: RunningPool,
             assert codes[grpc.StatusCode.CANCELLED] <= limits.REQUESTS_READ_MAX * 3 // 4
             assert codes[grpc.StatusCode.CANCELLED] + codes[grpc.StatusCode.RESOURCE_EXHAUSTED] == THREADS
         go_on.clear()
+
+
+def test_a_node_that_sends_no_requests_keeps_no_other_node_from_asking(pool: RunningPool) -> None:
+    """The planes inside of the pool have few threads, and no node agent can hold them all (G5, G8)."""
+    nodes = [
+        settings.load(settings.NodeSettings, pool.directory / f"nodes/{index}/node.json") for index in (1, 2)
+    ]
+    (endpoint,) = set(nodes[0].peer_node_endpoints) & set(nodes[1].peer_node_endpoints)
+
+    def channel(node: settings.NodeSettings) -> Any:
+        files = (node.identity.ca_file, node.identity.key_file, node.identity.certificate_file)
+        return grpc.secure_channel(
+            endpoint, grpc.ssl_channel_credentials(*(Path(file).read_bytes() for file in files))
+        )
+
+    go_on = threading.Event()
+
+    def nothing() -> Iterator[bytes]:
+        go_on.wait(2 * WAIT_SECONDS)
+        yield from ()
+
+    method = f"/{node_pb2.DESCRIPTOR.services_by_name['NodeService'].full_name}/GetAdmission"
+    with channel(nodes[1]) as silent, channel(nodes[0]) as other:
+        calls = [
+            silent.stream_unary(method, request_serializer=bytes, response_deserializer=bytes).future(
+                nothing(), timeout=2 * WAIT_SECONDS
+            )
+            for _ in range(16)
+        ]
+        ended = threading.Semaphore(0)
+        for call in calls:
+            call.add_done_callback(lambda _: ended.release())
+        for _ in range(14):
+            assert ended.acquire(timeout=WAIT_SECONDS), "all but two were refused"
+        asked = node_pb2.GetAdmissionRequest()
+        node_pb2_grpc.NodeServiceStub(other).GetAdmission(asked, timeout=WAIT_SECONDS)
+        go_on.set()
 
 
 def test_our_client_comes_back_when_it_is_asked_to(pool: RunningPool, clients: Clients) -> None:

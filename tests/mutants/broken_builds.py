@@ -562,10 +562,10 @@ BROKEN_BUILDS: tuple[BrokenBuild, ...] = (
     BrokenBuild(
         "calls of one principal that send no request hold every thread",
         "G8",
-        "hsm_pool/net/admission.py",
-        "        self._reading = Admission(_three_quarters(limits.REQUESTS_READ_MAX, 0))\n",
-        "        self._reading = Admission(_three_quarters(10_000, 0))\n",
-        (f"{_ADMISSION}::test_calls_that_send_no_request_are_bounded_and_not_all_of_one_principal",),
+        "hsm_pool/net/requests.py",
+        "                or self._held[reading.principal] >= self._places_of_principal\n",
+        "",
+        (f"{_REQUESTS}::test_whoever_sends_no_requests_keeps_only_himself_from_calling",),
     ),
     BrokenBuild(
         "a call may take for ever to send its request",
@@ -574,6 +574,14 @@ BROKEN_BUILDS: tuple[BrokenBuild, ...] = (
         "                reading.context.cancel()\n",
         "                pass\n",
         (f"{_REQUESTS}::test_calls_that_never_send_their_request_end_and_leave_their_threads",),
+    ),
+    BrokenBuild(
+        "a call that finds no place is read first",
+        "G8",
+        "hsm_pool/core/admission.py",
+        "        return self._newest_of_greediest([*waiting, newest]) is newest\n",
+        "        return False\n",
+        (f"{_ADMISSION}::test_a_call_that_finds_no_place_is_refused_before_its_request_is_read",),
     ),
     BrokenBuild(
         "a refusal does not say when to come back",

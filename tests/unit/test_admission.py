@@ -247,30 +247,17 @@ def test_a_call_that_finds_no_place_is_refused_before_its_request_is_read() -> N
         deadline = time.monotonic() + 60
         while admission.counts(CallKind.OPERATION)[1] < bounds.waiting and time.monotonic() < deadline:
             waiters[0].join(0.001)
-        with pytest.raises(Overloaded), admission.reading("greedy", CallKind.OPERATION):
-            pytest.fail("it was read")
+        with pytest.raises(Overloaded):
+            admission.check("greedy", CallKind.OPERATION)
         assert admission.counts(CallKind.OPERATION)[2] == 1, "counted"
-        with admission.reading("modest", CallKind.OPERATION), admission.reading("greedy", CallKind.CONTROL):
-            pass
+        admission.check("modest", CallKind.OPERATION)
+        admission.check("greedy", CallKind.CONTROL)
     for waiter in waiters:
         waiter.join(60)
 
 
 def _wait_in(admission: CallAdmission) -> None:
     with suppress(Overloaded), admission.call("greedy", CallKind.OPERATION, boot_time() + 60):
-        pass
-
-
-def test_calls_that_send_no_request_are_bounded_and_not_all_of_one_principal() -> None:
-    admission = CallAdmission()
-    with ExitStack() as held:
-        for _ in range(limits.REQUESTS_READ_MAX * 3 // 4):
-            held.enter_context(admission.reading("silent", CallKind.OPERATION))
-        with pytest.raises(Overloaded), admission.reading("silent", CallKind.CONTROL):
-            pytest.fail("too many")
-        with admission.reading("modest", CallKind.OPERATION):
-            pass
-    with admission.reading("silent", CallKind.OPERATION):
         pass
 
 

@@ -11,7 +11,7 @@ import grpc
 import pytest
 
 from hsm_pool import limits
-from hsm_pool.errors import InvalidField, MHSMError, PayloadTooLarge, RequestLost
+from hsm_pool.errors import InvalidField, MHSMError, Overloaded, PayloadTooLarge, RequestLost
 from hsm_pool.net.requests import RequestReader, parsed
 
 _SECONDS = 60.0
@@ -22,10 +22,10 @@ class Server(grpc.GenericRpcHandler):
     """Reads the requests of any method with few threads; notes what it got."""
 
     def __init__(self) -> None:
-        self.reader = RequestReader(seconds_max=0.2)
+        self.reader = RequestReader(places=3, places_of_principal=2, seconds_max=0.2)
         self.got: list[bytes | MHSMError] = []
         self.noted = threading.Semaphore(0)
-        self._server = grpc.server(ThreadPoolExecutor(2), handlers=[self])
+        self._server = grpc.server(ThreadPoolExecutor(4), handlers=[self])
         port = self._server.add_insecure_port("127.0.0.1:0")
         self._server.start()
         self.channel: Any = grpc.insecure_channel(f"127.0.0.1:{port}")
@@ -35,7 +35,8 @@ class Server(grpc.GenericRpcHandler):
 
     def _call(self, messages: Iterator[bytes], context: grpc.ServicerContext) -> bytes:
         try:
-            octets = self.reader.read(messages, context)
+            principal = dict(context.invocation_metadata()).get("principal", "one")
+            octets = self.reader.read(str(principal), messages, context)
             self.got.append(parsed(octets, bytes))
             return b"answer"
         except MHSMError as error:
@@ -112,3 +113,26 @@ def test_a_caller_that_leaves_leaves_no_thread_behind(server: Server) -> None:
         assert begun.wait(_SECONDS)
         call.cancel()
     assert server.channel.unary_unary(_METHOD)(b"request", timeout=_SECONDS) == b"answer"
+
+
+def test_whoever_sends_no_requests_keeps_only_himself_from_calling(server: Server) -> None:
+    """More silent calls than threads of one: another one is served."""
+    go_on = threading.Event()
+    server.reader.close()  # nobody ends what is late
+
+    def nothing() -> Iterator[bytes]:
+        go_on.wait(_SECONDS)
+        yield from ()
+
+    def silent(principal: str) -> Any:
+        metadata = (("principal", principal),)
+        return server.channel.stream_unary(_METHOD).future(nothing(), timeout=_SECONDS, metadata=metadata)
+
+    calls = [silent("one") for _ in range(8)]
+    for _ in range(6):
+        assert server.noted.acquire(timeout=_SECONDS)
+    assert [type(entry) for entry in server.got] == [Overloaded] * 6
+    assert server.channel.unary_unary(_METHOD)(b"request", timeout=_SECONDS, metadata=(("principal", "two"),))
+    go_on.set()
+    for call in calls:
+        call.cancel()
