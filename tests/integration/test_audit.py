@@ -12,12 +12,15 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import grpc
 import pytest
 
+from hsm_pool import limits
 from hsm_pool.audit import query
 from hsm_pool.audit.checkpoint import Note
 from hsm_pool.audit.tree import leaf_hash, verify_consistency, verify_inclusion
 from hsm_pool.client import audit_calls
+from hsm_pool.client.channels import OPTIONS, credentials
 from hsm_pool.errors import AuditUnavailable, KeyNotFound, MHSMError, PermissionDenied
 from mhsm.audit.v1 import audit_pb2
 from mhsm.crypto.v1 import crypto_pb2
@@ -51,6 +54,32 @@ def _created(pool: RunningPool, index: int) -> dict[str, Any] | None:
     found = matching(pool, index, key="recorded", operationName="KeyCreate")
     assert len(found) <= 1
     return found[0] if found else None
+
+
+def test_a_call_whose_request_never_came_is_on_record(pool: RunningPool) -> None:
+    """Without a message, too large for us, too large for gRPC: what failed is on record, too (G7, G8)."""
+    connection = pool.connection
+    entry = connection.partitions[1]
+    before = len(matching(pool, 1, operationName="KeySign"))
+    tls = credentials(connection, "application")
+    with grpc.secure_channel(entry.endpoint, tls, options=OPTIONS[:-1]) as channel:
+        sign: Any = channel.stream_unary("/mhsm.crypto.v1.CryptoService/Sign", request_serializer=bytes)
+        requests: tuple[list[bytes], ...] = (
+            [],
+            [bytes(limits.REQUEST_BYTES_MAX + 1)],
+            [bytes(2 * limits.MESSAGE_BYTES_MAX)],
+        )
+        for request in requests:
+            with pytest.raises(grpc.RpcError):
+                sign(iter(request), timeout=60)
+
+    def recorded() -> list[str]:
+        found = matching(pool, 1, operationName="KeySign")[before:]
+        return [record["resultDescription"] for record in found] if len(found) == len(requests) else []
+
+    reasons = until(recorded, 30.0, "the records")
+    assert reasons[:2] == ["INVALID_FIELD", "PAYLOAD_TOO_LARGE"]
+    assert reasons[2] in {"REQUEST_LOST", "INVALID_FIELD"}
 
 
 def test_every_operation_is_on_record_before_its_answer(pool: RunningPool) -> None:

@@ -124,6 +124,8 @@ class _ReasonEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_Reason.ValueTy
     """The version's release policy is immutable."""
     REASON_KEY_RELEASE_REFUSED: _Reason.ValueType  # 64
     """The target's attestation is not acceptable, or does not meet the key's release policy."""
+    REASON_REQUEST_LOST: _Reason.ValueType  # 65
+    """The request did not arrive: too late, far too large, or its caller left."""
 
 class Reason(_Reason, metaclass=_ReasonEnumTypeWrapper):
     """Why a call was refused. The name without the prefix is ErrorInfo.reason."""
@@ -228,4 +230,6 @@ REASON_RELEASE_POLICY_IMMUTABLE: Reason.ValueType  # 63
 """The version's release policy is immutable."""
 REASON_KEY_RELEASE_REFUSED: Reason.ValueType  # 64
 """The target's attestation is not acceptable, or does not meet the key's release policy."""
+REASON_REQUEST_LOST: Reason.ValueType  # 65
+"""The request did not arrive: too late, far too large, or its caller left."""
 Global___Reason: _TypeAlias = Reason  # noqa: Y015
