@@ -20,19 +20,21 @@ from multiprocessing.process import BaseProcess
 from pathlib import Path
 from typing import Any
 
+import grpc
 from prometheus_client import CollectorRegistry
 
 from benchmarks.bench_pool import PARTITIONS, BenchmarkPool
 from benchmarks.summaries import percentile
 from hsm_pool.client import calls
-from hsm_pool.client.aio import AsyncPool
-from hsm_pool.client.calls import Call
+from hsm_pool.client.channels import open_channels
 from hsm_pool.client.connection import load_connection
+from hsm_pool.client.errors import from_rpc
 from hsm_pool.core.roles import CRYPTO_USER
 from hsm_pool.errors import MHSMError, Overloaded
 from hsm_pool.net.admission import CallAdmission, CallKind
 from hsm_pool.observability.metrics import CallMetrics
 from hsm_pool.store.replica import boot_time
+from mhsm.crypto.v1 import crypto_pb2
 from mhsm.keys.v1 import keys_pb2
 
 FACTOR = 10
@@ -47,6 +49,8 @@ _GREEDY_PROCESSES = 2
 _CALL_SECONDS = 5.0
 _OUTSTANDING_MAX = 4_000
 """Calls of one process that wait for their answers; more are not offered, and counted."""
+_REFUSALS_PER_LOOK = 50
+"""Of the delays that refusals ask for, one in so many is read."""
 _SAMPLE_SECONDS = 0.5
 _WRITE_PAUSE_SECONDS = 0.5
 """Between writes: they are there to be counted, not to be a load."""
@@ -81,32 +85,46 @@ class Load:
     calls_per_second: float = 0.0
 
 
-async def _one(pool: AsyncPool, call: Call[list[bytes]], number: int, outcome: Outcome) -> None:
-    began = time.monotonic()
-    outcome.offered += 1
-    try:
-        await pool.call(call, number % PARTITIONS)
-    except Overloaded as refused:
-        outcome.refused += 1
-        outcome.retry_ms.append(refused.retry_seconds * 1000)
-    except MHSMError:
-        outcome.failed += 1
-    else:
-        outcome.done += 1
-        outcome.latencies_ms.append((time.monotonic() - began) * 1000)
+class _Signer:
+    """Sends the same request again and again, with no more work than gRPC itself makes: it is only load."""
+
+    def __init__(self, channels: list[grpc.aio.Channel]) -> None:
+        call = calls.sign_batch(f"keys/{_KEY}", "RS256", [os.urandom(32) for _ in range(ITEMS)])
+        self._octets = call.request.SerializeToString()
+        service = crypto_pb2.DESCRIPTOR.services_by_name["CryptoService"].full_name
+        self._methods: list[Any] = [channel.unary_unary(f"/{service}/{call.method}") for channel in channels]
+
+    async def sign(self, number: int, outcome: Outcome) -> None:
+        """Send it once, and note the outcome."""
+        began = time.monotonic()
+        outcome.offered += 1
+        try:
+            await self._methods[number % PARTITIONS](self._octets, timeout=_CALL_SECONDS)
+        except grpc.aio.AioRpcError as error:
+            if error.code() is not grpc.StatusCode.RESOURCE_EXHAUSTED:
+                outcome.failed += 1
+                return
+            outcome.refused += 1
+            if outcome.refused % _REFUSALS_PER_LOOK == 1:
+                refused = from_rpc(error)
+                assert isinstance(refused, Overloaded), refused
+                outcome.retry_ms.append(refused.retry_seconds * 1000)
+        else:
+            outcome.done += 1
+            outcome.latencies_ms.append((time.monotonic() - began) * 1000)
 
 
-async def _closed(pool: AsyncPool, call: Call[list[bytes]], load: Load, outcome: Outcome) -> None:
+async def _closed(signer: _Signer, load: Load, outcome: Outcome) -> None:
     end = time.monotonic() + load.seconds
 
     async def caller(number: int) -> None:
         while time.monotonic() < end:
-            await _one(pool, call, number, outcome)
+            await signer.sign(number, outcome)
 
     await asyncio.gather(*(caller(number) for number in range(load.callers * PARTITIONS)))
 
 
-async def _open(pool: AsyncPool, call: Call[list[bytes]], load: Load, outcome: Outcome) -> None:
+async def _open(signer: _Signer, load: Load, outcome: Outcome) -> None:
     began = time.monotonic()
     tasks: set[asyncio.Task[None]] = set()
     number = 0
@@ -117,7 +135,7 @@ async def _open(pool: AsyncPool, call: Call[list[bytes]], load: Load, outcome: O
             if len(tasks) >= _OUTSTANDING_MAX:
                 outcome.not_offered += 1
                 continue
-            task = asyncio.create_task(_one(pool, call, number, outcome))
+            task = asyncio.create_task(signer.sign(number, outcome))
             tasks.add(task)
             task.add_done_callback(tasks.discard)
         await asyncio.sleep(min(0.02, 1 / load.calls_per_second))
@@ -129,12 +147,15 @@ async def _open(pool: AsyncPool, call: Call[list[bytes]], load: Load, outcome: O
 
 async def _offer(directory: Path, load: Load) -> Outcome:
     outcome = Outcome()
-    call = calls.sign_batch(f"keys/{_KEY}", "RS256", [os.urandom(32) for _ in range(ITEMS)])
-    async with AsyncPool(load_connection(directory), load.client, timeout_seconds=_CALL_SECONDS) as pool:
+    channels = open_channels(load_connection(directory), load.client, None, grpc.aio.secure_channel)
+    try:
+        await asyncio.gather(*(channel.channel_ready() for channel in channels))
         began, cpu_began = time.monotonic(), time.process_time()
-        await (_closed if load.callers else _open)(pool, call, load, outcome)
+        await (_closed if load.callers else _open)(_Signer(channels), load, outcome)
         outcome.seconds = outcome.seconds or time.monotonic() - began
         outcome.cpu_seconds = time.process_time() - cpu_began
+    finally:
+        await asyncio.gather(*(channel.close() for channel in channels))
     return outcome
 
 

@@ -214,14 +214,21 @@ class Gate(Passage, grpc.ServerInterceptor):
         self._bare_errors = bare_errors
         self._observer = observer
         self._reader = reader
+        self._wrapped: dict[str, Any] = {}
         self._admission = admission
 
     def intercept_service(self, continuation: Any, handler_call_details: Any) -> Any:
-        """Wrap the handler of a method."""
-        handler = continuation(handler_call_details)
-        if handler is None:
-            return None
+        """Wrap the handler of a method, once."""
         method = handler_call_details.method
+        wrapped = self._wrapped.get(method)
+        if wrapped is None:
+            handler = continuation(handler_call_details)
+            if handler is None:
+                return None
+            wrapped = self._wrapped[method] = self._wrap(handler, method)
+        return wrapped
+
+    def _wrap(self, handler: Any, method: str) -> Any:
         # Requests are read and parsed in the call: when its caller is known, and with typed errors.
         parse = handler.request_deserializer
         serialize = handler.response_serializer
