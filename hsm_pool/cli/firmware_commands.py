@@ -9,9 +9,14 @@ import click
 from hsm_pool.cli.files import refuse_existing, write_new
 from hsm_pool.cli.output import fail, json_option, read_bounded, report, typed_errors
 from hsm_pool.firmware import image
-from hsm_pool.firmware.image import IMAGE_BYTES_MAX, SECURITY_VERSION_MAX, VERSION_MAX, Manifest
+from hsm_pool.firmware.image import (
+    IMAGE_BYTES_MAX,
+    SECURITY_VERSION,
+    SECURITY_VERSION_MAX,
+    VERSION_MAX,
+    Manifest,
+)
 from hsm_pool.firmware.measurement import PACKAGES
-from hsm_pool.firmware.running import SECURITY_VERSION
 
 _DIRECTORY = click.Path(exists=True, file_okay=False, path_type=Path)
 _FILE = click.Path(exists=True, dir_okay=False, path_type=Path)

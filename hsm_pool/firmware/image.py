@@ -25,6 +25,8 @@ _CONTENT_BYTES_MAX = 64 * 1024 * 1024
 _FILES_MAX = 4096
 VERSION_MAX = 1_000_000
 SECURITY_VERSION_MAX = 65_535
+SECURITY_VERSION = 1
+"""Security version number (SVN) of this distribution; only ever raised. An image says its own."""
 PRODUCT_ID = 1
 """Of this product; images of another one are refused."""
 _TIME = (1980, 1, 1, 0, 0, 0)

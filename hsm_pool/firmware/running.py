@@ -5,12 +5,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 from functools import cache
 
-from hsm_pool.firmware.image import Manifest, installed_roots, parse_manifest
+from hsm_pool.firmware.image import SECURITY_VERSION, Manifest, installed_roots, parse_manifest
 from hsm_pool.firmware.measurement import MANIFEST, measure
 from hsm_pool.firmware.slots import INSTALLED
-
-SECURITY_VERSION = 1
-"""Security version number (SVN) of this distribution; only ever raised. An image says its own."""
 
 
 @dataclass(frozen=True, slots=True)

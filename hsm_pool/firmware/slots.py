@@ -1,9 +1,9 @@
 """Which image a node runs: the active one, the one before, and what happens if a start fails.
 
 The partition stages and activates; the node agent starts what is active. An image that was
-activated and ends three times before its partition has confirmed it is given up for the one
-before. Whether the older one may run is not decided here: its peers refuse evidence below the
-security version of the pool.
+started three times before its partition has served with it is given up for the one that served
+before, unless that one is below the security version of the pool. A start says when it waits for
+others; one that neither serves nor waits hangs, and its agent ends it.
 """
 
 from __future__ import annotations
@@ -14,9 +14,12 @@ import shutil
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
-from hsm_pool.errors import FirmwareRefused
-from hsm_pool.firmware.image import Manifest, examine, unpack
+import structlog
 
+from hsm_pool.errors import FirmwareRefused
+from hsm_pool.firmware.image import SECURITY_VERSION, Manifest, examine, unpack
+
+_log = structlog.get_logger()
 STARTS_MAX = 3
 INSTALLED = 0
 """Version of the installed distribution, which is no image."""
@@ -28,7 +31,9 @@ class Active:
 
     version: int = INSTALLED
     previous: int = INSTALLED
+    """The last version that served before."""
     confirmed: bool = True
+    """Whether the active version has served."""
     starts: int = 0
     failed: int = INSTALLED
     """The version that was given up last; 0 for none."""
@@ -42,6 +47,7 @@ class Slots:
     def __init__(self, directory: Path) -> None:
         self._directory = directory
         self._file = directory / "active.json"
+        self._waiting = directory / "waiting"
 
     def active(self) -> Active:
         """Return what is active.
@@ -94,22 +100,54 @@ class Slots:
         if now.version != version:
             self._write(Active(version, now.version, confirmed=False, previous_measurement=measurement.hex()))
 
-    def confirm(self) -> None:
-        """Say that the active image runs."""
+    def confirm(self, version: int) -> None:
+        """Say that a version has served; nothing happens if another one was activated meanwhile."""
         now = self.active()
-        if not now.confirmed:
+        if not now.confirmed and now.version == version:
             self._write(replace(now, confirmed=True, starts=0))
 
-    def starting(self) -> Path | None:
-        """Count a start of the active image, give it up if it failed too often; return what to start."""
+    def doubt(self) -> None:
+        """Let the active image prove itself again, or be given up: its partition is a new one."""
         now = self.active()
+        if now.version != now.previous:
+            self._write(replace(now, confirmed=False, starts=0))
+
+    def note_waiting(self) -> None:
+        """Say that this start does not hang: it waits for a quorum, a resume or the store."""
+        if not self._waiting.exists():
+            self._replace(self._waiting, b"")
+
+    def hangs(self) -> bool:
+        """Whether the active image has neither served nor said that it waits; ask when it had time to."""
+        return not self.active().confirmed and not self._waiting.exists()
+
+    def starting(self) -> Path | None:
+        """Count a start of the active image, give it up if it failed too often; return what to start.
+
+        Raises:
+            FirmwareRefused: A file is not readable.
+        """
+        now = self.active()
+        self._waiting.unlink(missing_ok=True)
         if not now.confirmed:
-            if now.starts >= STARTS_MAX:
+            given_up = now.starts >= STARTS_MAX and self._may_run(now.previous)
+            if given_up:
                 now = replace(now, version=now.previous, confirmed=True, starts=0, failed=now.version)
             else:
                 now = replace(now, starts=now.starts + 1)
             self._write(now)
+            if given_up:
+                _log.error("firmware given up", version=now.failed, starts=STARTS_MAX, back_to=now.version)
         return self.path(now.version)
+
+    def _may_run(self, version: int) -> bool:
+        """Whether a version is here and not below the security version that this node has seen."""
+        path = self.path(version)
+        try:
+            security_version = examine(path)[0].security_version if path else SECURITY_VERSION
+        except FirmwareRefused:
+            return False
+        return security_version >= self.floor()
 
     def floor(self) -> int:
         """Return the security version below which this node starts nothing; 0 for none.

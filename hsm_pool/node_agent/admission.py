@@ -8,6 +8,7 @@ beside the new directories, for whoever wants to know why it died.
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import threading
@@ -16,6 +17,8 @@ from pathlib import Path
 
 import grpc
 
+from hsm_pool.errors import FirmwareRefused
+from hsm_pool.firmware.slots import Slots
 from hsm_pool.node_agent import ownership
 from hsm_pool.node_agent.exit_notice import incarnation
 from hsm_pool.node_agent.ownership import NodeUsers
@@ -68,6 +71,10 @@ def carry_out(settings: NodeSettings, admission: Admission, users: NodeUsers | N
     write_atomically(incarnation_file, str(highest).encode())
     if users:
         ownership.give_partition_directory(incarnation_file.parent, users)
+    if settings.firmware:
+        # What runs here may be why the old one died.
+        with contextlib.suppress(FirmwareRefused):  # said before each start
+            Slots(Path(settings.firmware.directory)).doubt()
     _write(settings, Admission(admission.number, admission.incarnation, done=True))
 
 

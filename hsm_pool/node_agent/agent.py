@@ -17,7 +17,7 @@ import structlog
 
 from hsm_pool.enclave import hardening
 from hsm_pool.errors import FirmwareRefused
-from hsm_pool.firmware.slots import Slots
+from hsm_pool.firmware.slots import INSTALLED, Slots
 from hsm_pool.node_agent import admission, ownership, store_member
 from hsm_pool.node_agent.admission import AdmissionWatch
 from hsm_pool.node_agent.exit_notice import ExitNotices, incarnation, partition_is_dead
@@ -33,6 +33,8 @@ _STORE_STOP_SECONDS = 1.0
 """A member that stops with the others waits in vain to hand over its leadership; killing it loses nothing."""
 _LOOP_SECONDS = 5.0
 _JOINING_SECONDS = 0.2
+START_SECONDS = 60.0
+"""How long a new image may take until it serves or says what it waits for."""
 
 
 def partition_command(settings: NodeSettings) -> list[str]:
@@ -46,6 +48,26 @@ def partition_command(settings: NodeSettings) -> list[str]:
             _log.error("firmware", reason=refused.message)  # what is installed runs, if its peers admit it
     # An image's packages go before those that are installed; the libraries are the machine's.
     return ["env", f"PYTHONPATH={image}", *command] if image else command
+
+
+def hangs(settings: NodeSettings, partition: Child) -> bool:
+    """Return whether the partition runs, and its image should have served, or said what it waits for."""
+    if not settings.firmware or not partition.process:
+        return False
+    if time.monotonic() - partition.started_at < START_SECONDS:
+        return False
+    try:
+        return Slots(Path(settings.firmware.directory)).hangs()
+    except FirmwareRefused:
+        return False  # said when it was started
+
+
+def active_version(settings: NodeSettings) -> int:
+    """Return the firmware version that is started now."""
+    try:
+        return Slots(Path(settings.firmware.directory)).active().version if settings.firmware else INSTALLED
+    except FirmwareRefused:
+        return INSTALLED
 
 
 def run(
@@ -77,6 +99,7 @@ def run(
         member = Child("store", command_of_member, logs, _STORE_BACKOFF_SECONDS, run_as=member_runs_as)
         children.insert(0, member)
     joining = admitted.number > 0
+    version = INSTALLED
     watch = AdmissionWatch(settings, admitted.number)
     last = incarnation(settings)
     if last and partition_is_dead(settings):
@@ -91,10 +114,11 @@ def run(
                 _log.warning("admitted anew", number=new.number)
                 _replace(settings, new, partition, member, users)
                 joining = changed = True
+            _end_what_hangs(settings, partition, version)
             for child in children:
                 if child.reap():
                     changed = True
-                    _log.warning("exited", name=child.name)
+                    _log_exit(child, version if child is partition else None)
                     # A partition that could not get its lock says nothing of the one that holds it.
                     # Read before the look at the lock: whoever starts after it is not meant.
                     last = incarnation(settings)
@@ -108,6 +132,7 @@ def run(
                             child.start_at = time.monotonic() + _JOINING_SECONDS
                             continue
                         child.command = command()
+                        version = active_version(settings)
                     else:
                         _give_store_directory(settings, users)
                     child.start()
@@ -121,6 +146,18 @@ def run(
         member.stop(_STORE_STOP_SECONDS)
     watch.close()
     notices.close()
+
+
+def _end_what_hangs(settings: NodeSettings, partition: Child, version: int) -> None:
+    if hangs(settings, partition):
+        _log.error("hangs", name=partition.name, firmware_version=version, seconds=START_SECONDS)
+        partition.kill()
+
+
+def _log_exit(child: Child, version: int | None) -> None:
+    """Log how a child exited, and of which firmware a partition was."""
+    firmware = {} if version is None else {"firmware_version": version}
+    _log.warning("exited", name=child.name, exit_code=child.exit_code, **firmware)
 
 
 def _replace(

@@ -79,6 +79,8 @@ class Child:
     process: subprocess.Popen[bytes] | None = None
     started_at: float = 0.0
     failures: int = 0
+    exit_code: int | None = None
+    """Of the last exit; a signal's number is negative."""
     start_at: float | None = field(default_factory=time.monotonic)
     """When it is to be started; None while it runs."""
 
@@ -106,9 +108,9 @@ class Child:
 
     def reap(self) -> bool:
         """Return whether it has exited since the last call; plans its restart."""
-        if self.process is None or self.process.poll() is None:
+        if self.process is None or (exit_code := self.process.poll()) is None:
             return False
-        self.process = None
+        self.process, self.exit_code = None, exit_code
         now = time.monotonic()
         self.failures = 0 if now - self.started_at > _STABLE_SECONDS else self.failures + 1
         first, last = self.backoff_seconds
@@ -118,6 +120,12 @@ class Child:
     def due(self) -> bool:
         """Return whether it is to be started now."""
         return self.start_at is not None and time.monotonic() >= self.start_at
+
+    def kill(self) -> None:
+        """End it by force; it exits like one that has failed, to be reaped and restarted."""
+        if self.process:
+            self.process.kill()
+            self.process.wait()
 
     def stop(self, timeout_seconds: float) -> None:
         """End it: politely first, bounded, then by force; it is reaped."""

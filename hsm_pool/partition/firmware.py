@@ -7,6 +7,7 @@ of the pool is a floor in the chain that only rises: when all partitions run a h
 from __future__ import annotations
 
 import threading
+from collections.abc import Callable
 from pathlib import Path
 
 import structlog
@@ -22,15 +23,23 @@ from hsm_pool.firmware.running import running
 from hsm_pool.firmware.slots import Slots
 from hsm_pool.firmware.update import FirmwareSource
 from hsm_pool.settings import PartitionSettings
+from hsm_pool.store.replica import boot_time
 
 _log = structlog.get_logger()
+SERVED_SECONDS = 10.0
+"""How long an image must have served, so that it is not given up any more."""
 _BELOW = "this partition runs firmware below the pool's security version"
 
 
 class PartitionFirmware:
     """Images of one partition, and which of them its peers may run. Thread-safe."""
 
-    def __init__(self, settings: PartitionSettings, anchors: TrustAnchors) -> None:
+    def __init__(
+        self,
+        settings: PartitionSettings,
+        anchors: TrustAnchors,
+        clock: Callable[[], float] = boot_time,
+    ) -> None:
         """Read what is here.
 
         Raises:
@@ -39,7 +48,9 @@ class PartitionFirmware:
         """
         self._index = settings.index
         self._own_policy = admission.own_policy(Path(settings.admission_policy_file))
-        self._confirmed = False
+        self._clock = clock
+        self._confirmed = True
+        self._served_since: float | None = None
         self._lock = threading.Lock()
         self._floor = 0
         self._source: FirmwareSource | None = None
@@ -49,6 +60,7 @@ class PartitionFirmware:
             root = Path(settings.firmware.root_file).read_bytes()
             self._source = FirmwareSource(Path(settings.firmware.repository), directory / "metadata", root)
             self._slots = Slots(directory)
+            self._confirmed = self._slots.active().confirmed
             self._floor = self._slots.floor()
             if running().security_version < self._floor:
                 raise FirmwareRefused(_BELOW)
@@ -100,11 +112,22 @@ class PartitionFirmware:
             slots.activate(version, running().measurement)
         _log.info("firmware activated", version=version)
 
-    def confirm(self) -> None:
-        """Say that the running image works, so that it is not given up."""
+    def note_waiting(self) -> None:
+        """Say that this start waits for others: a quorum, a resume, the store."""
         if self._slots and not self._confirmed:
-            self._slots.confirm()
+            self._slots.note_waiting()
+
+    def note_serving(self) -> None:
+        """Say that this partition holds a lease now: an image that has served for a while is kept."""
+        if self._slots is None or self._confirmed:
+            return
+        now = self._clock()
+        if self._served_since is None:
+            self._served_since = now
+        if now - self._served_since >= SERVED_SECONDS:
+            self._slots.confirm(running().version)
             self._confirmed = True
+            _log.info("firmware serves", version=running().version)
 
     def refresh(self) -> None:
         """Learn of images that were published lately: a peer may run one already."""
@@ -121,6 +144,8 @@ class PartitionFirmware:
     def report(self, pool: PoolRecord) -> ReportSecurityVersion | None:
         """Return what is to be reported to the pool, None when it knows; take its floor.
 
+        An image that may still be given up is not reported: the floor would rise above the one before.
+
         Raises:
             FirmwareRefused: This partition runs below the pool's floor: it must not serve.
         """
@@ -133,7 +158,7 @@ class PartitionFirmware:
             self._floor = pool.security_version_floor
             self._slots.raise_floor(self._floor)
             self.verifier.replace_policy(self._policy())
-        if pool.security_versions.get(self._index) == running().security_version:
+        if not self._confirmed or pool.security_versions.get(self._index) == running().security_version:
             return None
         return ReportSecurityVersion(self._index, running().security_version)
 

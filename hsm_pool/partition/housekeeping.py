@@ -7,6 +7,7 @@ note of the newest checkpoint of its audit log (G7).
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Protocol
 
 from hsm_pool import limits
 from hsm_pool.audit.checkpoint import Note
@@ -29,6 +30,13 @@ _POLL_SECONDS = 0.25
 _DECIDED = {RestorePhase.REMOVING, RestorePhase.PLACING, RestorePhase.CANCELLING}
 
 
+class ReportFirmware(Protocol):
+    """Takes note of what the firmware that runs here does."""
+
+    def __call__(self, pool: PoolRecord, *, serves: bool) -> Command | None:
+        """Return what is to be reported to the pool, if anything; ``serves``: a lease is held now."""
+
+
 class Housekeeper(Passes):
     """Of a restore the partition that holds the housekeeping role does the work."""
 
@@ -37,7 +45,7 @@ class Housekeeper(Passes):
         replica: Replica,
         committer: Committer,
         hold_epoch: Callable[[int], bool],
-        report_firmware: Callable[[PoolRecord], Command | None],
+        report_firmware: ReportFirmware,
         trail: AuditTrail,
     ) -> None:
         super().__init__("housekeeper", _POLL_SECONDS)
@@ -58,9 +66,8 @@ class Housekeeper(Passes):
 
     def _report(self) -> None:
         """Say which firmware runs here, if the pool does not know."""
-        if not self._replica.lease_remaining() > 0:
-            return
-        command = self._report_firmware(self._replica.state.pool())
+        serves = self._replica.lease_remaining() > 0
+        command = self._report_firmware(self._replica.state.pool(), serves=serves)
         if command is not None:
             mutation = Mutation(command, None, lambda _: b"", None, b"", 0)
             self._committer.submit(mutation, boot_time() + limits.MUTATION_SECONDS_MAX)

@@ -234,6 +234,7 @@ class Partition:
                 self._step()
             except Ambiguous:
                 self._reason = "no store member answers"
+                self.firmware.note_waiting()
             except Tampered as error:
                 self.quarantine(str(error))
                 return
@@ -249,7 +250,7 @@ class Partition:
                 if known:
                     raise Tampered("the store has lost the pool header")
                 self._move(PartitionState.PROVISIONED, "the security domain was not downloaded yet")
-                self.firmware.confirm()
+                self.firmware.note_waiting()
                 return
             self.header = self._parse_header(value)
         if self._state is not PartitionState.LOCKED:
@@ -262,6 +263,7 @@ class Partition:
             if boot_time() - self._healing_since < _HEALING_SECONDS:
                 return
             self._move(PartitionState.LOCKED, "no partition holds the pool's keys: a quorum must unlock it")
+            self.firmware.note_waiting()
         else:
             self.adopt(keys, path)
 
@@ -285,8 +287,13 @@ class Partition:
             self.keep(keys)
         return True
 
-    def _report_firmware(self, pool: PoolRecord) -> ReportSecurityVersion | None:
+    def _report_firmware(self, pool: PoolRecord, *, serves: bool) -> ReportSecurityVersion | None:
         """Return what the pool does not know of the firmware that runs here; below its floor, stop."""
+        if not serves:
+            if self.settings.index in pool.drained:
+                self.firmware.note_waiting()
+            return None
+        self.firmware.note_serving()
         try:
             return self.firmware.report(pool)
         except FirmwareRefused as refused:
@@ -322,7 +329,6 @@ class Partition:
                 self.key_generator,
             )
             self._move(PartitionState.SERVING, "")
-            self.firmware.confirm()
         self._wake.set()
         self.audit.note("PartitionServe", recoveryPath=path)
         _log.info("serving", recovery_path=path)

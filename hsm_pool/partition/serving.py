@@ -7,13 +7,12 @@ from collections.abc import Callable
 
 from hsm_pool import limits
 from hsm_pool.audit.trail import AuditTrail
-from hsm_pool.core.commands import Command
-from hsm_pool.core.model import KeyVersionRecord, PoolRecord, RecordName
+from hsm_pool.core.model import KeyVersionRecord, RecordName
 from hsm_pool.crypto.key_generation import KeyGenerator
 from hsm_pool.crypto.loaded_keys import LoadedKey, LoadedKeyCache
 from hsm_pool.crypto.secret import SecretBytes
 from hsm_pool.partition.due_work import DueWork
-from hsm_pool.partition.housekeeping import Housekeeper
+from hsm_pool.partition.housekeeping import Housekeeper, ReportFirmware
 from hsm_pool.store.committer import Committer
 from hsm_pool.store.etcd_client import EtcdClient
 from hsm_pool.store.follower import Follower
@@ -37,7 +36,7 @@ class Serving:
         on_tampered: Callable[[str], None],
         on_header: Callable[[bytes], None],
         hold_epoch: Callable[[int], bool],
-        report_firmware: Callable[[PoolRecord], Command | None],
+        report_firmware: ReportFirmware,
         trail: AuditTrail,
         generator: KeyGenerator,
     ) -> None:

@@ -45,16 +45,20 @@ class Publisher:
         self.repository, self.keys = self.directory / "repository", self.directory / "keys"
         mhsm("firmware", "new-repository", "--output", str(self.repository), "--keys-output", str(self.keys))
 
-    def publish(self, version: int, security_version: int = 1, change: tuple[str, str] | None = None) -> None:
-        """Publish an image of this tree, with one file changed on demand."""
+    def publish(
+        self, version: int, security_version: int = 1, change: tuple[str, str, str] | None = None
+    ) -> None:
+        """Publish an image of this tree; of a file (its name, old, new) something is changed on demand."""
         sources = ROOT
         if change:
             sources = self.directory / f"sources-{version}"
             ignored = shutil.ignore_patterns("__pycache__")
             for package in PACKAGES:
                 shutil.copytree(ROOT / package, sources / package, ignore=ignored)
-            name, text = change
-            (sources / name).write_text(text + (sources / name).read_text())
+            name, old, new = change
+            text = (sources / name).read_text()
+            assert text.count(old) == 1
+            (sources / name).write_text(text.replace(old, new))
         image = self.directory / f"{version}.zip"
         mhsm(
             "firmware", "build", "--version", str(version), "--security-version", str(security_version),
@@ -169,17 +173,31 @@ def test_patches_under_load(patched: RunningPool, publisher: Publisher) -> None:
     assert patched.states() == ["SERVING"] * 3
 
 
-def test_firmware_that_does_not_start_goes_back_and_the_roll_out_stops(
-    patched: RunningPool, publisher: Publisher
+BAD_IMAGES = {
+    3: (
+        "hsm_pool/partition/partition.py",
+        "_log = structlog.get_logger()",
+        "raise RuntimeError('bad image')",
+    ),
+    4: (
+        "hsm_pool/store/follower.py",
+        "        self._loaded.set()\n        self._renew_now.set()\n        _log",
+        "        __import__('os')._exit(3)\n        _log",
+    ),
+}
+"""By version: one does not start at all, the other has the pool's keys and ends before it serves."""
+
+
+@pytest.mark.parametrize("version", BAD_IMAGES)
+def test_firmware_that_does_not_serve_goes_back_and_the_roll_out_stops(
+    patched: RunningPool, publisher: Publisher, version: int
 ) -> None:
     """G5: never fewer than two serve, and all three run the version before."""
-    publisher.publish(
-        3, security_version=2, change=("hsm_pool/partition/partition.py", "raise RuntimeError('bad image')\n")
-    )
+    publisher.publish(version, security_version=2, change=BAD_IMAGES[version])
     with Load(patched) as load:
-        completed = fabric(patched, "patch", "3")
+        completed = fabric(patched, "patch", str(version))
     assert completed.returncode == 1
-    assert "does not start version 3" in completed.stderr
+    assert f"does not start version {version}" in completed.stderr
     patched.await_states(["SERVING"] * 3)
     assert (versions(patched), load.failed, load.least_serving) == ([2, 2, 2], [], 2)
 
@@ -218,17 +236,17 @@ def logged(pool: RunningPool, index: int, text: str) -> None:
 
 def test_a_repository_that_was_tampered_with_is_refused(patched: RunningPool, publisher: Publisher) -> None:
     """G5: whoever holds the repository, and the controller, cannot bring in what was not signed."""
-    publisher.publish(4, security_version=2)
-    (image,) = (publisher.repository / "targets").glob("*firmware-4.zip")
+    publisher.publish(5, security_version=2)
+    (image,) = (publisher.repository / "targets").glob("*firmware-5.zip")
     good = image.read_bytes()
     for bad in (good[:-1], good + b"x", b"X" + good[1:]):
         image.write_bytes(bad)
-        refused = fabric(patched, "patch", "4")
-        assert (refused.returncode, "refuses to STAGE version 4" in refused.stderr) == (1, True)
+        refused = fabric(patched, "patch", "5")
+        assert (refused.returncode, "refuses to STAGE version 5" in refused.stderr) == (1, True)
     assert versions(patched) == [2, 2, 2]
     image.write_bytes(good)
-    assert fabric(patched, "patch", "4").returncode == 0
-    assert versions(patched) == [4, 4, 4]
+    assert fabric(patched, "patch", "5").returncode == 0
+    assert versions(patched) == [5, 5, 5]
     patched.await_states(["SERVING"] * 3)
 
 
@@ -306,11 +324,11 @@ def test_epochs_change_while_a_patch_rolls(
 
     In the end all partitions hold the epoch in force, and the officers of the newest generation open it.
     """
-    publisher.publish(5, security_version=2)
+    publisher.publish(6, security_version=2)
     new = make_officers(3)
     changes = EpochChanges(patched, new, seed)
     rolled: list[subprocess.CompletedProcess[str]] = []
-    rolling = threading.Thread(target=lambda: rolled.append(fabric(patched, "patch", "5")))
+    rolling = threading.Thread(target=lambda: rolled.append(fabric(patched, "patch", "6")))
     try:
         with Load(patched) as load:
             rolling.start()
@@ -324,7 +342,7 @@ def test_epochs_change_while_a_patch_rolls(
     with capsys.disabled():
         print(f"\nepoch changes, {during} while the patch rolled: {dict(changes.outcomes)}")
     assert rolled[0].returncode == 0, rolled[0].stderr
-    assert versions(patched) == [5, 5, 5]
+    assert versions(patched) == [6, 6, 6]
     assert (load.failed, load.done > 20, load.least_serving, during > 3) == ([], True, 2, True)
     patched.await_states(["SERVING"] * 3)
     with patched.client() as client:

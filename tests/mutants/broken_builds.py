@@ -40,6 +40,8 @@ _REQUESTS = "tests/unit/test_requests.py"
 _RELEASE = "tests/unit/test_key_release.py"
 _KEY_ATTESTATION = "tests/unit/test_key_attestation.py"
 _SECURE_WRAP = "tests/unit/test_secure_wrap.py"
+_PARTITION_FIRMWARE = "tests/unit/firmware/test_partition_firmware.py"
+_SLOTS = "tests/unit/firmware/test_slots.py"
 _REVOKED = "tests/unit/store/test_revoked_epochs.py"
 _ROTATION = "tests/integration/test_share_rotation.py"
 _REST = "tests/integration/test_rest_security_domain.py"
@@ -436,6 +438,54 @@ BROKEN_BUILDS: tuple[BrokenBuild, ...] = (
         "        if found != (manifest, measurement):\n",
         "        if False:\n",
         ("tests/unit/firmware/test_slots.py::test_staging_is_repeatable_and_checks_what_was_unpacked",),
+    ),
+    BrokenBuild(
+        "an image is kept as soon as it holds a lease",
+        "G5",
+        "hsm_pool/partition/firmware.py",
+        "        if now - self._served_since >= SERVED_SECONDS:\n",
+        "        if True:\n",
+        (f"{_PARTITION_FIRMWARE}::test_an_image_is_kept_when_it_has_served_for_a_while",),
+    ),
+    BrokenBuild(
+        "an image that may be given up raises the floor",
+        "G5",
+        "hsm_pool/partition/firmware.py",
+        "        if not self._confirmed or pool",
+        "        if pool",
+        (f"{_PARTITION_FIRMWARE}::test_an_image_is_kept_when_it_has_served_for_a_while",),
+    ),
+    BrokenBuild(
+        "an image that hangs is waited for",
+        "G5",
+        "hsm_pool/node_agent/agent.py",
+        "        partition.kill()\n",
+        "        pass\n",
+        ("tests/unit/node_agent/test_firmware.py::test_an_image_that_does_not_serve_is_given_up",),
+    ),
+    BrokenBuild(
+        "an image is kept because the one before it served",
+        "G5",
+        "hsm_pool/firmware/slots.py",
+        "        if not now.confirmed and now.version == version:\n",
+        "        if not now.confirmed:\n",
+        (f"{_SLOTS}::test_only_what_served_is_confirmed",),
+    ),
+    BrokenBuild(
+        "a node goes back below the security version of the pool",
+        "G5",
+        "hsm_pool/firmware/slots.py",
+        "        return security_version >= self.floor()\n",
+        "        return True\n",
+        (f"{_SLOTS}::test_the_one_before_is_not_started_below_the_security_version",),
+    ),
+    BrokenBuild(
+        "a new partition keeps the image that its node ran",
+        "G5",
+        "hsm_pool/node_agent/admission.py",
+        "            Slots(Path(settings.firmware.directory)).doubt()\n",
+        "            pass\n",
+        ("tests/unit/node_agent/test_admission.py::test_a_new_partition_proves_its_image_again",),
     ),
     BrokenBuild(
         "a partition is resumed although a new one was admitted in its place",

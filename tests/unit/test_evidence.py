@@ -24,8 +24,8 @@ from hsm_pool.enclave.evidence import Signer, debug_status, measurement, report_
 from hsm_pool.enclave.healing import HealAttempt, HealGiver
 from hsm_pool.enclave.verifier import Expected, TrustAnchors, Verifier
 from hsm_pool.errors import EvidenceRefused
+from hsm_pool.firmware.image import SECURITY_VERSION
 from hsm_pool.firmware.measurement import PACKAGES
-from hsm_pool.firmware.running import SECURITY_VERSION
 from hsm_pool.provisioning.pki import Authority, private_key_pem
 from hsm_pool.store.replica import boot_time
 from hsm_pool.store.sealing import PoolKeys

@@ -46,7 +46,7 @@ def test_a_new_node_runs_the_installed_distribution(tmp_path: Path) -> None:
 def test_what_was_activated_is_started_and_stays_when_it_is_confirmed(slots: Slots) -> None:
     slots.activate(1, b"before")
     assert slots.starting() == slots.path(1)
-    slots.confirm()
+    slots.confirm(1)
     for _ in range(3 * STARTS_MAX):
         assert slots.starting() == slots.path(1)
     slots.activate(2, b"before")
@@ -58,7 +58,7 @@ def test_what_was_activated_is_started_and_stays_when_it_is_confirmed(slots: Slo
 def test_an_image_that_does_not_start_is_given_up_for_the_one_before(slots: Slots) -> None:
     slots.activate(1, b"before")
     slots.starting()
-    slots.confirm()
+    slots.confirm(1)
     slots.activate(2, b"before")
     for _ in range(STARTS_MAX):
         assert slots.starting() == slots.path(2)
@@ -68,6 +68,59 @@ def test_an_image_that_does_not_start_is_given_up_for_the_one_before(slots: Slot
     slots.activate(2, b"before")
     assert slots.starting() == slots.path(2), "it may be tried again on command"
     assert slots.active().failed == INSTALLED
+
+
+def test_only_what_served_is_confirmed(slots: Slots) -> None:
+    """G5: the old image, which still runs, says nothing of the one that was activated meanwhile."""
+    slots.activate(1, b"before")
+    slots.activate(2, b"before")
+    slots.confirm(1)
+    assert not slots.active().confirmed
+    slots.confirm(2)
+    assert slots.active().confirmed
+
+
+def test_the_one_before_is_not_started_below_the_security_version(
+    slots: Slots, sources: dict[str, Path]
+) -> None:
+    """G5: it would refuse to start, and the node would have nothing to run."""
+    manifest = Manifest(3, 2)
+    slots.stage(build(sources, manifest), manifest, measure(sources, manifest.serialise()))
+    slots.activate(1, b"before")
+    slots.confirm(1)
+    slots.activate(3, b"before")
+    slots.raise_floor(2)
+    for _ in range(2 * STARTS_MAX):
+        assert slots.starting() == slots.path(3)
+    assert not slots.active().confirmed
+
+
+def test_a_new_partition_proves_its_image_again(slots: Slots) -> None:
+    """What runs at a node may be why the old partition died."""
+    slots.doubt()
+    assert slots.active().confirmed, "there is nothing but what is installed"
+    slots.activate(1, b"before")
+    slots.confirm(1)
+    slots.doubt()
+    for _ in range(STARTS_MAX):
+        assert slots.starting() == slots.path(1)
+    assert slots.starting() is None
+    slots.doubt()
+    assert slots.active().confirmed
+
+
+def test_a_start_that_neither_serves_nor_waits_hangs(slots: Slots) -> None:
+    assert not slots.hangs()
+    slots.activate(1, b"before")
+    slots.starting()
+    assert slots.hangs()
+    slots.note_waiting()
+    slots.note_waiting()
+    assert not slots.hangs()
+    slots.starting()
+    assert slots.hangs(), "each start says it anew"
+    slots.confirm(1)
+    assert not slots.hangs()
 
 
 def test_staging_is_repeatable_and_checks_what_was_unpacked(slots: Slots, sources: dict[str, Path]) -> None:

@@ -8,9 +8,10 @@ from pathlib import Path
 
 import pytest
 
+from hsm_pool.firmware.slots import Slots
 from hsm_pool.node_agent import admission, store_member
 from hsm_pool.node_agent.admission import Admission
-from hsm_pool.settings import Identity, NodeSettings, StoreMemberSettings
+from hsm_pool.settings import FirmwareSettings, Identity, NodeSettings, StoreMemberSettings
 
 IDENTITY = Identity("c", "k", "ca")
 NEW = Admission(1, 4, done=False)
@@ -97,6 +98,22 @@ def test_killed_at_any_step_it_goes_on(tmp_path: Path, monkeypatch: pytest.Monke
         # What the agent does before it starts anything.
         admission.carry_out(settings, found)
     check(tmp_path, 17)
+
+
+def test_a_new_partition_proves_its_image_again(tmp_path: Path) -> None:
+    """What a dead partition ran may be why it died: else its node could never be replaced."""
+    settings = replace(
+        node(tmp_path, 17), firmware=FirmwareSettings("repository", "root", str(tmp_path / "firmware"))
+    )
+    slots = Slots(tmp_path / "firmware")
+    (tmp_path / "firmware" / "images" / "1").mkdir(parents=True)
+    slots.activate(1, b"before")
+    slots.confirm(1)
+    admission.carry_out(settings, NEW)
+    assert (slots.active().version, slots.active().confirmed) == (1, False)
+    (tmp_path / "firmware" / "active.json").write_text("{")
+    admission.carry_out(settings, replace(NEW, number=2))
+    assert admission.read(settings).done, "an agent that ends would bring nothing back"
 
 
 def check_untouched(directory: Path) -> None:

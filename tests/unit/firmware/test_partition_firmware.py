@@ -1,0 +1,111 @@
+"""When a partition keeps its image, what it reports of it, and whom it admits (G5)."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from hsm_pool.core.commands import ReportSecurityVersion
+from hsm_pool.core.model import PoolRecord
+from hsm_pool.errors import FirmwareRefused
+from hsm_pool.firmware.running import Running
+from hsm_pool.firmware.slots import Slots
+from hsm_pool.partition import firmware
+from hsm_pool.partition.firmware import SERVED_SECONDS, PartitionFirmware
+from hsm_pool.settings import FirmwareSettings, PartitionSettings
+from tests.unit.attested import TestPool
+from tests.unit.provisioning.test_settings import PARTITION
+
+
+class Clock:
+    """Seconds that pass when the test says so."""
+
+    def __init__(self) -> None:
+        self.now = 1000.0
+
+    def __call__(self) -> float:
+        return self.now
+
+
+@pytest.fixture
+def clock() -> Clock:
+    return Clock()
+
+
+@pytest.fixture
+def slots(tmp_path: Path) -> Slots:
+    """A node on which version 2 was activated; nothing of it is read here."""
+    made = Slots(tmp_path / "firmware")
+    for version in (2, 3):
+        (tmp_path / "firmware" / "images" / str(version)).mkdir(parents=True)
+    made.activate(2, b"before")
+    return made
+
+
+@pytest.fixture
+def settings(tmp_path: Path, slots: Slots) -> PartitionSettings:
+    (tmp_path / "root.json").write_bytes(b"{}")
+    made = FirmwareSettings(
+        repository=str(tmp_path / "repository"),
+        root_file=str(tmp_path / "root.json"),
+        directory=str(tmp_path / "firmware"),
+    )
+    policy = str(tmp_path / "admission-policy.json")
+    return replace(PARTITION, index=1, firmware=made, admission_policy_file=policy)
+
+
+@pytest.fixture
+def pool(tmp_path: Path) -> TestPool:
+    return TestPool(tmp_path / "pool")
+
+
+def runs(monkeypatch: pytest.MonkeyPatch, version: int, security_version: int) -> None:
+    """Let this process be an image."""
+    monkeypatch.setattr(firmware, "running", lambda: Running(version, security_version, bytes(48)))
+
+
+def test_an_image_is_kept_when_it_has_served_for_a_while(
+    settings: PartitionSettings, pool: TestPool, slots: Slots, clock: Clock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """G5: neither a start, nor the keys, nor the first lease; until then the floor does not rise above it."""
+    runs(monkeypatch, 2, 2)
+    of_partition = PartitionFirmware(settings, pool.anchors, clock)
+    record = PoolRecord(90)
+    clock.now += 2 * SERVED_SECONDS
+    assert of_partition.report(record) is None
+    for _ in range(3):
+        of_partition.note_serving()
+        assert not slots.active().confirmed
+        assert of_partition.report(record) is None
+    clock.now += SERVED_SECONDS - 1
+    of_partition.note_serving()
+    assert not slots.active().confirmed
+    clock.now += 1
+    of_partition.note_serving()
+    assert slots.active().confirmed
+    assert of_partition.report(record) == ReportSecurityVersion(1, 2)
+
+
+def test_an_image_that_was_activated_while_another_served_is_not_kept_for_that(
+    settings: PartitionSettings, pool: TestPool, slots: Slots, clock: Clock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    runs(monkeypatch, 2, 2)
+    of_partition = PartitionFirmware(settings, pool.anchors, clock)
+    of_partition.note_serving()
+    slots.activate(3, b"of 2")
+    clock.now += SERVED_SECONDS
+    of_partition.note_serving()
+    assert (slots.active().version, slots.active().confirmed) == (3, False)
+
+
+def test_an_image_that_served_before_is_reported_at_once(
+    settings: PartitionSettings, pool: TestPool, slots: Slots, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    runs(monkeypatch, 2, 2)
+    slots.confirm(2)
+    of_partition = PartitionFirmware(settings, pool.anchors)
+    assert of_partition.report(PoolRecord(90)) == ReportSecurityVersion(1, 2)
+    with pytest.raises(FirmwareRefused, match="below"):
+        of_partition.report(PoolRecord(90, security_version_floor=3))
