@@ -97,8 +97,14 @@ class Slots:
         if version != INSTALLED and not self.staged(version):
             raise FirmwareRefused(f"version {version} is not staged")
         now = self.active()
-        if now.version != version:
-            self._write(Active(version, now.version, confirmed=False, previous_measurement=measurement.hex()))
+        if now.version == version:
+            return
+        if now.confirmed:
+            new = Active(version, now.version, confirmed=False, previous_measurement=measurement.hex())
+        else:
+            # What was never seen to serve is nothing to go back to.
+            new = replace(now, version=version, confirmed=version == now.previous, starts=0, failed=INSTALLED)
+        self._write(new)
 
     def confirm(self, version: int) -> None:
         """Say that a version has served; nothing happens if another one was activated meanwhile."""

@@ -472,6 +472,14 @@ BROKEN_BUILDS: tuple[BrokenBuild, ...] = (
         (f"{_SLOTS}::test_only_what_served_is_confirmed",),
     ),
     BrokenBuild(
+        "a node goes back to an image that never served",
+        "G5",
+        "hsm_pool/firmware/slots.py",
+        "        if now.confirmed:\n            new",
+        "        if True:\n            new",
+        (f"{_SLOTS}::test_an_image_that_never_served_is_nothing_to_go_back_to",),
+    ),
+    BrokenBuild(
         "a node goes back below the security version of the pool",
         "G5",
         "hsm_pool/firmware/slots.py",

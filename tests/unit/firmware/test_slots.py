@@ -70,6 +70,25 @@ def test_an_image_that_does_not_start_is_given_up_for_the_one_before(slots: Slot
     assert slots.active().failed == INSTALLED
 
 
+def test_an_image_that_never_served_is_nothing_to_go_back_to(slots: Slots, sources: dict[str, Path]) -> None:
+    """G5: activated twice without a start between; the fallback is what served last."""
+    stage(slots, sources, 3)
+    slots.activate(1, b"before")
+    slots.starting()
+    slots.confirm(1)
+    slots.activate(2, b"of 1")
+    slots.activate(3, b"of 1")
+    assert (slots.active().version, slots.active().previous, slots.active().confirmed) == (3, 1, False)
+    assert slots.active().previous_measurement == b"of 1".hex()
+    for _ in range(STARTS_MAX):
+        assert slots.starting() == slots.path(3)
+    assert slots.starting() == slots.path(1)
+    slots.activate(2, b"of 1")
+    slots.starting()
+    slots.activate(1, b"of 2")
+    assert (slots.active().version, slots.active().confirmed) == (1, True), "1 has served"
+
+
 def test_only_what_served_is_confirmed(slots: Slots) -> None:
     """G5: the old image, which still runs, says nothing of the one that was activated meanwhile."""
     slots.activate(1, b"before")
