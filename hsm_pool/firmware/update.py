@@ -7,9 +7,12 @@ was given when it was made: unsigned, swapped, older, frozen or wrongly long is 
 
 from __future__ import annotations
 
+import os
+import stat
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
+from io import FileIO
 from pathlib import Path
 from urllib.parse import unquote, urlsplit
 
@@ -36,15 +39,22 @@ class _Files(FetcherInterface):
         if urlsplit(url).scheme != "file" or not path.is_relative_to(self._directory):
             raise DownloadError("outside the repository")
         try:
-            stream = path.open("rb")
+            # Whoever holds the repository may put a pipe or a device there, which would never end.
+            descriptor = os.open(
+                path, os.O_RDONLY | os.O_NONBLOCK | os.O_NOFOLLOW | os.O_NOCTTY | os.O_CLOEXEC
+            )
         except FileNotFoundError:
             raise DownloadHTTPError("no such file", 404) from None
+        stream = FileIO(descriptor)
+        if not stat.S_ISREG(os.fstat(descriptor).st_mode):
+            stream.close()
+            raise DownloadError("not a file")
         return self._chunks(stream)
 
     @staticmethod
-    def _chunks(stream: object) -> Iterator[bytes]:
-        with stream:  # type: ignore[attr-defined]
-            while chunk := stream.read(_CHUNK_BYTES):  # type: ignore[attr-defined]
+    def _chunks(stream: FileIO) -> Iterator[bytes]:
+        with stream:
+            while chunk := stream.read(_CHUNK_BYTES):
                 yield chunk
 
 
@@ -53,7 +63,8 @@ def _verified() -> Iterator[None]:
     """Make one refusal of whatever is wrong with a repository."""
     try:
         yield
-    except (RepositoryError, DownloadError, OSError, ValueError) as error:
+    except (RepositoryError, DownloadError, OSError, ValueError, RuntimeError) as error:
+        # A loop of symbolic links is a RuntimeError.
         raise FirmwareRefused(f"the firmware repository is refused: {type(error).__name__}") from None
 
 

@@ -18,6 +18,7 @@ from hsm_pool.core.release_policy import ReleasePolicy
 from hsm_pool.enclave import admission
 from hsm_pool.enclave.verifier import TrustAnchors, Verifier
 from hsm_pool.errors import FirmwareRefused
+from hsm_pool.firmware.bounded_reads import BoundedReads
 from hsm_pool.firmware.repository import Published
 from hsm_pool.firmware.running import running
 from hsm_pool.firmware.slots import Slots
@@ -28,6 +29,11 @@ from hsm_pool.store.replica import boot_time
 _log = structlog.get_logger()
 SERVED_SECONDS = 10.0
 """How long an image must have served, so that it is not given up any more."""
+_REFRESH_SECONDS = 1.0
+"""A peer waits meanwhile for the keys; it asks again."""
+_FETCH_SECONDS = 6.0
+"""With the wait for a read that is under way: within the ten seconds of the controller's call."""
+_UNDER_WAY_SECONDS = 2.0
 _BELOW = "this partition runs firmware below the pool's security version"
 
 
@@ -52,6 +58,7 @@ class PartitionFirmware:
         self._confirmed = True
         self._served_since: float | None = None
         self._lock = threading.Lock()
+        self._reads = BoundedReads()
         self._floor = 0
         self._source: FirmwareSource | None = None
         self._slots: Slots | None = None
@@ -81,7 +88,10 @@ class PartitionFirmware:
             source, slots = self._parts()
             if version < running().version:
                 raise FirmwareRefused(f"version {version} is older than the one that runs")
-            published, content = source.fetch(version)
+        published, content = self._reads.run(
+            lambda: source.fetch(version), _FETCH_SECONDS, _UNDER_WAY_SECONDS
+        )
+        with self._lock:
             self._check_floor(published, floor)
             slots.stage(content, published.manifest, published.measurement)
         _log.info("firmware staged", version=version)
@@ -112,6 +122,10 @@ class PartitionFirmware:
             slots.activate(version, running().measurement)
         _log.info("firmware activated", version=version)
 
+    def close(self) -> None:
+        """Wait a moment for a read of the repository."""
+        self._reads.close()
+
     def note_waiting(self) -> None:
         """Say that this start waits for others: a quorum, a resume, the store."""
         if self._slots and not self._confirmed:
@@ -130,15 +144,16 @@ class PartitionFirmware:
             _log.info("firmware serves", version=running().version)
 
     def refresh(self) -> None:
-        """Learn of images that were published lately: a peer may run one already."""
-        with self._lock:
-            if self._source is None:
-                return
-            try:
-                self._source.refresh()
-            except FirmwareRefused as refused:
-                # What was verified before still holds.
-                _log.warning("firmware", reason=refused.message)
+        """Learn of images that were published lately: a peer may run one already.
+
+        What was verified before still holds, whatever the repository says now and whether it answers.
+        """
+        if self._source is None:
+            return
+        try:
+            self._reads.run(self._source.refresh, _REFRESH_SECONDS, 0.0)
+        except FirmwareRefused as refused:
+            _log.warning("firmware", reason=refused.message)
         self.verifier.replace_policy(self._policy())
 
     def report(self, pool: PoolRecord) -> ReportSecurityVersion | None:

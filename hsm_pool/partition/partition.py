@@ -134,6 +134,7 @@ class Partition:
             self._thread.join()
         if self._serving:
             self._serving.close()
+        self.firmware.close()
         self.key_generator.close()
         self.store.close()
         self.audit.close()

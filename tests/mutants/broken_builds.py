@@ -41,6 +41,7 @@ _RELEASE = "tests/unit/test_key_release.py"
 _KEY_ATTESTATION = "tests/unit/test_key_attestation.py"
 _SECURE_WRAP = "tests/unit/test_secure_wrap.py"
 _PARTITION_FIRMWARE = "tests/unit/firmware/test_partition_firmware.py"
+_REPOSITORY = "tests/unit/firmware/test_repository.py"
 _SLOTS = "tests/unit/firmware/test_slots.py"
 _REVOKED = "tests/unit/store/test_revoked_epochs.py"
 _ROTATION = "tests/integration/test_share_rotation.py"
@@ -438,6 +439,25 @@ BROKEN_BUILDS: tuple[BrokenBuild, ...] = (
         "        if found != (manifest, measurement):\n",
         "        if False:\n",
         ("tests/unit/firmware/test_slots.py::test_staging_is_repeatable_and_checks_what_was_unpacked",),
+    ),
+    BrokenBuild(
+        "a firmware repository may hold a pipe",
+        "G5",
+        "hsm_pool/firmware/update.py",
+        "        if not stat.S_ISREG(os.fstat(descriptor).st_mode):\n",
+        "        os.set_blocking(descriptor, True)\n        if False:\n",
+        (f"{_REPOSITORY}::test_a_pipe_in_the_place_of_a_file_is_refused",),
+    ),
+    BrokenBuild(
+        "a firmware repository that hangs is waited for",
+        "G5",
+        "hsm_pool/firmware/bounded_reads.py",
+        "            return result.result(timeout_seconds)\n",
+        "            return result.result()\n",
+        (
+            "tests/unit/firmware/test_bounded_reads.py",
+            f"{_PARTITION_FIRMWARE}::test_a_repository_that_does_not_answer_holds_up_nobody",
+        ),
     ),
     BrokenBuild(
         "an image is kept as soon as it holds a lease",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from dataclasses import replace
 from pathlib import Path
 
@@ -12,6 +13,7 @@ from hsm_pool.core.model import PoolRecord
 from hsm_pool.errors import FirmwareRefused
 from hsm_pool.firmware.running import Running
 from hsm_pool.firmware.slots import Slots
+from hsm_pool.firmware.update import FirmwareSource
 from hsm_pool.partition import firmware
 from hsm_pool.partition.firmware import SERVED_SECONDS, PartitionFirmware
 from hsm_pool.settings import FirmwareSettings, PartitionSettings
@@ -109,3 +111,27 @@ def test_an_image_that_served_before_is_reported_at_once(
     assert of_partition.report(PoolRecord(90)) == ReportSecurityVersion(1, 2)
     with pytest.raises(FirmwareRefused, match="below"):
         of_partition.report(PoolRecord(90, security_version_floor=3))
+
+
+def test_a_repository_that_does_not_answer_holds_up_nobody(
+    settings: PartitionSettings, pool: TestPool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """G5: a peer is healed with what was verified before, an image is refused, and other work goes on."""
+    monkeypatch.setattr(firmware, "_REFRESH_SECONDS", 0.05)
+    monkeypatch.setattr(firmware, "_UNDER_WAY_SECONDS", 0.05)
+    asked, put_right = threading.Event(), threading.Event()
+
+    def hangs(_: FirmwareSource) -> None:
+        asked.set()
+        put_right.wait(10)
+
+    monkeypatch.setattr(FirmwareSource, "refresh", hangs)
+    of_partition = PartitionFirmware(settings, pool.anchors)
+    of_partition.refresh()
+    assert asked.is_set()
+    of_partition.refresh()
+    with pytest.raises(FirmwareRefused, match="does not answer"):
+        of_partition.stage(3, 0)
+    of_partition.activate(3)
+    put_right.set()
+    of_partition.close()

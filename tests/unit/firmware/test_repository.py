@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
 from collections.abc import Callable
 from datetime import UTC, datetime, timedelta
@@ -14,6 +15,7 @@ from tuf.api.metadata import Metadata
 
 from hsm_pool.errors import FirmwareRefused
 from hsm_pool.firmware import repository as repository_module
+from hsm_pool.firmware.bounded_reads import BoundedReads
 from hsm_pool.firmware.image import Manifest
 from hsm_pool.firmware.repository import Published, Repository, load_key, make_keys
 from hsm_pool.firmware.update import FirmwareSource
@@ -150,6 +152,25 @@ def huge(publisher: Publisher) -> None:
     metadata(publisher, "timestamp.json").write_bytes(b" " * 1024 * 1024)
 
 
+def deep(publisher: Publisher) -> None:
+    metadata(publisher, "timestamp.json").write_bytes(b'{"a":' * 100_000)
+
+
+def a_directory(publisher: Publisher) -> None:
+    metadata(publisher, "timestamp.json").unlink()
+    metadata(publisher, "timestamp.json").mkdir()
+
+
+def a_loop(publisher: Publisher) -> None:
+    metadata(publisher, "timestamp.json").unlink()
+    metadata(publisher, "timestamp.json").symlink_to("timestamp.json")
+
+
+def a_device(publisher: Publisher) -> None:
+    metadata(publisher, "timestamp.json").unlink()
+    metadata(publisher, "timestamp.json").symlink_to("/dev/zero")
+
+
 ATTACKS: list[Callable[[Any], None]] = [
     longer,
     shorter,
@@ -162,6 +183,10 @@ ATTACKS: list[Callable[[Any], None]] = [
     another_repository,
     junk,
     huge,
+    deep,
+    a_directory,
+    a_loop,
+    a_device,
 ]
 
 
@@ -178,6 +203,21 @@ def test_a_repository_that_was_attacked_is_refused(
     with pytest.raises(FirmwareRefused):
         publisher.source.fetch(2)
     assert publisher.source.known().keys() >= before.keys()
+
+
+@pytest.mark.parametrize("name", ["metadata/timestamp.json", "targets"])
+def test_a_pipe_in_the_place_of_a_file_is_refused(publisher: Publisher, name: str) -> None:
+    """G5: whoever holds the repository cannot have a partition wait for ever, with its commands refused."""
+    publisher.publish(1, b"first image")
+    path = publisher.directory / name if name != "targets" else publisher.target(1)
+    good = path.read_bytes()
+    path.unlink()
+    os.mkfifo(path)
+    with pytest.raises(FirmwareRefused, match="is refused: DownloadError"):
+        BoundedReads().run(lambda: publisher.source.fetch(1), 20, 0)
+    path.unlink()
+    path.write_bytes(good)
+    assert publisher.source.fetch(1)[1] == b"first image"
 
 
 def test_a_repository_that_was_rolled_back_is_refused(publisher: Publisher, tmp_path: Path) -> None:

@@ -6,6 +6,7 @@ import json
 import os
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -17,7 +18,7 @@ from hsm_pool.node_agent.processes import Child
 from hsm_pool.provisioning.layout import NewPool, provision
 from hsm_pool.settings import NodeSettings
 from tests.unit.firmware.test_repository import Publisher
-from tests.unit.node_agent.running_agent import Lines
+from tests.unit.node_agent.running_agent import SECONDS_MAX, Lines
 
 AGENT = """
 import sys
@@ -70,7 +71,9 @@ def test_an_image_that_does_not_serve_is_given_up(node: Path, program: str, exit
         os.close(writer)
         try:
             lines, seen = Lines(reader), []
+            deadline = time.monotonic() + SECONDS_MAX
             while not seen or seen[-1]["event"] != "firmware given up":
+                assert time.monotonic() < deadline, "it is not given up"
                 seen.append(json.loads(lines.next()))
         finally:
             process.kill()
