@@ -1,4 +1,4 @@
-"""Verifies evidence: both chains, both signatures, what it was made for, and the policy.
+"""Verifies evidence: both chains, both signatures, what it was made for, the floor and the policy.
 
 Needs files only, no network and no pool: partitions use it, and officers on their own machines.
 Whatever is wrong with the evidence, the answer is :class:`EvidenceRefused`.
@@ -74,20 +74,31 @@ class Verifier:
         anchors: TrustAnchors,
         policy: ReleasePolicy,
         now: Callable[[], datetime] = lambda: datetime.now(UTC),
+        security_version_floor: int = 0,
     ) -> None:
+        """Take what evidence is held against.
+
+        Args:
+            anchors: The roots.
+            policy: What the claims must say.
+            now: Gives the time.
+            security_version_floor: Least security version, whatever the policy says.
+        """
         self._anchors = anchors
         self._policy = policy
+        self._security_version_floor = security_version_floor
         self._now = now
 
-    def replace_policy(self, policy: ReleasePolicy) -> None:
-        """Verify under another policy from now on."""
+    def replace_policy(self, policy: ReleasePolicy, security_version_floor: int) -> None:
+        """Verify under another policy and floor from now on."""
+        self._security_version_floor = security_version_floor
         self._policy = policy
 
     def verify(self, evidence: evidence_pb2.Evidence, expected: Expected) -> Claims:
         """Return the claims of evidence that is worth believing.
 
         Raises:
-            EvidenceRefused: A chain, a signature, the occasion or the policy does not fit.
+            EvidenceRefused: A chain, a signature, the occasion, the floor or the policy does not fit.
         """
         now = self._now()
         platform, platform_uri, _ = open_token(
@@ -107,6 +118,8 @@ class Verifier:
         if (platform_uri, owner_uri) != names:
             raise EvidenceRefused("the evidence is signed for another partition than it names")
         self._check_occasion(claims, expected)
+        if claims.security_version < self._security_version_floor:
+            raise EvidenceRefused("the evidence is of firmware below the pool's security version")
         try:
             release_policy.require(self._policy, admission.AUTHORITY, claims.named())
         except PolicyNotMet as unmet:

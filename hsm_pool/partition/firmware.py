@@ -71,7 +71,7 @@ class PartitionFirmware:
             self._floor = self._slots.floor()
             if running().security_version < self._floor:
                 raise FirmwareRefused(_BELOW)
-        self.verifier = Verifier(anchors, self._policy())
+        self.verifier = Verifier(anchors, self._policy(), security_version_floor=self._floor)
 
     def stage(self, version: int, floor: int) -> None:
         """Fetch a version from the repository and keep it; a repeat changes nothing.
@@ -154,7 +154,7 @@ class PartitionFirmware:
             self._reads.run(self._source.refresh, _REFRESH_SECONDS, 0.0)
         except FirmwareRefused as refused:
             _log.warning("firmware", reason=refused.message)
-        self.verifier.replace_policy(self._policy())
+        self.verifier.replace_policy(self._policy(), self._floor)
 
     def report(self, pool: PoolRecord) -> ReportSecurityVersion | None:
         """Return what is to be reported to the pool, None when it knows; take its floor.
@@ -172,7 +172,7 @@ class PartitionFirmware:
             # Known at the next start, too, before a peer or the chain can say it.
             self._floor = pool.security_version_floor
             self._slots.raise_floor(self._floor)
-            self.verifier.replace_policy(self._policy())
+            self.verifier.replace_policy(self._policy(), self._floor)
         if not self._confirmed or pool.security_versions.get(self._index) == running().security_version:
             return None
         return ReportSecurityVersion(self._index, running().security_version)

@@ -452,6 +452,17 @@ def test_only_the_attested_partition_is_healed(session: Healing) -> None:
             session.give(request)
 
 
+def test_a_floor_holds_whatever_the_policy_says(attested: TestPool, node: Node) -> None:
+    """G5: an owner's policy that names an older security version does not bring it back."""
+    good = node.attester.attest(NONCE, DATA)
+    verifier = Verifier(attested.anchors, admission.load(None))
+    verifier.verify(good, EXPECTED)
+    verifier.replace_policy(admission.load(None), SECURITY_VERSION + 1)
+    with pytest.raises(EvidenceRefused, match="below the pool's security version"):
+        verifier.verify(good, EXPECTED)
+    verifier.verify(node.changed(good, security_version=SECURITY_VERSION + 1), EXPECTED)
+
+
 def test_an_earlier_start_than_was_seen_is_refused(session: Healing) -> None:
     """G5, G6: a partition whose disk was put back claims a lower boot count; the control is its own."""
     for seen in (0, 3, BOOT_COUNT):

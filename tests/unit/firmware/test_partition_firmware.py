@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import threading
 from dataclasses import replace
 from pathlib import Path
@@ -10,15 +11,19 @@ import pytest
 
 from hsm_pool.core.commands import ReportSecurityVersion
 from hsm_pool.core.model import PoolRecord
-from hsm_pool.errors import FirmwareRefused
+from hsm_pool.enclave import admission
+from hsm_pool.enclave.verifier import Expected
+from hsm_pool.errors import EvidenceRefused, FirmwareRefused
 from hsm_pool.firmware.running import Running
 from hsm_pool.firmware.slots import Slots
 from hsm_pool.firmware.update import FirmwareSource
 from hsm_pool.partition import firmware
 from hsm_pool.partition.firmware import SERVED_SECONDS, PartitionFirmware
 from hsm_pool.settings import FirmwareSettings, PartitionSettings
-from tests.unit.attested import TestPool
+from tests.unit.attested import Node, TestPool
 from tests.unit.provisioning.test_settings import PARTITION
+
+NONCE, DATA = b"n" * 16, bytes(32)
 
 
 class Clock:
@@ -135,3 +140,28 @@ def test_a_repository_that_does_not_answer_holds_up_nobody(
     of_partition.activate(3)
     put_right.set()
     of_partition.close()
+
+
+def admits(of_partition: PartitionFirmware, node: Node, security_version: int) -> bool:
+    """Return whether a peer of this security version would be given the keys."""
+    evidence = node.changed(node.attester.attest(NONCE, DATA), security_version=security_version)
+    try:
+        of_partition.verifier.verify(evidence, Expected(NONCE, DATA))
+    except EvidenceRefused:
+        return False
+    return True
+
+
+def test_the_floor_holds_for_peers_under_a_policy_of_the_owner(
+    settings: PartitionSettings, pool: TestPool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """G5: from the moment the chain says it, and at the next start before anybody says it."""
+    conditions = [{"claim": "mhsm.security_version", "greaterOrEquals": 1}]
+    document = {"version": "1.0.0", "anyOf": [{"authority": admission.AUTHORITY, "allOf": conditions}]}
+    Path(settings.admission_policy_file).write_text(json.dumps(document))
+    runs(monkeypatch, 2, 2)
+    of_partition = PartitionFirmware(settings, pool.anchors)
+    assert admits(of_partition, pool.nodes[2], 1)
+    of_partition.report(PoolRecord(90, security_version_floor=2))
+    for one in (of_partition, PartitionFirmware(settings, pool.anchors)):
+        assert (admits(one, pool.nodes[2], 1), admits(one, pool.nodes[2], 2)) == (False, True)
