@@ -18,6 +18,7 @@ from hsm_pool.enclave import admission
 from hsm_pool.enclave.claims import Claims
 from hsm_pool.enclave.verifier import Expected, TrustAnchors, Verifier, claimed_pool_id
 from hsm_pool.errors import EvidenceRefused
+from hsm_pool.firmware.slots import Slots
 from hsm_pool.provisioning import layout
 from mhsm.evidence.v1 import evidence_pb2
 from security_domain.fingerprints import words
@@ -84,12 +85,16 @@ class Anchors:
         """Read roots and policy, from the data directory where no file is given, or end the command."""
         directory, roots = _directory(data_dir), load_roots(data_dir, platform_root, owner_root)
         images: frozenset[bytes] = frozenset()
-        if policy is None and owner_root is None:
-            policy, images = directory / layout.ADMISSION_POLICY, _images(directory)
+        floor = 0
+        if owner_root is None:
+            floor = security_version_floor(directory)
+            if policy is None:
+                policy, images = directory / layout.ADMISSION_POLICY, _images(directory, floor)
         loaded = admission.load(policy, measurements=images)
+        verifier = Verifier(roots, loaded, security_version_floor=floor)
         swapped = Verifier(TrustAnchors(roots.owner_root, roots.platform_root), loaded)
         pool_id = _pool_of(roots) if platform_root or owner_root else _pool_id(directory)
-        return Anchors(Verifier(roots, loaded), _root_words(roots), pool_id, swapped)
+        return Anchors(verifier, _root_words(roots), pool_id, swapped)
 
 
 def load_roots(data_dir: Path, platform_root: Path | None, owner_root: Path | None) -> TrustAnchors:
@@ -158,15 +163,26 @@ def _pool_of(roots: TrustAnchors) -> str:
     return named.pop() if None not in found and len(named) == 1 else ""
 
 
-def _images(directory: Path) -> frozenset[bytes]:
-    """Return the measurements of the firmware that a pool's nodes have verified: partitions may run it."""
+def security_version_floor(directory: Path) -> int:
+    """Return the highest security version below which a node of the pool starts nothing; 0 for none.
+
+    Raises:
+        FirmwareRefused: A node's file is not readable.
+    """
+    nodes = directory.glob("nodes/*/firmware")
+    return max((Slots(node).floor() for node in nodes), default=0)
+
+
+def _images(directory: Path, floor: int) -> frozenset[bytes]:
+    """Return the measurements of what partitions may run: verified firmware, not below the floor."""
     kept = list(directory.glob("nodes/*/firmware/metadata"))
     if not kept:
         return frozenset()
     from hsm_pool.firmware.update import FirmwareSource
 
     sources = [FirmwareSource(directory, metadata, b"") for metadata in kept]
-    return frozenset(image.measurement for source in sources for image in source.known().values())
+    known = [image for source in sources for image in source.known().values()]
+    return frozenset(image.measurement for image in known if image.manifest.security_version >= floor)
 
 
 def _directory(data_dir: Path) -> Path:

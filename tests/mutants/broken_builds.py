@@ -460,6 +460,22 @@ BROKEN_BUILDS: tuple[BrokenBuild, ...] = (
         ),
     ),
     BrokenBuild(
+        "the floor of the security version is left to the policy",
+        "G5",
+        "hsm_pool/enclave/verifier.py",
+        "        if claims.security_version < self._security_version_floor:\n",
+        "        if False:\n",
+        (f"{_PARTITION_FIRMWARE}::test_the_floor_holds_for_peers_under_a_policy_of_the_owner",),
+    ),
+    BrokenBuild(
+        "officers do not know the pool's floor of the security version",
+        "G4",
+        "hsm_pool/cli/evidence_files.py",
+        "            floor = security_version_floor(directory)\n",
+        "",
+        ("tests/unit/client/test_evidence_files.py::test_firmware_below_the_floor_of_any_node_is_refused",),
+    ),
+    BrokenBuild(
         "an image is kept as soon as it holds a lease",
         "G5",
         "hsm_pool/partition/firmware.py",
