@@ -12,8 +12,10 @@ import json
 import os
 import re
 import shutil
+import struct
 import tempfile
 import zipfile
+import zlib
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 
@@ -29,6 +31,18 @@ SECURITY_VERSION = 1
 """Security version number (SVN) of this distribution; only ever raised. An image says its own."""
 PRODUCT_ID = 1
 """Of this product; images of another one are refused."""
+_ENCRYPTED = 0x1
+_NOT_READABLE = (
+    zipfile.BadZipFile,
+    zipfile.LargeZipFile,
+    zlib.error,
+    struct.error,
+    ValueError,
+    OverflowError,
+    EOFError,
+    RuntimeError,
+)
+"""What Python's zipfile raises at octets that are no zip file, or a damaged one."""
 _TIME = (1980, 1, 1, 0, 0, 0)
 _PART = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]{0,99}")
 _SUFFIXES = frozenset({".py", ".pyi", ".typed", ".yaml"})
@@ -132,10 +146,11 @@ def unpack(content: bytes, directory: Path) -> tuple[Manifest, bytes]:
     building = Path(tempfile.mkdtemp(prefix=".new-", dir=directory.parent))
     try:
         try:
-            with zipfile.ZipFile(io.BytesIO(content)) as archive:
-                _extract(archive, building)
-        except (zipfile.BadZipFile, zipfile.LargeZipFile, ValueError, EOFError, NotImplementedError):
+            archive = zipfile.ZipFile(io.BytesIO(content))
+        except _NOT_READABLE:
             raise FirmwareRefused("the image is not a zip file") from None
+        with archive:
+            _extract(archive, building)
         manifest, measurement = examine(building)
         _sync(building)
         building.rename(directory)
@@ -175,12 +190,31 @@ def _extract(archive: zipfile.ZipFile, directory: Path) -> None:
         if not named or not all(_PART.fullmatch(part) for part in parts):
             raise FirmwareRefused("the image holds something that is not of the distribution")
         target = directory.joinpath(*parts)
-        target.parent.mkdir(parents=True, exist_ok=True)
-        with archive.open(entry) as source, target.open("xb") as output:
+        try:
+            target.parent.mkdir(parents=True, exist_ok=True)
+            output = target.open("xb")
+        except (FileExistsError, NotADirectoryError, IsADirectoryError):
+            raise FirmwareRefused(f"the image holds {path} twice") from None
+        with output:
+            output.write(_content(archive, entry))
+
+
+def _content(archive: zipfile.ZipFile, entry: zipfile.ZipInfo) -> bytes:
+    """Return what an entry holds.
+
+    Raises:
+        FirmwareRefused: It cannot be read, or is more than the entry says.
+    """
+    if entry.compress_type not in {zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED} or entry.flag_bits & _ENCRYPTED:
+        raise FirmwareRefused(f"the image is packed otherwise than it should be: {entry.filename}")
+    try:
+        with archive.open(entry) as source:
             content = source.read(entry.file_size + 1)
-            if len(content) != entry.file_size:
-                raise FirmwareRefused("the image holds more than it says")
-            output.write(content)
+    except _NOT_READABLE:
+        raise FirmwareRefused(f"the image is damaged: {entry.filename}") from None
+    if len(content) != entry.file_size:
+        raise FirmwareRefused(f"the image is damaged: {entry.filename}")
+    return content
 
 
 def _sync(directory: Path, *, deep: bool = True) -> None:

@@ -476,6 +476,14 @@ BROKEN_BUILDS: tuple[BrokenBuild, ...] = (
         ("tests/unit/client/test_evidence_files.py::test_firmware_below_the_floor_of_any_node_is_refused",),
     ),
     BrokenBuild(
+        "a damaged image is an accident",
+        "G8",
+        "hsm_pool/firmware/image.py",
+        "    zlib.error,\n",
+        "",
+        ("tests/unit/firmware/test_image.py::test_what_is_damaged_is_named",),
+    ),
+    BrokenBuild(
         "an image is kept as soon as it holds a lease",
         "G5",
         "hsm_pool/partition/firmware.py",

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import io
 import os
+import random
+import warnings
 import zipfile
 from pathlib import Path
 
@@ -116,6 +118,69 @@ def test_an_image_that_holds_too_much_is_refused(tmp_path: Path, monkeypatch: py
     monkeypatch.setattr(image, "IMAGE_BYTES_MAX", 100)
     with pytest.raises(FirmwareRefused, match="at most"):
         unpack(zipped(WHOLE), tmp_path / "7")
+
+
+def test_a_damaged_image_is_refused(sources: dict[str, Path], tmp_path: Path, seed: int) -> None:
+    """G8: a typed refusal wherever the damage is, or the very same content."""
+    draw = random.Random(seed)
+    (sources["hsm_pool"] / "large.py").write_text("".join(f"VALUE = {draw.random()}\n" for _ in range(500)))
+    content = build(sources, MANIFEST)
+    good = measure(sources, MANIFEST.serialise())
+    refused = 0
+    for number in range(300):
+        damaged, at = bytearray(content), draw.randrange(len(content) - 2)
+        damaged[at : at + 2] = draw.randbytes(2)
+        try:
+            found = unpack(bytes(damaged), tmp_path / str(number))
+        except FirmwareRefused:
+            refused += 1
+            continue
+        assert found == (MANIFEST, good)
+    assert refused > 100
+
+
+def test_what_is_damaged_is_named(sources: dict[str, Path], tmp_path: Path) -> None:
+    """G8: damage of the packed octets is said as such; it is not a file of another kind."""
+    (sources["hsm_pool"] / "large.py").write_text("".join(f"VALUE = {number**9}\n" for number in range(500)))
+    content = bytearray(build(sources, MANIFEST))
+    with zipfile.ZipFile(io.BytesIO(content)) as archive:
+        entry = archive.getinfo("hsm_pool/large.py")
+        start = entry.header_offset + 30 + len(entry.filename)
+        end = start + entry.compress_size
+    content[start:end] = bytes([255]) * (end - start)
+    with pytest.raises(FirmwareRefused, match=r"damaged: hsm_pool/large\.py"):
+        unpack(bytes(content), tmp_path / "7")
+
+
+def test_an_image_of_two_files_with_one_name_is_refused(tmp_path: Path) -> None:
+    """G8: also a file that would be a directory."""
+    for names in (
+        ("hsm_pool/a.py", "hsm_pool/a.py"),
+        ("hsm_pool/a.py", "hsm_pool/a.py/b.py"),
+        ("hsm_pool/a.py/b.py", "hsm_pool/a.py"),
+    ):
+        output = io.BytesIO()
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", UserWarning)  # zipfile's own, of two names
+            with zipfile.ZipFile(output, "w") as archive:
+                for name, content in [*WHOLE.items(), *((name, b"") for name in names)]:
+                    archive.writestr(name, content)
+        with pytest.raises(FirmwareRefused, match="twice"):
+            unpack(output.getvalue(), tmp_path / "7")
+
+
+def test_an_image_is_packed_in_one_way(tmp_path: Path) -> None:
+    """G8: neither encrypted, nor with another compression than the builder's."""
+    output = io.BytesIO()
+    with zipfile.ZipFile(output, "w", zipfile.ZIP_LZMA) as archive:
+        for name, content in WHOLE.items():
+            archive.writestr(name, content)
+    encrypted = bytearray(zipped(WHOLE))
+    for signature, offset in ((b"PK\x03\x04", 6), (b"PK\x01\x02", 8)):
+        encrypted[encrypted.index(signature) + offset] |= 1
+    for octets in (output.getvalue(), bytes(encrypted)):
+        with pytest.raises(FirmwareRefused, match="packed otherwise"):
+            unpack(octets, tmp_path / "7")
 
 
 @given(octets=st.binary(max_size=200))
