@@ -31,7 +31,7 @@ class Active:
 
     version: int = INSTALLED
     previous: int = INSTALLED
-    """The last version that served before."""
+    """The last version that served before; the active one if there is nothing to go back to."""
     confirmed: bool = True
     """Whether the active version has served."""
     starts: int = 0
@@ -136,7 +136,7 @@ class Slots:
         now = self.active()
         self._waiting.unlink(missing_ok=True)
         if not now.confirmed:
-            given_up = now.starts >= STARTS_MAX and self._may_run(now.previous)
+            given_up = now.starts >= STARTS_MAX and self._can_go_back(now)
             if given_up:
                 now = replace(now, version=now.previous, confirmed=True, starts=0, failed=now.version)
             else:
@@ -145,15 +145,6 @@ class Slots:
             if given_up:
                 _log.error("firmware given up", version=now.failed, starts=STARTS_MAX, back_to=now.version)
         return self.path(now.version)
-
-    def _may_run(self, version: int) -> bool:
-        """Whether a version is here and not below the security version that this node has seen."""
-        path = self.path(version)
-        try:
-            security_version = examine(path)[0].security_version if path else SECURITY_VERSION
-        except FirmwareRefused:
-            return False
-        return security_version >= self.floor()
 
     def floor(self) -> int:
         """Return the security version below which this node starts nothing; 0 for none.
@@ -169,9 +160,31 @@ class Slots:
             raise FirmwareRefused("the file of the security version is not readable") from None
 
     def raise_floor(self, floor: int) -> None:
-        """Note a higher security version."""
-        if floor > self.floor():
-            self._replace(self._directory / "floor", str(floor).encode())
+        """Note a higher security version; an image below it is nothing to go back to any more.
+
+        Called by the partition: only its user reads the images.
+        """
+        if floor <= self.floor():
+            return
+        self._replace(self._directory / "floor", str(floor).encode())
+        now = self.active()
+        if now.previous != INSTALLED and self._security_version(now.previous) < floor:
+            self._write(replace(now, previous=now.version))
+
+    def _security_version(self, version: int) -> int:
+        """Return the security version of an image; 0 if it is not here or damaged."""
+        path = self.path(version)
+        assert path is not None
+        try:
+            return examine(path)[0].security_version
+        except FirmwareRefused:
+            return 0
+
+    def _can_go_back(self, now: Active) -> bool:
+        """Whether there is another version, not below the floor; what is installed is the agent's own."""
+        if now.previous == INSTALLED:
+            return self.floor() <= SECURITY_VERSION
+        return now.previous != now.version
 
     def _write(self, active: Active) -> None:
         self._replace(self._file, json.dumps(asdict(active)).encode())

@@ -527,8 +527,8 @@ BROKEN_BUILDS: tuple[BrokenBuild, ...] = (
         "a node goes back below the security version of the pool",
         "G5",
         "hsm_pool/firmware/slots.py",
-        "        return security_version >= self.floor()\n",
-        "        return True\n",
+        "            self._write(replace(now, previous=now.version))\n",
+        "            pass\n",
         (f"{_SLOTS}::test_the_one_before_is_not_started_below_the_security_version",),
     ),
     BrokenBuild(

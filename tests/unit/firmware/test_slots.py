@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from hsm_pool.errors import FirmwareRefused
-from hsm_pool.firmware.image import Manifest, build
+from hsm_pool.firmware.image import SECURITY_VERSION, Manifest, build
 from hsm_pool.firmware.measurement import PACKAGES, measure
 from hsm_pool.firmware.slots import INSTALLED, STARTS_MAX, Slots
 
@@ -109,9 +109,23 @@ def test_the_one_before_is_not_started_below_the_security_version(
     slots.confirm(1)
     slots.activate(3, b"before")
     slots.raise_floor(2)
+    images = slots.path(3).parent  # type: ignore[union-attr]
+    images.rename(images.with_name("hidden"))  # the agent does not read them
     for _ in range(2 * STARTS_MAX):
         assert slots.starting() == slots.path(3)
     assert not slots.active().confirmed
+
+
+def test_what_is_installed_is_not_started_below_the_security_version(
+    slots: Slots, sources: dict[str, Path]
+) -> None:
+    """G5: the agent is of the installed distribution and knows its security version."""
+    for floor, started in ((SECURITY_VERSION, None), (SECURITY_VERSION + 1, slots.path(1))):
+        slots.activate(1, b"before")
+        slots.raise_floor(floor)
+        for _ in range(STARTS_MAX):
+            slots.starting()
+        assert slots.starting() == started
 
 
 def test_a_new_partition_proves_its_image_again(slots: Slots) -> None:
