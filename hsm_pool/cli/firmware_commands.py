@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from datetime import UTC, datetime
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import click
 
@@ -17,6 +19,9 @@ from hsm_pool.firmware.image import (
     Manifest,
 )
 from hsm_pool.firmware.measurement import PACKAGES
+
+if TYPE_CHECKING:
+    from hsm_pool.firmware.repository import Repository
 
 _DIRECTORY = click.Path(exists=True, file_okay=False, path_type=Path)
 _FILE = click.Path(exists=True, dir_okay=False, path_type=Path)
@@ -99,12 +104,12 @@ def publish(repository: Path, image_file: Path, keys: Path, as_json: bool) -> No
     """
     import tempfile
 
-    from hsm_pool.firmware.repository import THRESHOLD, Published, Repository
+    from hsm_pool.firmware.repository import Published, Repository
 
     content = read_bounded(image_file, IMAGE_BYTES_MAX)
     with tempfile.TemporaryDirectory() as directory:
         manifest, measurement = image.unpack(content, Path(directory) / "image")
-    offline = sorted(keys.glob("offline-*.key"))[:THRESHOLD]
+    offline = _offline_keys(keys)
     published = Published(manifest, measurement, len(content))
     Repository(repository).publish(content, published, offline, keys / "snapshot.key", keys / "timestamp.key")
     report(
@@ -125,11 +130,66 @@ def publish(repository: Path, image_file: Path, keys: Path, as_json: bool) -> No
 @json_option
 @typed_errors
 def renew(repository: Path, keys: Path, as_json: bool) -> None:
-    """Sign the timestamp anew: it expires after a week, so that a frozen repository is noticed."""
+    """Sign the timestamp anew: it ends after a week, so that a frozen repository is noticed.
+
+    The directory of keys must hold timestamp.key. With snapshot.key, and with two of the offline
+    keys, snapshot and targets are signed anew, too, when they end within 60 days.
+    """
     from hsm_pool.firmware.repository import Repository
 
-    Repository(repository).renew_timestamp(keys / "timestamp.key")
-    report({"renewed": True}, as_json=as_json, text="the timestamp is renewed for a week", following="")
+    opened, snapshot = Repository(repository), keys / "snapshot.key"
+    renewed = opened.renew(
+        keys / "timestamp.key", snapshot if snapshot.is_file() else None, _offline_keys(keys)
+    )
+    _report_renewed(opened, repository, renewed, as_json=as_json)
+
+
+@firmware_group.command("renew-root")
+@_repository
+@_keys
+@json_option
+@typed_errors
+def renew_root(repository: Path, keys: Path, as_json: bool) -> None:
+    """Sign the root anew: it ends after a year, and after that nothing can be published or patched.
+
+    The directory of keys must hold two of the offline ones. Partitions follow by themselves.
+    """
+    from hsm_pool.firmware.repository import Repository
+
+    opened = Repository(repository)
+    opened.renew_root(_offline_keys(keys))
+    _report_renewed(opened, repository, ["root"], as_json=as_json)
+
+
+def _offline_keys(keys: Path) -> list[Path]:
+    from hsm_pool.firmware.repository import THRESHOLD
+
+    return sorted(keys.glob("offline-*.key"))[:THRESHOLD]
+
+
+def _report_renewed(opened: Repository, repository: Path, renewed: list[str], *, as_json: bool) -> None:
+    """Say what was renewed, until when all of it holds, and what must be renewed with other keys."""
+    from hsm_pool.firmware.repository import RENEWED_BEFORE
+
+    ends = opened.expirations()
+    soon = [
+        role for role, end in ends.items() if role != "timestamp" and end < datetime.now(UTC) + RENEWED_BEFORE
+    ]
+    for role in soon:
+        click.echo(f"warning: the {role} ends at {ends[role]:%Y-%m-%d}: its keys are needed", err=True)
+    command = "renew-root" if "root" in soon else "renew"
+    report(
+        {"renewed": renewed, "ends": _ends(opened)},
+        as_json=as_json,
+        text="\n".join(
+            f"{role}: until {end}{' (renewed)' * (role in renewed)}" for role, end in _ends(opened).items()
+        ),
+        following=f"mhsm firmware {command} --repository {repository} --keys DIRECTORY" if soon else "",
+    )
+
+
+def _ends(opened: Repository) -> dict[str, str]:
+    return {role: f"{end:%Y-%m-%dT%H:%M:%SZ}" for role, end in opened.expirations().items()}
 
 
 @firmware_group.command("list")
@@ -140,6 +200,7 @@ def list_images(repository: Path, as_json: bool) -> None:
     """Show what is published; nothing is verified here, partitions do that."""
     from hsm_pool.firmware.repository import Repository
 
+    opened = Repository(repository)
     rows = [
         {
             "version": version,
@@ -147,14 +208,17 @@ def list_images(repository: Path, as_json: bool) -> None:
             "bytes": published.length,
             "measurement": published.measurement.hex(),
         }
-        for version, published in sorted(Repository(repository).images().items())
+        for version, published in sorted(opened.images().items())
     ]
     lines = [
         f"version {row['version']}: security version {row['security_version']}, {row['bytes']:,} bytes, "
         f"measurement {str(row['measurement'])[:32]}…"
         for row in rows
     ]
-    report({"images": rows}, as_json=as_json, text="\n".join(lines) or "no image yet", following="")
+    ends = _ends(opened)
+    lines = lines or ["no image yet"]
+    lines += [f"{role}: until {end}" for role, end in ends.items()]
+    report({"images": rows, "ends": ends}, as_json=as_json, text="\n".join(lines), following="")
 
 
 def _roots(sources: Path | None) -> dict[str, Path]:

@@ -2,7 +2,8 @@
 
 Root and targets are signed by two of three keys that are kept offline; snapshot and
 timestamp by one online key each, so that the timestamp can be renewed often and a frozen
-repository is noticed. Source: The Update Framework specification 1.0, through python-tuf.
+repository is noticed. All of them end: the timestamp after a week, the others after a year.
+Source: The Update Framework specification 1.0, through python-tuf.
 """
 
 from __future__ import annotations
@@ -30,6 +31,8 @@ OFFLINE_KEYS = 3
 THRESHOLD = 2
 OFFLINE_VALIDITY = timedelta(days=365)
 ONLINE_VALIDITY = timedelta(days=7)
+RENEWED_BEFORE = timedelta(days=60)
+"""How long before their end snapshot and targets are renewed with the timestamp, and a root's end is told."""
 _OFFLINE_ROLES = ("root", "targets")
 _ONLINE_ROLES = ("snapshot", "timestamp")
 KEY_BYTES_MAX = 4096
@@ -100,7 +103,7 @@ class Repository:
         repository = Repository(directory)
         for path in (repository._metadata, repository._targets):
             path.mkdir(mode=0o755, parents=True, exist_ok=False)
-        now = datetime.now(UTC)
+        now = _now()
         offline = [load_key(keys / f"offline-{number}.key") for number in range(1, OFFLINE_KEYS + 1)]
         online = {role: load_key(keys / f"{role}.key") for role in _ONLINE_ROLES}
         root = Root(expires=now + OFFLINE_VALIDITY, consistent_snapshot=True)
@@ -149,21 +152,59 @@ class Repository:
         }
         targets.targets[name] = target
         targets.version += 1
-        targets.expires = datetime.now(UTC).replace(microsecond=0) + OFFLINE_VALIDITY
+        targets.expires = _now() + OFFLINE_VALIDITY
         digest = hashlib.sha256(content).hexdigest()
         self._write_file(self._targets / f"{digest}.{name}", content)
         self._publish(targets, signers, {"snapshot": load_key(snapshot), "timestamp": load_key(timestamp)})
 
-    def renew_timestamp(self, timestamp: Path) -> None:
-        """Sign the timestamp anew, so that the repository does not look frozen.
+    def renew(self, timestamp: Path, snapshot: Path | None, offline: Sequence[Path]) -> list[str]:
+        """Sign the timestamp anew, so that the repository does not look frozen, and what else ends soon.
+
+        Args:
+            timestamp: The timestamp key.
+            snapshot: The snapshot key, if it is at hand.
+            offline: Offline keys, as far as they are at hand.
+
+        Returns:
+            The roles whose metadata was signed: "timestamp", and "snapshot" and "targets" if they end
+            within RENEWED_BEFORE and their keys are at hand.
 
         Raises:
-            FirmwareRefused: The key is not that of the repository.
+            FirmwareRefused: A key is not that of the repository.
         """
-        renewed = self._newest("timestamp")
-        renewed.signed.version += 1
-        renewed.signed.expires = datetime.now(UTC).replace(microsecond=0) + ONLINE_VALIDITY
-        self._replace_timestamp(renewed, load_key(timestamp))
+        ends = self.expirations()
+        ending = {role for role in ("snapshot", "targets") if ends[role] < _now() + RENEWED_BEFORE}
+        online = {"timestamp": load_key(timestamp)}
+        if not ending or snapshot is None:
+            self._publish_timestamp(self._newest("timestamp").signed.snapshot_meta.version, online)
+            return ["timestamp"]
+        online["snapshot"] = load_key(snapshot)
+        targets = self._newest("targets").signed
+        if "targets" in ending and len(offline) >= THRESHOLD:
+            targets.version += 1
+            targets.expires = _now() + OFFLINE_VALIDITY
+            self._publish(targets, [load_key(path) for path in offline], online)
+            return ["timestamp", "snapshot", "targets"]
+        self._publish_snapshot(targets.version, online)
+        return ["timestamp", "snapshot"]
+
+    def renew_root(self, offline: Sequence[Path]) -> None:
+        """Sign the root anew, with the same keys in it; partitions follow from the one that they were given.
+
+        Args:
+            offline: Two of the offline keys.
+
+        Raises:
+            FirmwareRefused: They are not those of the repository.
+        """
+        root = self._newest("root").signed
+        root.version += 1
+        root.expires = _now() + OFFLINE_VALIDITY
+        self._write(f"{root.version}.root.json", Metadata(root), [load_key(path) for path in offline])
+
+    def expirations(self) -> dict[str, datetime]:
+        """Return when the metadata of each role ends: from then on partitions refuse the repository."""
+        return {role: self._newest(role).signed.expires for role in (*_OFFLINE_ROLES, *_ONLINE_ROLES)}
 
     def images(self) -> dict[int, Published]:
         """Return what is published, by version; not verified."""
@@ -176,16 +217,26 @@ class Repository:
     def _publish(
         self, targets: Targets, offline: Sequence[CryptoSigner], online: dict[str, CryptoSigner]
     ) -> None:
-        now = datetime.now(UTC).replace(microsecond=0)
         self._write(f"{targets.version}.targets.json", Metadata(targets), offline)
-        snapshot = Snapshot(version=targets.version, expires=now + OFFLINE_VALIDITY)
-        snapshot.meta["targets.json"].version = targets.version
+        self._publish_snapshot(targets.version, online)
+
+    def _publish_snapshot(self, targets_version: int, online: dict[str, CryptoSigner]) -> None:
+        snapshot = Snapshot(version=1, expires=_now() + OFFLINE_VALIDITY)
+        if self._published():
+            snapshot.version = self._newest("snapshot").signed.version + 1
+        snapshot.meta["targets.json"].version = targets_version
         self._write(f"{snapshot.version}.snapshot.json", Metadata(snapshot), [online["snapshot"]])
-        stamp = Timestamp(version=1, expires=now + ONLINE_VALIDITY)
-        if (self._metadata / "timestamp.json").exists():
+        self._publish_timestamp(snapshot.version, online)
+
+    def _publish_timestamp(self, snapshot_version: int, online: dict[str, CryptoSigner]) -> None:
+        stamp = Timestamp(version=1, expires=_now() + ONLINE_VALIDITY)
+        if self._published():
             stamp.version = self._newest("timestamp").signed.version + 1
-        stamp.snapshot_meta.version = snapshot.version
+        stamp.snapshot_meta.version = snapshot_version
         self._replace_timestamp(Metadata(stamp), online["timestamp"])
+
+    def _published(self) -> bool:
+        return (self._metadata / "timestamp.json").exists()
 
     def _replace_timestamp(self, metadata: Metadata[Timestamp], signer: CryptoSigner) -> None:
         self._sign("timestamp", metadata, [signer])
@@ -217,16 +268,23 @@ class Repository:
         """Return what the timestamp leads to: what is written beyond it is not published."""
         try:
             if role == "root":
-                return Metadata.from_file(str(self._metadata / "1.root.json"))
+                roots = [int(path.name.partition(".")[0]) for path in self._metadata.glob("*.root.json")]
+                return Metadata.from_file(str(self._metadata / f"{max(roots, default=1)}.root.json"))
             stamp: Metadata[Any] = Metadata.from_file(str(self._metadata / "timestamp.json"))
             if role == "timestamp":
                 return stamp
             version = stamp.signed.snapshot_meta.version
             snapshot: Metadata[Any] = Metadata.from_file(str(self._metadata / f"{version}.snapshot.json"))
+            if role == "snapshot":
+                return snapshot
             version = snapshot.signed.meta["targets.json"].version
             return Metadata.from_file(str(self._metadata / f"{version}.targets.json"))
-        except (RepositoryError, StorageError, OSError):
+        except (RepositoryError, StorageError, OSError, ValueError):
             raise FirmwareRefused("this is not a firmware repository") from None
+
+
+def _now() -> datetime:
+    return datetime.now(UTC).replace(microsecond=0)
 
 
 def images_of(targets: Targets) -> dict[int, Published]:

@@ -246,8 +246,38 @@ def test_a_frozen_repository_is_refused_until_it_is_renewed(
     metadata(publisher, "timestamp.json").write_bytes(frozen.to_bytes())
     with pytest.raises(FirmwareRefused, match="ExpiredMetadataError"):
         publisher.source.fetch(1)
-    publisher.repository.renew_timestamp(publisher.keys / "timestamp.key")
+    assert publisher.repository.renew(publisher.keys / "timestamp.key", None, []) == ["timestamp"]
     assert publisher.source.fetch(1)[0] == image
+
+
+def test_a_repository_whose_metadata_has_ended_is_renewed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """G5: a pool can be patched for longer than its root metadata holds; old and new nodes follow."""
+    with monkeypatch.context() as a_year_ago:
+        a_year_ago.setattr(repository_module, "OFFLINE_VALIDITY", timedelta(seconds=-1))
+        publisher = Publisher(tmp_path)
+        image = publisher.publish(1, b"image")
+    keys, repository = publisher.keys, publisher.repository
+    old = publisher.source
+    offline = [keys / "offline-2.key", keys / "offline-3.key"]
+    online = (keys / "timestamp.key", keys / "snapshot.key")
+    with pytest.raises(FirmwareRefused, match="Expired"):
+        old.fetch(1)
+    assert repository.renew(*online, []) == ["timestamp", "snapshot"]
+    with pytest.raises(FirmwareRefused, match="Expired"):
+        old.fetch(1)
+    repository.renew_root(offline)
+    with pytest.raises(FirmwareRefused, match="Expired"):
+        old.fetch(1)
+    assert repository.renew(*online, offline) == ["timestamp", "snapshot", "targets"]
+    for source in (old, FirmwareSource(publisher.directory, tmp_path / "new", publisher.root)):
+        assert source.fetch(1) == (image, b"image")
+    assert min(repository.expirations().values()) > datetime.now(UTC)
+    assert repository.renew(*online, offline) == ["timestamp"], "nothing else ends soon"
+    repository.renew_root(offline)
+    publisher.publish(2, b"second image")
+    assert old.fetch(2)[1] == b"second image"
 
 
 def test_the_publisher_cannot_publish_wrongly(publisher: Publisher) -> None:
@@ -273,7 +303,11 @@ def test_the_publisher_cannot_publish_wrongly(publisher: Publisher) -> None:
     assert metadata(publisher, "timestamp.json").read_bytes() == stamp
     assert publisher.repository.images().keys() == {5}
     with pytest.raises(FirmwareRefused):
-        publisher.repository.renew_timestamp(keys / "snapshot.key")
+        publisher.repository.renew(keys / "snapshot.key", None, [])
+    with pytest.raises(FirmwareRefused):
+        publisher.repository.renew_root([keys / "offline-1.key", keys / "snapshot.key"])
+    with pytest.raises(FirmwareRefused):
+        publisher.repository.renew_root([keys / "offline-1.key"])
     publisher.publish(6, b"image 6")
     assert publisher.source.fetch(6)[1] == b"image 6"
 
