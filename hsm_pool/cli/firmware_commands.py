@@ -97,7 +97,7 @@ def build(version: int, security_version: int, sources: Path | None, output: Pat
 @json_option
 @typed_errors
 def publish(repository: Path, image_file: Path, keys: Path, as_json: bool) -> None:
-    """Add an image to a repository, signed by two of the offline keys; versions only rise.
+    """Add an image to a repository, signed by two of the offline keys; both of its versions only rise.
 
     The directory of keys must hold two of the offline ones, snapshot.key and timestamp.key. An
     interrupted publication is repeated with the same command.

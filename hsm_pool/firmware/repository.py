@@ -130,8 +130,8 @@ class Repository:
             timestamp: The timestamp key.
 
         Raises:
-            FirmwareRefused: A version of this number or a newer one was published, an image is too
-                large, or the keys are not those of the repository.
+            FirmwareRefused: A version of this number or a newer one was published, or a higher security
+                version, an image is too large, or the keys are not those of the repository.
         """
         if len(content) > IMAGE_BYTES_MAX:
             raise FirmwareRefused(f"an image has at most {IMAGE_BYTES_MAX} bytes")
@@ -142,6 +142,9 @@ class Repository:
         known = images_of(targets)
         if known and published.manifest.version <= max(known):
             raise FirmwareRefused(f"version {max(known)} is published: versions only rise")
+        least = max((image.manifest.security_version for image in known.values()), default=0)
+        if published.manifest.security_version < least:
+            raise FirmwareRefused(f"security version {least} is published: it only rises")
         name = target_path(published.manifest.version)
         target = TargetFile.from_data(name, content, ["sha256", "sha512"])
         target.unrecognized_fields["custom"] = {

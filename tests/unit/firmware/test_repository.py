@@ -33,8 +33,11 @@ class Publisher:
         self.root = self.repository.root()
         self.state = directory / "state"
 
-    def publish(self, version: int, content: bytes, security_version: int = 1) -> Published:
-        published = Published(Manifest(version, security_version), bytes([version]) * 48, len(content))
+    def publish(
+        self, version: int, content: bytes, security_version: int = 1, measurement: bytes = b""
+    ) -> Published:
+        measurement = measurement or bytes([version]) * 48
+        published = Published(Manifest(version, security_version), measurement, len(content))
         self.repository.publish(
             content,
             published,
@@ -308,7 +311,10 @@ def test_the_publisher_cannot_publish_wrongly(publisher: Publisher) -> None:
         publisher.repository.renew_root([keys / "offline-1.key", keys / "snapshot.key"])
     with pytest.raises(FirmwareRefused):
         publisher.repository.renew_root([keys / "offline-1.key"])
-    publisher.publish(6, b"image 6")
+    publisher.publish(6, b"image 6", 2)
+    with pytest.raises(FirmwareRefused, match="security version 2 is published"):
+        publisher.publish(7, b"image 7", 1)
+    assert publisher.repository.images().keys() == {5, 6}
     assert publisher.source.fetch(6)[1] == b"image 6"
 
 
