@@ -156,16 +156,14 @@ class PartitionFirmware:
             _log.warning("firmware", reason=refused.message)
         self.verifier.replace_policy(self._policy(), self._floor)
 
-    def report(self, pool: PoolRecord) -> ReportSecurityVersion | None:
-        """Return what is to be reported to the pool, None when it knows; take its floor.
-
-        An image that may still be given up is not reported: the floor would rise above the one before.
+    def take_floor(self, pool: PoolRecord) -> None:
+        """Take the pool's floor.
 
         Raises:
-            FirmwareRefused: This partition runs below the pool's floor: it must not serve.
+            FirmwareRefused: This partition runs below it: it must not serve.
         """
         if self._slots is None:
-            return None
+            return
         if running().security_version < pool.security_version_floor:
             raise FirmwareRefused(_BELOW)
         if pool.security_version_floor > self._floor:
@@ -173,7 +171,19 @@ class PartitionFirmware:
             self._floor = pool.security_version_floor
             self._slots.raise_floor(self._floor)
             self.verifier.replace_policy(self._policy(), self._floor)
-        if not self._confirmed or pool.security_versions.get(self._index) == running().security_version:
+
+    def report(self, pool: PoolRecord) -> ReportSecurityVersion | None:
+        """Return what is to be reported to the pool, None when it knows; take its floor.
+
+        An image that may still be given up is not reported: the floor would rise above the one before.
+
+        Raises:
+            FirmwareRefused: As take_floor.
+        """
+        self.take_floor(pool)
+        if self._slots is None or not self._confirmed:
+            return None
+        if pool.security_versions.get(self._index) == running().security_version:
             return None
         return ReportSecurityVersion(self._index, running().security_version)
 

@@ -301,6 +301,13 @@ class Partition:
             self.quarantine(refused.message)
             return None
 
+    def _check_loaded(self, pool: PoolRecord) -> None:
+        """Stop before the first lease, if the pool's floor is above what runs here."""
+        try:
+            self.firmware.take_floor(pool)
+        except FirmwareRefused as refused:
+            self.quarantine(refused.message)
+
     def keep(self, keys: PoolKeys) -> None:
         """Add keys to those that serve, and to the platform's seal."""
         serving = self._serving
@@ -324,6 +331,7 @@ class Partition:
                 self.state_directory,
                 self.quarantine,
                 self._take_header,
+                self._check_loaded,
                 self.hold_epoch,
                 self._report_firmware,
                 self.audit,

@@ -7,7 +7,7 @@ from collections.abc import Callable
 
 from hsm_pool import limits
 from hsm_pool.audit.trail import AuditTrail
-from hsm_pool.core.model import KeyVersionRecord, RecordName
+from hsm_pool.core.model import KeyVersionRecord, PoolRecord, RecordName
 from hsm_pool.crypto.key_generation import KeyGenerator
 from hsm_pool.crypto.loaded_keys import LoadedKey, LoadedKeyCache
 from hsm_pool.crypto.secret import SecretBytes
@@ -35,6 +35,7 @@ class Serving:
         state: StateDirectory,
         on_tampered: Callable[[str], None],
         on_header: Callable[[bytes], None],
+        on_loaded: Callable[[PoolRecord], None],
         hold_epoch: Callable[[int], bool],
         report_firmware: ReportFirmware,
         trail: AuditTrail,
@@ -50,6 +51,7 @@ class Serving:
         self._loaded = LoadedKeyCache(_LOADED_KEYS_MAX)
         self.replica.on_removed = self._forget
         self.replica.on_header = on_header
+        self.replica.on_loaded = on_loaded
         self._follower.start()
         self._housekeeper.start()
         self._due_work.start()

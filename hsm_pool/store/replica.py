@@ -113,6 +113,8 @@ class Replica:
         self.on_applied: Callable[[], None] = lambda: None
         self.on_removed: Callable[[RecordName], None] = lambda _: None
         self.on_header: Callable[[bytes], None] = lambda _: None
+        self.on_loaded: Callable[[PoolRecord], None] = lambda _: None
+        """Called with what was loaded, before anything of it may be served."""
 
     # -- following the store -------------------------------------------------------------
 
@@ -163,6 +165,7 @@ class Replica:
             self.tracker.reset(head.sequence, boot_time())
             self.condition.notify_all()
         self.on_header(loaded.header)
+        self.on_loaded(state.pool())
         self.on_applied()
 
     def _check_first_start(self, values: Mapping[str, bytes], pool: PoolRecord) -> None:

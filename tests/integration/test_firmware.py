@@ -202,6 +202,19 @@ def test_firmware_that_does_not_serve_goes_back_and_the_roll_out_stops(
     assert (versions(patched), load.failed, load.least_serving) == ([2, 2, 2], [], 2)
 
 
+def test_firmware_of_a_partition_that_serves_is_not_activated(patched: RunningPool) -> None:
+    """G5: activation is decided on the chain, and only for a drained partition."""
+    active = patched.directory / "nodes" / "0" / "firmware" / "active.json"
+    before = active.read_bytes()
+    controller = Fabric(patched)
+    try:
+        stamp = {**controller.stamp(), "version": 4}
+        assert controller.send("ActivateFirmware", 0, **stamp) == "FAILED_PRECONDITION"
+    finally:
+        controller.close()
+    assert active.read_bytes() == before
+
+
 def test_firmware_below_the_security_version_of_the_pool_never_serves(
     patched: RunningPool,
 ) -> None:

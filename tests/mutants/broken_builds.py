@@ -484,6 +484,32 @@ BROKEN_BUILDS: tuple[BrokenBuild, ...] = (
         ("tests/unit/firmware/test_image.py::test_what_is_damaged_is_named",),
     ),
     BrokenBuild(
+        "an older image of the same security version is staged",
+        "G5",
+        "hsm_pool/partition/firmware.py",
+        "            source, slots = self._parts()\n            if version < running().version:\n",
+        "            source, slots = self._parts()\n            if False:\n",
+        (f"{_PARTITION_FIRMWARE}::test_an_older_version_is_neither_staged_nor_activated",),
+    ),
+    BrokenBuild(
+        "a partition below the floor of the security version serves",
+        "G5",
+        "hsm_pool/partition/firmware.py",
+        "        if running().security_version < pool.security_version_floor:\n",
+        "        if False:\n",
+        (
+            f"{_PARTITION_FIRMWARE}::test_a_partition_below_the_floor_does_not_serve_and_peers_below_it_are_refused",
+        ),
+    ),
+    BrokenBuild(
+        "firmware below the floor serves until somebody looks",
+        "G5",
+        "hsm_pool/store/replica.py",
+        "        self.on_loaded(state.pool())\n",
+        "",
+        ("tests/unit/test_partition_state.py::test_firmware_below_the_floor_never_holds_a_lease",),
+    ),
+    BrokenBuild(
         "an image is kept as soon as it holds a lease",
         "G5",
         "hsm_pool/partition/firmware.py",

@@ -6,13 +6,26 @@ from pathlib import Path
 
 from hsm_pool import settings
 from hsm_pool.client.errors import PoolUnreachable
+from hsm_pool.core.model import POOL, PoolRecord
 from hsm_pool.crypto.secret import SecretBytes
+from hsm_pool.firmware.image import SECURITY_VERSION
+from hsm_pool.firmware.slots import Slots
 from hsm_pool.partition.partition import Partition, PartitionState
 from hsm_pool.provisioning.layout import NewPool, provision
 from hsm_pool.settings import PartitionSettings
+from hsm_pool.store import chain
+from hsm_pool.store.chain import Head, TableDigest
 from hsm_pool.store.sealing import PoolKeys
 from mhsm.peer.v1 import peer_pb2
 from mhsm.record.v1 import record_pb2
+from tests.unit.firmware.test_repository import Publisher
+
+HEADER = b"header"
+
+
+def no_peer_cosigns(index: int, request: peer_pb2.CosignRequest) -> peer_pb2.CosignResponse:
+    """Nobody else runs here."""
+    raise PoolUnreachable("the peers do not run")
 
 
 def test_keys_that_arrive_while_peers_are_asked_are_not_forgotten(tmp_path: Path) -> None:
@@ -26,9 +39,6 @@ def test_keys_that_arrive_while_peers_are_asked_are_not_forgotten(tmp_path: Path
     def peers_know_nothing_but_a_quorum_unlocks(*_: object) -> None:
         partition.adopt(keys, "quorum")
 
-    def no_peer_cosigns(index: int, request: peer_pb2.CosignRequest) -> peer_pb2.CosignResponse:
-        raise PoolUnreachable("the peers do not run")
-
     partition = Partition(chosen, peers_know_nothing_but_a_quorum_unlocks, no_peer_cosigns)
     try:
         partition.header = record_pb2.PoolHeader(pool_id=pool_id)
@@ -40,5 +50,32 @@ def test_keys_that_arrive_while_peers_are_asked_are_not_forgotten(tmp_path: Path
         # The same, one moment later: the header is seen only after the keys were adopted.
         partition._step()
         assert partition.state is PartitionState.SERVING
+    finally:
+        partition.close()
+
+
+def test_firmware_below_the_floor_never_holds_a_lease(tmp_path: Path) -> None:
+    """G5: what was just loaded says that this partition must not serve; before its first renewal."""
+    (tmp_path / "publisher").mkdir()
+    repository = Publisher(tmp_path / "publisher").directory
+    directory = tmp_path / "pool"
+    new = NewPool(attended=True, recoverable_days=90, etcd_binary="etcd", firmware_repository=repository)
+    pool_id = provision(directory, new)
+    chosen = settings.load(PartitionSettings, directory / "nodes/0/partition.json")
+    keys = PoolKeys.generate(pool_id, 1, SecretBytes(bytes(32)))
+    pool = PoolRecord(header_digest=chain.value_digest(HEADER), security_version_floor=SECURITY_VERSION + 1)
+    genesis = Head(0, chain.genesis_digest(pool_id), b"")
+    made = chain.build_transaction(keys, 1, genesis, TableDigest(), {POOL: pool}, [b"audit"])
+    table = {**made.puts, chain.HEADER_KEY: HEADER}
+    partition = Partition(chosen, lambda *_: None, no_peer_cosigns)
+    try:
+        partition.adopt(keys, "seal")
+        serving = partition.holding_keys()
+        assert serving is not None
+        serving.replica.on_header = lambda _: None
+        serving.replica.load(1, table, None)
+        assert partition.state is PartitionState.QUARANTINED
+        assert "below the pool's security version" in partition.reason
+        assert Slots(directory / "nodes/0/firmware").floor() == 0, "what it cannot obey it does not note"
     finally:
         partition.close()

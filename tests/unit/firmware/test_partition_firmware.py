@@ -14,6 +14,8 @@ from hsm_pool.core.model import PoolRecord
 from hsm_pool.enclave import admission
 from hsm_pool.enclave.verifier import Expected
 from hsm_pool.errors import EvidenceRefused, FirmwareRefused
+from hsm_pool.firmware.image import Manifest, build
+from hsm_pool.firmware.measurement import PACKAGES, measure
 from hsm_pool.firmware.running import Running
 from hsm_pool.firmware.slots import Slots
 from hsm_pool.firmware.update import FirmwareSource
@@ -21,6 +23,7 @@ from hsm_pool.partition import firmware
 from hsm_pool.partition.firmware import SERVED_SECONDS, PartitionFirmware
 from hsm_pool.settings import FirmwareSettings, PartitionSettings
 from tests.unit.attested import Node, TestPool
+from tests.unit.firmware.test_repository import Publisher
 from tests.unit.provisioning.test_settings import PARTITION
 
 NONCE, DATA = b"n" * 16, bytes(32)
@@ -165,3 +168,79 @@ def test_the_floor_holds_for_peers_under_a_policy_of_the_owner(
     of_partition.report(PoolRecord(90, security_version_floor=2))
     for one in (of_partition, PartitionFirmware(settings, pool.anchors)):
         assert (admits(one, pool.nodes[2], 1), admits(one, pool.nodes[2], 2)) == (False, True)
+
+
+@pytest.fixture
+def published(
+    settings: PartitionSettings, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> PartitionSettings:
+    """A node that runs version 4 of a repository with versions 3 to 5 (security versions 2, 2, 3)."""
+    (tmp_path / "publisher").mkdir()
+    publisher = Publisher(tmp_path / "publisher")
+    roots = {package: tmp_path / "sources" / package for package in PACKAGES}
+    for root in roots.values():
+        root.mkdir(parents=True)
+        (root / "__init__.py").write_text("")
+    for version, security_version in ((3, 2), (4, 2), (5, 3)):
+        manifest = Manifest(version, security_version)
+        content = build(roots, manifest)
+        publisher.publish(version, content, security_version, measure(roots, manifest.serialise()))
+    root_file = tmp_path / "root.json"
+    root_file.write_bytes(publisher.root)
+    runs(monkeypatch, 4, 2)
+    made = FirmwareSettings(str(publisher.directory), str(root_file), str(tmp_path / "node"))
+    return replace(settings, firmware=made)
+
+
+def test_an_older_version_is_neither_staged_nor_activated(
+    published: PartitionSettings, pool: TestPool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """G5: signed, verified, of the same security version, and here already: it is refused all the same."""
+    runs(monkeypatch, 3, 2)
+    of_partition = PartitionFirmware(published, pool.anchors)
+    of_partition.stage(3, 2)
+    assert of_partition.security_version_of(3) == 2
+    runs(monkeypatch, 4, 2)
+    with pytest.raises(FirmwareRefused, match="older than the one that runs"):
+        of_partition.stage(3, 2)
+    with pytest.raises(FirmwareRefused, match="older than the one that runs"):
+        of_partition.security_version_of(3)
+    with pytest.raises(FirmwareRefused, match="not staged"):
+        of_partition.security_version_of(5)
+    with pytest.raises(FirmwareRefused, match="below the pool's 3"):
+        of_partition.stage(4, 3)
+    of_partition.stage(5, 3)
+    assert of_partition.security_version_of(5) == 3
+
+
+def test_a_partition_below_the_floor_does_not_serve_and_peers_below_it_are_refused(
+    published: PartitionSettings, pool: TestPool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """G5: as soon as the chain says it, and at each start after that."""
+    of_partition = PartitionFirmware(published, pool.anchors)
+    of_partition.refresh()
+    node = pool.nodes[2]
+    good = node.attester.attest(NONCE, DATA)
+    peer = of_partition.verifier
+    known = FirmwareSource(
+        Path(published.firmware.repository),
+        Path(published.firmware.directory) / "metadata",
+        b"",  # type: ignore[union-attr]
+    ).known()
+    older, newer = (
+        node.changed(good, measurement=known[version].measurement, security_version=security_version)
+        for version, security_version in ((4, 2), (5, 3))
+    )
+    for evidence in (older, newer):
+        peer.verify(evidence, Expected(NONCE, DATA))
+    for take in (of_partition.take_floor, of_partition.report):
+        with pytest.raises(FirmwareRefused, match="below the pool's security version"):
+            take(PoolRecord(90, security_version_floor=3))
+    runs(monkeypatch, 5, 3)
+    of_partition.take_floor(PoolRecord(90, security_version_floor=3))
+    with pytest.raises(EvidenceRefused):
+        peer.verify(older, Expected(NONCE, DATA))
+    peer.verify(newer, Expected(NONCE, DATA))
+    runs(monkeypatch, 4, 2)
+    with pytest.raises(FirmwareRefused, match="below the pool's security version"):
+        PartitionFirmware(published, pool.anchors)
