@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 
 import grpc
@@ -28,6 +29,8 @@ class PeerHealing:
         self._credentials = _credentials(settings.peer_plane)
         self._tls_key = certificate_key(Path(settings.peer_plane.certificate_file).read_bytes())
         self._settings = settings
+        self.on_refused: Callable[[int], None] = lambda _: None
+        """Called with a peer's firmware version when its evidence, or this partition's, was refused."""
 
     def __call__(self, attester: Attester, verifier: Verifier, epoch: int = 0) -> PoolKeys | None:
         """Return the keys from the first peer that gives them (with this epoch), None when no peer does."""
@@ -45,10 +48,15 @@ class PeerHealing:
     def _heal(self, attester: Attester, verifier: Verifier, peer: Peer) -> PoolKeys:
         with grpc.secure_channel(peer.peer_endpoint, self._credentials) as channel:
             stub = peer_pb2_grpc.PeerServiceStub(channel)
-            nonce = stub.BeginHeal(peer_pb2.BeginHealRequest(), timeout=_CALL_SECONDS).nonce
+            begun = stub.BeginHeal(peer_pb2.BeginHealRequest(), timeout=_CALL_SECONDS)
             attempt = HealAttempt(attester, verifier, self._settings.pool_id, self._tls_key)
-            response = stub.Heal(attempt.request(nonce), timeout=_CALL_SECONDS)
-            return attempt.open(response, peer.index)
+            try:
+                response = stub.Heal(attempt.request(begun.nonce), timeout=_CALL_SECONDS)
+                return attempt.open(response, peer.index)
+            except (EvidenceRefused, grpc.RpcError) as error:
+                if isinstance(error, EvidenceRefused) or isinstance(from_rpc(error), EvidenceRefused):
+                    self.on_refused(begun.firmware_version)
+                raise
 
 
 class PeerCosigning:

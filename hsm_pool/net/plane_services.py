@@ -10,6 +10,7 @@ from hsm_pool.core.model import CheckpointRecord, checkpoint_name
 from hsm_pool.enclave import hardening
 from hsm_pool.enclave.evidence import certificate_key, client_report_data
 from hsm_pool.errors import InvalidField, NotFresh, PermissionDenied
+from hsm_pool.firmware.running import running
 from hsm_pool.net.interceptors import current_caller
 from hsm_pool.partition.ceremonies import Ceremonies
 from hsm_pool.partition.partition import Partition, PartitionState
@@ -99,7 +100,9 @@ class PeerService(peer_pb2_grpc.PeerServiceServicer):
         self._keys_to_give()
         # Whoever asks may run firmware that was published after this partition looked last.
         self._partition.firmware.refresh()
-        return peer_pb2.BeginHealResponse(nonce=self._partition.heal_giver.begin())
+        return peer_pb2.BeginHealResponse(
+            nonce=self._partition.heal_giver.begin(), firmware_version=running().version
+        )
 
     def Heal(  # noqa: N802, D102
         self, request: peer_pb2.HealRequest, context: grpc.ServicerContext

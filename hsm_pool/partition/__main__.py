@@ -56,7 +56,9 @@ def main() -> int:
     confinement.confine_partition(settings)
     log = structlog.get_logger().bind(partition=settings.index)
     cosign = PeerCosigning(settings)
-    partition = Partition(settings, PeerHealing(settings), cosign)
+    healing = PeerHealing(settings)
+    partition = Partition(settings, healing, cosign)
+    healing.on_refused = partition.follow_firmware
     ceremonies = Ceremonies(partition)
     servers = PlaneServers(partition, ceremonies)
     rest = (

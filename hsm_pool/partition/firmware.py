@@ -6,6 +6,8 @@ of the pool is a floor in the chain that only rises: when all partitions run a h
 
 from __future__ import annotations
 
+import os
+import signal
 import threading
 from collections.abc import Callable
 from pathlib import Path
@@ -121,6 +123,28 @@ class PartitionFirmware:
             _, slots = self._parts()
             slots.activate(version, running().measurement)
         _log.info("firmware activated", version=version)
+
+    def follow(self, version: int) -> None:
+        """Fetch the version that a peer runs and start again with it, if it is newer than what runs.
+
+        A node whose disk is new runs what is installed, which its pool may have left behind: then no
+        peer admits it, and without the pool's keys it obeys no command. Only the number comes from
+        the peer; the image is verified like any other. One that was given up is left alone.
+        """
+        if self._slots is None or not version > running().version:
+            return
+        try:
+            if version == self._slots.active().failed:
+                return
+            self.stage(version, self._floor)
+            self.activate(version)
+        except FirmwareRefused as refused:
+            _log.warning("firmware of a peer", version=version, reason=refused.message)
+            return
+        _log.warning(
+            "firmware of a peer", version=version, reason="it refuses what runs here; starting again"
+        )
+        os.kill(os.getpid(), signal.SIGTERM)
 
     def close(self) -> None:
         """Wait a moment for a read of the repository."""

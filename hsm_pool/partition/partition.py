@@ -276,6 +276,11 @@ class Partition:
                 return keys, "seal"
         return self._heal_from_peers(self.attester, self.verifier), "peer"
 
+    def follow_firmware(self, version: int) -> None:
+        """Run what a peer runs that refused this partition, unless this one has the keys already."""
+        if self._serving is None:
+            self.firmware.follow(version)
+
     def hold_epoch(self, epoch: int) -> bool:
         """Get the key of a proposed epoch from a peer and keep it; return whether it is here now."""
         serving = self._serving

@@ -510,6 +510,14 @@ BROKEN_BUILDS: tuple[BrokenBuild, ...] = (
         ("tests/unit/test_partition_state.py::test_firmware_below_the_floor_never_holds_a_lease",),
     ),
     BrokenBuild(
+        "a partition on a new disk stays with what is installed",
+        "G5",
+        "hsm_pool/partition/firmware.py",
+        "            self.stage(version, self._floor)\n            self.activate(version)\n",
+        "            return\n",
+        (f"{_PARTITION_FIRMWARE}::test_a_partition_that_is_refused_runs_what_the_pool_runs",),
+    ),
+    BrokenBuild(
         "an image is kept as soon as it holds a lease",
         "G5",
         "hsm_pool/partition/firmware.py",

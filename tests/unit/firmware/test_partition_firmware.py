@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import os
+import signal
 import threading
 from dataclasses import replace
 from pathlib import Path
@@ -17,7 +19,7 @@ from hsm_pool.errors import EvidenceRefused, FirmwareRefused
 from hsm_pool.firmware.image import Manifest, build
 from hsm_pool.firmware.measurement import PACKAGES, measure
 from hsm_pool.firmware.running import Running
-from hsm_pool.firmware.slots import Slots
+from hsm_pool.firmware.slots import STARTS_MAX, Slots
 from hsm_pool.firmware.update import FirmwareSource
 from hsm_pool.partition import firmware
 from hsm_pool.partition.firmware import SERVED_SECONDS, PartitionFirmware
@@ -244,3 +246,27 @@ def test_a_partition_below_the_floor_does_not_serve_and_peers_below_it_are_refus
     runs(monkeypatch, 4, 2)
     with pytest.raises(FirmwareRefused, match="below the pool's security version"):
         PartitionFirmware(published, pool.anchors)
+
+
+def test_a_partition_that_is_refused_runs_what_the_pool_runs(
+    published: PartitionSettings, pool: TestPool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """G5: a node on a new disk; what it takes is newer, published and verified, or nothing happens."""
+    signals: list[tuple[int, int]] = []
+    monkeypatch.setattr(firmware.os, "kill", lambda *sent: signals.append(sent))
+    assert published.firmware is not None
+    slots = Slots(Path(published.firmware.directory))
+    of_partition = PartitionFirmware(published, pool.anchors)
+    for version in (0, 3, 4, 6):  # what is installed, older, its own, not published
+        of_partition.follow(version)
+        assert (slots.active().version, signals) == (0, [])
+    runs(monkeypatch, 0, 2)
+    of_partition.follow(4)
+    assert (slots.active().version, slots.active().confirmed) == (4, False)
+    assert signals == [(os.getpid(), signal.SIGTERM)]
+    for _ in range(STARTS_MAX + 1):
+        slots.starting()
+    of_partition.follow(4)
+    assert (slots.active().version, slots.active().failed, len(signals)) == (0, 4, 1), "it was given up"
+    of_partition.follow(5)
+    assert (slots.active().version, len(signals)) == (5, 2)

@@ -43,16 +43,22 @@ class BeginHealResponse(_message.Message):
     DESCRIPTOR: _descriptor.Descriptor
 
     NONCE_FIELD_NUMBER: _builtins.int
+    FIRMWARE_VERSION_FIELD_NUMBER: _builtins.int
     nonce: _builtins.bytes
     """32 bytes, valid for one Heal within 10 s."""
+    firmware_version: _builtins.int
+    """Version of the firmware image that the giver runs, 0 for what is installed: a partition
+    whose evidence is refused may take it from the repository.
+    """
     def __init__(
         self,
         *,
         nonce: _builtins.bytes = ...,
+        firmware_version: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["nonce", b"nonce"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["firmware_version", b"firmware_version", "nonce", b"nonce"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
