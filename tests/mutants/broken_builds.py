@@ -518,6 +518,22 @@ BROKEN_BUILDS: tuple[BrokenBuild, ...] = (
         (f"{_PARTITION_FIRMWARE}::test_a_partition_that_is_refused_runs_what_the_pool_runs",),
     ),
     BrokenBuild(
+        "a firmware repository leads out of its directory",
+        "G5",
+        "hsm_pool/firmware/update.py",
+        " or not path.is_relative_to(self._directory):\n",
+        ":\n",
+        (f"{_REPOSITORY}::test_a_repository_that_was_attacked_is_refused",),
+    ),
+    BrokenBuild(
+        "a process with a debugger attests that it has none",
+        "G5",
+        "hsm_pool/enclave/evidence.py",
+        "DebugStatus.ENABLED if dumpable or traced else",
+        "DebugStatus.ENABLED if dumpable else",
+        ("tests/unit/test_evidence.py::test_a_debugger_that_is_attached_shows",),
+    ),
+    BrokenBuild(
         "an image is kept as soon as it holds a lease",
         "G5",
         "hsm_pool/partition/firmware.py",

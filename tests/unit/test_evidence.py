@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+import subprocess
+import sys
 from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
@@ -319,6 +321,25 @@ def test_a_key_of_another_curve_makes_no_evidence() -> None:
 def test_a_debugger_shows(attested: TestPool) -> None:
     """G5: the kernel is asked: this test process is not hardened, so another one may attach to it."""
     assert debug_status() is DebugStatus.ENABLED
+
+
+_TRACED = """
+import ctypes, sys
+from hsm_pool.enclave.evidence import debug_status
+libc = ctypes.CDLL(None)
+assert libc.prctl(4, 0, 0, 0, 0) == 0  # PR_SET_DUMPABLE
+if sys.argv[1] == "traced":
+    assert libc.ptrace(0, 0, 0, 0) == 0  # PTRACE_TRACEME: by whoever started this
+print(debug_status().text)
+"""
+
+
+@pytest.mark.parametrize(("how", "shown"), [("alone", "disabled-since-boot"), ("traced", "enabled")])
+def test_a_debugger_that_is_attached_shows(how: str, shown: str) -> None:
+    """G5: also in a process that nobody could attach to any more."""
+    command = [sys.executable, "-c", _TRACED, how]
+    ended = subprocess.run(command, capture_output=True, text=True, timeout=60, check=True)
+    assert ended.stdout.strip() == shown
 
 
 def test_report_data_is_unambiguous() -> None:

@@ -169,6 +169,13 @@ def a_loop(publisher: Publisher) -> None:
     metadata(publisher, "timestamp.json").symlink_to("timestamp.json")
 
 
+def a_way_out(publisher: Publisher) -> None:
+    """A link to the very file, elsewhere on the machine."""
+    path = metadata(publisher, "timestamp.json")
+    path.rename(publisher.keys / "timestamp.json")
+    path.symlink_to(publisher.keys / "timestamp.json")
+
+
 def a_device(publisher: Publisher) -> None:
     metadata(publisher, "timestamp.json").unlink()
     metadata(publisher, "timestamp.json").symlink_to("/dev/zero")
@@ -190,6 +197,7 @@ ATTACKS: list[Callable[[Any], None]] = [
     a_directory,
     a_loop,
     a_device,
+    a_way_out,
 ]
 
 
