@@ -360,6 +360,15 @@ def _supervisor_process_id(directory: Path) -> int | None:
 
 
 def _start_supervisor(directory: Path) -> subprocess.Popen[bytes]:
+    for index in range(layout.PARTITIONS):
+        for file in ("node.json", "partition.json"):
+            missing = directory / "nodes" / str(index) / file
+            if not missing.is_file():
+                fail(
+                    f"{missing} is gone",
+                    "put back the node's directory, or its pki, platform, owner and *.json: "
+                    "all else in it can be lost",
+                )
     (directory / "connection.json").unlink(missing_ok=True)
     log = os.open(directory / "supervisor.log", os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600)
     try:

@@ -131,10 +131,11 @@ def run(
                         if joining and not store_member.has_joined(settings):
                             child.start_at = time.monotonic() + _JOINING_SECONDS
                             continue
+                        _prepare_partition(settings, users)
                         child.command = command()
                         version = active_version(settings)
                     else:
-                        _give_store_directory(settings, users)
+                        _prepare_store(settings, users)
                     child.start()
                     changed = True
             if changed:
@@ -178,10 +179,25 @@ def _replace(
             child.start_at = time.monotonic()
 
 
-def _give_store_directory(settings: NodeSettings, users: NodeUsers | None) -> None:
+def _prepare_store(settings: NodeSettings, users: NodeUsers | None) -> None:
     """Have the member start on a directory of its own; its disk may have been lost meanwhile."""
-    if users and settings.store_member:
-        ownership.give_store_directory(Path(settings.store_member.data_directory), users)
+    if settings.store_member:
+        directory = Path(settings.store_member.data_directory)
+        ownership.make_missing(directory, 0o700, None)
+        if users:
+            ownership.give_store_directory(directory, users)
+
+
+def _prepare_partition(settings: NodeSettings, users: NodeUsers | None) -> None:
+    """Have the partition start, and say what it misses, when its disk was lost meanwhile."""
+    directory = Path(settings.incarnation_file).parent
+    if ownership.make_missing(directory, 0o700, None) and users:
+        ownership.give_partition_directory(directory, users)
+    user = users.partition if users else None
+    ownership.make_missing(directory.with_name("audit"), 0o700, user)
+    if settings.firmware:
+        # The agent counts the starts of an image there.
+        ownership.make_missing(Path(settings.firmware.directory), 0o2770 if users else 0o700, user)
 
 
 def _report(settings: NodeSettings, partition: Child, member: Child | None) -> None:

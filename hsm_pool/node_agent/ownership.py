@@ -63,6 +63,23 @@ def give_store_directory(directory: Path, users: NodeUsers) -> None:
     _give(directory, users.store_member, users)
 
 
+def make_missing(directory: Path, mode: int, user: int | None) -> bool:
+    """Make a directory of a child's that is gone with its disk; return whether it was.
+
+    Args:
+        directory: In the node's directory, where only the agent makes any.
+        mode: Permissions.
+        user: To whom it is given, with the agent's group; None for this process's own user.
+    """
+    if directory.exists():
+        return False
+    directory.mkdir(mode=0o700)
+    directory.chmod(mode)
+    if user is not None:
+        os.chown(directory, user, os.getgid())
+    return True
+
+
 def _give(directory: Path, user: int, users: NodeUsers) -> None:
     take(directory, users)  # only the owner sets the mode
     directory.chmod(_PASSED_BY_GROUP)

@@ -10,6 +10,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
+import structlog
+
+_log = structlog.get_logger()
 _LOGS_KEPT = 5
 _STABLE_SECONDS = 10.0
 _DOUBLINGS_MAX = 16
@@ -90,7 +93,15 @@ class Child:
         return self.process.pid if self.process else None
 
     def start(self) -> None:
-        """Start it now."""
+        """Start it now; if that is not possible, as on a lost disk, try again after a pause."""
+        self.started_at, self.start_at = time.monotonic(), None
+        try:
+            self._start()
+        except OSError as error:
+            _log.warning("cannot be started", name=self.name, reason=error.strerror, file=error.filename)
+            self._plan()
+
+    def _start(self) -> None:
         output = self._open_log()
         try:
             self.process = subprocess.Popen(
@@ -104,18 +115,20 @@ class Child:
         finally:
             if output is not None:
                 os.close(output)
-        self.started_at, self.start_at = time.monotonic(), None
 
     def reap(self) -> bool:
         """Return whether it has exited since the last call; plans its restart."""
         if self.process is None or (exit_code := self.process.poll()) is None:
             return False
         self.process, self.exit_code = None, exit_code
+        self._plan()
+        return True
+
+    def _plan(self) -> None:
         now = time.monotonic()
         self.failures = 0 if now - self.started_at > _STABLE_SECONDS else self.failures + 1
         first, last = self.backoff_seconds
         self.start_at = now + min(last, first * 2 ** min(_DOUBLINGS_MAX, max(0, self.failures - 1)))
-        return True
 
     def due(self) -> bool:
         """Return whether it is to be started now."""

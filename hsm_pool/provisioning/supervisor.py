@@ -43,6 +43,8 @@ class Supervisor:
     def __init__(self, directory: Path) -> None:
         self._directory = directory
         self._pool = pool_settings(directory)
+        # Read once: the disk of a node may be lost while the other two serve.
+        self._partitions = self._partition_settings()
         self._users, self._not_separated = self._separate()
         users = self._users
         agents_options = []
@@ -92,7 +94,7 @@ class Supervisor:
         first = self._pool.get("first_user_id", users_module.FIRST_USER_ID)
         binary = member.binary if member else ""
         try:
-            return users_module.separate(self._directory, first, binary, self._partition_settings()), ""
+            return users_module.separate(self._directory, first, binary, self._partitions), ""
         except NotSeparated as why:
             _log.warning("users are not separated", reason=str(why))
             return None, str(why)
@@ -214,7 +216,7 @@ class Supervisor:
 
     def _connection(self) -> dict[str, Any]:
         directory = self._directory
-        partitions = self._partition_settings()
+        partitions = self._partitions
         store = partitions[0].store
         return {
             "format": CONNECTION_FORMAT,

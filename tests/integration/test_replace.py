@@ -143,5 +143,53 @@ def test_the_audit_log_of_a_lost_disk_is_named_until_its_loss_is_known(pool: Run
     assert verify(pool, "--known-lost", "0" * 32)[0] == 6, "another id excuses nothing"
 
 
+def test_directories_that_are_gone_are_made_anew(pool: RunningPool, fabric: Fabric) -> None:
+    """A partition that lost all but its audit log counts from 1 again; no log is taken for forged (G7)."""
+    until(lambda: verify(pool)[1]["logs"][DEAD]["records_covered"] > 0, 30, "a checkpoint of the first start")
+    pool.signal(DEAD, "partition", signal.SIGKILL)
+    pool.await_states(["SERVING"] * 3)
+    before = pool.status(DEAD).incarnation
+    node = Path(pool.connection.partitions[DEAD].data_directory)
+    agent = pool.connection.partitions[DEAD].process_ids["node_agent"]
+    shutil.rmtree(node / "partition")
+    shutil.rmtree(node / "store")
+    os.kill(agent, signal.SIGKILL)
+    # Its peers have seen a later start, so they give it no keys, not even to learn what it misses.
+    pool.await_states(["SERVING", "SERVING", "LOCKED"])
+    assert pool.status(DEAD).incarnation < before, "its keys have the names of earlier ones"
+    replaced = mhsm_fabric(pool, "replace", str(DEAD))
+    assert replaced.returncode == 0, replaced.stderr
+    pool.await_states(["SERVING"] * 3)
+    code, report = verify(pool, *known_lost(pool))
+    assert (code, report["findings"]) == (0, [])
+
+
+def known_lost(pool: RunningPool) -> list[str]:
+    """Sign off the logs that other tests have lost."""
+    return [option for lost in verify(pool)[1]["lost_logs"] for option in ("--known-lost", lost["log"])]
+
+
+def test_the_others_outlive_the_directory_of_a_node(pool: RunningPool, fabric: Fabric) -> None:
+    """A whole node is gone: the supervisor, the other two and the command for their status go on."""
+    node = Path(pool.connection.partitions[DEAD].data_directory)
+    aside = node.with_name("aside")
+    agent = pool.connection.partitions[DEAD].process_ids["node_agent"]
+    node.rename(aside)
+    try:
+        os.kill(agent, signal.SIGKILL)
+        until(
+            lambda: pool.connection.partitions[DEAD].process_ids["node_agent"] is None,
+            60,
+            "the agent's death",
+        )
+        with pool.client(partition=0) as client:
+            writes(client, "without-a-node")
+        assert "2 of 3" in mhsm("status", "--data-dir", str(pool.directory)).stdout
+    finally:
+        aside.rename(node)
+    pool.await_states(["SERVING"] * 3)
+    signs_everywhere(pool, "keys/without-a-node")
+
+
 def mhsm_fabric_state(pool: RunningPool) -> str:
     return str(json.loads(mhsm_fabric(pool, "status", "--json").stdout)["work"]["state"])

@@ -132,6 +132,21 @@ def test_a_command_that_does_not_exist_fails_like_any_other(make_child: MakeChil
     assert "absent" in (tmp_path / "child.log").read_text()
 
 
+def test_a_child_whose_log_cannot_be_written_is_tried_again(make_child: MakeChild, tmp_path: Path) -> None:
+    """The disk of a node is lost: whoever starts its agent outlives that, and starts it when it is back."""
+    child = make_child(SLEEPING)
+    child.log_directory = tmp_path / "lost"
+    for failures in (1, 2):
+        child.start()
+        assert child.process_id is None
+        assert child.failures == failures
+        assert child.start_at is not None
+        assert child.start_at > time.monotonic() - 1
+    child.log_directory.mkdir()
+    child.start()
+    assert child.process_id
+
+
 def test_a_loop_waits_for_the_child_that_is_due_next(make_child: MakeChild) -> None:
     running, soon, late = (make_child(SLEEPING, start_at=start_at) for start_at in (None, 0.0, 0.0))
     assert next_wait_seconds([running], 5.0) == 5.0
