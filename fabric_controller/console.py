@@ -98,13 +98,17 @@ def _default_data_directory() -> Path:
 
 
 def _load_settings(settings_file: Path | None, data_directory: Path | None) -> FabricSettings:
+    from fabric_controller.privileges import become_owner
     from fabric_controller.settings import SettingsError, load
 
     if settings_file is not None and data_directory is not None:
         raise click.UsageError("--settings and --data-dir exclude each other")
     path = settings_file or (data_directory or _default_data_directory()) / "fabric" / "fabric.json"
     try:
-        return load(path)
+        become_owner(path.parent)
+        settings = load(path)
+        become_owner(Path(settings.data_directory))
+        return settings
     except OSError as error:
         fail(f"{path}: {error.strerror}", "mhsm-fabric status --data-dir DIRECTORY")
     except SettingsError as error:

@@ -161,10 +161,7 @@ class Journal:
         return read_entries(self._path.read_bytes())[0]
 
     def _open(self) -> int:
-        descriptor = os.open(self._path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
-        if os.geteuid() == 0:  # an operator; the controller that is to read it may be another user
-            owner = self._directory.stat()
-            os.fchown(descriptor, owner.st_uid, owner.st_gid)
+        descriptor = os.open(self._path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
         self._sync_directory()
         return descriptor
 

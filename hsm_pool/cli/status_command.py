@@ -31,6 +31,7 @@ from hsm_pool.cli.output import (
 from hsm_pool.client.connection import Connection, NoConnection, load_connection
 from hsm_pool.client.pool import Pool
 from hsm_pool.errors import DOWNLOADED_OVER_REST, MHSMError
+from hsm_pool.regular_files import read_regular_file
 from mhsm.enclave.v1 import enclave_pb2
 from mhsm.pool.v1 import pool_pb2
 from mhsm.security_domain.v1 import security_domain_pb2
@@ -38,6 +39,7 @@ from mhsm.security_domain.v1 import security_domain_pb2
 _REFRESH_SECONDS = 0.5
 _WIDTH_OF_NO_TERMINAL = 200
 _WIDTH_MAX = 1000
+_STATUS_BYTES_MAX = 1024 * 1024
 """Columns; more than any line needs."""
 _SERVING = "SERVING"
 COLUMNS = (
@@ -202,7 +204,7 @@ def _controller_hardening(connection: Connection) -> list[str] | None:
     """Return what the controller that runs says of itself; None where its status cannot be read."""
     controller = connection.fabric_controller
     try:
-        content = (Path(controller["data_directory"]) / "status.json").read_text()
+        content = read_regular_file(Path(controller["data_directory"]) / "status.json", _STATUS_BYTES_MAX)
         said = json.loads(content)["controller"]
         if said["process_id"] == process_facts.innermost_process_id(controller["process_id"]):
             return [str(measure) for measure in said["hardening"]]

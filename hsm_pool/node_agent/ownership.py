@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from hsm_pool.node_agent.processes import RunAs
+from hsm_pool.regular_files import open_regular_file
 
 CAPABILITIES = ("chown", "kill", "setgid", "setuid")
 """What an agent keeps of root: to start and end its children, and to give them new directories."""
@@ -49,8 +50,7 @@ def give_partition_directory(directory: Path, users: NodeUsers) -> None:
     for name in ("incarnation", "lock"):
         file = directory / name
         if file.exists():
-            file.chmod(0o640)
-            os.chown(file, users.partition, users.node_agent)
+            give_file(file, 0o640, users.partition, users.node_agent)
     _give(directory, users.partition, users)
 
 
@@ -61,6 +61,20 @@ def give_store_directory(directory: Path, users: NodeUsers) -> None:
     member.mkdir(exist_ok=True)  # one that etcd makes itself is closed to the agent
     _give(member, users.store_member, users)
     _give(directory, users.store_member, users)
+
+
+def give_file(file: Path, mode: int, user: int, group: int) -> None:
+    """Give a file in a directory of somebody else's, without following what he may have put there.
+
+    Raises:
+        OSError: It is no regular file with one name.
+    """
+    descriptor = open_regular_file(file, os.O_RDONLY)
+    try:
+        os.fchown(descriptor, user, group)
+        os.fchmod(descriptor, mode)
+    finally:
+        os.close(descriptor)
 
 
 def make_missing(directory: Path, mode: int, user: int | None) -> bool:

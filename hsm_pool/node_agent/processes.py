@@ -12,6 +12,8 @@ from pathlib import Path
 
 import structlog
 
+from hsm_pool.regular_files import open_regular_file
+
 _log = structlog.get_logger()
 _LOGS_KEPT = 5
 _STABLE_SECONDS = 10.0
@@ -161,7 +163,8 @@ class Child:
             newer = self.log_directory / f"{self.name}.{number - 1}.log" if number > 1 else path
             if newer.exists():
                 newer.replace(older)
-        return os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600)
+        # The directory may be the child's own: nothing that lies there is followed.
+        return open_regular_file(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600)
 
 
 def next_wait_seconds(children: Sequence[Child], longest_seconds: float) -> float:

@@ -33,8 +33,34 @@ _BACKOFF_SECONDS = (0.1, 5.0)
 _STOP_SECONDS = 15.0
 _LOOP_SECONDS = 5.0
 _LINE_BYTES_MAX = 64 * 1024
+_MEASURES_MAX = 32
+_TEXT_LENGTH_MAX = 64
 
 _log = structlog.get_logger()
+
+
+def processes_of(line: bytes) -> tuple[dict[str, int | None], list[str]]:
+    """Return process ids and hardening that a line of a node agent's tells.
+
+    Raises:
+        ValueError: It tells something else.
+    """
+    try:
+        event = json.loads(line)
+    except RecursionError:
+        raise ValueError("it is nested too deeply") from None
+    if not isinstance(event, dict) or event.get("event") != "processes":
+        raise ValueError("no event of an agent")
+    ids, hardening = event.get("process_ids"), event.get("hardening")
+    if not isinstance(ids, dict) or not isinstance(hardening, list) or len(hardening) > _MEASURES_MAX:
+        raise ValueError("an event without process ids and hardening")
+    found: dict[str, int | None] = {}
+    for name in ("partition", "store_member"):
+        process_id = ids.get(name)
+        if process_id is not None and (type(process_id) is not int or not 1 < process_id < 2**31):
+            raise ValueError("an event with an impossible process id")
+        found[name] = process_id
+    return found, [str(measure)[:_TEXT_LENGTH_MAX] for measure in hardening]
 
 
 class Supervisor:
@@ -185,10 +211,11 @@ class Supervisor:
         *lines, rest = (self._buffers.get(descriptor, b"") + octets).split(b"\n")
         self._buffers[descriptor] = rest[-_LINE_BYTES_MAX:]
         for line in lines:
-            event = json.loads(line)
-            if event.get("event") == "processes":
-                self._process_ids[index] = event["process_ids"]
-                self._agent_hardening[index] = event["hardening"]
+            try:
+                self._process_ids[index], self._agent_hardening[index] = processes_of(line)
+            except ValueError as error:
+                # Another user's process writes there: whatever it says ends nobody else's.
+                _log.warning("an agent said what is not understood", name=child.name, reason=str(error))
         return bool(lines)
 
     def _read_sandbox(self, descriptor: int, octets: bytes) -> bool:
@@ -196,9 +223,10 @@ class Supervisor:
         said = (self._buffers.get(descriptor, b"") + octets)[-_LINE_BYTES_MAX:]
         self._buffers[descriptor] = said
         try:
-            self._controller_process_id = json.loads(said)["child-pid"]
-        except ValueError:  # not all of it is here yet
+            said_id = json.loads(said)["child-pid"]
+        except (ValueError, KeyError, TypeError):  # not all of it is here yet
             return False
+        self._controller_process_id = said_id if isinstance(said_id, int) else None
         return True
 
     def _token_issuer(self, tokens: TokenSettings | None) -> dict[str, Any] | None:

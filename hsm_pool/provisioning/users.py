@@ -137,7 +137,7 @@ def _assign(directory: Path, users: Users, nodes: int) -> None:
     for passed in (directory, directory / "pki", directory / "policy", directory / "nodes"):
         if passed.is_dir():
             passed.chmod(_PASSED)
-    for public in (*(directory / "pki").glob("*.crt"), *directory.glob("*/admission-policy.json")):
+    for public in (*(directory / "pki").glob("*.crt"), *(directory / "policy").glob("admission-policy.json")):
         public.chmod(0o644)
     for index in range(nodes):
         _assign_node(directory / "nodes" / str(index), users)
@@ -162,8 +162,7 @@ def _assign_node(node: Path, users: Users) -> None:
     os.chown(node, users.node_agent, users.node_agent)
     node.chmod(_PASSED)
     # The agent reads there which ports and files its children need; no secret stands in it.
-    os.chown(node / "partition.json", users.partition, users.node_agent)
-    (node / "partition.json").chmod(0o640)
+    ownership.give_file(node / "partition.json", 0o640, users.partition, users.node_agent)
     ownership.give_partition_directory(node / "partition", users.node)
     if (node / "firmware").is_dir():
         # The agent counts the starts of an image there.

@@ -37,7 +37,7 @@ _FOR_THE_AGENT = 0o640
 def write_atomically(path: Path, content: bytes, mode: int = 0o600) -> None:
     """Replace a file's content so that a crash leaves the old or the new one."""
     temporary = path.with_name(path.name + ".new")
-    descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, mode)
+    descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_NOFOLLOW, mode)
     try:
         remaining = memoryview(content)
         while remaining:

@@ -6,6 +6,7 @@ import json
 import os
 import pwd
 import shutil
+import signal
 import subprocess
 import sys
 from fnmatch import fnmatch
@@ -13,6 +14,7 @@ from pathlib import Path
 
 import pytest
 
+from tests.fabric_access import mhsm_fabric
 from tests.kernel import has_memfd_secret, needs_bubblewrap, needs_landlock, needs_root, needs_seccomp
 from tests.running_pool import RunningPool, mhsm, until
 
@@ -394,6 +396,43 @@ def test_users_reach_only_what_is_theirs(pool: RunningPool) -> None:
         assert not_allowed == [], kind
         assert NEEDED_BY[kind] <= set(seen["readable"]), kind
         assert seen["signalled"] == [process_ids[kind]], kind
+
+
+@needs_root
+def test_root_follows_no_link_that_the_controller_has_put_down(pool: RunningPool) -> None:
+    """G3, G5: neither an operator's command nor the supervisor gives, cuts or writes what it points to."""
+    fabric = pool.directory / "fabric"
+    target = pool.directory / "clients" / "administrator.key"
+    owner, content = target.stat().st_uid, target.read_bytes()
+
+    def unharmed() -> bool:
+        return target.stat().st_uid == owner and target.read_bytes() == content
+
+    assert fabric.stat().st_uid != owner, "the controller's directory is its own"
+    for name in ("journal", "status.json"):
+        aside = fabric / f"{name}.aside"
+        (fabric / name).rename(aside)
+        (fabric / name).symlink_to(target)
+        try:
+            for command in ("status", "history", "halt"):
+                mhsm_fabric(pool, command)
+                assert unharmed(), (name, command)
+            assert mhsm("status", "--data-dir", str(pool.directory), check=False).returncode == 0
+        finally:
+            (fabric / name).unlink()
+            aside.rename(fabric / name)
+    log = fabric / "fabric-controller.log"
+    log.unlink()
+    log.symlink_to(target.with_name("made-by-root"))
+    killed = pool.connection.fabric_controller["process_id"]
+    try:
+        os.kill(killed, signal.SIGKILL)
+        until(lambda: pool.connection.fabric_controller["process_id"] is None, 30, "the controller's end")
+        pool.await_states(["SERVING"] * 3)
+        assert not target.with_name("made-by-root").exists()
+    finally:
+        log.unlink()
+    until(lambda: pool.connection.fabric_controller["process_id"], 60, "the controller's next start")
 
 
 @needs_bubblewrap

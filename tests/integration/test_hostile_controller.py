@@ -188,7 +188,7 @@ class Hostile:
             case "repeat":
                 fields = self.last
             case "old":
-                fields = {"counter": self.last["counter"] - 1000, "expires_ms": now_ms + 1000}
+                fields = {"counter": max(1, self.last["counter"] - 1000), "expires_ms": now_ms + 1000}
             case "void":
                 fields = {"counter": now_ms, "expires_ms": now_ms - 1}
             case "far":

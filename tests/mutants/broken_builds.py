@@ -37,6 +37,7 @@ _KEY_PROPOSED = "new-generation-the new key-encryption key is proposed and not i
 _DUE = "tests/unit/test_rotation.py"
 _ADMISSION = "tests/unit/test_admission.py"
 _REQUESTS = "tests/unit/test_requests.py"
+_PROCESSES = "tests/unit/node_agent/test_processes.py"
 _RELEASE = "tests/unit/test_key_release.py"
 _KEY_ATTESTATION = "tests/unit/test_key_attestation.py"
 _SECURE_WRAP = "tests/unit/test_secure_wrap.py"
@@ -1221,5 +1222,37 @@ BROKEN_BUILDS: tuple[BrokenBuild, ...] = (
         "            self.socket.until = boot_time() + limits.REST_REQUEST_SECONDS\n",
         "            pass\n",
         ("tests/unit/rest/test_http_server.py::test_an_octet_now_and_then_does_not_keep_a_thread",),
+    ),
+    BrokenBuild(
+        "root follows a link in a directory of another user",
+        "G3",
+        "hsm_pool/regular_files.py",
+        "flags | os.O_NOFOLLOW | os.O_NONBLOCK",
+        "flags | os.O_NONBLOCK",
+        ("tests/unit/test_regular_files.py::test_nothing_else_is_opened_changed_or_waited_for",),
+    ),
+    BrokenBuild(
+        "root takes a second name of a file for another file",
+        "G3",
+        "hsm_pool/regular_files.py",
+        " and found.st_nlink == 1",
+        "",
+        ("tests/unit/test_regular_files.py::test_nothing_else_is_opened_changed_or_waited_for",),
+    ),
+    BrokenBuild(
+        "the supervisor takes any number from a node agent for a process",
+        "G5",
+        "hsm_pool/provisioning/supervisor.py",
+        "type(process_id) is not int or not 1 < process_id < 2**31",
+        "False",
+        ("tests/unit/provisioning/test_supervisor.py::test_anything_else_is_one_error",),
+    ),
+    BrokenBuild(
+        "an agent whose disk is gone ends whoever starts it",
+        "G5",
+        "hsm_pool/node_agent/processes.py",
+        "        except OSError as error:\n            _log.warning",
+        "        except KeyError as error:\n            _log.warning",
+        (f"{_PROCESSES}::test_a_child_whose_log_cannot_be_written_is_tried_again",),
     ),
 )
