@@ -602,8 +602,8 @@ BROKEN_BUILDS: tuple[BrokenBuild, ...] = (
         "a record is written after the answer has left",
         "G7",
         "hsm_pool/net/interceptors.py",
-        "                response = handle(_parsed(octets, parse), context)\n                self.succeed()\n",
-        "                response = handle(_parsed(octets, parse), context)\n                operation = record.current()\n"
+        "                response = handle(parsed(octets, parse), context)\n                self.succeed()\n",
+        "                response = handle(parsed(octets, parse), context)\n                operation = record.current()\n"
         "                if operation and not operation.on_chain and method not in record.POLLED:\n"
         "                    threading.Timer(0.3, lambda: self._audit_log.append(operation.record())).start()\n",
         ("tests/integration/test_audit.py::test_every_operation_is_on_record_before_its_answer",),
