@@ -91,11 +91,23 @@ CALLS_IN_FLIGHT_MAX: Final = 64
 CLIENT_CALLS_MAX: Final = 512
 """Calls that a listener of the client plane takes from the wire; admission decides about each of them."""
 
+UNREAD_BYTES_COUNTED: Final = 16 * 1024
+"""Answers of fewer bytes are not counted: 512 calls of a listener are 8 MiB of them."""
+
+UNREAD_BYTES_MAX: Final = 64 * 1024 * 1024
+"""Bytes of answers of one listener that their callers have not taken yet; half of it of one principal."""
+
+UNREAD_SECONDS_MAX: Final = 30.0
+"""How long a caller may take to read a large answer."""
+
 REQUESTS_READ_MAX: Final = 64
 """Calls of one listener for clients whose request has not come yet; each keeps a thread."""
 
 STREAMS_MAX: Final = 8
 """Open streams of one partition; each keeps a thread of its server."""
+
+CONTROL_STREAMS_MAX: Final = 4
+"""Open streams of one partition that need no role: reflection."""
 
 STREAM_WAIT_SECONDS: Final = 10.0
 """How long a message of a stream waits for its turn."""

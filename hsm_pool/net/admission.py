@@ -55,6 +55,7 @@ THREADS = (
         if kind is not CallKind.RSA_KEY
     )
     + limits.STREAMS_MAX
+    + limits.CONTROL_STREAMS_MAX
     + limits.REQUESTS_READ_MAX
     + _DECIDING_THREADS
 )
@@ -104,7 +105,11 @@ class CallAdmission:
     def __init__(self) -> None:
         self._lock = threading.Lock()
         self._admissions = {kind: Admission(bounds) for kind, bounds in BOUNDS.items()}
-        self._streams = Admission(Bounds(limits.STREAMS_MAX, limits.STREAMS_MAX * 3 // 4, 0))
+        # Those that need no role are apart: whoever has none displaces nobody who has one.
+        self._streams = {
+            CallKind.OPERATION: Admission(_three_quarters(limits.STREAMS_MAX, 0)),
+            CallKind.CONTROL: Admission(_three_quarters(limits.CONTROL_STREAMS_MAX, 0)),
+        }
         self._waiting: dict[Ticket, threading.Event] = {}
 
     def check(self, principal: str, kind: CallKind) -> None:
@@ -169,14 +174,19 @@ class CallAdmission:
             admission.resume(ticket, boot_time())
 
     @contextmanager
-    def stream(self, principal: str) -> Iterator[None]:
+    def stream(self, principal: str, kind: CallKind = CallKind.OPERATION) -> Iterator[None]:
         """Hold a place for as long as a stream is open; it keeps a thread as long as its client likes.
+
+        Args:
+            principal: Who calls.
+            kind: Of its method: an operation, or control.
 
         Raises:
             Overloaded: Too many are open.
         """
         with self._lock:
-            ticket, _ = self._streams.arrive(principal, boot_time())
+            streams = self._streams[kind]
+            ticket, _ = streams.arrive(principal, boot_time())
         if ticket.standing is not Standing.RUNNING:
             raise Overloaded("too many streams are open at this partition").retry_after(
                 limits.RETRY_SECONDS_MAX
@@ -184,7 +194,7 @@ class CallAdmission:
         try:
             yield
         finally:
-            self._leave(self._streams, ticket)
+            self._leave(streams, ticket)
 
     def counts(self, kind: CallKind) -> tuple[int, int, int]:
         """Return (running, waiting, refused since the start)."""
@@ -194,7 +204,7 @@ class CallAdmission:
 
     def open_streams(self) -> int:
         """Return how many streams are open."""
-        return self._streams.running
+        return sum(streams.running for streams in self._streams.values())
 
     def _leave(self, admission: Admission, ticket: Ticket) -> None:
         with self._lock:

@@ -35,6 +35,7 @@ from hsm_pool.errors import (
     Unauthenticated,
 )
 from hsm_pool.net.admission import CallAdmission, CallKind, kind_of
+from hsm_pool.net.answers import UnreadAnswers
 from hsm_pool.net.authorization import Caller, Rule, authorize
 from hsm_pool.net.calls import deadline
 from hsm_pool.net.requests import RequestReader, parsed
@@ -205,6 +206,7 @@ class Gate(Passage, grpc.ServerInterceptor):
         audit_log: AuditLog,
         observer: CallObserver,
         reader: RequestReader,
+        answers: UnreadAnswers,
         admission: CallAdmission | None = None,
         *,
         bare_errors: bool = False,
@@ -214,6 +216,7 @@ class Gate(Passage, grpc.ServerInterceptor):
         self._bare_errors = bare_errors
         self._observer = observer
         self._reader = reader
+        self._answers = answers
         self._wrapped: dict[str, Any] = {}
         self._admission = admission
 
@@ -259,6 +262,7 @@ class Gate(Passage, grpc.ServerInterceptor):
     def _request(
         self, caller: Caller, kind: CallKind, messages: Iterator[bytes], context: grpc.ServicerContext
     ) -> bytes:
+        self._answers.check(caller.uri)
         if self._admission is not None:
             self._admission.check(caller.uri, kind)
         return self._reader.read(caller.uri, messages, context)
@@ -279,6 +283,7 @@ class Gate(Passage, grpc.ServerInterceptor):
                 with self._place(caller, kind, until):
                     self.admit_roles(method, until)
                     response = handle(parsed(octets, parse), context)
+                self._answers.hold(caller.uri, response, context)
                 self.succeed()
                 return response
             except Exception as error:  # noqa: BLE001 - the one place where errors become answers
@@ -290,14 +295,16 @@ class Gate(Passage, grpc.ServerInterceptor):
         return call
 
     def _stream(self, handle: Any, parse: Any, method: str) -> Any:
+        kind = kind_of(method)
+
         def call(messages: Iterator[bytes], context: grpc.ServicerContext) -> Iterator[Any]:
             observed = self._observer.begin(method, context)
             with ExitStack() as held:
                 try:
                     caller = self._enter(context, method)
-                    if self._admission is not None:
-                        held.enter_context(self._admission.stream(caller.uri))
                     self.admit_roles(method, deadline(context))
+                    if self._admission is not None:
+                        held.enter_context(self._admission.stream(caller.uri, kind))
                     place = held.enter_context(ExitStack())
 
                     def requests() -> Iterator[Any]:

@@ -17,6 +17,7 @@ from grpc_health.v1 import health_pb2_grpc
 from hsm_pool import limits
 from hsm_pool.net import reflection
 from hsm_pool.net.admission import THREADS, CallAdmission
+from hsm_pool.net.answers import UnreadAnswers
 from hsm_pool.net.audit_service import AuditService
 from hsm_pool.net.authorization import Caller
 from hsm_pool.net.backup_service import BackupService
@@ -100,13 +101,13 @@ class PlaneServers:
         self._metrics_endpoint, self._registry = settings.metrics_endpoint, metrics.registry
         self._metrics_listener: MetricsListener | None = None
         observer = CallObserver(metrics.calls, self._tracing)
-        self._readers: list[RequestReader] = []
+        self._watches: list[RequestReader | UnreadAnswers] = []
 
         def gate(identify: Callable[[grpc.ServicerContext], Caller], **options: Any) -> Gate:
             places = _INNER_READS if options.get("admission") is None else _CLIENT_READS
-            reader = RequestReader(*places)
-            self._readers.append(reader)
-            return Gate(settings.index, identify, translate, roles, log, observer, reader, **options)
+            reader, answers = RequestReader(*places), UnreadAnswers()
+            self._watches += (reader, answers)
+            return Gate(settings.index, identify, translate, roles, log, observer, reader, answers, **options)
 
         backups = Backups(partition)
         attestations = AttestationVerifier(settings.attestation_authorities)
@@ -183,8 +184,8 @@ class PlaneServers:
         stopped = [server.stop(_STOP_SECONDS) for server in self._servers]
         for event in stopped:
             event.wait(2 * _STOP_SECONDS)
-        for reader in self._readers:
-            reader.close()
+        for watch in self._watches:
+            watch.close()
         if self._metrics_listener:
             self._metrics_listener.close()
         if self._tracing:

@@ -275,6 +275,41 @@ def test_calls_that_send_no_request_keep_nobody_from_anything(pool: RunningPool,
         go_on.clear()
 
 
+def test_answers_that_nobody_reads_do_not_fill_the_memory(pool: RunningPool, clients: Clients) -> None:
+    """A hundred answers of almost three mebibytes, none read: most are refused, others are served (G8)."""
+    connection = pool.connection
+    connection.clients["greedy"] = clients.files("greedy")
+    entry = connection.partitions[PARTITION]
+    with pool.client() as client:
+        client.create_key("overload-oct", key_type=keys_pb2.KEY_TYPE_OCT, size_bits=256)
+    items = [crypto_pb2.Plaintext(plaintext=bytes(11 * 1024))] * limits.BATCH_ITEMS_MAX
+    request = crypto_pb2.EncryptRequest(name="keys/overload-oct", algorithm="A256GCM", items=items)
+    method = f"/{crypto_pb2.DESCRIPTOR.services_by_name['CryptoService'].full_name}/Encrypt"
+    options = [
+        *OPTIONS,
+        ("grpc.use_local_subchannel_pool", 1),
+        ("grpc.http2.bdp_probe", 0),
+        ("grpc.http2.lookahead_bytes", 64 * 1024),
+    ]
+    with grpc.secure_channel(entry.endpoint, credentials(connection, "greedy"), options=options) as channel:
+        call: Any = channel.unary_stream(
+            method, request_serializer=crypto_pb2.EncryptRequest.SerializeToString
+        )
+        before = metric(pool, "process_resident_memory_bytes")
+        refused = threading.Semaphore(0)
+        unread = []
+        for _ in range(100):
+            unread.append(call(request, timeout=2 * WAIT_SECONDS))
+            unread[-1].add_callback(refused.release)
+        for _ in range(40):
+            assert refused.acquire(timeout=WAIT_SECONDS), "most are refused"
+        with clients.connect("modest", partition=PARTITION, timeout_seconds=WAIT_SECONDS) as modest:
+            assert len(modest.sign("keys/overload-ec", "ES256", bytes(32))) == 64
+        assert metric(pool, "process_resident_memory_bytes") - before < 256 * 1024 * 1024
+        for left in unread:
+            left.cancel()
+
+
 def test_a_node_that_sends_no_requests_keeps_no_other_node_from_asking(pool: RunningPool) -> None:
     """The planes inside of the pool have few threads, and no node agent can hold them all (G5, G8)."""
     nodes = [

@@ -228,8 +228,15 @@ def test_streams_are_bounded_and_not_all_of_one_principal() -> None:
         stream.__enter__()
     with pytest.raises(Overloaded), admission.stream("greedy"):
         pytest.fail("too many")
-    with admission.stream("modest"):
-        assert admission.open_streams() == len(held) + 1
+    free = [admission.stream("silent", CallKind.CONTROL) for _ in range(limits.CONTROL_STREAMS_MAX * 3 // 4)]
+    for stream in free:
+        stream.__enter__()
+    with pytest.raises(Overloaded), admission.stream("silent", CallKind.CONTROL):
+        pytest.fail("too many")
+    with admission.stream("modest"), admission.stream("modest", CallKind.CONTROL):
+        assert admission.open_streams() == len(held) + len(free) + 2
+    for stream in free:
+        stream.__exit__(None, None, None)
     for stream in held:
         stream.__exit__(None, None, None)
     assert admission.open_streams() == 0
