@@ -30,6 +30,7 @@ from hsm_pool.audit.files import Unreadable
 from hsm_pool.audit.lost_logs import Anchor, LostLog
 from hsm_pool.audit.tree import Tree, leaf_hash
 from hsm_pool.audit.witness import read_peers
+from hsm_pool.core.membership import PARTITIONS
 
 Progress = Callable[[int], None]
 """Takes the number of octets that were hashed since the last call."""
@@ -103,7 +104,7 @@ class Verifier:
         """Verify logs against themselves, each other and anchors.
 
         Args:
-            directories: The log's directory of each partition; one that is missing is a finding.
+            directories: The log's directory of each partition of the pool; one that is missing is a finding.
             kept: (text of a note, where it was kept) of anchors.
             known_lost: Ids of logs whose loss the operator knows of: they are no finding.
         """
@@ -111,9 +112,12 @@ class Verifier:
             self._collect_signers(partition, directory)
         anchors = [*self._witnessed(directories), *self._kept(kept)]
         self._report.anchors = len(anchors)
-        for partition, directory in sorted(directories.items()):
+        for partition in range(PARTITIONS):
             mine = [anchor for anchor in anchors if anchor.checkpoint.partition == partition]
-            self._log(partition, directory, mine)
+            if partition in directories:
+                self._log(partition, directories[partition], mine)
+            elif not mine:
+                self._find(partition, "there is no log")
         self._report.lost = lost_logs.find(anchors, self._present, known_lost)
         for lost in self._report.lost:
             if not lost.known:

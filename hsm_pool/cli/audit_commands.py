@@ -16,13 +16,14 @@ from rich.console import Console
 from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn
 
 from hsm_pool.audit.checkpoint import CheckpointInvalid, Note
-from hsm_pool.audit.files import parse_json, whole_number
+from hsm_pool.audit.files import parse_json
 from hsm_pool.audit.verify import Report, Verifier
 from hsm_pool.cli.files import refuse_existing
 from hsm_pool.cli.output import VERIFICATION, common_options, connect, fail, read_bounded, report
 from hsm_pool.client import audit_calls
 from hsm_pool.client.audit_calls import EXPORT_FILE, ROOT_FILE, partition_directory
 from hsm_pool.client.pool import Pool
+from hsm_pool.core.membership import PARTITIONS
 from hsm_pool.errors import MHSMError
 from mhsm.audit.v1 import audit_pb2
 
@@ -30,7 +31,7 @@ _POLL_SECONDS = 0.5
 _PAGE_RECORDS = 1000
 _ANCHOR_BYTES_MAX = 16 * 1024 * 1024
 _ROOT_BYTES_MAX = 64 * 1024
-_PARTITIONS = range(3)
+_PARTITIONS = range(PARTITIONS)
 _partition = click.option("--partition", type=click.IntRange(0, 2), help="Only the log of this partition.")
 
 
@@ -215,19 +216,14 @@ def _layout(directory: Path) -> tuple[str, dict[int, Path], Path, list[str]]:
     try:
         if (directory / EXPORT_FILE).is_file():
             document = parse_json(read_bounded(directory / EXPORT_FILE, _ANCHOR_BYTES_MAX))
-            logs = {_index(value): partition_directory(directory, value) for value in document["partitions"]}
+            # Which partitions there are is not the export's to say: then it could leave one out.
+            logs = {index: partition_directory(directory, index) for index in _PARTITIONS}
             return _pool_id(document), logs, directory / ROOT_FILE, list(document["audit_checkpoints"])
         document = parse_json(read_bounded(directory / "pool.json", _ANCHOR_BYTES_MAX))
-        logs = {index: _on_disk(directory, index) for index in _PARTITIONS[: document["partition_count"]]}
+        logs = {index: _on_disk(directory, index) for index in _PARTITIONS}
         return _pool_id(document), logs, _root_file(directory), []
     except (OSError, ValueError, LookupError, TypeError):
         fail(f"{directory} is neither an export of audit logs nor a pool", "mhsm audit export --help")
-
-
-def _index(value: Any) -> int:
-    if whole_number(value) not in _PARTITIONS:
-        raise ValueError("no partition has this index")
-    return int(value)
 
 
 def _pool_id(document: dict[str, Any]) -> str:

@@ -108,7 +108,6 @@ def export_pool(pool: Pool, output: Path, root_file: Path | None, progress: Prog
         document = {
             "format": 1,
             "pool_id": pool.connection.pool_id,
-            "partitions": partitions,
             "audit_checkpoints": noted,
         }
         (building / EXPORT_FILE).write_text(json.dumps(document) + "\n")

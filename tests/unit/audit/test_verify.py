@@ -126,6 +126,17 @@ def test_a_partition_that_is_left_out_is_detected(copied: Path, honest: Honest) 
     assert "1: there is no log" in _texts(verify(copied, honest.pool_id, (), (0, 2)))
 
 
+@pytest.mark.parametrize("left", [(0,), ()])
+def test_logs_of_which_no_trace_is_left_are_missed(
+    copied: Path, honest: Honest, left: tuple[int, ...]
+) -> None:
+    """G7: no witness and no anchor is needed for it: a pool has three partitions."""
+    for index in left:
+        (copied / f"nodes/{index}/audit/peers.json").unlink()
+    texts = _texts(verify(copied, honest.pool_id, (), left)).splitlines()
+    assert [f"{index}: there is no log" for index in range(3) if index not in left] == texts
+
+
 def test_a_log_that_was_begun_anew_is_detected(tmp_path: Path) -> None:
     logs = ThreeLogs(tmp_path / "pool")
     try:
