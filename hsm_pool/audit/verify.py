@@ -28,6 +28,7 @@ from hsm_pool.audit.checkpoint import (
 )
 from hsm_pool.audit.files import Unreadable
 from hsm_pool.audit.lost_logs import Anchor, LostLog
+from hsm_pool.audit.mutations import Mutations
 from hsm_pool.audit.tree import Tree, leaf_hash
 from hsm_pool.audit.witness import read_peers
 from hsm_pool.core.membership import PARTITIONS
@@ -91,7 +92,7 @@ class Verifier:
         self._pool_id, self._root, self._progress = pool_id, root, progress
         self._report = Report()
         self._signers: dict[str, SignerKey] = {}
-        self._mutations: dict[int, tuple[int, bytes]] = {}
+        self._mutations = Mutations(self._find)
         self._present: dict[int, str | None] = {}
         """Origin of the log that each partition has; None while it could not be read."""
 
@@ -122,7 +123,7 @@ class Verifier:
         for lost in self._report.lost:
             if not lost.known:
                 self._find(lost.checkpoint.partition, lost.what)
-        self._sequences()
+        self._mutations.compare_spans(log.sequences for log in self._report.logs)
         return self._report
 
     def _find(self, partition: int, what: str) -> None:
@@ -296,8 +297,7 @@ class Verifier:
         # What lies before the oldest record that is kept can no more be compared.
         position = bisect.bisect_left(pending, first.first, key=lambda anchor: anchor.checkpoint.size)
         claims: list[tuple[int, tuple[int, int]]] = []
-        sequence = first.sequence
-        first_sequence = 0
+        mutations = self._mutations.of_log(partition, first.sequence)
         position = self._compare(tree, pending, position, partition)
         for path in paths:
             header = files.read_header(path)
@@ -310,14 +310,10 @@ class Verifier:
                 tree.append(leaf_hash(record))
                 self._progress(len(record) + 1)
                 position = self._compare(tree, pending, position, partition)
-                number, _ = files.sequence_of(record)
-                if number:
-                    sequence = self._mutation(partition, record, number, sequence)
-                    first_sequence = first_sequence or number
-                elif b'"AuditRetention"' in record:
+                if mutations.take(record, tree.size):
+                    continue
+                if b'"AuditRetention"' in record:
                     claims.extend((tree.size, claim) for claim in _retained(record))
-                elif b'"AuditChainGap"' in record:
-                    sequence = _gap_end(record) or sequence
                 elif not record.startswith(b'{"'):
                     self._find(partition, f"record {tree.size - 1} is not a record")
             tree.forget(tree.size)
@@ -335,7 +331,8 @@ class Verifier:
         if first_number > retained[1]:
             self._find(partition, f"checkpoints {retained[1]} to {first_number - 1} were removed")
         report.records = tree.size - first.first
-        report.sequences = (first_sequence, sequence)
+        mutations.end(report.covered)
+        report.sequences = mutations.span
 
     def _compare(self, tree: Tree, pending: list[Anchor], position: int, partition: int) -> int:
         """Compare every root that is due at this size; return how many were."""
@@ -349,32 +346,6 @@ class Verifier:
                 )
             position += 1
         return position
-
-    # -- mutations -----------------------------------------------------------------------
-
-    def _mutation(self, partition: int, record: bytes, number: int, before: int) -> int:
-        """Note a record of the chain; return the newest sequence."""
-        if number not in {before, before + 1}:
-            self._find(partition, f"mutations {before + 1} to {number - 1} of the chain have no record")
-        # All partitions keep the same records of a mutation.
-        if number != before:
-            digest = leaf_hash(record)
-            other, known = self._mutations.setdefault(number, (partition, digest))
-            if known != digest:
-                self._find(partition, f"mutation {number} has another record than at partition {other}")
-        return number
-
-    def _sequences(self) -> None:
-        """Compare how far the logs go along the chain."""
-        spans = [log.sequences for log in self._report.logs if log.sequences[0]]
-        if not spans:
-            return
-        expected, last = min(span[0] for span in spans), max(span[1] for span in spans)
-        # Not number by number: a line that nobody signed may name any.
-        while expected in self._mutations:
-            expected += 1
-        if expected <= last:
-            self._find(-1, f"mutations of the chain have no record in any log, the first is {expected}")
 
 
 def _check_follows(before: Checkpoint, checkpoint: Checkpoint) -> None:
@@ -398,13 +369,3 @@ def _retained(record: bytes) -> list[tuple[int, int]]:
         ]
     except (ValueError, KeyError, TypeError):
         return []
-
-
-def _gap_end(record: bytes) -> int | None:
-    try:
-        fields = files.parse_json(record)
-        if fields["operationName"] != "AuditChainGap":
-            return None
-        return files.whole_number(fields["properties"]["last"])
-    except (ValueError, KeyError, TypeError):
-        return None

@@ -11,7 +11,7 @@ import pytest
 
 from hsm_pool.audit import files, query
 from hsm_pool.audit.checkpoint import Note
-from hsm_pool.audit.record import own_record
+from hsm_pool.audit.record import Operation, own_record
 from hsm_pool.audit.tree import Tree, leaf_hash
 from hsm_pool.audit.verify import Report, Verifier
 from tests.unit.audit.logs import Honest, ThreeLogs, owner_root, verify
@@ -334,6 +334,58 @@ def test_a_mutation_without_a_record_is_detected(tmp_path: Path) -> None:
     texts = _texts(verify(logs.directory, logs.pool_id))
     assert "1: mutations 3 to 3 of the chain have no record" in texts
     assert "the first is 3" in texts
+
+
+@pytest.mark.parametrize("changed", ["rewritten", "dropped", "repeated"])
+@pytest.mark.parametrize("number", [0, 1, 2])
+def test_each_record_of_a_group_commit_is_compared(tmp_path: Path, number: int, changed: str) -> None:
+    """G7: what a kill left without a checkpoint is changed on the disk; its own partition signs that."""
+    logs = ThreeLogs(tmp_path / "pool")
+
+    def change(lines: list[bytes]) -> list[bytes]:
+        place = next(n for n, line in enumerate(lines) if b'"sequence":2,' in line) + number
+        line = lines[place]
+        rewritten = {
+            "rewritten": [line.replace(b"client/", b"stranger/")],
+            "dropped": [],
+            "repeated": [line] * 2,
+        }
+        return [*lines[:place], *rewritten[changed], *lines[place + 1 :]]
+
+    try:
+        logs.checkpoint()
+        for sequence in (1, 2, 3):
+            records = [
+                Operation("KeyDelete", f"spiffe://pool/client/{name}").record(sequence, 3)
+                for name in ("a", "b", "c")
+            ]
+            for trail in logs.trails:
+                trail.log.append_mutations(sequence, records)
+        logs.trails[0].log.close()
+        logs.trails[0].history.close()
+        (path,) = logs.log_directory(0).glob("records-*")
+        _change(path, change)
+        logs.trails[0] = logs._open(0)
+        logs.checkpoint()
+        assert logs.trails[0].failure() == ""
+    finally:
+        logs.close()
+    texts = _texts(verify(logs.directory, logs.pool_id))
+    count = {"rewritten": 3, "dropped": 2, "repeated": 4}[changed]
+    if changed == "rewritten":
+        differs = "mutation 2 has other records than at partition 0"
+        assert texts == f"1: {differs}\n2: {differs}"
+    else:
+        assert f"0: mutation 2 has {count} of its 3 records" in texts
+
+
+def test_a_transaction_that_is_still_written_is_no_finding(copied: Path, honest: Honest) -> None:
+    """As an export of a running pool may catch it, or a kill leave it."""
+    sequence = 1 + verify(copied, honest.pool_id).logs[0].sequences[1]
+    record = Operation("KeyDelete", "spiffe://pool/client/one").record(sequence, 3)
+    _change(_records(copied, 0), lambda lines: [*lines, record + b"\n"])
+    report = verify(copied, honest.pool_id)
+    assert report.ok, _texts(report)
 
 
 def test_a_witness_does_not_cosign_another_history(tmp_path: Path) -> None:
