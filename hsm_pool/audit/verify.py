@@ -26,6 +26,7 @@ from hsm_pool.audit.checkpoint import (
     origin,
     signer_of,
 )
+from hsm_pool.audit.cosignatures import Cosignatures
 from hsm_pool.audit.files import Unreadable
 from hsm_pool.audit.lost_logs import Anchor, LostLog
 from hsm_pool.audit.mutations import Mutations
@@ -93,6 +94,7 @@ class Verifier:
         self._report = Report()
         self._signers: dict[str, SignerKey] = {}
         self._mutations = Mutations(self._find)
+        self._cosignatures = Cosignatures()
         self._present: dict[int, str | None] = {}
         """Origin of the log that each partition has; None while it could not be read."""
 
@@ -123,6 +125,7 @@ class Verifier:
         for lost in self._report.lost:
             if not lost.known:
                 self._find(lost.checkpoint.partition, lost.what)
+        self._forgotten(directories)
         self._mutations.compare_spans(log.sequences for log in self._report.logs)
         return self._report
 
@@ -139,9 +142,11 @@ class Verifier:
             for path in files.listed(directory, files.CHECKPOINTS):
                 lines = [line for line in files.read_lines(path) if line.startswith(b'{"signer"')]
                 documents.extend(files.parse(line, path.name)["signer"] for line in lines)
-            if (directory / files.PEERS).exists():
-                for entry in read_peers(directory / files.PEERS):
-                    documents.extend(entry["signers"])
+            for name in (files.PEERS, files.PEERS_AFTER):
+                if (directory / name).exists():
+                    documents.extend(
+                        key for entry in read_peers(directory / name) for key in entry["signers"]
+                    )
             for document in documents:
                 self._trust(SignerKey.from_document(document))
         except (Unreadable, CheckpointInvalid, OSError, KeyError, TypeError) as error:
@@ -173,19 +178,33 @@ class Verifier:
             self._key(line).verify_cosignature(note.checkpoint, line)
 
     def _witnessed(self, directories: dict[int, Path]) -> list[Anchor]:
-        found: list[Anchor] = []
-        for witness, directory in sorted(directories.items()):
-            path = directory / files.PEERS
-            if not path.exists():
-                continue
-            try:
-                for entry in read_peers(path):
-                    note = Note.parse(entry["checkpoint"])
-                    self._check_note(note, note.checkpoint.partition)
-                    found.append(Anchor(note.checkpoint, f"partition {witness}"))
-            except (Unreadable, CheckpointInvalid, OSError) as error:
-                self._find(witness, f"{files.PEERS}: {error}")
+        return [
+            Anchor(checkpoint, f"partition {witness}")
+            for witness, directory in sorted(directories.items())
+            for checkpoint in self._seen(witness, directory / files.PEERS)
+        ]
+
+    def _seen(self, witness: int, path: Path) -> list[Checkpoint]:
+        """Return what a partition says it has seen of the others' logs."""
+        found: list[Checkpoint] = []
+        if not path.exists():
+            return found
+        try:
+            for entry in read_peers(path):
+                note = Note.parse(entry["checkpoint"])
+                self._check_note(note, note.checkpoint.partition)
+                found.append(note.checkpoint)
+        except (Unreadable, CheckpointInvalid, OSError) as error:
+            self._find(witness, f"{path.name}: {error}")
         return found
+
+    def _forgotten(self, directories: dict[int, Path]) -> None:
+        """Compare what the witnesses know with what they cosigned, now that the logs were read."""
+        for witness, directory in sorted(directories.items()):
+            path = directory / files.PEERS_AFTER
+            known = self._seen(witness, path if path.exists() else directory / files.PEERS)
+            for what in self._cosignatures.forgotten(witness, known):
+                self._find(witness, what)
 
     def _kept(self, kept: Iterable[tuple[str, str]]) -> list[Anchor]:
         found: list[Anchor] = []
@@ -269,6 +288,7 @@ class Verifier:
                 raise CheckpointInvalid("the first checkpoint names one before it")
             found.append(checkpoint)
             self._check_note(note, partition)
+            self._cosignatures.signed(note.signatures[0])
         elif "cosignatures" in value:
             if not found or value["number"] != found[-1].number:
                 raise CheckpointInvalid("a cosignature stands at the wrong checkpoint")
@@ -287,6 +307,7 @@ class Verifier:
             if signer_of(line).startswith(f"{self._pool_id}/partition/{partition}/"):
                 raise CheckpointInvalid("a partition has cosigned its own checkpoint")
             self._key(line).verify_cosignature(checkpoint, line)
+            self._cosignatures.cosigned(checkpoint, line)
 
     def _records(self, report: LogReport, paths: list[Path], roots: list[Anchor], first_number: int) -> None:
         """Hash all records and compare the roots on the way."""

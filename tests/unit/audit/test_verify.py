@@ -62,8 +62,10 @@ def test_a_cut_together_with_its_checkpoints_is_detected_by_the_witnesses(
     report = verify(copied, honest.pool_id)
     assert "a checkpoint that partition 1 holds" in _texts(report)
     # Without the witnesses only an anchor kept elsewhere tells: that is what backups are given.
-    for index in (1, 2):
+    for index in range(3):
         (copied / f"nodes/{index}/audit/peers.json").unlink()
+        (path,) = (copied / f"nodes/{index}/audit").glob("checkpoints-*")
+        _change(path, lambda lines: [line for line in lines if b'"cosignatures"' not in line])
     assert verify(copied, honest.pool_id).ok
     own = next(text for text in honest.checkpoints if "/partition/0/" in text.split("\n")[0])
     assert "a checkpoint that backup holds" in _texts(verify(copied, honest.pool_id, ((own, "backup"),)))
@@ -167,6 +169,76 @@ def test_a_log_that_was_begun_anew_is_detected(tmp_path: Path) -> None:
     again = verifier.verify(directories, known_lost=[lost.log_id])
     assert sorted((entry.checkpoint.size, entry.known) for entry in again.lost) == [(6, True), (10, False)]
     assert "there is no log, although partition 1 knows one" in _texts(again)
+
+
+@pytest.mark.parametrize("deleted", [False, True])
+def test_a_witness_that_was_put_back_is_detected(tmp_path: Path, *, deleted: bool) -> None:
+    """G7: before a log is cut to what the witness still knows, and before the other witness forgets, too."""
+    logs = ThreeLogs(tmp_path / "pool")
+    path = logs.log_directory(1) / files.PEERS
+    try:
+        logs.read(0, 3)
+        logs.checkpoint()
+        before = path.read_bytes()
+        for index in (0, 2):
+            logs.read(index, 30)
+        logs.checkpoint()
+    finally:
+        logs.close()
+    assert verify(logs.directory, logs.pool_id).ok
+    if deleted:
+        path.unlink()
+    else:
+        path.write_bytes(before)
+    numbers = {
+        index: json.loads(line)["number"]
+        for index in (0, 2)
+        for log in logs.log_directory(index).glob("checkpoints-*")
+        for line in log.read_bytes().splitlines()
+        if b'"cosignatures"' in line and b"/partition/1/" in line
+    }
+    assert _texts(verify(logs.directory, logs.pool_id)).splitlines() == [
+        f"1: it cosigned checkpoint {number} of partition {index} and knows {'none' if deleted else 1} "
+        "of that log: what it witnessed was put back or deleted"
+        for index, number in numbers.items()
+    ]
+
+
+def test_a_partition_that_was_replaced_need_not_know_what_it_cosigned_before(tmp_path: Path) -> None:
+    logs = ThreeLogs(tmp_path / "pool")
+    try:
+        logs.read(2, 3)
+        logs.checkpoint()
+        logs.unreachable = {2}
+        logs.trails[1].close()
+        shutil.rmtree(logs.log_directory(1))
+        logs.trails[1] = logs._open(1)
+        logs.checkpoint()
+    finally:
+        logs.close()
+    directories = {index: logs.log_directory(index) for index in range(3)}
+    verifier = Verifier(logs.pool_id, owner_root(logs.directory))
+    (lost,) = verifier.verify(directories).lost
+    again = Verifier(logs.pool_id, owner_root(logs.directory)).verify(directories, (), [lost.log_id])
+    assert again.ok, _texts(again)
+
+
+def test_an_export_of_a_running_pool_knows_its_newest_cosignatures(tmp_path: Path) -> None:
+    """What is witnessed while the logs are read stands in the second copy only."""
+    logs = ThreeLogs(tmp_path / "pool")
+    try:
+        logs.read(0, 3)
+        logs.checkpoint()
+        before = (logs.log_directory(1) / files.PEERS).read_bytes()
+        logs.read(0, 3)
+        logs.checkpoint()
+    finally:
+        logs.close()
+    path = logs.log_directory(1) / files.PEERS
+    path.rename(path.with_name(files.PEERS_AFTER))
+    path.write_bytes(before)
+    report = verify(logs.directory, logs.pool_id)
+    assert report.ok, _texts(report)
 
 
 def test_a_forged_checkpoint_is_detected(copied: Path, honest: Honest) -> None:
