@@ -83,6 +83,19 @@ class Checkpoint:
         parts = self.origin.split("/")
         return parts[1] if len(parts) == 5 else ""
 
+    def check_follows(self, before: Checkpoint) -> None:
+        """Check that this is the next checkpoint of a log.
+
+        Raises:
+            CheckpointInvalid: Others were between them, or it names another one before it.
+        """
+        if self.number != before.number + 1:
+            raise CheckpointInvalid(f"checkpoint {self.number} follows {before.number}: some were dropped")
+        if self.previous != before.digest:
+            raise CheckpointInvalid(f"checkpoint {self.number} names another one before it")
+        if self.size < before.size:
+            raise CheckpointInvalid(f"checkpoint {self.number} is of a smaller log than the one before")
+
 
 @dataclass(frozen=True, slots=True)
 class Note:

@@ -118,7 +118,8 @@ class CheckpointHistory:
         existing = files.listed(self._directory, files.CHECKPOINTS)
         while len(existing) > 1 and _first_size(existing[1]) <= first_record:
             del existing[0]
-        return _first_number(existing[0]) if existing else 1
+        newest = self.newest.checkpoint.number if self.newest else 1
+        return min(_first_number(existing[0]), newest) if existing else 1
 
     def remove_before(self, number: int) -> None:
         """Remove the files whose checkpoints are all older than one that begins a file.

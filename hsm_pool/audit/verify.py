@@ -30,9 +30,13 @@ from hsm_pool.audit.cosignatures import Cosignatures
 from hsm_pool.audit.files import Unreadable
 from hsm_pool.audit.lost_logs import Anchor, LostLog
 from hsm_pool.audit.mutations import Mutations
+from hsm_pool.audit.retention import Claims
 from hsm_pool.audit.tree import Tree, leaf_hash
 from hsm_pool.audit.witness import read_peers
 from hsm_pool.core.membership import PARTITIONS
+
+_OWN = "the log"
+"""Source of a log's own checkpoints."""
 
 Progress = Callable[[int], None]
 """Takes the number of octets that were hashed since the last call."""
@@ -54,12 +58,13 @@ class LogReport:
     directory: str
     log_id: str = ""
     first_record: int = 0
+    first_checkpoint: int = 1
     records: int = 0
     checkpoints: int = 0
     cosigned: int = 0
     """Checkpoints with at least one cosignature."""
     covered: int = 0
-    """Records that a checkpoint covers: what follows is not yet protected."""
+    """Records that the log's own checkpoints cover: what follows is not yet protected."""
     sequences: tuple[int, int] = (0, 0)
     """First and last sequence of the chain whose mutations are on record."""
 
@@ -70,6 +75,9 @@ class Report:
 
     logs: list[LogReport] = field(default_factory=list)
     anchors: int = 0
+    """Checkpoints kept elsewhere that were compared with the records."""
+    anchors_before: int = 0
+    """Such that could not be: they are of before the oldest record that is kept."""
     findings: list[Finding] = field(default_factory=list)
     lost: list[LostLog] = field(default_factory=list)
     """Logs that are gone; whose loss is not known is a finding, too."""
@@ -95,6 +103,7 @@ class Verifier:
         self._signers: dict[str, SignerKey] = {}
         self._mutations = Mutations(self._find)
         self._cosignatures = Cosignatures()
+        self._claims = Claims()
         self._present: dict[int, str | None] = {}
         """Origin of the log that each partition has; None while it could not be read."""
 
@@ -114,7 +123,6 @@ class Verifier:
         for partition, directory in sorted(directories.items()):
             self._collect_signers(partition, directory)
         anchors = [*self._witnessed(directories), *self._kept(kept)]
-        self._report.anchors = len(anchors)
         for partition in range(PARTITIONS):
             mine = [anchor for anchor in anchors if anchor.checkpoint.partition == partition]
             if partition in directories:
@@ -125,6 +133,7 @@ class Verifier:
         for lost in self._report.lost:
             if not lost.known:
                 self._find(lost.checkpoint.partition, lost.what)
+        self._removals()
         self._forgotten(directories)
         self._mutations.compare_spans(log.sequences for log in self._report.logs)
         return self._report
@@ -232,17 +241,15 @@ class Verifier:
             report.log_id, report.first_record = header.log_id, header.first
             name = origin(self._pool_id, partition, header.log_id)
             self._present[partition] = name
-            checkpoints, first_number = self._checkpoints(report, directory, name)
-            roots = [Anchor(checkpoint, "the log") for checkpoint in checkpoints]
+            checkpoints = self._checkpoints(report, directory, name)
             mine = [anchor for anchor in anchors if anchor.checkpoint.origin == name]
             self._missing(partition, checkpoints, mine)
-            roots += mine
-            self._records(report, paths, roots, first_number)
+            self._records(report, paths, [Anchor(checkpoint, _OWN) for checkpoint in checkpoints] + mine)
         except (Unreadable, OSError) as error:
             self._find(partition, str(error))
 
-    def _checkpoints(self, report: LogReport, directory: Path, name: str) -> tuple[list[Checkpoint], int]:
-        """Check the chain of checkpoints; return them and the number of the first."""
+    def _checkpoints(self, report: LogReport, directory: Path, name: str) -> list[Checkpoint]:
+        """Check the chain of checkpoints and return them."""
         found: list[Checkpoint] = []
         cosigned: set[int] = set()
         for path in files.listed(directory, files.CHECKPOINTS):
@@ -254,9 +261,11 @@ class Verifier:
                 except (CheckpointInvalid, Unreadable, KeyError, TypeError) as error:
                     self._find(report.partition, f"{path.name}: {error}")
         report.checkpoints, report.cosigned = len(found), len(cosigned)
-        if not found:
+        if found:
+            report.first_checkpoint = found[0].number
+        else:
             self._find(report.partition, "there is no checkpoint")
-        return found, found[0].number if found else 1
+        return found
 
     def _missing(self, partition: int, checkpoints: list[Checkpoint], anchors: list[Anchor]) -> None:
         """Check that the log shows every checkpoint that somebody else kept, the removed ones aside."""
@@ -283,7 +292,7 @@ class Verifier:
             if checkpoint.origin != name:
                 raise CheckpointInvalid(f"checkpoint {checkpoint.number} is of another log")
             if found:
-                _check_follows(found[-1], checkpoint)
+                checkpoint.check_follows(found[-1])
             elif checkpoint.number == 1 and checkpoint.previous != FIRST_PREVIOUS:
                 raise CheckpointInvalid("the first checkpoint names one before it")
             found.append(checkpoint)
@@ -309,7 +318,7 @@ class Verifier:
             self._key(line).verify_cosignature(checkpoint, line)
             self._cosignatures.cosigned(checkpoint, line)
 
-    def _records(self, report: LogReport, paths: list[Path], roots: list[Anchor], first_number: int) -> None:
+    def _records(self, report: LogReport, paths: list[Path], roots: list[Anchor]) -> None:
         """Hash all records and compare the roots on the way."""
         partition = report.partition
         first = files.read_header(paths[0])
@@ -317,9 +326,11 @@ class Verifier:
         pending = sorted(roots, key=lambda anchor: anchor.checkpoint.size)
         # What lies before the oldest record that is kept can no more be compared.
         position = bisect.bisect_left(pending, first.first, key=lambda anchor: anchor.checkpoint.size)
-        claims: list[tuple[int, tuple[int, int]]] = []
+        self._report.anchors_before += _elsewhere(pending[:position])
+        begin = position
         mutations = self._mutations.of_log(partition, first.sequence)
         position = self._compare(tree, pending, position, partition)
+        covered_sequence = first.sequence
         for path in paths:
             header = files.read_header(path)
             if header.log_id != first.log_id or header.first != tree.size:
@@ -330,13 +341,15 @@ class Verifier:
             for record in files.read_lines(path, skip_header=True):
                 tree.append(leaf_hash(record))
                 self._progress(len(record) + 1)
-                position = self._compare(tree, pending, position, partition)
-                if mutations.take(record, tree.size):
-                    continue
-                if b'"AuditRetention"' in record:
-                    claims.extend((tree.size, claim) for claim in _retained(record))
+                sequence = mutations.take(record, tree.size)
+                if sequence:
+                    self._claims.take(partition, record, sequence, tree.size)
                 elif not record.startswith(b'{"'):
                     self._find(partition, f"record {tree.size - 1} is not a record")
+                before = position
+                position = self._compare(tree, pending, before, partition)
+                if _OWN in (anchor.source for anchor in pending[before:position]):
+                    covered_sequence = mutations.span[1]
             tree.forget(tree.size)
         for anchor in pending[position:]:
             self._find(
@@ -344,16 +357,24 @@ class Verifier:
                 f"the log was cut: it has {tree.size} records, a checkpoint that {anchor.source} "
                 f"holds covers {anchor.checkpoint.size}",
             )
-        report.covered = max((anchor.checkpoint.size for anchor in pending[:position]), default=0)
-        # Anybody with the disk can append a line: only a checkpoint makes it the log's own word.
-        retained = next((claim for size, claim in reversed(claims) if size <= report.covered), (0, 1))
-        if first.first > retained[0]:
-            self._find(partition, f"records {retained[0]} to {first.first - 1} were removed")
-        if first_number > retained[1]:
-            self._find(partition, f"checkpoints {retained[1]} to {first_number - 1} were removed")
+        compared = pending[begin:position]
+        self._report.anchors += _elsewhere(compared)
+        report.covered = max((own.checkpoint.size for own in compared if own.source == _OWN), default=0)
         report.records = tree.size - first.first
         mutations.end(report.covered)
         report.sequences = mutations.span
+        self._claims.cover(partition, report.covered, covered_sequence)
+
+    def _removals(self) -> None:
+        """Find what was removed without a word of it in the logs, now that all were read."""
+        for log in self._report.logs:
+            kept = self._claims.kept_from(log.partition, log.log_id)
+            if log.first_record > kept.first_record:
+                what = f"records {kept.first_record} to {log.first_record - 1} were removed"
+                self._find(log.partition, what)
+            if log.first_checkpoint > kept.first_checkpoint:
+                what = f"checkpoints {kept.first_checkpoint} to {log.first_checkpoint - 1} were removed"
+                self._find(log.partition, what)
 
     def _compare(self, tree: Tree, pending: list[Anchor], position: int, partition: int) -> int:
         """Compare every root that is due at this size; return how many were."""
@@ -369,24 +390,6 @@ class Verifier:
         return position
 
 
-def _check_follows(before: Checkpoint, checkpoint: Checkpoint) -> None:
-    if checkpoint.number != before.number + 1:
-        raise CheckpointInvalid(f"checkpoint {checkpoint.number} follows {before.number}: some were dropped")
-    if checkpoint.previous != before.digest:
-        raise CheckpointInvalid(f"checkpoint {checkpoint.number} names another one before it")
-    if checkpoint.size < before.size:
-        raise CheckpointInvalid(f"checkpoint {checkpoint.number} is of a smaller log than the one before")
-
-
-def _retained(record: bytes) -> list[tuple[int, int]]:
-    """Return what a record of a removal says is kept: (first record, first checkpoint)."""
-    try:
-        fields = files.parse_json(record)
-        if fields["operationName"] != "AuditRetention":
-            return []
-        properties = fields["properties"]
-        return [
-            (files.whole_number(properties["firstRecord"]), files.whole_number(properties["firstCheckpoint"]))
-        ]
-    except (ValueError, KeyError, TypeError):
-        return []
+def _elsewhere(anchors: list[Anchor]) -> int:
+    """Return how many of them somebody else kept."""
+    return sum(anchor.source != _OWN for anchor in anchors)

@@ -275,6 +275,7 @@ def _report(result: Report, known_lost: tuple[str, ...], common: dict[str, Any])
         document = {
             "ok": result.ok,
             "anchors": result.anchors,
+            "anchors_before_first_record": result.anchors_before,
             "logs": [
                 {
                     "partition": log.partition,
@@ -306,8 +307,9 @@ def _report(result: Report, known_lost: tuple[str, ...], common: dict[str, Any])
     else:
         for log in result.logs:
             click.echo(
-                f"partition {log.partition}: {log.records} records, {log.checkpoints} checkpoints "
-                f"({log.cosigned} cosigned), covered up to record {log.covered}"
+                f"partition {log.partition}: {log.records} records from record {log.first_record} on, "
+                f"{log.checkpoints} checkpoints ({log.cosigned} cosigned), "
+                f"covered up to record {log.covered}"
             )
         for lost in result.lost:
             if lost.known:
@@ -318,6 +320,11 @@ def _report(result: Report, known_lost: tuple[str, ...], common: dict[str, Any])
             fail(f"log {not_lost[0]} is not lost", "leave out --known-lost")
         if not common["as_json"]:
             click.echo(f"the logs are whole; they agree with {result.anchors} checkpoints kept elsewhere")
+            if result.anchors_before:
+                click.echo(
+                    f"{result.anchors_before} checkpoints kept elsewhere are of before the oldest record "
+                    "that is kept: nothing was left to compare them with"
+                )
         return
     for finding in result.findings:
         where = f"partition {finding.partition}" if finding.partition >= 0 else "all partitions"

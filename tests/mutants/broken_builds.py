@@ -46,6 +46,7 @@ _REPOSITORY = "tests/unit/firmware/test_repository.py"
 _SLOTS = "tests/unit/firmware/test_slots.py"
 _HOSTILE_LOGS = "tests/unit/audit/test_hostile_files.py"
 _VERIFY = "tests/unit/audit/test_verify.py"
+_REMOVAL = "tests/unit/audit/test_removal.py"
 _REVOKED = "tests/unit/store/test_revoked_epochs.py"
 _ROTATION = "tests/integration/test_share_rotation.py"
 _REST = "tests/integration/test_rest_security_domain.py"
@@ -653,18 +654,66 @@ BROKEN_BUILDS: tuple[BrokenBuild, ...] = (
     BrokenBuild(
         "verify believes a removal that no checkpoint covers",
         "G7",
+        "hsm_pool/audit/retention.py",
+        "            and size <= self._covered.get(index, (0, 0))[0]\n",
+        "",
+        (f"{_REMOVAL}::test_a_removal_that_no_checkpoint_covers_is_no_retention",),
+    ),
+    BrokenBuild(
+        "an anchor that nobody signed makes records the word of a log",
+        "G7",
         "hsm_pool/audit/verify.py",
-        "for size, claim in reversed(claims) if size <= report.covered)",
-        "for _, claim in reversed(claims))",
-        ("tests/unit/audit/test_verify.py::test_a_removal_that_no_checkpoint_covers_is_no_retention",),
+        "for own in compared if own.source == _OWN), default=0)",
+        "for own in compared), default=0)",
+        (f"{_REMOVAL}::test_a_removal_that_no_checkpoint_covers_is_no_retention",),
+    ),
+    BrokenBuild(
+        "verify believes what a log says of its own removal",
+        "G7",
+        "hsm_pool/audit/retention.py",
+        "            and (index != partition or sequence > elsewhere)\n",
+        "",
+        (f"{_REMOVAL}::test_a_removal_that_was_forged_at_a_stopped_partition_is_detected",),
+    ),
+    BrokenBuild(
+        "anchors that nothing is left of are said to agree",
+        "G7",
+        "hsm_pool/audit/verify.py",
+        "        compared = pending[begin:position]\n",
+        "        compared = pending[:position]\n",
+        (f"{_REMOVAL}::test_only_anchors_that_were_compared_are_counted",),
     ),
     BrokenBuild(
         "old records are removed before a checkpoint covers the record of it",
         "G7",
-        "hsm_pool/audit/log.py",
-        "        if covered < removal.size:\n            return 0\n",
-        "",
-        ("tests/unit/audit/test_log.py::test_the_oldest_files_go_with_the_retention",),
+        "hsm_pool/audit/removal.py",
+        "elsewhere >= removal.sequence and covered >= removal.size",
+        "elsewhere >= removal.sequence",
+        (f"{_REMOVAL}::test_the_oldest_files_go_with_the_retention",),
+    ),
+    BrokenBuild(
+        "old records are removed before another partition has it on record",
+        "G7",
+        "hsm_pool/audit/removal.py",
+        "elsewhere >= removal.sequence and covered >= removal.size",
+        "covered >= removal.size",
+        (f"{_REMOVAL}::test_the_oldest_files_go_with_the_retention",),
+    ),
+    BrokenBuild(
+        "a partition removes the last word about another one's log",
+        "G7",
+        "hsm_pool/audit/retention.py",
+        "    kept = {log.log_id: log for log in known if log.first_record}\n",
+        "    kept: dict[str, KeptFrom] = {}\n",
+        (f"{_REMOVAL}::test_retention_keeps_logs_that_verify",),
+    ),
+    BrokenBuild(
+        "a file that lies beside the records makes others go",
+        "G7",
+        "hsm_pool/audit/removal.py",
+        "        if header.first + self._counted[path][1] != after.first:\n",
+        "        if False:\n",
+        (f"{_REMOVAL}::test_a_file_that_is_not_the_logs_own_makes_no_record_go",),
     ),
     BrokenBuild(
         "an export says itself which logs there must be",

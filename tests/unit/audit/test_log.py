@@ -16,7 +16,7 @@ from hsm_pool.audit import files, query
 from hsm_pool.audit.log import AuditLog
 from hsm_pool.audit.query import Filter
 from hsm_pool.audit.record import Operation
-from hsm_pool.audit.tree import Forgotten, Tree, leaf_hash, verify_consistency, verify_inclusion
+from hsm_pool.audit.tree import Tree, leaf_hash, verify_consistency, verify_inclusion
 from hsm_pool.errors import AuditUnavailable
 from tests.running_pool import until
 
@@ -70,41 +70,6 @@ def test_files_rotate_and_old_proofs_are_read_from_them(tmp_path: Path) -> None:
     again = AuditLog(tmp_path, IDENTITY, 0, file_bytes=2_000)
     assert again.root(51) == _root(records)
     again.close()
-
-
-def test_the_oldest_files_go_with_the_retention(tmp_path: Path) -> None:
-    log = AuditLog(tmp_path, IDENTITY, 0, file_bytes=2_000, retention_bytes=6_000)
-    for _ in range(60):
-        log.append(_record())
-    assert log.expire(log.size, lambda _: 1) == 0
-    on_record = log.size
-    log.append(_record())
-    # Removed before that, they would be missed if the record of it does not survive.
-    assert log.expire(on_record - 1, lambda _: 1) == 0
-    assert query.first_index(tmp_path) == 0
-    assert log.expire(on_record, lambda _: 1) == 1
-    first = query.first_index(tmp_path)
-    assert first > 0
-    newest = json.loads(_records(tmp_path)[-2])
-    assert newest["operationName"] == "AuditRetention"
-    assert newest["properties"]["firstRecord"] == first
-    assert sum(path.stat().st_size for path in files.listed(tmp_path, files.RECORDS)) < 9_000
-    with pytest.raises(Forgotten):
-        log.inclusion_proof(0, log.size)
-    assert log.inclusion_proof(first, log.size)
-    log.close()
-
-
-def test_a_removal_that_is_not_on_record_does_not_happen(tmp_path: Path) -> None:
-    """G7: also if operations go on without their records."""
-    log = AuditLog(tmp_path, IDENTITY, 0, "continue", file_bytes=2_000, retention_bytes=6_000)
-    for _ in range(60):
-        log.append(_record())
-    log._fail("the disk is gone", broken=True)
-    for _ in range(3):
-        assert log.expire(2**40, lambda _: 1) == 0
-    assert query.first_index(tmp_path) == 0
-    log.close()
 
 
 def test_mutations_are_appended_once_and_a_gap_is_said(tmp_path: Path) -> None:

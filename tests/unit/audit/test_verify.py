@@ -9,10 +9,8 @@ from pathlib import Path
 
 import pytest
 
-from hsm_pool.audit import files, query
-from hsm_pool.audit.checkpoint import Note
-from hsm_pool.audit.record import Operation, own_record
-from hsm_pool.audit.tree import Tree, leaf_hash
+from hsm_pool.audit import files
+from hsm_pool.audit.record import Operation
 from hsm_pool.audit.verify import Report, Verifier
 from tests.unit.audit.logs import Honest, ThreeLogs, owner_root, verify
 
@@ -270,126 +268,6 @@ def test_a_signer_that_nothing_certifies_is_refused(copied: Path, honest: Honest
         (copied / f"nodes/{index}/audit/peers.json").unlink()
     _change(path, swap)
     assert not verify(copied, honest.pool_id).ok
-
-
-def test_removed_first_records_are_no_retention(copied: Path, honest: Honest, tmp_path: Path) -> None:
-    """Only the log's own record of a removal makes it one."""
-    logs = ThreeLogs(tmp_path / "small", audit_retention_mebibytes=64)
-    try:
-        logs.trails[0].log._file_bytes = 4_000
-        for _ in range(6):
-            logs.read(0, 12)
-            logs.checkpoint()
-        paths = sorted(logs.log_directory(0).glob("records-*"))
-        assert len(paths) > 3
-    finally:
-        logs.close()
-    assert verify(logs.directory, logs.pool_id).ok
-    paths[0].unlink()
-    assert "were removed" in _texts(verify(logs.directory, logs.pool_id))
-
-
-def test_a_removal_that_no_checkpoint_covers_is_no_retention(copied: Path, honest: Honest) -> None:
-    """G7: whoever owns the partition's disk can compute a frontier and append a record, and signs nothing."""
-    audit, cut = copied / "nodes/0/audit", 20
-    path = _records(copied, 0)
-    first, *records = path.read_bytes().splitlines(keepends=True)
-    tree = Tree()
-    for record in records[:cut]:
-        tree.append(leaf_hash(record[:-1]))
-    sequence = max(files.sequence_of(record)[0] for record in records[:cut])
-    header = files.Header(files.Header.parse(first, path.name).log_id, cut, tree.frontier(), sequence)
-    (checkpoints,) = audit.glob("checkpoints-*")
-    lines = checkpoints.read_bytes().splitlines(keepends=True)
-    notes = {
-        number: Note.parse(json.loads(line)["checkpoint"]).checkpoint
-        for number, line in enumerate(lines)
-        if b'"checkpoint":' in line
-    }
-    begin = next(number for number, checkpoint in notes.items() if checkpoint.size >= cut)
-    signers = [line for line in lines[:begin] if b'"signer"' in line]
-    kept = notes[begin].number
-    forged = own_record(
-        "AuditRetention", f"spiffe://{honest.pool_id}/partition/0", 0, firstRecord=cut, firstCheckpoint=kept
-    )
-    path.unlink()
-    checkpoints.unlink()
-    (audit / files.checkpoints_name(kept)).write_bytes(b"".join([*signers, *lines[begin:]]))
-    remaining = [header.line(), *records[cut:], forged + b"\n"]
-    (audit / files.records_name(cut)).write_bytes(b"".join(remaining))
-    report = verify(copied, honest.pool_id, ((honest.checkpoints[0], "backup"),))
-    assert _texts(report).splitlines() == [
-        f"0: records 0 to {cut - 1} were removed",
-        f"0: checkpoints 1 to {kept - 1} were removed",
-    ]
-
-
-def test_a_removal_that_a_kill_interrupts_is_no_cut(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """G7: at every point of a removal the log verifies; after a restart it is completed."""
-    monkeypatch.setattr("hsm_pool.audit.history._FILE_BYTES", 3_000)
-    logs = ThreeLogs(tmp_path / "pool")
-    directory = logs.log_directory(0)
-    unlink = Path.unlink
-    verified: list[str] = []
-
-    def verified_before(path: Path, missing_ok: bool = False) -> None:
-        if path.parent == directory:
-            report = verify(logs.directory, logs.pool_id)
-            assert report.ok, _texts(report)
-            verified.append(path.name)
-        unlink(path, missing_ok)
-
-    def bounded(retention_bytes: int) -> None:
-        logs.trails[0].log._file_bytes, logs.trails[0].log._retention_bytes = 4_000, retention_bytes
-
-    try:
-        bounded(10**9)
-        for _ in range(6):
-            logs.read(0, 12)
-            logs.checkpoint()
-        bounded(10_000)
-        logs.read(0)
-        logs.checkpoint()
-        assert b"AuditRetention" in list(query.records_from(directory, 0))[-1][1]
-        assert query.first_index(directory) == 0
-        # Killed when the removal is on record, and not covered: nothing is gone.
-        logs.trails[0].log.close()
-        logs.trails[0].history.close()
-        assert verify(logs.directory, logs.pool_id).ok
-        logs.trails[0] = logs._open(0)
-        bounded(10_000)
-        with monkeypatch.context() as patched:
-            patched.setattr(Path, "unlink", verified_before)
-            logs.checkpoint()
-            assert verified == []
-            logs.checkpoint()
-        assert {name.partition("-")[0] for name in verified} == {"records", "checkpoints"}
-        assert query.first_index(directory) > 0
-    finally:
-        logs.close()
-    report = verify(logs.directory, logs.pool_id)
-    assert report.ok, _texts(report)
-
-
-def test_retention_keeps_a_log_that_verifies(tmp_path: Path) -> None:
-    logs = ThreeLogs(tmp_path / "pool")
-    try:
-        log = logs.trails[0].log
-        log._file_bytes, log._retention_bytes = 4_000, 10_000
-        first = (logs.trails[0].newest_checkpoints() or [""])[0]
-        for _ in range(12):
-            logs.read(0, 12)
-            logs.mutate()
-            logs.checkpoint()
-        logs.restart(0)
-        logs.read(0, 12)
-        logs.checkpoint()
-    finally:
-        logs.close()
-    report = verify(logs.directory, logs.pool_id)
-    assert report.ok, _texts(report)
-    assert report.logs[0].first_record > 0
-    assert first == ""
 
 
 def test_a_mutation_without_a_record_is_detected(tmp_path: Path) -> None:
