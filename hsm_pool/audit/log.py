@@ -146,13 +146,13 @@ class AuditLog:
                     last=sequence - 1,
                 )
                 records = [gap, *records]
-            self._append(records)
+            self._append(records, sequence)
             self.sequence = sequence
             # Taking note of a checkpoint is a mutation, too: it must not ask for the next one.
             if not all(_NOTE in record for record in records):
                 self.noteworthy_size = self._tree.size
 
-    def _append(self, records: Sequence[bytes]) -> None:
+    def _append(self, records: Sequence[bytes], sequence: int = 0) -> None:
         if not self._failure:
             try:
                 self._write(b"".join(record + b"\n" for record in records))
@@ -161,6 +161,8 @@ class AuditLog:
             else:
                 for record in records:
                     self._tree.append(leaf_hash(record))
+                # The header of the next file names it.
+                self.sequence = max(self.sequence, sequence)
                 self._dirty.set()
                 if self._offset >= self._file_bytes:
                     self._rotate()

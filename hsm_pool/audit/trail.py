@@ -148,7 +148,7 @@ class AuditTrail:
             return None
         if not self.log.wait_synced(size, _SYNC_SECONDS):
             return None
-        note = self.signer.sign(self.history.next(self.origin, size, self.log.root(size)))
+        note = self.signer.sign(self.history.next(self.origin, size, self.log.root_of(size)))
         self.history.append(note, self.signer.public)
         return note
 

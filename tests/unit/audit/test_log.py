@@ -87,6 +87,20 @@ def test_mutations_are_appended_once_and_a_gap_is_said(tmp_path: Path) -> None:
     assert names == ["AuditLogCreate", "KeyCreate", "KeyCreate", "AuditChainGap", "KeyDelete"]
 
 
+def test_a_file_names_the_newest_mutation_before_it(tmp_path: Path) -> None:
+    """Also the one that filled the file before: else it is appended again, or missed by verification."""
+    log = AuditLog(tmp_path, IDENTITY, 0, file_bytes=1_000)
+    for sequence in range(1, 12):
+        log.append_mutations(sequence, [_record("KeyCreate", sequence, 1)])
+    log.close()
+    newest = 0
+    for path in files.listed(tmp_path, files.RECORDS):
+        assert files.read_header(path).sequence == newest
+        found = [files.sequence_of(record)[0] for record in files.read_lines(path, skip_header=True)]
+        newest = max([newest, *found])
+    assert newest == 11
+
+
 @pytest.mark.parametrize("cut", [1, 40, 300, 700])
 def test_what_a_kill_cut_is_removed_whole(tmp_path: Path, cut: int) -> None:
     """A record that was written in part was never acknowledged; a transaction is there whole or not."""
