@@ -224,6 +224,17 @@ class SignerKey:
             raise CheckpointInvalid(f"the certificate of {self.name} is of another key or partition")
         return int(parts[2])
 
+    def is_named_by(self, line: str) -> bool:
+        """Return whether a signature line has the name and the id of this key (C2SP signed-note)."""
+        try:
+            key_id = base64.b64decode(line.rpartition(" ")[2], validate=True)[:4]
+        except ValueError:
+            return False
+        kinds = (_SIGNATURE_TYPE, _COSIGNATURE_TYPE)
+        return signer_of(line) == self.name and key_id in {
+            _key_id(self.name, kind, self.public_key) for kind in kinds
+        }
+
     def verify(self, checkpoint: Checkpoint, line: str) -> None:
         """Check the log's own signature.
 

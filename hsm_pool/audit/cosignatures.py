@@ -9,42 +9,39 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
-from hsm_pool.audit.checkpoint import Checkpoint, signer_of
+from hsm_pool.audit.checkpoint import Checkpoint, SignerKey
 
 
 class Cosignatures:
     """The cosignatures of all logs, and who made them."""
 
     def __init__(self) -> None:
-        self._newest: dict[tuple[int, int, str], int] = {}
-        self._oldest_incarnation: dict[int, int] = {}
+        self._newest: dict[tuple[SignerKey, str], int] = {}
+        self._signers: dict[int, set[SignerKey]] = {}
 
-    def signed(self, line: str) -> None:
-        """Note that a partition has signed a checkpoint of the log that it has now; the line was verified."""
-        partition, incarnation = _who(line)
-        oldest = self._oldest_incarnation.get(partition, incarnation)
-        self._oldest_incarnation[partition] = min(oldest, incarnation)
+    def signed(self, partition: int, key: SignerKey) -> None:
+        """Note that a partition has signed the log that it has now; the signature was verified."""
+        self._signers.setdefault(partition, set()).add(key)
 
-    def cosigned(self, checkpoint: Checkpoint, line: str) -> None:
-        """Note the cosignature of a checkpoint; the line was verified."""
-        place = (*_who(line), checkpoint.origin)
+    def cosigned(self, checkpoint: Checkpoint, key: SignerKey) -> None:
+        """Note the cosignature of a checkpoint; it was verified."""
+        place = (key, checkpoint.origin)
         self._newest[place] = max(self._newest.get(place, 0), checkpoint.number)
 
     def forgotten(self, witness: int, known: Iterable[Checkpoint]) -> list[str]:
         """Return what a witness cosigned and does not know any more.
 
-        An incarnation before the witness's own log had another disk, which is gone with what it knew.
+        Only keys count that have signed the witness's own log, too: what others cosigned was on a disk
+        that is gone, and its log with it.
 
         Args:
             witness: The partition.
             known: The newest checkpoint of each log that it says it knows, read after the logs.
         """
-        if witness not in self._oldest_incarnation:
-            return []
         numbers = {checkpoint.origin: checkpoint.number for checkpoint in known}
         missing: dict[str, int] = {}
-        for (partition, incarnation, origin), number in self._newest.items():
-            ours = partition == witness and incarnation >= self._oldest_incarnation[witness]
+        for (key, origin), number in self._newest.items():
+            ours = key in self._signers.get(witness, ())
             if ours and number > max(numbers.get(origin, 0), missing.get(origin, 0)):
                 missing[origin] = number
         return [
@@ -52,9 +49,3 @@ class Cosignatures:
             f"{numbers.get(origin) or 'none'} of that log: what it witnessed was put back or deleted"
             for origin, number in missing.items()
         ]
-
-
-def _who(line: str) -> tuple[int, int]:
-    """Return (partition, incarnation) of a signer's line."""
-    _, partition, incarnation = signer_of(line).rsplit("/", 2)
-    return int(partition), int(incarnation)

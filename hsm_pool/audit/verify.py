@@ -81,6 +81,8 @@ class Report:
     findings: list[Finding] = field(default_factory=list)
     lost: list[LostLog] = field(default_factory=list)
     """Logs that are gone; whose loss is not known is a finding, too."""
+    repeated_names: dict[str, int] = field(default_factory=dict)
+    """Names of several certified keys, and how many: a partition whose disk was lost counts anew."""
 
     @property
     def ok(self) -> bool:
@@ -100,7 +102,7 @@ class Verifier:
     def __init__(self, pool_id: str, root: x509.Certificate, progress: Progress = lambda _: None) -> None:
         self._pool_id, self._root, self._progress = pool_id, root, progress
         self._report = Report()
-        self._signers: dict[str, SignerKey] = {}
+        self._signers: dict[str, list[SignerKey]] = {}
         self._mutations = Mutations(self._find)
         self._cosignatures = Cosignatures()
         self._claims = Claims()
@@ -135,6 +137,8 @@ class Verifier:
                 self._find(lost.checkpoint.partition, lost.what)
         self._removals()
         self._forgotten(directories)
+        several = {name: len(keys) for name, keys in self._signers.items() if len(keys) > 1}
+        self._report.repeated_names = several
         self._mutations.compare_spans(log.sequences for log in self._report.logs)
         return self._report
 
@@ -162,18 +166,17 @@ class Verifier:
             self._find(partition, str(error))
 
     def _trust(self, key: SignerKey) -> None:
-        if key.name in self._signers and self._signers[key.name].public_key == key.public_key:
-            return
-        key.check(self._root, self._pool_id)
-        if key.name in self._signers:
-            raise CheckpointInvalid(f"{key.name} has signed with two keys")
-        self._signers[key.name] = key
+        known = self._signers.setdefault(key.name, [])
+        if key not in known:
+            key.check(self._root, self._pool_id)
+            known.append(key)
 
     def _key(self, line: str) -> SignerKey:
-        key = self._signers.get(signer_of(line))
-        if key is None:
+        """Return the key of a signature line: a name may have several, which the id tells apart."""
+        known = self._signers.get(signer_of(line))
+        if not known:
             raise CheckpointInvalid(f"nothing certifies the signer {signer_of(line)[:100]}")
-        return key
+        return next((key for key in known if key.is_named_by(line)), known[0])
 
     def _check_note(self, note: Note, partition: int) -> None:
         """Check the log's signature and all cosignatures."""
@@ -297,7 +300,7 @@ class Verifier:
                 raise CheckpointInvalid("the first checkpoint names one before it")
             found.append(checkpoint)
             self._check_note(note, partition)
-            self._cosignatures.signed(note.signatures[0])
+            self._cosignatures.signed(partition, self._key(note.signatures[0]))
         elif "cosignatures" in value:
             if not found or value["number"] != found[-1].number:
                 raise CheckpointInvalid("a cosignature stands at the wrong checkpoint")
@@ -315,8 +318,9 @@ class Verifier:
         for line in lines:
             if signer_of(line).startswith(f"{self._pool_id}/partition/{partition}/"):
                 raise CheckpointInvalid("a partition has cosigned its own checkpoint")
-            self._key(line).verify_cosignature(checkpoint, line)
-            self._cosignatures.cosigned(checkpoint, line)
+            key = self._key(line)
+            key.verify_cosignature(checkpoint, line)
+            self._cosignatures.cosigned(checkpoint, key)
 
     def _records(self, report: LogReport, paths: list[Path], roots: list[Anchor]) -> None:
         """Hash all records and compare the roots on the way."""

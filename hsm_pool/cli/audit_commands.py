@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import tempfile
 import time
+from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -288,6 +289,7 @@ def _report(result: Report, known_lost: tuple[str, ...], common: dict[str, Any])
                 }
                 for log in result.logs
             ],
+            "repeated_signer_names": result.repeated_names,
             "lost_logs": [
                 {
                     "partition": lost.checkpoint.partition,
@@ -311,6 +313,11 @@ def _report(result: Report, known_lost: tuple[str, ...], common: dict[str, Any])
                 f"{log.checkpoints} checkpoints ({log.cosigned} cosigned), "
                 f"covered up to record {log.covered}"
             )
+        for name, count in sorted(result.repeated_names.items()):
+            click.echo(
+                f"{name} stands for {count} keys, all certified: that partition's disk was lost, and it "
+                "counted its starts anew"
+            )
         for lost in result.lost:
             if lost.known:
                 click.echo(f"partition {lost.checkpoint.partition}: a gap that is known: {lost.what}")
@@ -326,9 +333,10 @@ def _report(result: Report, known_lost: tuple[str, ...], common: dict[str, Any])
                     "that is kept: nothing was left to compare them with"
                 )
         return
-    for finding in result.findings:
+    for finding, count in Counter(result.findings).items():
         where = f"partition {finding.partition}" if finding.partition >= 0 else "all partitions"
-        click.echo(f"{where}: {finding.what}", err=True)
+        times = f" ({count} times)" if count > 1 else ""
+        click.echo(f"{where}: {finding.what}{times}", err=True)
     # An id stands in files of anybody, and goes to a terminal.
     ids = [lost.log_id for lost in result.lost if not lost.known and lost.log_id.isalnum()]
     unknown = " ".join(f"--known-lost {log_id}" for log_id in ids)

@@ -57,6 +57,12 @@ class ThreeLogs:
         self.trails[index].close()
         self.trails[index] = self._open(index)
 
+    def restart_without_state(self, index: int) -> None:
+        """End a trail and open it again when the partition has lost its count of starts."""
+        self.trails[index].close()
+        self._incarnations[index] = 0
+        self.trails[index] = self._open(index)
+
     def read(self, index: int, count: int = 1) -> None:
         """Put reads on record at one partition."""
         for _ in range(count):

@@ -221,6 +221,36 @@ def test_a_partition_that_was_replaced_need_not_know_what_it_cosigned_before(tmp
     assert again.ok, _texts(again)
 
 
+@pytest.mark.parametrize("with_log", [True, False])
+def test_two_honest_keys_of_one_name_are_no_finding(tmp_path: Path, *, with_log: bool) -> None:
+    """A partition whose disk was lost counts its starts anew; its audit log may be there all the same."""
+    logs = ThreeLogs(tmp_path / "pool")
+    try:
+        for index in range(3):
+            logs.read(index, 3)
+        logs.checkpoint()
+        if not with_log:
+            logs.trails[2].close()
+            shutil.rmtree(logs.log_directory(2))
+            logs._incarnations[2] = 0
+            logs.trails[2] = logs._open(2)
+        else:
+            logs.restart_without_state(2)
+        for index in range(3):
+            logs.read(index, 3)
+        logs.checkpoint()
+        assert [trail.failure() for trail in logs.trails] == [""] * 3
+    finally:
+        logs.close()
+    directories = {index: logs.log_directory(index) for index in range(3)}
+    report = Verifier(logs.pool_id, owner_root(logs.directory)).verify(directories)
+    known = [lost.log_id for lost in report.lost]
+    assert len(known) == (0 if with_log else 1)
+    again = Verifier(logs.pool_id, owner_root(logs.directory)).verify(directories, (), known)
+    assert again.ok, _texts(again)
+    assert again.repeated_names == {f"{logs.pool_id}/partition/2/1": 2}
+
+
 def test_an_export_of_a_running_pool_knows_its_newest_cosignatures(tmp_path: Path) -> None:
     """What is witnessed while the logs are read stands in the second copy only."""
     logs = ThreeLogs(tmp_path / "pool")
