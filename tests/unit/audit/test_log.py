@@ -265,7 +265,27 @@ def test_a_query_filters_and_pages(tmp_path: Path) -> None:
     expected = [n for n in range(30) if n % 3 and n % 2 and n % 5]
     assert [index - 1 for index, _ in found] == expected
     assert all(json.loads(record)["resultType"] == "Success" for _, record in found)
-    assert query.page(tmp_path, 0, 31, 9, Filter(until_time="2020")).records == []
+    assert query.page(tmp_path, 0, 31, 9, Filter(until_time=query.instant("2020-01-01"))).records == []
+
+
+@pytest.mark.parametrize(
+    "text", ["05", "05Z", "05:00Z", "05:00:00", "05:00:00Z", "05:00:00.0Z", "05:00:00.000"]
+)
+def test_a_time_filters_the_same_in_all_its_forms(text: str) -> None:
+    """Inclusive from, exclusive until: no record of the first second is left out, none of the last let in."""
+    time = query.instant(f"2026-11-26T{text}")
+    for shown, after in (("04:59:59.999", False), ("05:00:00.000", True), ("05:00:00.500", True)):
+        record = json.dumps({"time": f"2026-11-26T{shown}Z"}).encode()
+        assert Filter(from_time=time).admits(record) == after
+        assert Filter(until_time=time).admits(record) != after
+
+
+@pytest.mark.parametrize(
+    "text", ["", "2026", "2026-13-01", "2026-11-26T24Z", "2026-11-26T05:60", "2026-11-2\u0666", "2026-11-26T"]
+)
+def test_what_is_no_time_is_refused(text: str) -> None:
+    with pytest.raises(ValueError):
+        query.instant(text)
 
 
 def test_a_record_holds_the_allowed_fields_and_nothing_else() -> None:
