@@ -46,6 +46,7 @@ _REPOSITORY = "tests/unit/firmware/test_repository.py"
 _SLOTS = "tests/unit/firmware/test_slots.py"
 _HOSTILE_LOGS = "tests/unit/audit/test_hostile_files.py"
 _VERIFY = "tests/unit/audit/test_verify.py"
+_SIGNATURES = "tests/unit/audit/test_signatures.py"
 _REMOVAL = "tests/unit/audit/test_removal.py"
 _REVOKED = "tests/unit/store/test_revoked_epochs.py"
 _ROTATION = "tests/integration/test_share_rotation.py"
@@ -769,6 +770,46 @@ BROKEN_BUILDS: tuple[BrokenBuild, ...] = (
         "    return whole\n",
         "    return text\n",
         ("tests/unit/audit/test_log.py::test_a_time_filters_the_same_in_all_its_forms",),
+    ),
+    BrokenBuild(
+        "a checkpoint may be signed by any partition",
+        "G7",
+        "hsm_pool/audit/verify.py",
+        "        if not note.signatures or not signer_of(note.signatures[0]).startswith(own):\n",
+        "        if not note.signatures:\n",
+        (f"{_SIGNATURES}::test_a_checkpoint_of_another_signer_is_detected",),
+    ),
+    BrokenBuild(
+        "a witness cosigns what its log has not signed",
+        "G7",
+        "hsm_pool/audit/witness.py",
+        "            key.verify(note.checkpoint, note.signatures[0])\n",
+        "            pass\n",
+        (f"{_SIGNATURES}::test_a_witness_cosigns_what_follows_and_nothing_else",),
+    ),
+    BrokenBuild(
+        "a cosignature is kept without a look at it",
+        "G7",
+        "hsm_pool/audit/trail.py",
+        "            key.verify_cosignature(note.checkpoint, response.cosignature)\n",
+        "            pass\n",
+        (f"{_SIGNATURES}::test_a_cosignature_that_does_not_fit_is_not_kept",),
+    ),
+    BrokenBuild(
+        "records are never synced",
+        "G7",
+        "hsm_pool/audit/log.py",
+        "                os.fdatasync(descriptor)\n",
+        "                pass\n",
+        (f"{_SIGNATURES}::test_a_checkpoint_covers_only_what_is_synced",),
+    ),
+    BrokenBuild(
+        "a checkpoint is shown before it is durable",
+        "G7",
+        "hsm_pool/audit/history.py",
+        "            os.fsync(self._file)\n",
+        "",
+        (f"{_SIGNATURES}::test_a_checkpoint_is_durable_before_a_peer_sees_it",),
     ),
     BrokenBuild(
         "a witness cosigns a log that was rewritten",
