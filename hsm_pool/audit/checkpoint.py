@@ -83,6 +83,19 @@ class Checkpoint:
         parts = self.origin.split("/")
         return parts[1] if len(parts) == 5 else ""
 
+    def check_follows(self, before: Checkpoint) -> None:
+        """Check that this is the next checkpoint of a log.
+
+        Raises:
+            CheckpointInvalid: Others were between them, or it names another one before it.
+        """
+        if self.number != before.number + 1:
+            raise CheckpointInvalid(f"checkpoint {self.number} follows {before.number}: some were dropped")
+        if self.previous != before.digest:
+            raise CheckpointInvalid(f"checkpoint {self.number} names another one before it")
+        if self.size < before.size:
+            raise CheckpointInvalid(f"checkpoint {self.number} is of a smaller log than the one before")
+
 
 @dataclass(frozen=True, slots=True)
 class Note:
@@ -210,6 +223,17 @@ class SignerKey:
         ):
             raise CheckpointInvalid(f"the certificate of {self.name} is of another key or partition")
         return int(parts[2])
+
+    def is_named_by(self, line: str) -> bool:
+        """Return whether a signature line has the name and the id of this key (C2SP signed-note)."""
+        try:
+            key_id = base64.b64decode(line.rpartition(" ")[2], validate=True)[:4]
+        except ValueError:
+            return False
+        kinds = (_SIGNATURE_TYPE, _COSIGNATURE_TYPE)
+        return signer_of(line) == self.name and key_id in {
+            _key_id(self.name, kind, self.public_key) for kind in kinds
+        }
 
     def verify(self, checkpoint: Checkpoint, line: str) -> None:
         """Check the log's own signature.

@@ -5,6 +5,7 @@
     records-<first record>.jsonl          a header line, then one record a line
     checkpoints-<first checkpoint>.jsonl  checkpoints, cosignatures and signers, one a line
     peers.json                            newest checkpoints of the other partitions' logs
+    peers-after.json                      the same, read after the logs; in an export only
 
 A header states the log's id, the number of the first record and the tree's frontier
 before it, so that a file can be hashed without the files before it.
@@ -24,6 +25,8 @@ from hsm_pool.audit.tree import HASH_BYTES
 RECORDS = "records-"
 CHECKPOINTS = "checkpoints-"
 PEERS = "peers.json"
+PEERS_AFTER = "peers-after.json"
+"""In an export: the same, read after the logs. No cosignature in them is newer."""
 FORMAT = 1
 _WHOLE_NUMBER_MAX = 2**63 - 1
 

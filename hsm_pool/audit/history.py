@@ -24,7 +24,8 @@ class CheckpointHistory:
         self._directory = directory
         self._lock = threading.Lock()
         self._file: int | None = None
-        self._signers: set[str] = set()
+        self._signers: set[tuple[str, str]] = set()
+        """Names and keys that the file holds: a partition whose disk was lost begins names anew."""
         self.newest: Note | None = None
         self.newest_cosigned: Note | None = None
         """With all cosignatures that arrived."""
@@ -48,7 +49,7 @@ class CheckpointHistory:
 
     def _take(self, value: dict[str, Any]) -> None:
         if "signer" in value:
-            self._signers.add(value["signer"]["name"])
+            self._signers.add(_name_and_key(value["signer"]))
         elif "checkpoint" in value:
             self.newest = Note.parse(value["checkpoint"])
         elif self.newest and value["number"] == self.newest.checkpoint.number:
@@ -75,7 +76,7 @@ class CheckpointHistory:
                 self._file = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600)
                 self._signers.clear()
             self._write([*self._new_signer(signer), {"checkpoint": note.text}])
-            self._signers.add(signer.name)
+            self._signers.add(_name_and_key(signer.document()))
             self.newest = note
 
     def append_cosignature(self, note: Note, line: str, signer: SignerKey) -> None:
@@ -89,11 +90,12 @@ class CheckpointHistory:
                 return
             value = {"number": note.checkpoint.number, "cosignatures": [line]}
             self._write([*self._new_signer(signer), value])
-            self._signers.add(signer.name)
+            self._signers.add(_name_and_key(signer.document()))
             self.newest = self.newest_cosigned = self.newest.with_cosignatures([line])
 
     def _new_signer(self, signer: SignerKey) -> list[dict[str, Any]]:
-        return [] if signer.name in self._signers else [{"signer": signer.document()}]
+        document = signer.document()
+        return [] if _name_and_key(document) in self._signers else [{"signer": document}]
 
     def _write(self, values: list[dict[str, Any]]) -> None:
         assert self._file is not None
@@ -118,7 +120,8 @@ class CheckpointHistory:
         existing = files.listed(self._directory, files.CHECKPOINTS)
         while len(existing) > 1 and _first_size(existing[1]) <= first_record:
             del existing[0]
-        return _first_number(existing[0]) if existing else 1
+        newest = self.newest.checkpoint.number if self.newest else 1
+        return min(_first_number(existing[0]), newest) if existing else 1
 
     def remove_before(self, number: int) -> None:
         """Remove the files whose checkpoints are all older than one that begins a file.
@@ -136,6 +139,10 @@ class CheckpointHistory:
             if self._file is not None:
                 os.close(self._file)
                 self._file = None
+
+
+def _name_and_key(document: dict[str, str]) -> tuple[str, str]:
+    return document["name"], document["public_key"]
 
 
 def _first_number(path: Path) -> int:

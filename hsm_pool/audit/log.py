@@ -15,7 +15,6 @@ import os
 import threading
 import uuid
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal, TypeVar
 
@@ -36,16 +35,6 @@ _RETRY_SECONDS = 0.25
 """How often a log that could not be written is tried again."""
 
 
-@dataclass(frozen=True, slots=True)
-class _Removal:
-    """A removal that is on record and not done yet."""
-
-    size: int
-    """Records that a checkpoint must cover before."""
-    first_record: int
-    first_checkpoint: int
-
-
 T = TypeVar("T")
 OnFailure = Literal["stop", "continue"]
 
@@ -58,7 +47,6 @@ class AuditLog:
         identity: URI of the partition.
         partition: Its index.
         on_failure: What happens when a record cannot be written.
-        retention_bytes: Whole files of records are removed, oldest first, beyond this size.
         file_bytes: Size after which a new file is begun.
     """
 
@@ -68,7 +56,6 @@ class AuditLog:
         identity: str,
         partition: int,
         on_failure: OnFailure = "stop",
-        retention_bytes: int = limits.AUDIT_RETENTION_MEBIBYTES * 1024 * 1024,
         file_bytes: int = limits.AUDIT_FILE_BYTES,
     ) -> None:
         self.directory = directory
@@ -76,11 +63,13 @@ class AuditLog:
         self.log_id = ""
         self.sequence = 0
         self.synced_size = 0
+        self.file = directory / files.records_name(0)
+        """The file that is written."""
         self.noteworthy_size = 0
         """Size when the newest record was appended that is not about checkpoints themselves."""
         self._identity, self._partition = identity, partition
         self._on_failure = on_failure
-        self._retention_bytes, self._file_bytes = retention_bytes, file_bytes
+        self._file_bytes = file_bytes
         self._failure = ""
         self._broken = False
         self._synced = threading.Condition()
@@ -88,7 +77,6 @@ class AuditLog:
         self._stopping = threading.Event()
         self._dirty = threading.Event()
         self._old: list[int] = []
-        self._removal: _Removal | None = None
         directory.mkdir(mode=0o700, parents=True, exist_ok=True)
         self._open()
         self._thread = threading.Thread(target=self._run, name="audit-sync", daemon=True)
@@ -158,13 +146,13 @@ class AuditLog:
                     last=sequence - 1,
                 )
                 records = [gap, *records]
-            self._append(records)
+            self._append(records, sequence)
             self.sequence = sequence
             # Taking note of a checkpoint is a mutation, too: it must not ask for the next one.
             if not all(_NOTE in record for record in records):
                 self.noteworthy_size = self._tree.size
 
-    def _append(self, records: Sequence[bytes]) -> None:
+    def _append(self, records: Sequence[bytes], sequence: int = 0) -> None:
         if not self._failure:
             try:
                 self._write(b"".join(record + b"\n" for record in records))
@@ -173,6 +161,8 @@ class AuditLog:
             else:
                 for record in records:
                     self._tree.append(leaf_hash(record))
+                # The header of the next file names it.
+                self.sequence = max(self.sequence, sequence)
                 self._dirty.set()
                 if self._offset >= self._file_bytes:
                     self._rotate()
@@ -220,6 +210,7 @@ class AuditLog:
             self._tree.append(leaf_hash(record))
             self._offset += len(record) + 1
             self.sequence = max(self.sequence, files.sequence_of(record)[0])
+        self.file = path
         self._file = os.open(path, os.O_WRONLY | os.O_APPEND)
         os.ftruncate(self._file, self._offset)
         # What a killed process wrote is not known to be durable, and no checkpoint waits for the next record.
@@ -241,7 +232,7 @@ class AuditLog:
             temporary.unlink(missing_ok=True)
             raise
         self._sync_directory()
-        self._file, self._offset = descriptor, len(header)
+        self.file, self._file, self._offset = path, descriptor, len(header)
 
     def _sync_directory(self) -> None:
         descriptor = os.open(self.directory, os.O_RDONLY)
@@ -263,58 +254,6 @@ class AuditLog:
         existing = files.listed(self.directory, files.RECORDS)
         if len(existing) > 1:
             self._tree.forget(files.read_header(existing[-2]).first)
-
-    def expire(self, covered: int, first_checkpoint: Callable[[int], int]) -> int:
-        """Put the removal of the oldest files on record, or remove them if a checkpoint covers that record.
-
-        Without such a record a removal is a cut. It is not remembered over a restart: then the
-        files are still there, and their removal is put on record anew.
-
-        Args:
-            covered: Records that the newest checkpoint covers.
-            first_checkpoint: Takes the oldest record that is kept, returns the oldest checkpoint
-                that is kept with it.
-
-        Returns:
-            The oldest checkpoint that is kept; 0 unless files were removed.
-
-        Raises:
-            AuditUnavailable: The removal could not be put on record.
-            OSError: A file could not be removed; the next call tries again.
-        """
-        removal = self._removal
-        if removal is None:
-            self._removal = self._recorded_removal(first_checkpoint)
-            return 0
-        if covered < removal.size:
-            return 0
-        for path in files.listed(self.directory, files.RECORDS):
-            if path.name < files.records_name(removal.first_record):
-                path.unlink()
-        self._removal = None
-        return removal.first_checkpoint
-
-    def _recorded_removal(self, first_checkpoint: Callable[[int], int]) -> _Removal | None:
-        existing = files.listed(self.directory, files.RECORDS)
-        total = sum(path.stat().st_size for path in existing)
-        gone = 0
-        while len(existing) - gone > 2 and total > self._retention_bytes:
-            total -= existing[gone].stat().st_size
-            gone += 1
-        if not gone:
-            return None
-        first = files.read_header(existing[gone]).first
-        number = first_checkpoint(first)
-        record = own_record(
-            "AuditRetention", self._identity, self._partition, firstRecord=first, firstCheckpoint=number
-        )
-        with self._lock:
-            lost = self.lost
-            self._append([record])
-            if self.lost != lost:
-                return None
-            self.noteworthy_size = self._tree.size
-            return _Removal(self._tree.size, first, number)
 
     # -- syncing -------------------------------------------------------------------------
 

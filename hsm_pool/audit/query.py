@@ -2,17 +2,39 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator
 from dataclasses import dataclass
+from datetime import datetime
 from pathlib import Path
 
 from hsm_pool import limits
 from hsm_pool.audit import files
 
+_TIME = re.compile(r"(\d{4}-\d\d-\d\d)(?:T(\d\d)(?::(\d\d)(?::(\d\d)(?:\.(\d{1,3}))?)?)?Z?)?", re.ASCII)
+
+
+def instant(text: str) -> str:
+    """Return a time in the form that records have; what is left out of it is 0.
+
+    Args:
+        text: ISO 8601 in UTC: a day, or a time down to milliseconds, with or without Z.
+
+    Raises:
+        ValueError: It is none.
+    """
+    found = _TIME.fullmatch(text)
+    if found is None:
+        raise ValueError("not a time")
+    day, hour, minute, second, fraction = found.groups("")
+    whole = f"{day}T{hour or '00'}:{minute or '00'}:{second or '00'}.{fraction.ljust(3, '0')}Z"
+    datetime.fromisoformat(whole)
+    return whole
+
 
 @dataclass(frozen=True, slots=True)
 class Filter:
-    """Which records are wanted; "" lets everything through. Times are ISO 8601 in UTC."""
+    """Which records are wanted; "" lets everything through. Times are in the form of :func:`instant`."""
 
     from_time: str = ""
     until_time: str = ""

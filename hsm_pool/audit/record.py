@@ -16,6 +16,8 @@ from datetime import UTC, datetime
 from functools import lru_cache
 from typing import Any, Final
 
+from hsm_pool.audit.retention import KeptFrom
+
 _KEYS: Final = "/mhsm.keys.v1.KeyService/"
 _CRYPTO: Final = "/mhsm.crypto.v1.CryptoService/"
 _DOMAIN: Final = "/mhsm.security_domain.v1.SecurityDomainService/"
@@ -125,6 +127,8 @@ class Operation:
     """Thumbprint of the officer whose share it is."""
     code: str = "OK"
     reason: str = ""
+    kept_from: tuple[KeptFrom, ...] = ()
+    """What is kept of the audit logs of which something may be gone."""
     on_chain: bool = False
     """Whether a committed transaction carries the record of its success."""
     correlation_id: str = field(default_factory=correlation_id)
@@ -158,6 +162,8 @@ class Operation:
             properties["items"] = self.items
         if self.officer:
             properties["officer"] = self.officer
+        if self.kept_from:
+            properties["keptFrom"] = [kept.document() for kept in self.kept_from]
         if sequence:
             properties["sequence"] = sequence
             properties["transactionRecords"] = transaction_records

@@ -1,7 +1,7 @@
 """One partition's audit trail: its log, its checkpoints, and what it witnesses of the others.
 
-While there are new records, one thread makes a checkpoint every second, has it cosigned by
-the peers, and removes what is beyond the retention.
+While there are new records, one thread makes a checkpoint every second and has it cosigned by
+the peers.
 """
 
 from __future__ import annotations
@@ -19,6 +19,7 @@ from hsm_pool.audit.checkpoint import CheckpointInvalid, Note, Signer, SignerKey
 from hsm_pool.audit.history import CheckpointHistory
 from hsm_pool.audit.log import AuditLog
 from hsm_pool.audit.record import own_record
+from hsm_pool.audit.removal import Removals
 from hsm_pool.audit.tree import Forgotten
 from hsm_pool.audit.witness import CosignPeer, Witness
 from hsm_pool.enclave.evidence import Attester
@@ -54,15 +55,11 @@ class AuditTrail:
         self.identity = f"spiffe://{settings.pool_id}/partition/{settings.index}"
         self.partition = settings.index
         directory = Path(settings.audit_directory)
-        self.log = AuditLog(
-            directory,
-            self.identity,
-            settings.index,
-            settings.audit_failure,
-            settings.audit_retention_mebibytes * 1024 * 1024,
-        )
+        self.log = AuditLog(directory, self.identity, settings.index, settings.audit_failure)
         self.signer = Signer(attester, settings.pool_id, settings.index, incarnation)
         self.history = CheckpointHistory(directory)
+        retention_bytes = settings.audit_retention_mebibytes * 1024 * 1024
+        self.removals = Removals(self.log, self.history, retention_bytes)
         self.witness = Witness(directory, settings.pool_id, owner_root, self.signer)
         self.origin = origin(settings.pool_id, settings.index, self.log.log_id)
         self._settings = settings
@@ -129,7 +126,7 @@ class AuditTrail:
             self.step()
 
     def step(self) -> None:
-        """Make a checkpoint if anything is new, have it cosigned, remove what is too old."""
+        """Make a checkpoint if anything is new, and have it cosigned."""
         self._pay()
         try:
             made = self._checkpoint()
@@ -139,13 +136,9 @@ class AuditTrail:
             for index in sorted(self._missing):
                 if newest and self._have_cosigned(newest, index):
                     self._missing.discard(index)
-            if made is not None:
-                self._expire(made.checkpoint.size)
         except OSError as error:
             # The next step tries again; what is not in a checkpoint yet is said to be so.
             _log.warning("no checkpoint could be written", reason=error.strerror)
-        except AuditUnavailable:
-            return
 
     def _checkpoint(self) -> Note | None:
         """Make a checkpoint of what is synced; None when nothing is new."""
@@ -155,7 +148,7 @@ class AuditTrail:
             return None
         if not self.log.wait_synced(size, _SYNC_SECONDS):
             return None
-        note = self.signer.sign(self.history.next(self.origin, size, self.log.root(size)))
+        note = self.signer.sign(self.history.next(self.origin, size, self.log.root_of(size)))
         self.history.append(note, self.signer.public)
         return note
 
@@ -197,8 +190,3 @@ class AuditTrail:
             old_size=old_size,
             consistency_proof=proof,
         )
-
-    def _expire(self, covered: int) -> None:
-        first_checkpoint = self.log.expire(covered, self.history.first_kept)
-        if first_checkpoint:
-            self.history.remove_before(first_checkpoint)

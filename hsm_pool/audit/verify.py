@@ -26,10 +26,17 @@ from hsm_pool.audit.checkpoint import (
     origin,
     signer_of,
 )
+from hsm_pool.audit.cosignatures import Cosignatures
 from hsm_pool.audit.files import Unreadable
 from hsm_pool.audit.lost_logs import Anchor, LostLog
+from hsm_pool.audit.mutations import Mutations
+from hsm_pool.audit.retention import Claims
 from hsm_pool.audit.tree import Tree, leaf_hash
 from hsm_pool.audit.witness import read_peers
+from hsm_pool.core.membership import PARTITIONS
+
+_OWN = "the log"
+"""Source of a log's own checkpoints."""
 
 Progress = Callable[[int], None]
 """Takes the number of octets that were hashed since the last call."""
@@ -51,12 +58,13 @@ class LogReport:
     directory: str
     log_id: str = ""
     first_record: int = 0
+    first_checkpoint: int = 1
     records: int = 0
     checkpoints: int = 0
     cosigned: int = 0
     """Checkpoints with at least one cosignature."""
     covered: int = 0
-    """Records that a checkpoint covers: what follows is not yet protected."""
+    """Records that the log's own checkpoints cover: what follows is not yet protected."""
     sequences: tuple[int, int] = (0, 0)
     """First and last sequence of the chain whose mutations are on record."""
 
@@ -67,9 +75,14 @@ class Report:
 
     logs: list[LogReport] = field(default_factory=list)
     anchors: int = 0
+    """Checkpoints kept elsewhere that were compared with the records."""
+    anchors_before: int = 0
+    """Such that could not be: they are of before the oldest record that is kept."""
     findings: list[Finding] = field(default_factory=list)
     lost: list[LostLog] = field(default_factory=list)
     """Logs that are gone; whose loss is not known is a finding, too."""
+    repeated_names: dict[str, int] = field(default_factory=dict)
+    """Names of several certified keys, and how many: a partition whose disk was lost counts anew."""
 
     @property
     def ok(self) -> bool:
@@ -89,8 +102,10 @@ class Verifier:
     def __init__(self, pool_id: str, root: x509.Certificate, progress: Progress = lambda _: None) -> None:
         self._pool_id, self._root, self._progress = pool_id, root, progress
         self._report = Report()
-        self._signers: dict[str, SignerKey] = {}
-        self._mutations: dict[int, tuple[int, bytes]] = {}
+        self._signers: dict[str, list[SignerKey]] = {}
+        self._mutations = Mutations(self._find)
+        self._cosignatures = Cosignatures()
+        self._claims = Claims()
         self._present: dict[int, str | None] = {}
         """Origin of the log that each partition has; None while it could not be read."""
 
@@ -103,22 +118,28 @@ class Verifier:
         """Verify logs against themselves, each other and anchors.
 
         Args:
-            directories: The log's directory of each partition; one that is missing is a finding.
+            directories: The log's directory of each partition of the pool; one that is missing is a finding.
             kept: (text of a note, where it was kept) of anchors.
             known_lost: Ids of logs whose loss the operator knows of: they are no finding.
         """
         for partition, directory in sorted(directories.items()):
             self._collect_signers(partition, directory)
         anchors = [*self._witnessed(directories), *self._kept(kept)]
-        self._report.anchors = len(anchors)
-        for partition, directory in sorted(directories.items()):
+        for partition in range(PARTITIONS):
             mine = [anchor for anchor in anchors if anchor.checkpoint.partition == partition]
-            self._log(partition, directory, mine)
+            if partition in directories:
+                self._log(partition, directories[partition], mine)
+            elif not mine:
+                self._find(partition, "there is no log")
         self._report.lost = lost_logs.find(anchors, self._present, known_lost)
         for lost in self._report.lost:
             if not lost.known:
                 self._find(lost.checkpoint.partition, lost.what)
-        self._sequences()
+        self._removals()
+        self._forgotten(directories)
+        several = {name: len(keys) for name, keys in self._signers.items() if len(keys) > 1}
+        self._report.repeated_names = several
+        self._mutations.compare_spans(log.sequences for log in self._report.logs)
         return self._report
 
     def _find(self, partition: int, what: str) -> None:
@@ -134,27 +155,28 @@ class Verifier:
             for path in files.listed(directory, files.CHECKPOINTS):
                 lines = [line for line in files.read_lines(path) if line.startswith(b'{"signer"')]
                 documents.extend(files.parse(line, path.name)["signer"] for line in lines)
-            if (directory / files.PEERS).exists():
-                for entry in read_peers(directory / files.PEERS):
-                    documents.extend(entry["signers"])
+            for name in (files.PEERS, files.PEERS_AFTER):
+                if (directory / name).exists():
+                    documents.extend(
+                        key for entry in read_peers(directory / name) for key in entry["signers"]
+                    )
             for document in documents:
                 self._trust(SignerKey.from_document(document))
         except (Unreadable, CheckpointInvalid, OSError, KeyError, TypeError) as error:
             self._find(partition, str(error))
 
     def _trust(self, key: SignerKey) -> None:
-        if key.name in self._signers and self._signers[key.name].public_key == key.public_key:
-            return
-        key.check(self._root, self._pool_id)
-        if key.name in self._signers:
-            raise CheckpointInvalid(f"{key.name} has signed with two keys")
-        self._signers[key.name] = key
+        known = self._signers.setdefault(key.name, [])
+        if key not in known:
+            key.check(self._root, self._pool_id)
+            known.append(key)
 
     def _key(self, line: str) -> SignerKey:
-        key = self._signers.get(signer_of(line))
-        if key is None:
+        """Return the key of a signature line: a name may have several, which the id tells apart."""
+        known = self._signers.get(signer_of(line))
+        if not known:
             raise CheckpointInvalid(f"nothing certifies the signer {signer_of(line)[:100]}")
-        return key
+        return next((key for key in known if key.is_named_by(line)), known[0])
 
     def _check_note(self, note: Note, partition: int) -> None:
         """Check the log's signature and all cosignatures."""
@@ -168,19 +190,33 @@ class Verifier:
             self._key(line).verify_cosignature(note.checkpoint, line)
 
     def _witnessed(self, directories: dict[int, Path]) -> list[Anchor]:
-        found: list[Anchor] = []
-        for witness, directory in sorted(directories.items()):
-            path = directory / files.PEERS
-            if not path.exists():
-                continue
-            try:
-                for entry in read_peers(path):
-                    note = Note.parse(entry["checkpoint"])
-                    self._check_note(note, note.checkpoint.partition)
-                    found.append(Anchor(note.checkpoint, f"partition {witness}"))
-            except (Unreadable, CheckpointInvalid, OSError) as error:
-                self._find(witness, f"{files.PEERS}: {error}")
+        return [
+            Anchor(checkpoint, f"partition {witness}")
+            for witness, directory in sorted(directories.items())
+            for checkpoint in self._seen(witness, directory / files.PEERS)
+        ]
+
+    def _seen(self, witness: int, path: Path) -> list[Checkpoint]:
+        """Return what a partition says it has seen of the others' logs."""
+        found: list[Checkpoint] = []
+        if not path.exists():
+            return found
+        try:
+            for entry in read_peers(path):
+                note = Note.parse(entry["checkpoint"])
+                self._check_note(note, note.checkpoint.partition)
+                found.append(note.checkpoint)
+        except (Unreadable, CheckpointInvalid, OSError) as error:
+            self._find(witness, f"{path.name}: {error}")
         return found
+
+    def _forgotten(self, directories: dict[int, Path]) -> None:
+        """Compare what the witnesses know with what they cosigned, now that the logs were read."""
+        for witness, directory in sorted(directories.items()):
+            path = directory / files.PEERS_AFTER
+            known = self._seen(witness, path if path.exists() else directory / files.PEERS)
+            for what in self._cosignatures.forgotten(witness, known):
+                self._find(witness, what)
 
     def _kept(self, kept: Iterable[tuple[str, str]]) -> list[Anchor]:
         found: list[Anchor] = []
@@ -208,17 +244,15 @@ class Verifier:
             report.log_id, report.first_record = header.log_id, header.first
             name = origin(self._pool_id, partition, header.log_id)
             self._present[partition] = name
-            checkpoints, first_number = self._checkpoints(report, directory, name)
-            roots = [Anchor(checkpoint, "the log") for checkpoint in checkpoints]
+            checkpoints = self._checkpoints(report, directory, name)
             mine = [anchor for anchor in anchors if anchor.checkpoint.origin == name]
             self._missing(partition, checkpoints, mine)
-            roots += mine
-            self._records(report, paths, roots, first_number)
+            self._records(report, paths, [Anchor(checkpoint, _OWN) for checkpoint in checkpoints] + mine)
         except (Unreadable, OSError) as error:
             self._find(partition, str(error))
 
-    def _checkpoints(self, report: LogReport, directory: Path, name: str) -> tuple[list[Checkpoint], int]:
-        """Check the chain of checkpoints; return them and the number of the first."""
+    def _checkpoints(self, report: LogReport, directory: Path, name: str) -> list[Checkpoint]:
+        """Check the chain of checkpoints and return them."""
         found: list[Checkpoint] = []
         cosigned: set[int] = set()
         for path in files.listed(directory, files.CHECKPOINTS):
@@ -230,9 +264,11 @@ class Verifier:
                 except (CheckpointInvalid, Unreadable, KeyError, TypeError) as error:
                     self._find(report.partition, f"{path.name}: {error}")
         report.checkpoints, report.cosigned = len(found), len(cosigned)
-        if not found:
+        if found:
+            report.first_checkpoint = found[0].number
+        else:
             self._find(report.partition, "there is no checkpoint")
-        return found, found[0].number if found else 1
+        return found
 
     def _missing(self, partition: int, checkpoints: list[Checkpoint], anchors: list[Anchor]) -> None:
         """Check that the log shows every checkpoint that somebody else kept, the removed ones aside."""
@@ -259,11 +295,12 @@ class Verifier:
             if checkpoint.origin != name:
                 raise CheckpointInvalid(f"checkpoint {checkpoint.number} is of another log")
             if found:
-                _check_follows(found[-1], checkpoint)
+                checkpoint.check_follows(found[-1])
             elif checkpoint.number == 1 and checkpoint.previous != FIRST_PREVIOUS:
                 raise CheckpointInvalid("the first checkpoint names one before it")
             found.append(checkpoint)
             self._check_note(note, partition)
+            self._cosignatures.signed(partition, self._key(note.signatures[0]))
         elif "cosignatures" in value:
             if not found or value["number"] != found[-1].number:
                 raise CheckpointInvalid("a cosignature stands at the wrong checkpoint")
@@ -281,9 +318,11 @@ class Verifier:
         for line in lines:
             if signer_of(line).startswith(f"{self._pool_id}/partition/{partition}/"):
                 raise CheckpointInvalid("a partition has cosigned its own checkpoint")
-            self._key(line).verify_cosignature(checkpoint, line)
+            key = self._key(line)
+            key.verify_cosignature(checkpoint, line)
+            self._cosignatures.cosigned(checkpoint, key)
 
-    def _records(self, report: LogReport, paths: list[Path], roots: list[Anchor], first_number: int) -> None:
+    def _records(self, report: LogReport, paths: list[Path], roots: list[Anchor]) -> None:
         """Hash all records and compare the roots on the way."""
         partition = report.partition
         first = files.read_header(paths[0])
@@ -291,10 +330,11 @@ class Verifier:
         pending = sorted(roots, key=lambda anchor: anchor.checkpoint.size)
         # What lies before the oldest record that is kept can no more be compared.
         position = bisect.bisect_left(pending, first.first, key=lambda anchor: anchor.checkpoint.size)
-        claims: list[tuple[int, tuple[int, int]]] = []
-        sequence = first.sequence
-        first_sequence = 0
+        self._report.anchors_before += _elsewhere(pending[:position])
+        begin = position
+        mutations = self._mutations.of_log(partition, first.sequence)
         position = self._compare(tree, pending, position, partition)
+        covered_sequence = first.sequence
         for path in paths:
             header = files.read_header(path)
             if header.log_id != first.log_id or header.first != tree.size:
@@ -305,17 +345,15 @@ class Verifier:
             for record in files.read_lines(path, skip_header=True):
                 tree.append(leaf_hash(record))
                 self._progress(len(record) + 1)
-                position = self._compare(tree, pending, position, partition)
-                number, _ = files.sequence_of(record)
-                if number:
-                    sequence = self._mutation(partition, record, number, sequence)
-                    first_sequence = first_sequence or number
-                elif b'"AuditRetention"' in record:
-                    claims.extend((tree.size, claim) for claim in _retained(record))
-                elif b'"AuditChainGap"' in record:
-                    sequence = _gap_end(record) or sequence
+                sequence = mutations.take(record, tree.size)
+                if sequence:
+                    self._claims.take(partition, record, sequence, tree.size)
                 elif not record.startswith(b'{"'):
                     self._find(partition, f"record {tree.size - 1} is not a record")
+                before = position
+                position = self._compare(tree, pending, before, partition)
+                if _OWN in (anchor.source for anchor in pending[before:position]):
+                    covered_sequence = mutations.span[1]
             tree.forget(tree.size)
         for anchor in pending[position:]:
             self._find(
@@ -323,15 +361,24 @@ class Verifier:
                 f"the log was cut: it has {tree.size} records, a checkpoint that {anchor.source} "
                 f"holds covers {anchor.checkpoint.size}",
             )
-        report.covered = max((anchor.checkpoint.size for anchor in pending[:position]), default=0)
-        # Anybody with the disk can append a line: only a checkpoint makes it the log's own word.
-        retained = next((claim for size, claim in reversed(claims) if size <= report.covered), (0, 1))
-        if first.first > retained[0]:
-            self._find(partition, f"records {retained[0]} to {first.first - 1} were removed")
-        if first_number > retained[1]:
-            self._find(partition, f"checkpoints {retained[1]} to {first_number - 1} were removed")
+        compared = pending[begin:position]
+        self._report.anchors += _elsewhere(compared)
+        report.covered = max((own.checkpoint.size for own in compared if own.source == _OWN), default=0)
         report.records = tree.size - first.first
-        report.sequences = (first_sequence, sequence)
+        mutations.end(report.covered)
+        report.sequences = mutations.span
+        self._claims.cover(partition, report.covered, covered_sequence)
+
+    def _removals(self) -> None:
+        """Find what was removed without a word of it in the logs, now that all were read."""
+        for log in self._report.logs:
+            kept = self._claims.kept_from(log.partition, log.log_id)
+            if log.first_record > kept.first_record:
+                what = f"records {kept.first_record} to {log.first_record - 1} were removed"
+                self._find(log.partition, what)
+            if log.first_checkpoint > kept.first_checkpoint:
+                what = f"checkpoints {kept.first_checkpoint} to {log.first_checkpoint - 1} were removed"
+                self._find(log.partition, what)
 
     def _compare(self, tree: Tree, pending: list[Anchor], position: int, partition: int) -> int:
         """Compare every root that is due at this size; return how many were."""
@@ -346,61 +393,7 @@ class Verifier:
             position += 1
         return position
 
-    # -- mutations -----------------------------------------------------------------------
 
-    def _mutation(self, partition: int, record: bytes, number: int, before: int) -> int:
-        """Note a record of the chain; return the newest sequence."""
-        if number not in {before, before + 1}:
-            self._find(partition, f"mutations {before + 1} to {number - 1} of the chain have no record")
-        # All partitions keep the same records of a mutation.
-        if number != before:
-            digest = leaf_hash(record)
-            other, known = self._mutations.setdefault(number, (partition, digest))
-            if known != digest:
-                self._find(partition, f"mutation {number} has another record than at partition {other}")
-        return number
-
-    def _sequences(self) -> None:
-        """Compare how far the logs go along the chain."""
-        spans = [log.sequences for log in self._report.logs if log.sequences[0]]
-        if not spans:
-            return
-        expected, last = min(span[0] for span in spans), max(span[1] for span in spans)
-        # Not number by number: a line that nobody signed may name any.
-        while expected in self._mutations:
-            expected += 1
-        if expected <= last:
-            self._find(-1, f"mutations of the chain have no record in any log, the first is {expected}")
-
-
-def _check_follows(before: Checkpoint, checkpoint: Checkpoint) -> None:
-    if checkpoint.number != before.number + 1:
-        raise CheckpointInvalid(f"checkpoint {checkpoint.number} follows {before.number}: some were dropped")
-    if checkpoint.previous != before.digest:
-        raise CheckpointInvalid(f"checkpoint {checkpoint.number} names another one before it")
-    if checkpoint.size < before.size:
-        raise CheckpointInvalid(f"checkpoint {checkpoint.number} is of a smaller log than the one before")
-
-
-def _retained(record: bytes) -> list[tuple[int, int]]:
-    """Return what a record of a removal says is kept: (first record, first checkpoint)."""
-    try:
-        fields = files.parse_json(record)
-        if fields["operationName"] != "AuditRetention":
-            return []
-        properties = fields["properties"]
-        return [
-            (files.whole_number(properties["firstRecord"]), files.whole_number(properties["firstCheckpoint"]))
-        ]
-    except (ValueError, KeyError, TypeError):
-        return []
-
-
-def _gap_end(record: bytes) -> int | None:
-    try:
-        fields = files.parse_json(record)
-        if fields["operationName"] != "AuditChainGap":
-            return None
-        return files.whole_number(fields["properties"]["last"])
-    except (ValueError, KeyError, TypeError):
-        return None
+def _elsewhere(anchors: list[Anchor]) -> int:
+    """Return how many of them somebody else kept."""
+    return sum(anchor.source != _OWN for anchor in anchors)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import tempfile
 import time
+from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -16,13 +17,14 @@ from rich.console import Console
 from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn
 
 from hsm_pool.audit.checkpoint import CheckpointInvalid, Note
-from hsm_pool.audit.files import parse_json, whole_number
+from hsm_pool.audit.files import parse_json
 from hsm_pool.audit.verify import Report, Verifier
 from hsm_pool.cli.files import refuse_existing
 from hsm_pool.cli.output import VERIFICATION, common_options, connect, fail, read_bounded, report
 from hsm_pool.client import audit_calls
 from hsm_pool.client.audit_calls import EXPORT_FILE, ROOT_FILE, partition_directory
 from hsm_pool.client.pool import Pool
+from hsm_pool.core.membership import PARTITIONS
 from hsm_pool.errors import MHSMError
 from mhsm.audit.v1 import audit_pb2
 
@@ -30,7 +32,7 @@ _POLL_SECONDS = 0.5
 _PAGE_RECORDS = 1000
 _ANCHOR_BYTES_MAX = 16 * 1024 * 1024
 _ROOT_BYTES_MAX = 64 * 1024
-_PARTITIONS = range(3)
+_PARTITIONS = range(PARTITIONS)
 _partition = click.option("--partition", type=click.IntRange(0, 2), help="Only the log of this partition.")
 
 
@@ -215,19 +217,14 @@ def _layout(directory: Path) -> tuple[str, dict[int, Path], Path, list[str]]:
     try:
         if (directory / EXPORT_FILE).is_file():
             document = parse_json(read_bounded(directory / EXPORT_FILE, _ANCHOR_BYTES_MAX))
-            logs = {_index(value): partition_directory(directory, value) for value in document["partitions"]}
+            # Which partitions there are is not the export's to say: then it could leave one out.
+            logs = {index: partition_directory(directory, index) for index in _PARTITIONS}
             return _pool_id(document), logs, directory / ROOT_FILE, list(document["audit_checkpoints"])
         document = parse_json(read_bounded(directory / "pool.json", _ANCHOR_BYTES_MAX))
-        logs = {index: _on_disk(directory, index) for index in _PARTITIONS[: document["partition_count"]]}
+        logs = {index: _on_disk(directory, index) for index in _PARTITIONS}
         return _pool_id(document), logs, _root_file(directory), []
     except (OSError, ValueError, LookupError, TypeError):
         fail(f"{directory} is neither an export of audit logs nor a pool", "mhsm audit export --help")
-
-
-def _index(value: Any) -> int:
-    if whole_number(value) not in _PARTITIONS:
-        raise ValueError("no partition has this index")
-    return int(value)
 
 
 def _pool_id(document: dict[str, Any]) -> str:
@@ -279,6 +276,7 @@ def _report(result: Report, known_lost: tuple[str, ...], common: dict[str, Any])
         document = {
             "ok": result.ok,
             "anchors": result.anchors,
+            "anchors_before_first_record": result.anchors_before,
             "logs": [
                 {
                     "partition": log.partition,
@@ -291,6 +289,7 @@ def _report(result: Report, known_lost: tuple[str, ...], common: dict[str, Any])
                 }
                 for log in result.logs
             ],
+            "repeated_signer_names": result.repeated_names,
             "lost_logs": [
                 {
                     "partition": lost.checkpoint.partition,
@@ -310,8 +309,14 @@ def _report(result: Report, known_lost: tuple[str, ...], common: dict[str, Any])
     else:
         for log in result.logs:
             click.echo(
-                f"partition {log.partition}: {log.records} records, {log.checkpoints} checkpoints "
-                f"({log.cosigned} cosigned), covered up to record {log.covered}"
+                f"partition {log.partition}: {log.records} records from record {log.first_record} on, "
+                f"{log.checkpoints} checkpoints ({log.cosigned} cosigned), "
+                f"covered up to record {log.covered}"
+            )
+        for name, count in sorted(result.repeated_names.items()):
+            click.echo(
+                f"{name} stands for {count} keys, all certified: that partition's disk was lost, and it "
+                "counted its starts anew"
             )
         for lost in result.lost:
             if lost.known:
@@ -322,10 +327,16 @@ def _report(result: Report, known_lost: tuple[str, ...], common: dict[str, Any])
             fail(f"log {not_lost[0]} is not lost", "leave out --known-lost")
         if not common["as_json"]:
             click.echo(f"the logs are whole; they agree with {result.anchors} checkpoints kept elsewhere")
+            if result.anchors_before:
+                click.echo(
+                    f"{result.anchors_before} checkpoints kept elsewhere are of before the oldest record "
+                    "that is kept: nothing was left to compare them with"
+                )
         return
-    for finding in result.findings:
+    for finding, count in Counter(result.findings).items():
         where = f"partition {finding.partition}" if finding.partition >= 0 else "all partitions"
-        click.echo(f"{where}: {finding.what}", err=True)
+        times = f" ({count} times)" if count > 1 else ""
+        click.echo(f"{where}: {finding.what}{times}", err=True)
     # An id stands in files of anybody, and goes to a terminal.
     ids = [lost.log_id for lost in result.lost if not lost.known and lost.log_id.isalnum()]
     unknown = " ".join(f"--known-lost {log_id}" for log_id in ids)

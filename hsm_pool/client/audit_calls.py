@@ -11,6 +11,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, TypeVar
 
+from hsm_pool.audit.files import PEERS_AFTER
 from hsm_pool.client.calls import Call
 from hsm_pool.client.connection import Connection
 from hsm_pool.client.pool import Pool
@@ -85,7 +86,8 @@ def export_pool(pool: Pool, output: Path, root_file: Path | None, progress: Prog
     """Write the logs of all partitions that answer into a new directory; return these partitions.
 
     What the partitions know of each other is read first: a checkpoint that one of them has
-    witnessed is then never ahead of the log that is read.
+    witnessed is then never ahead of the log that is read. It is read again at last: a cosignature
+    in a log is then never ahead of what its witness knows.
 
     Args:
         pool: As administrator.
@@ -102,13 +104,17 @@ def export_pool(pool: Pool, output: Path, root_file: Path | None, progress: Prog
     try:
         partitions = [entry.index for entry in pool.connection.partitions]
         noted = pool_notes(pool, partitions)
-        for content in (audit_pb2.EXPORT_CONTENT_PEERS, audit_pb2.EXPORT_CONTENT_LOG):
+        for content, renamed in (
+            (audit_pb2.EXPORT_CONTENT_PEERS, ""),
+            (audit_pb2.EXPORT_CONTENT_LOG, ""),
+            (audit_pb2.EXPORT_CONTENT_PEERS, PEERS_AFTER),
+        ):
             for partition in partitions:
-                _export(pool, partition, content, partition_directory(building, partition), progress)
+                directory = partition_directory(building, partition)
+                _export(pool, partition, content, directory, renamed, progress)
         document = {
             "format": 1,
             "pool_id": pool.connection.pool_id,
-            "partitions": partitions,
             "audit_checkpoints": noted,
         }
         (building / EXPORT_FILE).write_text(json.dumps(document) + "\n")
@@ -126,6 +132,7 @@ def _export(
     partition: int,
     content: audit_pb2.ExportContent.ValueType,
     directory: Path,
+    renamed: str,
     progress: Progress,
 ) -> None:
     directory.mkdir(mode=0o700, exist_ok=True)
@@ -134,9 +141,8 @@ def _export(
         page = pool.call(export_records(content, token), partition)
         if page.file_name:
             # The name comes from the pool: only its last part is used.
-            descriptor = os.open(
-                directory / Path(page.file_name).name, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600
-            )
+            name = renamed or Path(page.file_name).name
+            descriptor = os.open(directory / name, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600)
             with os.fdopen(descriptor, "wb") as stream:
                 stream.write(page.content)
         done += len(page.content)

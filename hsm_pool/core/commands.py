@@ -305,11 +305,13 @@ class DeleteRoleAssignment:
 
 @dataclass(frozen=True, slots=True)
 class NoteCheckpoint:
-    """Takes note of a checkpoint of a partition's audit log."""
+    """Takes note of a checkpoint of a partition's audit log, and of what is kept of that log."""
 
     partition_index: int
     number: int
     checkpoint: str
+    first_record: int = 0
+    first_checkpoint: int = 0
 
 
 Command = (

@@ -144,16 +144,24 @@ def apply(command: Command, view: View) -> Outcome:
 
 
 def _note_checkpoint(command: NoteCheckpoint, view: View) -> Outcome:
-    """Keep the newest checkpoint; a log that was begun anew counts from 1 again."""
-    known = view.get(checkpoint_name(command.partition_index))
-    notes = 1
+    """Keep the newest checkpoint and removal; a log that was begun anew counts from 1 again."""
+    index, notes = command.partition_index, 1
+    newest = (command.number, command.checkpoint)
+    kept = (command.first_record, command.first_checkpoint)
+    known = view.get(checkpoint_name(index))
     if isinstance(known, CheckpointRecord):
         notes += known.notes
-        same_log = known.checkpoint.partition("\n")[0] == command.checkpoint.partition("\n")[0]
-        if same_log and known.number >= command.number:
-            return Outcome(EmptyReply(), {})
-    record = CheckpointRecord(command.partition_index, command.number, command.checkpoint, notes)
-    return Outcome(EmptyReply(), {checkpoint_name(command.partition_index): record})
+        if known.checkpoint.partition("\n")[0] == command.checkpoint.partition("\n")[0]:
+            if known.number >= command.number:
+                newest = (known.number, known.checkpoint)
+            kept = max(kept, (known.first_record, known.first_checkpoint))
+            if (newest, kept) == (
+                (known.number, known.checkpoint),
+                (known.first_record, known.first_checkpoint),
+            ):
+                return Outcome(EmptyReply(), {})
+    record = CheckpointRecord(index, *newest, notes, *kept)
+    return Outcome(EmptyReply(), {checkpoint_name(index): record})
 
 
 def pool_record(view: View) -> PoolRecord:

@@ -272,6 +272,10 @@ class CheckpointRecord:
     """A signed note with its cosignatures."""
     notes: int = 1
     """How often the chain took note of one: so many of its entries say nothing else."""
+    first_record: int = 0
+    """The oldest record of that log that is kept, 0 for all."""
+    first_checkpoint: int = 0
+    """The oldest checkpoint that is kept with it."""
 
 
 RoleRecord = PrincipalRecord | RoleDefinitionRecord

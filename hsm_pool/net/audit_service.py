@@ -14,7 +14,6 @@ from hsm_pool.errors import AuditRecordNotFound, InvalidField
 from hsm_pool.partition.partition import Partition
 from mhsm.audit.v1 import audit_pb2, audit_pb2_grpc
 
-_TIME = re.compile(r"\d{4}-\d\d-\d\d(T\d\d(:\d\d(:\d\d(\.\d{1,3})?)?)?Z?)?")
 _TEXT = re.compile(r"[ -~]{0,200}")
 _PAGE_RECORDS = 100
 
@@ -31,10 +30,6 @@ class AuditService(audit_pb2_grpc.AuditServiceServicer):
         request: audit_pb2.QueryRecordsRequest,
         context: grpc.ServicerContext,  # noqa: ARG002
     ) -> audit_pb2.QueryRecordsResponse:
-        for field in ("from_time", "until_time"):
-            value = getattr(request, field)
-            if value and not _TIME.fullmatch(value):
-                raise InvalidField("a time is ISO 8601 in UTC, such as 2026-01-31T12:00:00Z", field=field)
         for field in ("operation_name", "identity", "result_type"):
             if not _TEXT.fullmatch(getattr(request, field)):
                 raise InvalidField("a filter has at most 200 printable characters", field=field)
@@ -42,8 +37,8 @@ class AuditService(audit_pb2_grpc.AuditServiceServicer):
             raise InvalidField(f"page_size is 1-{limits.AUDIT_PAGE_RECORDS_MAX}", field="page_size")
         log = self._trail.log
         wanted = Filter(
-            request.from_time,
-            request.until_time,
+            _instant(request, "from_time"),
+            _instant(request, "until_time"),
             request.operation_name,
             request.identity,
             request.result_type,
@@ -137,6 +132,14 @@ class AuditService(audit_pb2_grpc.AuditServiceServicer):
             raise InvalidField("the log is not that large", field="size")
         newest = self._trail.history.newest
         return size or (newest.checkpoint.size if newest else 0)
+
+
+def _instant(request: audit_pb2.QueryRecordsRequest, field: str) -> str:
+    text: str = getattr(request, field)
+    try:
+        return query.instant(text) if text else ""
+    except ValueError:
+        raise InvalidField("a time is ISO 8601 in UTC, such as 2026-01-31T12:00:00Z", field=field) from None
 
 
 def _start(request: audit_pb2.QueryRecordsRequest) -> int:

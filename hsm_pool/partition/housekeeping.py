@@ -1,18 +1,24 @@
 """What each partition does by itself.
 
 It goes on with a decided restore, gets the key of a proposed epoch, and has the chain take
-note of the newest checkpoint of its audit log (G7).
+note of the newest checkpoint of its audit log, and of what is kept of it (G7).
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Protocol
 
 from hsm_pool import limits
+from hsm_pool.audit import record as audit
+from hsm_pool.audit import retention
 from hsm_pool.audit.checkpoint import Note
+from hsm_pool.audit.lost_logs import log_id_of
+from hsm_pool.audit.record import Operation
+from hsm_pool.audit.retention import KeptFrom
 from hsm_pool.audit.trail import AuditTrail
-from hsm_pool.core import epochs
+from hsm_pool.core import epochs, membership
 from hsm_pool.core.commands import AdvanceRestore, Command, HoldEpoch, NoteCheckpoint
 from hsm_pool.core.model import (
     RESTORE,
@@ -35,6 +41,14 @@ class ReportFirmware(Protocol):
 
     def __call__(self, pool: PoolRecord, *, serves: bool) -> Command | None:
         """Return what is to be reported to the pool, if anything; ``serves``: a lease is held now."""
+
+
+@dataclass(frozen=True, slots=True)
+class _Noted:
+    """What the chain has taken note of, of one audit log."""
+
+    size: int
+    kept: KeptFrom
 
 
 class Housekeeper(Passes):
@@ -83,19 +97,44 @@ class Housekeeper(Passes):
             self._submit(HoldEpoch(pool.next_epoch, index))
 
     def _note_checkpoint(self) -> None:
-        """Have the chain take note of the own log's checkpoint, seldom, and only if there is news."""
-        if boot_time() < self._note_at or self._replica.withdrawn:
+        """Have the chain take note of the own log, seldom, and only if there is news.
+
+        That is its newest checkpoint, and what is kept of it when its oldest records shall go.
+        """
+        replica = self._replica
+        if boot_time() < self._note_at or replica.withdrawn:
             return
         self._note_at = boot_time() + limits.AUDIT_NOTE_SECONDS
-        index = self._replica.index
-        known = self._replica.state.get(checkpoint_name(index))
-        noted_size = 0
-        if isinstance(known, CheckpointRecord):
-            noted = Note.parse(known.checkpoint).checkpoint
-            noted_size = noted.size if noted.origin == self._trail.origin else 0
-        note = self._trail.worth_noting(noted_size)
-        if note is not None:
-            self._submit(NoteCheckpoint(index, note.checkpoint.number, note.text))
+        with replica.condition:
+            sequence, known = replica.head.sequence, self._noted()
+            peers = replica.tracker.peers().values()
+        noted = known.get(self._trail.log.log_id)
+        elsewhere = max((peer.applied_sequence for peer in peers), default=0)
+        removal = self._trail.removals.step(noted.kept if noted else None, sequence, elsewhere)
+        note = self._trail.worth_noting(noted.size if noted else 0)
+        note = note or (self._trail.history.newest_cosigned if removal else None)
+        if note is None:
+            return
+        operation = Operation("NoteCheckpoint", self._trail.identity, partition=replica.index)
+        operation.kept_from = retention.stated((log.kept for log in known.values()), removal)
+        first = (removal.first_record, removal.first_checkpoint) if removal else (0, 0)
+        audit.begin(operation)
+        try:
+            self._submit(NoteCheckpoint(replica.index, note.checkpoint.number, note.text, *first))
+        finally:
+            audit.begin(None)
+
+    def _noted(self) -> dict[str, _Noted]:
+        """Return what the chain knows of the audit logs, by their ids."""
+        found = {}
+        for index in range(membership.PARTITIONS):
+            record = self._replica.state.get(checkpoint_name(index))
+            if isinstance(record, CheckpointRecord):
+                checkpoint = Note.parse(record.checkpoint).checkpoint
+                log_id = log_id_of(checkpoint)
+                kept = KeptFrom(log_id, record.first_record, record.first_checkpoint)
+                found[log_id] = _Noted(checkpoint.size, kept)
+        return found
 
     def _advance(self) -> bool:
         """Do one batch; return whether there may be more."""

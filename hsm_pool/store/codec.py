@@ -109,6 +109,8 @@ def encode(record: Record) -> tuple[int, bytes]:
                     checkpoint=record.checkpoint,
                     notes=record.notes,
                     number=record.number,
+                    first_record=record.first_record,
+                    first_checkpoint=record.first_checkpoint,
                 )
             )
             kind = CHECKPOINT
@@ -177,7 +179,14 @@ def decode(record_type: int, body: bytes) -> Record:
         )
     if which == "checkpoint" and record_type == CHECKPOINT:
         noted = message.checkpoint
-        return CheckpointRecord(noted.partition_index, noted.number, noted.checkpoint, noted.notes)
+        return CheckpointRecord(
+            noted.partition_index,
+            noted.number,
+            noted.checkpoint,
+            noted.notes,
+            noted.first_record,
+            noted.first_checkpoint,
+        )
     if which == "staged" and record_type == STAGED:
         return _decode_staged(message.staged)
     if which == "principal" and record_type == PRINCIPAL:

@@ -412,3 +412,22 @@ def test_the_newest_checkpoint_of_a_log_is_noted() -> None:
         newer = before is None or text in {"one\n4", "two\n1"}
         assert (noted.checkpoint == text) if newer else (noted is before)
     assert state.get(checkpoint_name(0)) is None
+
+
+def test_what_is_kept_of_a_log_is_noted_and_never_taken_back() -> None:
+    """G7: by a note of another checkpoint neither; a log that was begun anew is whole again."""
+    state = State()
+    noted = []
+    for command in (
+        NoteCheckpoint(1, 3, "one\n3"),
+        NoteCheckpoint(1, 3, "one\n3", 70, 2),
+        NoteCheckpoint(1, 2, "one\n2", 90, 3),
+        NoteCheckpoint(1, 4, "one\n4"),
+        NoteCheckpoint(1, 4, "one\n4", 80, 3),
+        NoteCheckpoint(1, 1, "two\n1"),
+    ):
+        run(state, command)
+        record = state.get(checkpoint_name(1))
+        assert isinstance(record, CheckpointRecord)
+        noted.append((record.number, record.first_record, record.first_checkpoint))
+    assert noted == [(3, 0, 0), (3, 70, 2), (3, 90, 3), (4, 90, 3), (4, 90, 3), (1, 0, 0)]

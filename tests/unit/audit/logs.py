@@ -10,6 +10,7 @@ from cryptography import x509
 
 from hsm_pool import settings as settings_module
 from hsm_pool.audit.record import Operation
+from hsm_pool.audit.retention import KeptFrom, stated
 from hsm_pool.audit.trail import AuditTrail
 from hsm_pool.audit.verify import Report, Verifier
 from hsm_pool.client.errors import PoolUnreachable
@@ -35,6 +36,8 @@ class ThreeLogs:
         self._root = owner_root(directory)
         self._incarnations = [0, 0, 0]
         self.sequence = 0
+        self.kept: dict[int, KeptFrom] = {}
+        """What the chain says is kept of the logs."""
         self.unreachable: set[int] = set()
         self.trails = [self._open(index) for index in range(3)]
 
@@ -54,6 +57,12 @@ class ThreeLogs:
         self.trails[index].close()
         self.trails[index] = self._open(index)
 
+    def restart_without_state(self, index: int) -> None:
+        """End a trail and open it again when the partition has lost its count of starts."""
+        self.trails[index].close()
+        self._incarnations[index] = 0
+        self.trails[index] = self._open(index)
+
     def read(self, index: int, count: int = 1) -> None:
         """Put reads on record at one partition."""
         for _ in range(count):
@@ -62,10 +71,30 @@ class ThreeLogs:
     def mutate(self, partitions: tuple[int, ...] = (0, 1, 2), count: int = 1) -> None:
         """Put mutations of the chain on record, as each partition does that applies them."""
         for _ in range(count):
-            self.sequence += 1
-            records = [Operation("KeyCreate", "spiffe://pool/client/one").record(self.sequence, 2)] * 2
-            for index in partitions:
-                self.trails[index].log.append_mutations(self.sequence, records)
+            self._commit([Operation("KeyCreate", "spiffe://pool/client/one")] * 2, partitions)
+
+    def _commit(self, operations: list[Operation], partitions: tuple[int, ...]) -> None:
+        self.sequence += 1
+        records = [operation.record(self.sequence, len(operations)) for operation in operations]
+        for index in partitions:
+            self.trails[index].log.append_mutations(self.sequence, records)
+
+    def note(self, index: int, partitions: tuple[int, ...] = (0, 1, 2), elsewhere: int | None = None) -> None:
+        """Do what a partition's housekeeping does: remove what it may, have the chain take note of the rest.
+
+        Args:
+            index: Of the partition.
+            partitions: Which of them put the note on record.
+            elsewhere: What another one is known to have applied, by default everything.
+        """
+        applied = self.sequence if elsewhere is None else elsewhere
+        trail = self.trails[index]
+        removal = trail.removals.step(self.kept.get(index), self.sequence, applied)
+        kept_from = stated(self.kept.values(), removal)
+        if removal:
+            self.kept[index] = removal
+        operation = Operation("NoteCheckpoint", trail.identity, partition=index, kept_from=kept_from)
+        self._commit([operation], partitions)
 
     def checkpoint(self) -> None:
         """Make a checkpoint of every log that has news."""

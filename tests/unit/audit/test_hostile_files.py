@@ -34,7 +34,6 @@ def export(honest: Honest, tmp_path_factory: pytest.TempPathFactory) -> Path:
     document = {
         "format": 1,
         "pool_id": honest.pool_id,
-        "partitions": [0, 1, 2],
         "audit_checkpoints": honest.checkpoints,
     }
     (directory / "export.json").write_text(json.dumps(document) + "\n")
@@ -235,6 +234,17 @@ def test_an_anchor_of_another_pool_is_wrong_usage_and_no_tampering(
     assert result.stderr.startswith(
         f"mhsm: the anchor manifest.json is of pool {other}, this log is of pool {honest.pool_id}"
     )
+
+
+def test_an_export_does_not_say_which_partitions_there_are(export: Path, tmp_path: Path) -> None:
+    """G7: logs that were deleted from an export are missed, whatever its own description names."""
+    copy = tmp_path / "export"
+    shutil.copytree(export, copy)
+    document = json.loads((copy / "export.json").read_text())
+    for index in range(3):
+        shutil.rmtree(copy / f"partition-{index}")
+    (copy / "export.json").write_text(json.dumps({**document, "partitions": [], "audit_checkpoints": []}))
+    assert findings(run(copy)) == ["there is no log"] * 3
 
 
 def test_a_log_that_is_there_is_not_lost(export: Path) -> None:

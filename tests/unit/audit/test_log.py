@@ -16,7 +16,7 @@ from hsm_pool.audit import files, query
 from hsm_pool.audit.log import AuditLog
 from hsm_pool.audit.query import Filter
 from hsm_pool.audit.record import Operation
-from hsm_pool.audit.tree import Forgotten, Tree, leaf_hash, verify_consistency, verify_inclusion
+from hsm_pool.audit.tree import Tree, leaf_hash, verify_consistency, verify_inclusion
 from hsm_pool.errors import AuditUnavailable
 from tests.running_pool import until
 
@@ -72,41 +72,6 @@ def test_files_rotate_and_old_proofs_are_read_from_them(tmp_path: Path) -> None:
     again.close()
 
 
-def test_the_oldest_files_go_with_the_retention(tmp_path: Path) -> None:
-    log = AuditLog(tmp_path, IDENTITY, 0, file_bytes=2_000, retention_bytes=6_000)
-    for _ in range(60):
-        log.append(_record())
-    assert log.expire(log.size, lambda _: 1) == 0
-    on_record = log.size
-    log.append(_record())
-    # Removed before that, they would be missed if the record of it does not survive.
-    assert log.expire(on_record - 1, lambda _: 1) == 0
-    assert query.first_index(tmp_path) == 0
-    assert log.expire(on_record, lambda _: 1) == 1
-    first = query.first_index(tmp_path)
-    assert first > 0
-    newest = json.loads(_records(tmp_path)[-2])
-    assert newest["operationName"] == "AuditRetention"
-    assert newest["properties"]["firstRecord"] == first
-    assert sum(path.stat().st_size for path in files.listed(tmp_path, files.RECORDS)) < 9_000
-    with pytest.raises(Forgotten):
-        log.inclusion_proof(0, log.size)
-    assert log.inclusion_proof(first, log.size)
-    log.close()
-
-
-def test_a_removal_that_is_not_on_record_does_not_happen(tmp_path: Path) -> None:
-    """G7: also if operations go on without their records."""
-    log = AuditLog(tmp_path, IDENTITY, 0, "continue", file_bytes=2_000, retention_bytes=6_000)
-    for _ in range(60):
-        log.append(_record())
-    log._fail("the disk is gone", broken=True)
-    for _ in range(3):
-        assert log.expire(2**40, lambda _: 1) == 0
-    assert query.first_index(tmp_path) == 0
-    log.close()
-
-
 def test_mutations_are_appended_once_and_a_gap_is_said(tmp_path: Path) -> None:
     log = AuditLog(tmp_path, IDENTITY, 0)
     log.append_mutations(1, [_record("KeyCreate", 1, 1)])
@@ -120,6 +85,20 @@ def test_mutations_are_appended_once_and_a_gap_is_said(tmp_path: Path) -> None:
     log.close()
     names = [json.loads(record)["operationName"] for record in _records(tmp_path)]
     assert names == ["AuditLogCreate", "KeyCreate", "KeyCreate", "AuditChainGap", "KeyDelete"]
+
+
+def test_a_file_names_the_newest_mutation_before_it(tmp_path: Path) -> None:
+    """Also the one that filled the file before: else it is appended again, or missed by verification."""
+    log = AuditLog(tmp_path, IDENTITY, 0, file_bytes=1_000)
+    for sequence in range(1, 12):
+        log.append_mutations(sequence, [_record("KeyCreate", sequence, 1)])
+    log.close()
+    newest = 0
+    for path in files.listed(tmp_path, files.RECORDS):
+        assert files.read_header(path).sequence == newest
+        found = [files.sequence_of(record)[0] for record in files.read_lines(path, skip_header=True)]
+        newest = max([newest, *found])
+    assert newest == 11
 
 
 @pytest.mark.parametrize("cut", [1, 40, 300, 700])
@@ -286,7 +265,27 @@ def test_a_query_filters_and_pages(tmp_path: Path) -> None:
     expected = [n for n in range(30) if n % 3 and n % 2 and n % 5]
     assert [index - 1 for index, _ in found] == expected
     assert all(json.loads(record)["resultType"] == "Success" for _, record in found)
-    assert query.page(tmp_path, 0, 31, 9, Filter(until_time="2020")).records == []
+    assert query.page(tmp_path, 0, 31, 9, Filter(until_time=query.instant("2020-01-01"))).records == []
+
+
+@pytest.mark.parametrize(
+    "text", ["05", "05Z", "05:00Z", "05:00:00", "05:00:00Z", "05:00:00.0Z", "05:00:00.000"]
+)
+def test_a_time_filters_the_same_in_all_its_forms(text: str) -> None:
+    """Inclusive from, exclusive until: no record of the first second is left out, none of the last let in."""
+    time = query.instant(f"2026-11-26T{text}")
+    for shown, after in (("04:59:59.999", False), ("05:00:00.000", True), ("05:00:00.500", True)):
+        record = json.dumps({"time": f"2026-11-26T{shown}Z"}).encode()
+        assert Filter(from_time=time).admits(record) == after
+        assert Filter(until_time=time).admits(record) != after
+
+
+@pytest.mark.parametrize(
+    "text", ["", "2026", "2026-13-01", "2026-11-26T24Z", "2026-11-26T05:60", "2026-11-2\u0666", "2026-11-26T"]
+)
+def test_what_is_no_time_is_refused(text: str) -> None:
+    with pytest.raises(ValueError):
+        query.instant(text)
 
 
 def test_a_record_holds_the_allowed_fields_and_nothing_else() -> None:

@@ -9,10 +9,8 @@ from pathlib import Path
 
 import pytest
 
-from hsm_pool.audit import files, query
-from hsm_pool.audit.checkpoint import Note
-from hsm_pool.audit.record import own_record
-from hsm_pool.audit.tree import Tree, leaf_hash
+from hsm_pool.audit import files
+from hsm_pool.audit.record import Operation
 from hsm_pool.audit.verify import Report, Verifier
 from tests.unit.audit.logs import Honest, ThreeLogs, owner_root, verify
 
@@ -62,8 +60,10 @@ def test_a_cut_together_with_its_checkpoints_is_detected_by_the_witnesses(
     report = verify(copied, honest.pool_id)
     assert "a checkpoint that partition 1 holds" in _texts(report)
     # Without the witnesses only an anchor kept elsewhere tells: that is what backups are given.
-    for index in (1, 2):
+    for index in range(3):
         (copied / f"nodes/{index}/audit/peers.json").unlink()
+        (path,) = (copied / f"nodes/{index}/audit").glob("checkpoints-*")
+        _change(path, lambda lines: [line for line in lines if b'"cosignatures"' not in line])
     assert verify(copied, honest.pool_id).ok
     own = next(text for text in honest.checkpoints if "/partition/0/" in text.split("\n")[0])
     assert "a checkpoint that backup holds" in _texts(verify(copied, honest.pool_id, ((own, "backup"),)))
@@ -126,6 +126,17 @@ def test_a_partition_that_is_left_out_is_detected(copied: Path, honest: Honest) 
     assert "1: there is no log" in _texts(verify(copied, honest.pool_id, (), (0, 2)))
 
 
+@pytest.mark.parametrize("left", [(0,), ()])
+def test_logs_of_which_no_trace_is_left_are_missed(
+    copied: Path, honest: Honest, left: tuple[int, ...]
+) -> None:
+    """G7: no witness and no anchor is needed for it: a pool has three partitions."""
+    for index in left:
+        (copied / f"nodes/{index}/audit/peers.json").unlink()
+    texts = _texts(verify(copied, honest.pool_id, (), left)).splitlines()
+    assert [f"{index}: there is no log" for index in range(3) if index not in left] == texts
+
+
 def test_a_log_that_was_begun_anew_is_detected(tmp_path: Path) -> None:
     logs = ThreeLogs(tmp_path / "pool")
     try:
@@ -156,6 +167,106 @@ def test_a_log_that_was_begun_anew_is_detected(tmp_path: Path) -> None:
     again = verifier.verify(directories, known_lost=[lost.log_id])
     assert sorted((entry.checkpoint.size, entry.known) for entry in again.lost) == [(6, True), (10, False)]
     assert "there is no log, although partition 1 knows one" in _texts(again)
+
+
+@pytest.mark.parametrize("deleted", [False, True])
+def test_a_witness_that_was_put_back_is_detected(tmp_path: Path, *, deleted: bool) -> None:
+    """G7: before a log is cut to what the witness still knows, and before the other witness forgets, too."""
+    logs = ThreeLogs(tmp_path / "pool")
+    path = logs.log_directory(1) / files.PEERS
+    try:
+        logs.read(0, 3)
+        logs.checkpoint()
+        before = path.read_bytes()
+        for index in (0, 2):
+            logs.read(index, 30)
+        logs.checkpoint()
+    finally:
+        logs.close()
+    assert verify(logs.directory, logs.pool_id).ok
+    if deleted:
+        path.unlink()
+    else:
+        path.write_bytes(before)
+    numbers = {
+        index: json.loads(line)["number"]
+        for index in (0, 2)
+        for log in logs.log_directory(index).glob("checkpoints-*")
+        for line in log.read_bytes().splitlines()
+        if b'"cosignatures"' in line and b"/partition/1/" in line
+    }
+    assert _texts(verify(logs.directory, logs.pool_id)).splitlines() == [
+        f"1: it cosigned checkpoint {number} of partition {index} and knows {'none' if deleted else 1} "
+        "of that log: what it witnessed was put back or deleted"
+        for index, number in numbers.items()
+    ]
+
+
+def test_a_partition_that_was_replaced_need_not_know_what_it_cosigned_before(tmp_path: Path) -> None:
+    logs = ThreeLogs(tmp_path / "pool")
+    try:
+        logs.read(2, 3)
+        logs.checkpoint()
+        logs.unreachable = {2}
+        logs.trails[1].close()
+        shutil.rmtree(logs.log_directory(1))
+        logs.trails[1] = logs._open(1)
+        logs.checkpoint()
+    finally:
+        logs.close()
+    directories = {index: logs.log_directory(index) for index in range(3)}
+    verifier = Verifier(logs.pool_id, owner_root(logs.directory))
+    (lost,) = verifier.verify(directories).lost
+    again = Verifier(logs.pool_id, owner_root(logs.directory)).verify(directories, (), [lost.log_id])
+    assert again.ok, _texts(again)
+
+
+@pytest.mark.parametrize("with_log", [True, False])
+def test_two_honest_keys_of_one_name_are_no_finding(tmp_path: Path, *, with_log: bool) -> None:
+    """A partition whose disk was lost counts its starts anew; its audit log may be there all the same."""
+    logs = ThreeLogs(tmp_path / "pool")
+    try:
+        for index in range(3):
+            logs.read(index, 3)
+        logs.checkpoint()
+        if not with_log:
+            logs.trails[2].close()
+            shutil.rmtree(logs.log_directory(2))
+            logs._incarnations[2] = 0
+            logs.trails[2] = logs._open(2)
+        else:
+            logs.restart_without_state(2)
+        for index in range(3):
+            logs.read(index, 3)
+        logs.checkpoint()
+        assert [trail.failure() for trail in logs.trails] == [""] * 3
+    finally:
+        logs.close()
+    directories = {index: logs.log_directory(index) for index in range(3)}
+    report = Verifier(logs.pool_id, owner_root(logs.directory)).verify(directories)
+    known = [lost.log_id for lost in report.lost]
+    assert len(known) == (0 if with_log else 1)
+    again = Verifier(logs.pool_id, owner_root(logs.directory)).verify(directories, (), known)
+    assert again.ok, _texts(again)
+    assert again.repeated_names == {f"{logs.pool_id}/partition/2/1": 2}
+
+
+def test_an_export_of_a_running_pool_knows_its_newest_cosignatures(tmp_path: Path) -> None:
+    """What is witnessed while the logs are read stands in the second copy only."""
+    logs = ThreeLogs(tmp_path / "pool")
+    try:
+        logs.read(0, 3)
+        logs.checkpoint()
+        before = (logs.log_directory(1) / files.PEERS).read_bytes()
+        logs.read(0, 3)
+        logs.checkpoint()
+    finally:
+        logs.close()
+    path = logs.log_directory(1) / files.PEERS
+    path.rename(path.with_name(files.PEERS_AFTER))
+    path.write_bytes(before)
+    report = verify(logs.directory, logs.pool_id)
+    assert report.ok, _texts(report)
 
 
 def test_a_forged_checkpoint_is_detected(copied: Path, honest: Honest) -> None:
@@ -189,126 +300,6 @@ def test_a_signer_that_nothing_certifies_is_refused(copied: Path, honest: Honest
     assert not verify(copied, honest.pool_id).ok
 
 
-def test_removed_first_records_are_no_retention(copied: Path, honest: Honest, tmp_path: Path) -> None:
-    """Only the log's own record of a removal makes it one."""
-    logs = ThreeLogs(tmp_path / "small", audit_retention_mebibytes=64)
-    try:
-        logs.trails[0].log._file_bytes = 4_000
-        for _ in range(6):
-            logs.read(0, 12)
-            logs.checkpoint()
-        paths = sorted(logs.log_directory(0).glob("records-*"))
-        assert len(paths) > 3
-    finally:
-        logs.close()
-    assert verify(logs.directory, logs.pool_id).ok
-    paths[0].unlink()
-    assert "were removed" in _texts(verify(logs.directory, logs.pool_id))
-
-
-def test_a_removal_that_no_checkpoint_covers_is_no_retention(copied: Path, honest: Honest) -> None:
-    """G7: whoever owns the partition's disk can compute a frontier and append a record, and signs nothing."""
-    audit, cut = copied / "nodes/0/audit", 20
-    path = _records(copied, 0)
-    first, *records = path.read_bytes().splitlines(keepends=True)
-    tree = Tree()
-    for record in records[:cut]:
-        tree.append(leaf_hash(record[:-1]))
-    sequence = max(files.sequence_of(record)[0] for record in records[:cut])
-    header = files.Header(files.Header.parse(first, path.name).log_id, cut, tree.frontier(), sequence)
-    (checkpoints,) = audit.glob("checkpoints-*")
-    lines = checkpoints.read_bytes().splitlines(keepends=True)
-    notes = {
-        number: Note.parse(json.loads(line)["checkpoint"]).checkpoint
-        for number, line in enumerate(lines)
-        if b'"checkpoint":' in line
-    }
-    begin = next(number for number, checkpoint in notes.items() if checkpoint.size >= cut)
-    signers = [line for line in lines[:begin] if b'"signer"' in line]
-    kept = notes[begin].number
-    forged = own_record(
-        "AuditRetention", f"spiffe://{honest.pool_id}/partition/0", 0, firstRecord=cut, firstCheckpoint=kept
-    )
-    path.unlink()
-    checkpoints.unlink()
-    (audit / files.checkpoints_name(kept)).write_bytes(b"".join([*signers, *lines[begin:]]))
-    remaining = [header.line(), *records[cut:], forged + b"\n"]
-    (audit / files.records_name(cut)).write_bytes(b"".join(remaining))
-    report = verify(copied, honest.pool_id, ((honest.checkpoints[0], "backup"),))
-    assert _texts(report).splitlines() == [
-        f"0: records 0 to {cut - 1} were removed",
-        f"0: checkpoints 1 to {kept - 1} were removed",
-    ]
-
-
-def test_a_removal_that_a_kill_interrupts_is_no_cut(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """G7: at every point of a removal the log verifies; after a restart it is completed."""
-    monkeypatch.setattr("hsm_pool.audit.history._FILE_BYTES", 3_000)
-    logs = ThreeLogs(tmp_path / "pool")
-    directory = logs.log_directory(0)
-    unlink = Path.unlink
-    verified: list[str] = []
-
-    def verified_before(path: Path, missing_ok: bool = False) -> None:
-        if path.parent == directory:
-            report = verify(logs.directory, logs.pool_id)
-            assert report.ok, _texts(report)
-            verified.append(path.name)
-        unlink(path, missing_ok)
-
-    def bounded(retention_bytes: int) -> None:
-        logs.trails[0].log._file_bytes, logs.trails[0].log._retention_bytes = 4_000, retention_bytes
-
-    try:
-        bounded(10**9)
-        for _ in range(6):
-            logs.read(0, 12)
-            logs.checkpoint()
-        bounded(10_000)
-        logs.read(0)
-        logs.checkpoint()
-        assert b"AuditRetention" in list(query.records_from(directory, 0))[-1][1]
-        assert query.first_index(directory) == 0
-        # Killed when the removal is on record, and not covered: nothing is gone.
-        logs.trails[0].log.close()
-        logs.trails[0].history.close()
-        assert verify(logs.directory, logs.pool_id).ok
-        logs.trails[0] = logs._open(0)
-        bounded(10_000)
-        with monkeypatch.context() as patched:
-            patched.setattr(Path, "unlink", verified_before)
-            logs.checkpoint()
-            assert verified == []
-            logs.checkpoint()
-        assert {name.partition("-")[0] for name in verified} == {"records", "checkpoints"}
-        assert query.first_index(directory) > 0
-    finally:
-        logs.close()
-    report = verify(logs.directory, logs.pool_id)
-    assert report.ok, _texts(report)
-
-
-def test_retention_keeps_a_log_that_verifies(tmp_path: Path) -> None:
-    logs = ThreeLogs(tmp_path / "pool")
-    try:
-        log = logs.trails[0].log
-        log._file_bytes, log._retention_bytes = 4_000, 10_000
-        first = (logs.trails[0].newest_checkpoints() or [""])[0]
-        for _ in range(12):
-            logs.read(0, 12)
-            logs.mutate()
-            logs.checkpoint()
-        logs.restart(0)
-        logs.read(0, 12)
-        logs.checkpoint()
-    finally:
-        logs.close()
-    report = verify(logs.directory, logs.pool_id)
-    assert report.ok, _texts(report)
-    assert report.logs[0].first_record > 0
-    assert first == ""
-
-
 def test_a_mutation_without_a_record_is_detected(tmp_path: Path) -> None:
     logs = ThreeLogs(tmp_path / "pool")
     try:
@@ -323,6 +314,58 @@ def test_a_mutation_without_a_record_is_detected(tmp_path: Path) -> None:
     texts = _texts(verify(logs.directory, logs.pool_id))
     assert "1: mutations 3 to 3 of the chain have no record" in texts
     assert "the first is 3" in texts
+
+
+@pytest.mark.parametrize("changed", ["rewritten", "dropped", "repeated"])
+@pytest.mark.parametrize("number", [0, 1, 2])
+def test_each_record_of_a_group_commit_is_compared(tmp_path: Path, number: int, changed: str) -> None:
+    """G7: what a kill left without a checkpoint is changed on the disk; its own partition signs that."""
+    logs = ThreeLogs(tmp_path / "pool")
+
+    def change(lines: list[bytes]) -> list[bytes]:
+        place = next(n for n, line in enumerate(lines) if b'"sequence":2,' in line) + number
+        line = lines[place]
+        rewritten = {
+            "rewritten": [line.replace(b"client/", b"stranger/")],
+            "dropped": [],
+            "repeated": [line] * 2,
+        }
+        return [*lines[:place], *rewritten[changed], *lines[place + 1 :]]
+
+    try:
+        logs.checkpoint()
+        for sequence in (1, 2, 3):
+            records = [
+                Operation("KeyDelete", f"spiffe://pool/client/{name}").record(sequence, 3)
+                for name in ("a", "b", "c")
+            ]
+            for trail in logs.trails:
+                trail.log.append_mutations(sequence, records)
+        logs.trails[0].log.close()
+        logs.trails[0].history.close()
+        (path,) = logs.log_directory(0).glob("records-*")
+        _change(path, change)
+        logs.trails[0] = logs._open(0)
+        logs.checkpoint()
+        assert logs.trails[0].failure() == ""
+    finally:
+        logs.close()
+    texts = _texts(verify(logs.directory, logs.pool_id))
+    count = {"rewritten": 3, "dropped": 2, "repeated": 4}[changed]
+    if changed == "rewritten":
+        differs = "mutation 2 has other records than at partition 0"
+        assert texts == f"1: {differs}\n2: {differs}"
+    else:
+        assert f"0: mutation 2 has {count} of its 3 records" in texts
+
+
+def test_a_transaction_that_is_still_written_is_no_finding(copied: Path, honest: Honest) -> None:
+    """As an export of a running pool may catch it, or a kill leave it."""
+    sequence = 1 + verify(copied, honest.pool_id).logs[0].sequences[1]
+    record = Operation("KeyDelete", "spiffe://pool/client/one").record(sequence, 3)
+    _change(_records(copied, 0), lambda lines: [*lines, record + b"\n"])
+    report = verify(copied, honest.pool_id)
+    assert report.ok, _texts(report)
 
 
 def test_a_witness_does_not_cosign_another_history(tmp_path: Path) -> None:

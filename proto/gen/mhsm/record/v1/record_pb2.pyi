@@ -1108,6 +1108,8 @@ class CheckpointRecord(_message.Message):
     CHECKPOINT_FIELD_NUMBER: _builtins.int
     NUMBER_FIELD_NUMBER: _builtins.int
     NOTES_FIELD_NUMBER: _builtins.int
+    FIRST_RECORD_FIELD_NUMBER: _builtins.int
+    FIRST_CHECKPOINT_FIELD_NUMBER: _builtins.int
     partition_index: _builtins.int
     """Partition."""
     checkpoint: _builtins.str
@@ -1116,6 +1118,10 @@ class CheckpointRecord(_message.Message):
     """Number of the checkpoint."""
     notes: _builtins.int
     """How often the chain took note of one."""
+    first_record: _builtins.int
+    """The oldest record of that log that is kept, 0 for all."""
+    first_checkpoint: _builtins.int
+    """The oldest checkpoint that is kept with it."""
     def __init__(
         self,
         *,
@@ -1123,10 +1129,12 @@ class CheckpointRecord(_message.Message):
         checkpoint: _builtins.str = ...,
         number: _builtins.int = ...,
         notes: _builtins.int = ...,
+        first_record: _builtins.int = ...,
+        first_checkpoint: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["checkpoint", b"checkpoint", "notes", b"notes", "number", b"number", "partition_index", b"partition_index"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["checkpoint", b"checkpoint", "first_checkpoint", b"first_checkpoint", "first_record", b"first_record", "notes", b"notes", "number", b"number", "partition_index", b"partition_index"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
