@@ -38,6 +38,7 @@ _DUE = "tests/unit/test_rotation.py"
 _ADMISSION = "tests/unit/test_admission.py"
 _REQUESTS = "tests/unit/test_requests.py"
 _PROCESSES = "tests/unit/node_agent/test_processes.py"
+_FLOOR = "tests/unit/store/test_floor.py"
 _RELEASE = "tests/unit/test_key_release.py"
 _KEY_ATTESTATION = "tests/unit/test_key_attestation.py"
 _SECURE_WRAP = "tests/unit/test_secure_wrap.py"
@@ -140,6 +141,22 @@ BROKEN_BUILDS: tuple[BrokenBuild, ...] = (
         "    if len(remaining) < SERVING_MIN:\n",
         "    if len(remaining) < 0:\n",
         ("tests/unit/test_core.py::test_two_drains_cannot_both_win",),
+    ),
+    BrokenBuild(
+        "the floor of two counts a partition that renews and holds no lease",
+        "G5",
+        "hsm_pool/core/freshness.py",
+        "index for index in self.lease_holders(now) if now < self._peers[index].lease_until",
+        "index for index in self.lease_holders(now)",
+        (f"{_FLOOR}::test_a_partition_whose_clock_is_off_does_not_count_for_the_floor",),
+    ),
+    BrokenBuild(
+        "the floor of two counts a partition by a renewal that may be old",
+        "G5",
+        "hsm_pool/store/replica.py",
+        "now + _lease_seconds(renewal) if of_now else 0.0",
+        "now + _lease_seconds(renewal)",
+        (f"{_FLOOR}::test_a_renewal_of_an_unknown_time_does_not_count_for_the_floor",),
     ),
     BrokenBuild(
         "sealed records are not bound to their id",

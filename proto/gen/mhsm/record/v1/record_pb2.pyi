@@ -1264,6 +1264,7 @@ class Renewal(_message.Message):
     APPLIED_REVISION_FIELD_NUMBER: _builtins.int
     MAC_FIELD_NUMBER: _builtins.int
     EPOCH_FIELD_NUMBER: _builtins.int
+    LEASE_REMAINING_MS_FIELD_NUMBER: _builtins.int
     partition_index: _builtins.int
     """Index of the partition."""
     incarnation: _builtins.int
@@ -1284,6 +1285,10 @@ class Renewal(_message.Message):
     """HMAC-SHA-256 over the renewal without this field, under the MAC key of the epoch."""
     epoch: _builtins.int
     """Epoch in force where it was written; it counts only where that epoch is in force."""
+    lease_remaining_ms: _builtins.int
+    """How long its lease still lasted when it was written, milliseconds; 0 without one. Firmware before
+    this field says nothing.
+    """
     def __init__(
         self,
         *,
@@ -1297,12 +1302,15 @@ class Renewal(_message.Message):
         applied_revision: _builtins.int = ...,
         mac: _builtins.bytes = ...,
         epoch: _builtins.int = ...,
+        lease_remaining_ms: _builtins.int | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_lease_remaining_ms", b"_lease_remaining_ms", "lease_remaining_ms", b"lease_remaining_ms"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["applied_revision", b"applied_revision", "applied_sequence", b"applied_sequence", "counter", b"counter", "epoch", b"epoch", "head_digest", b"head_digest", "incarnation", b"incarnation", "mac", b"mac", "partition_index", b"partition_index", "surrendered", b"surrendered", "wall_time_ms", b"wall_time_ms"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_lease_remaining_ms", b"_lease_remaining_ms", "applied_revision", b"applied_revision", "applied_sequence", b"applied_sequence", "counter", b"counter", "epoch", b"epoch", "head_digest", b"head_digest", "incarnation", b"incarnation", "lease_remaining_ms", b"lease_remaining_ms", "mac", b"mac", "partition_index", b"partition_index", "surrendered", b"surrendered", "wall_time_ms", b"wall_time_ms"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-    def WhichOneof(self, oneof_group: _Never) -> None: ...
+    _WhichOneofReturnType__lease_remaining_ms: _TypeAlias = _typing.Literal["lease_remaining_ms"]  # noqa: Y015
+    _WhichOneofArgType__lease_remaining_ms: _TypeAlias = _typing.Literal["_lease_remaining_ms", b"_lease_remaining_ms"]  # noqa: Y015
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__lease_remaining_ms) -> _WhichOneofReturnType__lease_remaining_ms | None: ...
 
 Global___Renewal: _TypeAlias = Renewal  # noqa: Y015
 
