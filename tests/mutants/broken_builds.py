@@ -38,6 +38,7 @@ _DUE = "tests/unit/test_rotation.py"
 _ADMISSION = "tests/unit/test_admission.py"
 _REQUESTS = "tests/unit/test_requests.py"
 _PROCESSES = "tests/unit/node_agent/test_processes.py"
+_FREQUENCY = "tests/unit/test_call_frequency.py"
 _FLOOR = "tests/unit/store/test_floor.py"
 _RELEASE = "tests/unit/test_key_release.py"
 _KEY_ATTESTATION = "tests/unit/test_key_attestation.py"
@@ -157,6 +158,22 @@ BROKEN_BUILDS: tuple[BrokenBuild, ...] = (
         "now + _lease_seconds(renewal) if of_now else 0.0",
         "now + _lease_seconds(renewal)",
         (f"{_FLOOR}::test_a_renewal_of_an_unknown_time_does_not_count_for_the_floor",),
+    ),
+    BrokenBuild(
+        "each call that comes too often is put on record",
+        "G7",
+        "hsm_pool/net/enclave_guard.py",
+        "            self._record_at = now + limits.ENCLAVE_REFUSALS_RECORD_SECONDS\n",
+        "",
+        (f"{_FREQUENCY}::test_refused_calls_are_on_record_once_a_second_with_their_number",),
+    ),
+    BrokenBuild(
+        "commands use up the calls for status",
+        "G5",
+        "hsm_pool/net/enclave_guard.py",
+        "                self._questions.take(caller.uri)\n",
+        "                self._commands.take(caller.uri)\n",
+        (f"{_FREQUENCY}::test_commands_do_not_use_up_the_calls_for_status",),
     ),
     BrokenBuild(
         "sealed records are not bound to their id",
