@@ -39,6 +39,7 @@ _ADMISSION = "tests/unit/test_admission.py"
 _REQUESTS = "tests/unit/test_requests.py"
 _PROCESSES = "tests/unit/node_agent/test_processes.py"
 _FREQUENCY = "tests/unit/test_call_frequency.py"
+_LEFT_BEHIND = "tests/unit/node_agent/test_admission.py"
 _FLOOR = "tests/unit/store/test_floor.py"
 _RELEASE = "tests/unit/test_key_release.py"
 _KEY_ATTESTATION = "tests/unit/test_key_attestation.py"
@@ -174,6 +175,22 @@ BROKEN_BUILDS: tuple[BrokenBuild, ...] = (
         "                self._questions.take(caller.uri)\n",
         "                self._commands.take(caller.uri)\n",
         (f"{_FREQUENCY}::test_commands_do_not_use_up_the_calls_for_status",),
+    ),
+    BrokenBuild(
+        "a partition is replaced as often as the controller likes",
+        "G5",
+        "hsm_pool/core/membership.py",
+        "    if made_up_ms > command.time_ms + ADMISSIONS_AT_ONCE * ADMISSION_MS:\n",
+        "    if False:\n",
+        ("tests/unit/test_core.py::test_a_partition_is_replaced_four_times_at_once_and_then_once_an_hour",),
+    ),
+    BrokenBuild(
+        "what replaced partitions left behind is kept for ever",
+        "G5",
+        "hsm_pool/node_agent/admission.py",
+        "        _remove_older(directory, users)\n",
+        "",
+        (f"{_LEFT_BEHIND}::test_of_what_replaced_partitions_left_behind_the_newest_two_are_kept",),
     ),
     BrokenBuild(
         "sealed records are not bound to their id",

@@ -114,7 +114,7 @@ def test_a_partition_whose_clock_is_off_does_not_count_for_the_floor(clock: list
         assert not drains(partition, partition.serving())
         # All the same it may hold a lease, for whoever waits until none is left.
         assert partition.lease_holders() == EVERYBODY
-    admit = AdmitPartition(2, 2, 0, store.partitions[0].serving())
+    admit = AdmitPartition(1, 2, 2, 0, store.partitions[0].serving())
     assert 2 in membership.apply(admit, State())[POOL].admissions, "what does not serve can be replaced"
 
 

@@ -903,6 +903,7 @@ class Admission(_message.Message):
     INCARNATION_FIELD_NUMBER: _builtins.int
     MEMBER_ID_FIELD_NUMBER: _builtins.int
     READY_FIELD_NUMBER: _builtins.int
+    MADE_UP_MS_FIELD_NUMBER: _builtins.int
     index: _builtins.int
     """Index of the partition."""
     number: _builtins.int
@@ -913,6 +914,8 @@ class Admission(_message.Message):
     """Member of the store that goes; 0 for none."""
     ready: _builtins.bool
     """Whether the members of the store were changed, so that the new partition may start."""
+    made_up_ms: _builtins.int
+    """Pool time, Unix milliseconds, at which the admissions of this index so far are made up for."""
     def __init__(
         self,
         *,
@@ -921,10 +924,11 @@ class Admission(_message.Message):
         incarnation: _builtins.int = ...,
         member_id: _builtins.int = ...,
         ready: _builtins.bool = ...,
+        made_up_ms: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["incarnation", b"incarnation", "index", b"index", "member_id", b"member_id", "number", b"number", "ready", b"ready"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["incarnation", b"incarnation", "index", b"index", "made_up_ms", b"made_up_ms", "member_id", b"member_id", "number", b"number", "ready", b"ready"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
