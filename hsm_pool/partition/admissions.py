@@ -42,7 +42,7 @@ def admit(
     try:
         member_id = store.members().get(peer_url, 0) if peer_url else 0
         incarnation = replica.peer_incarnation(index) + 1
-        command = AdmitPartition(serving.now_ms(), index, incarnation, member_id, replica.serving())
+        command = AdmitPartition(serving.now_ms(), index, incarnation, member_id, replica.await_serving())
         _commit(serving, command, deadline)
         admission = replica.state.pool().admissions[index]
         if admission.ready:

@@ -39,6 +39,8 @@ _ANSWER_TRIES = 5
 """How often an answer is made anew when what it rests on changed meanwhile."""
 _LEASE_WAIT_SECONDS = 0.5
 """How long a call waits for the partition's lease before it is sent to another partition."""
+_WORD_SECONDS = 2 * limits.RENEWAL_SECONDS
+"""Within that time each partition that holds a lease says so."""
 
 
 def boot_time() -> float:
@@ -443,6 +445,17 @@ class Replica:
         """Return the partitions that do hold a lease, itself included: the floor of two counts these (G5)."""
         with self.condition:
             return self.tracker.serving(boot_time()) | self._itself()
+
+    def await_serving(self) -> frozenset[int]:
+        """Return the partitions that do hold a lease, when all that may hold one have said so or had time to.
+
+        A partition that has just started has not heard of the others yet.
+        """
+        with self.condition:
+            self.condition.wait_for(
+                lambda: self._stopped or self.serving() == self.lease_holders(), _WORD_SECONDS
+            )
+            return self.serving()
 
     def lease_holders(self) -> frozenset[int]:
         """Return the partitions that may hold a lease, itself included."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
@@ -180,3 +181,20 @@ def test_a_renewal_of_an_older_firmware_counts_as_before(clock: list[float]) -> 
                 renewal.ClearField("lease_remaining_ms")
             store.commit(renewal)
     assert store.partitions[0].serving() == EVERYBODY
+
+
+def test_a_partition_that_has_just_started_waits_for_the_word_of_the_others(clock: list[float]) -> None:
+    """Else the first command to it would be refused, although three serve."""
+    store = Store()
+    store.renew_all()
+    store.partitions[0] = started = store.started(0)
+    store.commit(store.renewal(0))
+    assert (started.serving(), started.lease_holders()) == ({0}, EVERYBODY)
+
+    def renew() -> None:
+        for index in (1, 2):
+            store.commit(store.renewal(index))
+
+    with ThreadPoolExecutor(1) as others:
+        others.submit(renew)
+        assert started.await_serving() == EVERYBODY
