@@ -390,7 +390,7 @@ class Replica:
     def _extend(self, counter: int) -> None:
         sent_at = self._sent.pop(counter, None)
         self._seen.pop(counter, None)
-        if sent_at is None or self.withdrawn or self._stopped:
+        if sent_at is None or self.withdrawn:
             return
         if self._clock_is_off():
             return
@@ -431,8 +431,8 @@ class Replica:
 
     @property
     def withdrawn(self) -> bool:
-        """Whether this partition holds no lease by its own will: drained, or without an audit log."""
-        return self._drained or self.mutation_log.refuses
+        """Whether this partition holds no lease by its own will: drained, stopped, or without an audit log."""
+        return self._drained or self._stopped or self.mutation_log.refuses
 
     def peer_exited(self, index: int, incarnation: int) -> None:
         """Take a node agent's exit notice."""

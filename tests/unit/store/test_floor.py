@@ -169,6 +169,19 @@ def test_a_partition_that_surrenders_counts_no_more(clock: list[float]) -> None:
     assert store.partitions[0].lease_holders() == {0, 1}
 
 
+def test_a_partition_that_is_quarantined_surrenders_and_counts_no_more(clock: list[float]) -> None:
+    """It goes on following the store; it must not be counted for that, nor waited for."""
+    store = Store()
+    store.renew_all()
+    store.partitions[2].stop()
+    renewal = store.renewal(2)
+    assert renewal.surrendered
+    store.commit(renewal)
+    assert store.partitions[0].serving() == {0, 1}
+    assert store.partitions[0].lease_holders() == {0, 1}
+    assert not drains(store.partitions[0], store.partitions[0].serving())
+
+
 def test_a_renewal_of_an_older_firmware_counts_as_before(clock: list[float]) -> None:
     """It says nothing of its lease: a roll-out that was begun can be ended with the next version."""
     store = Store()
