@@ -1,10 +1,10 @@
-"""G5, G7: fabric-plane calls that come too often leave next to nothing behind, through a real listener."""
+"""G5, G7: gate and guard of the fabric plane as they stand before a service, through a real listener."""
 
 from __future__ import annotations
 
 import json
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, cast
@@ -14,7 +14,7 @@ import pytest
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 from prometheus_client import CollectorRegistry
 
-from hsm_pool import limits
+from hsm_pool import errors, limits
 from hsm_pool.audit import query
 from hsm_pool.audit.log import AuditLog
 from hsm_pool.net.authorization import Caller, Kind
@@ -33,8 +33,11 @@ FLOOD = 50
 class Obedient(enclave_pb2_grpc.EnclaveServiceServicer, health_pb2_grpc.HealthServicer):
     """Answers whatever the gate lets through."""
 
+    def __init__(self) -> None:
+        self.answer: Callable[[], enclave_pb2.GetStatusResponse] = enclave_pb2.GetStatusResponse
+
     def GetStatus(self, request: Any, context: Any) -> enclave_pb2.GetStatusResponse:  # noqa: ARG002, N802
-        return enclave_pb2.GetStatusResponse()
+        return self.answer()
 
     def Drain(self, request: Any, context: Any) -> enclave_pb2.DrainResponse:  # noqa: ARG002, N802
         return enclave_pb2.DrainResponse()
@@ -61,8 +64,9 @@ class Plane:
             bare_errors=True,
         )
         self.server = grpc.server(ThreadPoolExecutor(1), interceptors=[gate, EnclaveGuard()])
-        enclave_pb2_grpc.add_EnclaveServiceServicer_to_server(Obedient(), self.server)
-        health_pb2_grpc.add_HealthServicer_to_server(Obedient(), self.server)
+        self.service = Obedient()
+        enclave_pb2_grpc.add_EnclaveServiceServicer_to_server(self.service, self.server)
+        health_pb2_grpc.add_HealthServicer_to_server(self.service, self.server)
         port = self.server.add_insecure_port("127.0.0.1:0")
         self.server.start()
         self.channel = grpc.insecure_channel(f"127.0.0.1:{port}")
@@ -136,3 +140,49 @@ def test_commands_do_not_use_up_the_calls_for_status(plane: Plane) -> None:
     plane.now += 1.0
     per_second = limits.ENCLAVE_CALLS_PER_SECOND
     assert plane.drains(per_second + 1) == {"OK": per_second, "RESOURCE_EXHAUSTED": 1}
+
+
+@pytest.mark.parametrize(
+    "reply",
+    [
+        enclave_pb2.GetStatusResponse(serving_count=4),
+        enclave_pb2.GetStatusResponse(incarnation=2**32),
+        enclave_pb2.GetStatusResponse(state=8),  # type: ignore[arg-type]
+        enclave_pb2.GetStatusResponse.FromString(b"\xfa\x01\x05bytes"),
+    ],
+    ids=lambda reply: repr(reply)[:40],
+)
+def test_a_reply_outside_of_the_contract_does_not_leave(
+    plane: Plane, reply: enclave_pb2.GetStatusResponse
+) -> None:
+    """G3, G5: a mistake of a service gives the controller no more than the contract leaves."""
+    assert plane.status() == "OK"
+    plane.service.answer = lambda: reply
+    assert plane.status() == "INTERNAL"
+
+
+@pytest.mark.parametrize(
+    "refusal",
+    [
+        errors.CommandStale,
+        errors.FloorOfTwo,
+        errors.InvalidField,
+        errors.NotFresh,
+        errors.Overloaded,
+        errors.PartitionStarting,
+        errors.PermissionDenied,
+    ],
+)
+def test_a_refusal_is_its_code_alone(plane: Plane, refusal: type[errors.MHSMError]) -> None:
+    """G5: no text, no reason, no details; also where a code is one that gRPC itself has words for."""
+
+    def refuse() -> enclave_pb2.GetStatusResponse:
+        error = refusal("a text that names a key")
+        raise error
+
+    plane.service.answer = refuse
+    with pytest.raises(grpc.RpcError) as caught:
+        plane.stub.GetStatus(enclave_pb2.GetStatusRequest(), timeout=20)
+    assert caught.value.code().name == refusal.code
+    assert not caught.value.details()
+    assert not caught.value.trailing_metadata()
