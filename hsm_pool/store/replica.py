@@ -431,7 +431,7 @@ class Replica:
 
     @property
     def withdrawn(self) -> bool:
-        """Whether this partition holds no lease by its own will: drained, stopped, or without an audit log."""
+        """Whether this partition holds no lease by its own will: drained, stopped, without an audit log."""
         return self._drained or self._stopped or self.mutation_log.refuses
 
     def peer_exited(self, index: int, incarnation: int) -> None:
