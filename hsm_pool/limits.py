@@ -257,10 +257,13 @@ ENCLAVE_MESSAGE_BYTES_MAX: Final = 64
 """Bytes of one request of the enclave interface; the largest legal one has about 20."""
 
 ENCLAVE_CALLS_PER_SECOND: Final = 50
-"""Calls of one identity on the fabric plane; the controller itself needs about two."""
+"""Commands of one identity on the fabric plane, and as many questions; the controller needs about two."""
 
 ENCLAVE_CALLS_BURST: Final = 100
-"""Calls of one identity on the fabric plane at once."""
+"""Commands of one identity on the fabric plane at once, and as many questions."""
+
+ENCLAVE_REFUSALS_RECORD_SECONDS: Final = 1.0
+"""How often the audit log is told of the commands that came too often."""
 
 COMMAND_SECONDS_MAX: Final = 60
 """How long a command of the controller may be valid at most."""

@@ -12,6 +12,7 @@ from typing import Any
 
 import grpc
 
+from hsm_pool import limits
 from mhsm.enclave.v1 import enclave_pb2, enclave_pb2_grpc
 from tests.running_pool import RunningPool
 
@@ -120,14 +121,19 @@ def history(pool: RunningPool) -> list[dict[str, Any]]:
 class FloorWatcher:
     """Notes the fewest partitions that served at one moment, until it is closed.
 
-    The states of three partitions, asked one after the other, are not of one moment. What a fresh
-    partition says of how many hold a lease is: it follows the one order of the store.
+    What a fresh partition says of how many hold a lease follows the one order of the store, once it has
+    heard of all others; but it is the count that the commands are decided by. So what each partition says
+    of its own lease counts, too. Asked one after the other, their answers are not of one moment: that two
+    held no lease is believed when both say so a second time, and applied nothing between their two answers.
+    Then neither was drained or resumed meanwhile, and the first answer of one lies between both answers of
+    the other.
     """
 
     def __init__(self, fabric: Fabric) -> None:
         self._fabric = fabric
         self._stop = threading.Event()
         self._thread = threading.Thread(target=self._run)
+        self._begun: dict[tuple[int, int], float] = {}
         self.fewest = 3
         self.looks = 0
         self._thread.start()
@@ -139,11 +145,30 @@ class FloorWatcher:
 
     def _run(self) -> None:
         while not self._stop.wait(0.1):
+            without_lease = set()
             for index in range(3):
-                try:
-                    status = self._fabric.status(index)
-                except grpc.RpcError:
-                    continue
-                if status.fresh:
-                    self.looks += 1
-                    self.fewest = min(self.fewest, status.serving_count)
+                status = self._look(index)
+                if status is not None:
+                    without_lease.add((index, status.incarnation, status.applied_sequence))
+            if len(without_lease) > 1:
+                again = set()
+                for index, _, _ in sorted(without_lease):
+                    status = self._look(index)
+                    if status is not None:
+                        again.add((index, status.incarnation, status.applied_sequence))
+                without_lease &= again
+            self.fewest = min(self.fewest, 3 - len(without_lease))
+
+    def _look(self, index: int) -> enclave_pb2.GetStatusResponse | None:
+        """Return what a partition without a lease says; note what one that has a lease says."""
+        try:
+            status = self._fabric.status(index)
+        except grpc.RpcError:
+            return None
+        if not status.fresh:
+            return status
+        self.looks += 1
+        now = time.monotonic()
+        if now - self._begun.setdefault((index, status.incarnation), now) > limits.LEASE_SECONDS:
+            self.fewest = min(self.fewest, status.serving_count)
+        return None

@@ -156,6 +156,7 @@ class RelinquishHousekeeping:
 class AdmitPartition:
     """Admits a new partition in place of a dead one, whose member of the store goes."""
 
+    time_ms: int
     index: int
     incarnation: int
     member_id: int

@@ -39,6 +39,9 @@ class PeerRenewal:
     applied_sequence: int
     surrendered: bool
     observed_at: float
+    lease_until: float = 0.0
+    """Until when the lease lasts that its sender had by its own word. What the renewal itself gives is
+    not in it: the sender takes nothing while its clock is off or its watch is stuck."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -143,7 +146,11 @@ class FreshnessTracker:
         return self._pending.get(name, 0)
 
     def serving(self, now: float) -> frozenset[int]:
-        """Return the other partitions that, as far as known, hold a lease now."""
+        """Return the other partitions that do hold a lease now, by their own word (G5)."""
+        return frozenset(index for index in self.lease_holders(now) if now < self._peers[index].lease_until)
+
+    def lease_holders(self, now: float) -> frozenset[int]:
+        """Return the other partitions that may hold a lease now, whether they do or not."""
         return frozenset(
             index
             for index, peer in self._peers.items()

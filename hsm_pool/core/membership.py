@@ -35,6 +35,13 @@ INCARNATIONS_PER_ADMISSION = 2**20
 ADMISSIONS_MAX = 4095
 """So that an incarnation fits 32 bits."""
 
+ADMISSIONS_AT_ONCE = 4
+"""Admissions of one index that may follow each other at once."""
+
+ADMISSION_MS = 3600 * 1000
+"""After that there is one in this time: a controller that wants nothing else needs half a year to use
+them up, and what each leaves behind on a disk stays bounded meanwhile (G5)."""
+
 SERVING_MIN = 2
 """Partitions that go on serving whatever the controller asks for (G5)."""
 
@@ -77,7 +84,7 @@ def apply(command: MembershipCommand, view: View) -> Changes:
         FloorOfTwo: Too few partitions would go on serving.
         NotDrained: The partition to restart is not drained.
         PartitionServes: The partition to replace serves.
-        LimitExceeded: It was replaced too often.
+        LimitExceeded: It was replaced too often, or too often lately.
         PartitionReplaced: A new incarnation was admitted in place of the one to resume.
         FirmwareRefused: The firmware is below the pool's security version.
     """
@@ -135,8 +142,11 @@ def _admit(command: AdmitPartition, pool: PoolRecord) -> Changes:
     number = last.number + 1 if last else 1
     if number > ADMISSIONS_MAX:
         raise LimitExceeded(f"a partition is replaced {ADMISSIONS_MAX} times at most")
+    made_up_ms = max(last.made_up_ms if last else 0, command.time_ms) + ADMISSION_MS
+    if made_up_ms > command.time_ms + ADMISSIONS_AT_ONCE * ADMISSION_MS:
+        raise LimitExceeded(f"a partition is replaced {ADMISSIONS_AT_ONCE} times at once, then once an hour")
     incarnation = max(command.incarnation, number * INCARNATIONS_PER_ADMISSION)
-    admission = Admission(number, incarnation, command.member_id)
+    admission = Admission(number, incarnation, command.member_id, made_up_ms=made_up_ms)
     admissions = {**pool.admissions, command.index: admission}
     return {POOL: replace(pool, admissions=admissions, drained=pool.drained | {command.index})}
 

@@ -146,6 +146,8 @@ class Admission:
     """Member of the store that goes; 0 for none."""
     ready: bool = False
     """Whether the members of the store were changed, so that the new partition may start."""
+    made_up_ms: int = 0
+    """Pool time, Unix milliseconds, at which the admissions of this partition so far are made up for."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,15 +1,17 @@
 """What the fabric plane adds to the gate: nothing passes that the contract does not name (G5).
 
 The gate (:mod:`hsm_pool.net.interceptors`) knows who calls and turns every error into a bare
-code. This interceptor stands behind it and refuses calls that come too often, metadata that
-is not declared, messages that are too long, unknown fields, enum numbers outside the closed
-set and numbers outside their bounds. It looks at replies with the same eyes, so that a
-mistake of a service cannot send the controller more than the bits that the bounds leave.
+code. It asks :class:`CallFrequency` first, so that calls which come too often cost nothing.
+The guard stands behind the gate and refuses metadata that is not declared, messages that are
+too long, unknown fields, enum numbers outside the closed set and numbers outside their bounds.
+It looks at replies with the same eyes, so that a mistake of a service cannot send the
+controller more than the bits that the bounds leave.
 """
 
 from __future__ import annotations
 
 import threading
+from collections import Counter
 from collections.abc import Callable
 from typing import Any, Final
 
@@ -19,9 +21,12 @@ from google.protobuf.message import Message
 from google.protobuf.unknown_fields import UnknownFieldSet
 
 from hsm_pool import limits
-from hsm_pool.errors import InvalidField, Overloaded
+from hsm_pool.audit import record
+from hsm_pool.audit.log import AuditLog
+from hsm_pool.audit.record import Operation
+from hsm_pool.errors import AuditUnavailable, InvalidField, Overloaded
 from hsm_pool.firmware.image import VERSION_MAX
-from hsm_pool.net.interceptors import current_caller
+from hsm_pool.net.authorization import Caller
 from hsm_pool.store.replica import boot_time
 
 _WHOLE_NUMBER_MAX: Final = 2**53 - 1
@@ -104,11 +109,62 @@ class TokenBuckets:
             raise Overloaded("too many calls a second")
 
 
+class CallFrequency:
+    """Refuses calls that come too often, before anything of them is read or on record. Thread-safe.
+
+    One record a second at most says how many were refused: with one each, a flood of calls that
+    nobody obeys would push every other record out of the log (G7). Status and health have tokens
+    of their own, so that a partition does not look dead in a flood of commands.
+    """
+
+    def __init__(self, partition: int, audit_log: AuditLog, clock: Callable[[], float] = boot_time) -> None:
+        self._partition = partition
+        self._audit_log = audit_log
+        self._clock = clock
+        self._commands, self._questions = TokenBuckets(clock), TokenBuckets(clock)
+        self._lock = threading.Lock()
+        self._refused: Counter[str] = Counter()
+        self._record_at = clock()
+
+    def take(self, caller: Caller, method: str) -> None:
+        """Let a call begin.
+
+        Raises:
+            Overloaded: It comes too often.
+        """
+        try:
+            if method in record.POLLED:
+                self._questions.take(caller.uri)
+            else:
+                self._commands.take(caller.uri)
+        except Overloaded:
+            if method not in record.POLLED:
+                with self._lock:
+                    self._refused[caller.uri] += 1
+            raise
+        finally:
+            # By whatever call comes next, so that the last ones of a flood are on record, too.
+            self._put_on_record()
+
+    def _put_on_record(self) -> None:
+        with self._lock:
+            now = self._clock()
+            if not self._refused or now < self._record_at:
+                return
+            self._record_at = now + limits.ENCLAVE_REFUSALS_RECORD_SECONDS
+            refused, self._refused = self._refused, Counter()
+        for identity, calls in refused.items():
+            operation = Operation("FrequentCalls", identity, partition=self._partition, items=calls)
+            operation.refused(Overloaded.code, Overloaded.reason)
+            try:
+                self._audit_log.append(operation.record())
+            except AuditUnavailable:
+                with self._lock:
+                    self._refused[identity] += calls
+
+
 class EnclaveGuard(grpc.ServerInterceptor):
     """Stands between the gate and the services of the fabric plane."""
-
-    def __init__(self) -> None:
-        self._buckets = TokenBuckets()
 
     def intercept_service(self, continuation: Any, handler_call_details: Any) -> Any:
         """Wrap the handler of a method."""
@@ -119,7 +175,6 @@ class EnclaveGuard(grpc.ServerInterceptor):
         parse = handler.request_deserializer
 
         def call(octets: bytes, context: grpc.ServicerContext) -> Any:
-            self._buckets.take(current_caller().uri)
             _check_metadata(context)
             reply = handler.unary_unary(_strictly_parsed(octets, parse), context)
             check(reply)

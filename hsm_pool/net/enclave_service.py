@@ -82,7 +82,7 @@ class EnclaveService(enclave_pb2_grpc.EnclaveServiceServicer):
     ) -> enclave_pb2.DrainResponse:
         with self._accepted("Drain", request) as serving:
             if not serving.replica.drained:
-                self._commit(serving, DrainPartition(self._index, serving.replica.serving()), context)
+                self._commit(serving, DrainPartition(self._index, serving.replica.await_serving()), context)
         return enclave_pb2.DrainResponse(state=self._state())
 
     def Resume(  # noqa: N802, D102
@@ -98,14 +98,16 @@ class EnclaveService(enclave_pb2_grpc.EnclaveServiceServicer):
         self, request: enclave_pb2.RelinquishRequest, context: grpc.ServicerContext
     ) -> enclave_pb2.RelinquishResponse:
         with self._accepted("Relinquish", request) as serving:
-            self._commit(serving, RelinquishHousekeeping(self._index, serving.replica.serving()), context)
+            self._commit(
+                serving, RelinquishHousekeeping(self._index, serving.replica.await_serving()), context
+            )
         return enclave_pb2.RelinquishResponse(state=self._state())
 
     def Restart(  # noqa: N802, D102
         self, request: enclave_pb2.RestartRequest, context: grpc.ServicerContext
     ) -> enclave_pb2.RestartResponse:
         with self._accepted("Restart", request) as serving:
-            self._commit(serving, RestartPartition(self._index, serving.replica.serving()), context)
+            self._commit(serving, RestartPartition(self._index, serving.replica.await_serving()), context)
             self._ending = True
             state = self._state()
             # An orderly end: the servers wait for this very answer; the node agent starts a new process.

@@ -38,6 +38,7 @@ from hsm_pool.net.admission import CallAdmission, CallKind, kind_of
 from hsm_pool.net.answers import UnreadAnswers
 from hsm_pool.net.authorization import Caller, Rule, authorize
 from hsm_pool.net.calls import deadline
+from hsm_pool.net.enclave_guard import CallFrequency
 from hsm_pool.net.requests import RequestReader, parsed
 from hsm_pool.net.role_gate import RoleGate
 from hsm_pool.observability.calls import CallObserver, Observation
@@ -209,9 +210,11 @@ class Gate(Passage, grpc.ServerInterceptor):
         answers: UnreadAnswers,
         admission: CallAdmission | None = None,
         *,
+        frequency: CallFrequency | None = None,
         bare_errors: bool = False,
     ) -> None:
         super().__init__(partition, translate, roles, audit_log)
+        self._frequency = frequency
         self._identify = identify
         self._bare_errors = bare_errors
         self._observer = observer
@@ -243,6 +246,8 @@ class Gate(Passage, grpc.ServerInterceptor):
 
     def _enter(self, context: grpc.ServicerContext, method: str) -> Caller:
         caller = self._identify(context)
+        if self._frequency is not None:
+            self._frequency.take(caller, method)
         self.recognise(caller, record.caller_address(context.peer()), method)
         return caller
 

@@ -23,7 +23,7 @@ from hsm_pool.net.authorization import Caller
 from hsm_pool.net.backup_service import BackupService
 from hsm_pool.net.calls import Translator
 from hsm_pool.net.crypto_service import CryptoService
-from hsm_pool.net.enclave_guard import EnclaveGuard
+from hsm_pool.net.enclave_guard import CallFrequency, EnclaveGuard
 from hsm_pool.net.enclave_service import EnclaveService
 from hsm_pool.net.identities import CertificateIdentities, TokenIdentities
 from hsm_pool.net.interceptors import Gate
@@ -151,7 +151,7 @@ class PlaneServers:
             _server(
                 settings.enclave_endpoint,
                 settings.fabric_plane,
-                gate(certificates, bare_errors=True),
+                gate(certificates, frequency=CallFrequency(settings.index, log), bare_errors=True),
                 fabric_plane,
                 guards=(EnclaveGuard(),),
                 options=_FABRIC_OPTIONS,

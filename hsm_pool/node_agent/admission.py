@@ -2,8 +2,8 @@
 
 The agent asks the other partitions whether a new incarnation of its own partition was
 admitted (its word is trusted for nothing but that). What it begins it writes down first, so
-that it goes on after kill -9. Nothing is deleted: what the dead partition left behind lies
-beside the new directories, for whoever wants to know why it died.
+that it goes on after kill -9. What the dead partition left behind lies beside the new
+directories, for whoever wants to know why it died; of several the newest two are kept.
 """
 
 from __future__ import annotations
@@ -11,11 +11,13 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import shutil
 import threading
 from dataclasses import dataclass
 from pathlib import Path
 
 import grpc
+import structlog
 
 from hsm_pool.errors import FirmwareRefused
 from hsm_pool.firmware.slots import Slots
@@ -26,6 +28,9 @@ from hsm_pool.settings import NodeSettings
 from hsm_pool.store.state_file import write_atomically
 from mhsm.node.v1 import node_pb2, node_pb2_grpc
 
+_log = structlog.get_logger()
+_KEPT_GENERATIONS = 2
+"""What replaced partitions left behind: the newest, and the one before. A member's has 60 MB (G5)."""
 _POLL_SECONDS = 1.0
 _CALL_SECONDS = 1.0
 _FILE = "admission.json"
@@ -62,6 +67,7 @@ def carry_out(settings: NodeSettings, admission: Admission, users: NodeUsers | N
         aside = _aside(directory, admission)
         if directory.exists() and not aside.exists():
             directory.rename(aside)
+        _remove_older(directory, users)
         directory.mkdir(mode=0o700, exist_ok=True)
         if users:
             ownership.take(directory, users)
@@ -80,6 +86,20 @@ def carry_out(settings: NodeSettings, admission: Admission, users: NodeUsers | N
 
 def _aside(directory: Path, admission: Admission) -> Path:
     return directory.with_name(f"{directory.name}.replaced-{admission.number}")
+
+
+def _remove_older(directory: Path, users: NodeUsers | None) -> None:
+    """Remove what lies beside a directory, but the newest generations; what cannot be removed stays."""
+    numbers = [path.name.rpartition("-")[2] for path in directory.parent.glob(f"{directory.name}.replaced-*")]
+    generations = sorted(int(number) for number in numbers if number.isdecimal())
+    for number in generations[:-_KEPT_GENERATIONS]:
+        old = directory.with_name(f"{directory.name}.replaced-{number}")
+        try:
+            if users:
+                ownership.take_whole(old, users)
+            shutil.rmtree(old)
+        except OSError as error:
+            _log.warning("not removed", directory=old.name, cause=error.strerror)
 
 
 def _write(settings: NodeSettings, admission: Admission) -> None:

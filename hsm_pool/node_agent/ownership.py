@@ -45,6 +45,18 @@ def take(directory: Path, users: NodeUsers) -> None:
     os.chown(directory, users.node_agent, users.node_agent)
 
 
+def take_whole(directory: Path, users: NodeUsers) -> None:
+    """Let the agent remove a directory of its children's, with all directories in it.
+
+    One after the other, from the outside: who has a directory above cannot be cheated with a link.
+    """
+    os.chown(directory, users.node_agent, users.node_agent, follow_symlinks=False)
+    directory.chmod(0o700)
+    for path in directory.iterdir():
+        if path.is_dir() and not path.is_symlink():
+            take_whole(path, users)
+
+
 def give_partition_directory(directory: Path, users: NodeUsers) -> None:
     """Give a directory, with what the agent wrote into it, to the partition."""
     for name in ("incarnation", "lock"):

@@ -34,13 +34,15 @@ def admit(
     Raises:
         PartitionServes: The partition of that index serves.
         FloorOfTwo: Fewer than two others serve.
+        LimitExceeded: It was replaced too often, or too often lately.
         CommitUnknown: It may be done in part; a repeat goes on with it.
     """
     replica = serving.replica
     peer_url = member_peer_urls[index] if member_peer_urls else ""
     try:
         member_id = store.members().get(peer_url, 0) if peer_url else 0
-        command = AdmitPartition(index, replica.peer_incarnation(index) + 1, member_id, replica.serving())
+        incarnation = replica.peer_incarnation(index) + 1
+        command = AdmitPartition(serving.now_ms(), index, incarnation, member_id, replica.await_serving())
         _commit(serving, command, deadline)
         admission = replica.state.pool().admissions[index]
         if admission.ready:

@@ -109,7 +109,7 @@ def rotate(
     value = header_value(header)
     replica = serving.replica
     with replica.condition:
-        holding_leases, drained = replica.serving(), replica.state.pool().drained
+        holding_leases, drained = replica.lease_holders(), replica.state.pool().drained
     new_header_digest = chain.value_digest(value)
     command = ActivateEpoch(epoch, holding_leases, drained, old_header_digest, new_header_digest)
     _commit(serving, access, command, value)
@@ -154,7 +154,7 @@ def _await_holders(serving: Serving, epoch: int) -> None:
         pool = replica.state.pool()
         if pool.next_epoch != epoch:
             raise CeremonyState("another key-encryption key was proposed meanwhile; start again")
-        return held_by_enough(replica.serving(), pool.holders)
+        return held_by_enough(replica.lease_holders(), pool.holders)
 
     with replica.condition:
         if not replica.condition.wait_for(held, limits.EPOCH_HOLD_SECONDS):

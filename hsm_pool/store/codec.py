@@ -76,6 +76,7 @@ def encode(record: Record) -> tuple[int, bytes]:
                             incarnation=admission.incarnation,
                             member_id=admission.member_id,
                             ready=admission.ready,
+                            made_up_ms=admission.made_up_ms,
                         )
                         for index, admission in sorted(record.admissions.items())
                     ],
@@ -158,7 +159,9 @@ def decode(record_type: int, body: bytes) -> Record:
             frozenset(pool.holders),
             housekeeper=pool.housekeeper,
             admissions={
-                entry.index: Admission(entry.number, entry.incarnation, entry.member_id, entry.ready)
+                entry.index: Admission(
+                    entry.number, entry.incarnation, entry.member_id, entry.ready, entry.made_up_ms
+                )
                 for entry in pool.admissions
             },
             security_versions={entry.index: entry.security_version for entry in pool.security_versions},

@@ -192,6 +192,8 @@ class Follower:
             arrived = replica.condition.wait_for(
                 lambda: replica.revision >= answer.revision or self._stopping.is_set(), _STALL_SECONDS
             )
+        if arrived and not renewal.lease_remaining_ms and replica.lease_remaining():
+            self._renew_now.set()  # the others learn at once that this one serves
         if not arrived:
             _log.warning("watch stuck; going to another member")
             self._store.watch_stalled()

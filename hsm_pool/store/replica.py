@@ -39,6 +39,8 @@ _ANSWER_TRIES = 5
 """How often an answer is made anew when what it rests on changed meanwhile."""
 _LEASE_WAIT_SECONDS = 0.5
 """How long a call waits for the partition's lease before it is sent to another partition."""
+_WORD_SECONDS = 2 * limits.RENEWAL_SECONDS
+"""Within that time each partition that holds a lease says so."""
 
 
 def boot_time() -> float:
@@ -74,6 +76,13 @@ class MutationLog(Protocol):
         Raises:
             AuditUnavailable: They could not be written.
         """
+
+
+def _lease_seconds(renewal: record_pb2.Renewal) -> float:
+    """Return how long the lease lasted that the sender of a renewal had when it was written."""
+    if not renewal.HasField("lease_remaining_ms"):
+        return limits.LEASE_SECONDS  # older firmware: a roll-out that was begun must not be stuck
+    return min(limits.LEASE_SECONDS, renewal.lease_remaining_ms / 1000)
 
 
 class _NoLog:
@@ -153,7 +162,7 @@ class Replica:
                 if key.startswith(chain.FRESH_PREFIX)
             ]
             for renewal in renewals:
-                if not self._observe_renewal(renewal):
+                if not self._observe_renewal(renewal, of_now=False):
                     # It counted where it was written, perhaps: so its sender may hold a lease.
                     self.tracker.observe_unproved(renewal.partition_index, boot_time())
             written = sorted(renewal.wall_time_ms for renewal in renewals if renewal.epoch == self.keys.epoch)
@@ -300,6 +309,7 @@ class Replica:
                 surrendered=self.withdrawn,
                 applied_revision=self.revision,
                 epoch=self.keys.epoch,
+                lease_remaining_ms=0 if self.withdrawn else int(1000 * self.lease_remaining()),
             )
             content = renewal.SerializeToString(deterministic=True)
             renewal.mac = self.keys.mac(renewal.epoch, _RENEWAL_LABEL, content)
@@ -331,11 +341,13 @@ class Replica:
         if agreed_ms is None or wall_time_ms <= agreed_ms + 1000 * limits.CLOCK_SKEW_SECONDS_MAX:
             self.pool_time_ms = max(self.pool_time_ms, wall_time_ms)
 
-    def _observe_renewal(self, renewal: record_pb2.Renewal) -> bool:
+    def _observe_renewal(self, renewal: record_pb2.Renewal, *, of_now: bool = True) -> bool:
         """Take a renewal if it is of the epoch in force here; return whether it is.
 
         All partitions see it at the same place of the store's order, so all of them, its sender
         too, take it or leave it: one that an activation has overtaken gives nobody a lease.
+        One that was found in a table was written at an unknown time: it says that its sender may
+        hold a lease, not that it does.
         """
         if renewal.epoch != self.keys.epoch:
             return False
@@ -351,6 +363,7 @@ class Replica:
             renewal.applied_sequence,
             renewal.surrendered,
             now,
+            now + _lease_seconds(renewal) if of_now else 0.0,
         )
         if self.tracker.observe_renewal(renewal.partition_index, news):
             self._peer_revisions[renewal.partition_index] = renewal.applied_revision
@@ -377,7 +390,7 @@ class Replica:
     def _extend(self, counter: int) -> None:
         sent_at = self._sent.pop(counter, None)
         self._seen.pop(counter, None)
-        if sent_at is None or self.withdrawn or self._stopped:
+        if sent_at is None or self.withdrawn:
             return
         if self._clock_is_off():
             return
@@ -418,8 +431,8 @@ class Replica:
 
     @property
     def withdrawn(self) -> bool:
-        """Whether this partition holds no lease by its own will: drained, or without an audit log."""
-        return self._drained or self.mutation_log.refuses
+        """Whether this partition holds no lease by its own will: drained, stopped, without an audit log."""
+        return self._drained or self._stopped or self.mutation_log.refuses
 
     def peer_exited(self, index: int, incarnation: int) -> None:
         """Take a node agent's exit notice."""
@@ -429,10 +442,28 @@ class Replica:
             self.condition.notify_all()
 
     def serving(self) -> frozenset[int]:
-        """Return the partitions that hold a lease, as far as this one knows, itself included."""
+        """Return the partitions that do hold a lease, itself included: the floor of two counts these (G5)."""
         with self.condition:
-            others = self.tracker.serving(boot_time())
-            return others | {self.index} if self.lease_remaining() else others
+            return self.tracker.serving(boot_time()) | self._itself()
+
+    def await_serving(self) -> frozenset[int]:
+        """Return the partitions that do hold a lease, when all that may hold one have said so or had time to.
+
+        A partition that has just started has not heard of the others yet.
+        """
+        with self.condition:
+            self.condition.wait_for(
+                lambda: self._stopped or self.serving() == self.lease_holders(), _WORD_SECONDS
+            )
+            return self.serving()
+
+    def lease_holders(self) -> frozenset[int]:
+        """Return the partitions that may hold a lease, itself included."""
+        with self.condition:
+            return self.tracker.lease_holders(boot_time()) | self._itself()
+
+    def _itself(self) -> frozenset[int]:
+        return frozenset({self.index} if self.lease_remaining() else ())
 
     def peer_incarnation(self, index: int) -> int:
         """Return the newest incarnation of another partition that was seen, 0 for none."""
@@ -455,7 +486,7 @@ class Replica:
     def compaction_revision(self) -> int:
         """Return the revision below which no partition that was ever seen needs the store."""
         with self.condition:
-            live = self.tracker.serving(boot_time())
+            live = self.tracker.lease_holders(boot_time())
             return min([self.revision] + [self._peer_revisions[i] for i in live if i in self._peer_revisions])
 
     # -- consulting ----------------------------------------------------------------------

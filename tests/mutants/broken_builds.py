@@ -39,6 +39,10 @@ _ADMISSION = "tests/unit/test_admission.py"
 _REQUESTS = "tests/unit/test_requests.py"
 _ANSWERS = "tests/unit/test_answers.py"
 _PROCESSES = "tests/unit/node_agent/test_processes.py"
+_SERVICES = "tests/unit/test_plane_services.py"
+_FABRIC_PLANE = "tests/unit/test_fabric_plane.py"
+_LEFT_BEHIND = "tests/unit/node_agent/test_admission.py"
+_FLOOR = "tests/unit/store/test_floor.py"
 _RELEASE = "tests/unit/test_key_release.py"
 _KEY_ATTESTATION = "tests/unit/test_key_attestation.py"
 _SECURE_WRAP = "tests/unit/test_secure_wrap.py"
@@ -145,6 +149,111 @@ BROKEN_BUILDS: tuple[BrokenBuild, ...] = (
         "    if len(remaining) < SERVING_MIN:\n",
         "    if len(remaining) < 0:\n",
         ("tests/unit/test_core.py::test_two_drains_cannot_both_win",),
+    ),
+    BrokenBuild(
+        "the floor of two counts a partition that renews and holds no lease",
+        "G5",
+        "hsm_pool/core/freshness.py",
+        "index for index in self.lease_holders(now) if now < self._peers[index].lease_until",
+        "index for index in self.lease_holders(now)",
+        (f"{_FLOOR}::test_a_partition_whose_clock_is_off_does_not_count_for_the_floor",),
+    ),
+    BrokenBuild(
+        "the floor of two counts a partition by a renewal that may be old",
+        "G5",
+        "hsm_pool/store/replica.py",
+        "now + _lease_seconds(renewal) if of_now else 0.0",
+        "now + _lease_seconds(renewal)",
+        (f"{_FLOOR}::test_a_renewal_of_an_unknown_time_does_not_count_for_the_floor",),
+    ),
+    BrokenBuild(
+        "each call that comes too often is put on record",
+        "G7",
+        "hsm_pool/net/enclave_guard.py",
+        "            self._record_at = now + limits.ENCLAVE_REFUSALS_RECORD_SECONDS\n",
+        "",
+        (f"{_FABRIC_PLANE}::test_refused_calls_are_on_record_once_a_second_with_their_number",),
+    ),
+    BrokenBuild(
+        "commands use up the calls for status",
+        "G5",
+        "hsm_pool/net/enclave_guard.py",
+        "                self._questions.take(caller.uri)\n",
+        "                self._commands.take(caller.uri)\n",
+        (f"{_FABRIC_PLANE}::test_commands_do_not_use_up_the_calls_for_status",),
+    ),
+    BrokenBuild(
+        "a partition is replaced as often as the controller likes",
+        "G5",
+        "hsm_pool/core/membership.py",
+        "    if made_up_ms > command.time_ms + ADMISSIONS_AT_ONCE * ADMISSION_MS:\n",
+        "    if False:\n",
+        ("tests/unit/test_core.py::test_a_partition_is_replaced_four_times_at_once_and_then_once_an_hour",),
+    ),
+    BrokenBuild(
+        "what replaced partitions left behind is kept for ever",
+        "G5",
+        "hsm_pool/node_agent/admission.py",
+        "        _remove_older(directory, users)\n",
+        "",
+        (f"{_LEFT_BEHIND}::test_of_what_replaced_partitions_left_behind_the_newest_two_are_kept",),
+    ),
+    BrokenBuild(
+        "a quarantined partition renews as if it held a lease",
+        "G5",
+        "hsm_pool/store/replica.py",
+        "        return self._drained or self._stopped or self.mutation_log.refuses\n",
+        "        return self._drained or self.mutation_log.refuses\n",
+        (f"{_FLOOR}::test_a_partition_that_is_quarantined_surrenders_and_counts_no_more",),
+    ),
+    BrokenBuild(
+        "the guard looks at requests only",
+        "G5",
+        "hsm_pool/net/enclave_guard.py",
+        "            check(reply)\n",
+        "",
+        (f"{_FABRIC_PLANE}::test_a_reply_outside_of_the_contract_does_not_leave",),
+    ),
+    BrokenBuild(
+        "the controller reads why a partition is not available",
+        "G5",
+        "hsm_pool/net/interceptors.py",
+        '            context.abort(getattr(grpc.StatusCode, shown.code), "")\n',
+        '            text = str(error) if shown.code == "UNAVAILABLE" else ""\n'
+        "            context.abort(getattr(grpc.StatusCode, shown.code), text)\n",
+        (f"{_FABRIC_PLANE}::test_a_refusal_is_its_code_alone",),
+    ),
+    BrokenBuild(
+        "a partition obeys while it restarts",
+        "G5",
+        "hsm_pool/net/enclave_service.py",
+        "            self._ending = True\n",
+        "",
+        (f"{_SERVICES}::test_nothing_is_obeyed_after_a_restart",),
+    ),
+    BrokenBuild(
+        "a partition without a lease gives keys",
+        "G3",
+        "hsm_pool/net/plane_services.py",
+        "        if not serving.replica.lease_remaining():\n",
+        "        if False:\n",
+        (f"{_SERVICES}::test_who_holds_no_lease_gives_no_keys",),
+    ),
+    BrokenBuild(
+        "keys leave although the lease ended while evidence was verified",
+        "G3",
+        "hsm_pool/net/plane_services.py",
+        "        self._keys_to_give()  # checked again before it leaves\n",
+        "",
+        (f"{_SERVICES}::test_keys_do_not_leave_when_the_lease_ended_meanwhile",),
+    ),
+    BrokenBuild(
+        "a new store member starts before the old one was removed",
+        "G1",
+        "hsm_pool/net/plane_services.py",
+        "        if admission is None or not admission.ready:\n",
+        "        if admission is None:\n",
+        (f"{_SERVICES}::test_an_agent_hears_of_an_admission_when_the_store_has_changed_its_members",),
     ),
     BrokenBuild(
         "sealed records are not bound to their id",

@@ -42,6 +42,8 @@ from hsm_pool.store import codec
 _BY_THEMSELVES = {KeyOperation.IMPORT, KeyOperation.SECURE_WRAP_KEY, KeyOperation.SECURE_UNWRAP_KEY}
 USES = tuple(operation for operation in KeyOperation if operation not in _BY_THEMSELVES)
 MATERIAL = SealedMaterial(1, b"n" * 12, b"c" * 32)
+NOW = 1_800_000_000_000
+"""Unix milliseconds."""
 
 
 def create(key_id: str, version: int, **changes: object) -> CreateKeyVersion:
@@ -240,7 +242,7 @@ def test_the_boot_count_that_evidence_may_claim_only_rises() -> None:
     state = State()
     assert membership.boot_count_min(state.pool(), 2, 0) == 0
     assert membership.boot_count_min(state.pool(), 2, 7) == 7
-    run(state, AdmitPartition(2, 8, 77, frozenset({0, 1})))
+    run(state, AdmitPartition(NOW, 2, 8, 77, frozenset({0, 1})))
     admitted = membership.INCARNATIONS_PER_ADMISSION
     assert [membership.boot_count_min(state.pool(), 2, seen) for seen in (7, admitted + 1)] == [
         admitted,
@@ -254,33 +256,64 @@ def test_only_a_dead_partition_is_replaced_and_a_repeat_goes_on_with_it() -> Non
     everybody = frozenset({0, 1, 2})
     state = State()
     with pytest.raises(errors.PartitionServes):
-        run(state, AdmitPartition(2, 5, 77, everybody))
+        run(state, AdmitPartition(NOW, 2, 5, 77, everybody))
     with pytest.raises(errors.FloorOfTwo):
-        run(state, AdmitPartition(2, 5, 77, frozenset({0})))
+        run(state, AdmitPartition(NOW, 2, 5, 77, frozenset({0})))
     others = frozenset({0, 1})
-    run(state, AdmitPartition(2, 5, 77, others))
+    run(state, AdmitPartition(NOW, 2, 5, 77, others))
     first, second = membership.INCARNATIONS_PER_ADMISSION, 2 * membership.INCARNATIONS_PER_ADMISSION
-    assert state.pool().admissions == {2: Admission(1, first, 77)}
+    once = NOW + membership.ADMISSION_MS
+    assert state.pool().admissions == {2: Admission(1, first, 77, made_up_ms=once)}
     with pytest.raises(errors.FloorOfTwo):
         run(state, DrainPartition(1, everybody))  # even if the old one woke up and took a lease
     for old in (4, 5, 1000):  # however often the old one was restarted
         with pytest.raises(errors.PartitionReplaced):
             run(state, ResumePartition(2, old))
     with pytest.raises(errors.FloorOfTwo):
-        run(state, AdmitPartition(1, 5, 66, frozenset({0, 2})))  # one store member at a time
-    run(state, AdmitPartition(2, 5, 0, others))  # asked again after the member was removed
+        run(state, AdmitPartition(NOW, 1, 5, 66, frozenset({0, 2})))  # one store member at a time
+    run(state, AdmitPartition(NOW, 2, 5, 0, others))  # asked again after the member was removed
     run(state, CompleteAdmission(2, 9))  # of another admission
-    assert state.pool().admissions == {2: Admission(1, first, 77)}
+    assert state.pool().admissions == {2: Admission(1, first, 77, made_up_ms=once)}
     run(state, CompleteAdmission(2, 1))
     run(state, CompleteAdmission(2, 1))
-    run(state, AdmitPartition(2, 900, 88, others))  # the new one was not seen yet
-    assert state.pool().admissions == {2: Admission(1, first, 77, ready=True)}
-    run(state, AdmitPartition(2, first + 1, 88, others))  # it was seen, and died as well
-    assert state.pool().admissions == {2: Admission(2, second, 88)}
+    run(state, AdmitPartition(NOW, 2, 900, 88, others))  # the new one was not seen yet
+    assert state.pool().admissions == {2: Admission(1, first, 77, ready=True, made_up_ms=once)}
+    run(state, AdmitPartition(NOW, 2, first + 1, 88, others))  # it was seen, and died as well
+    assert state.pool().admissions == {2: Admission(2, second, 88, made_up_ms=once + membership.ADMISSION_MS)}
     run(state, ResumePartition(2, second))
     assert not state.pool().drained
     record_type, body = codec.encode(state.pool())
     assert codec.decode(record_type, body) == state.pool()
+
+
+def test_a_partition_is_replaced_four_times_at_once_and_then_once_an_hour() -> None:
+    """G5: nobody uses up the replacements of a partition, nor a disk with what they leave behind."""
+    others = frozenset({0, 1})
+    state = State()
+    now_ms = NOW
+
+    def replaced(index: int = 2, serving: frozenset[int] = others) -> bool:
+        last = state.pool().admissions.get(index)
+        incarnation = last.incarnation + 1 if last else 5
+        before = state.pool()
+        try:
+            run(state, AdmitPartition(now_ms, index, incarnation, 77, serving))
+        except errors.LimitExceeded:
+            assert state.pool() == before
+            return False
+        admission = state.pool().admissions[index]
+        run(state, CompleteAdmission(index, admission.number))
+        run(state, ResumePartition(index, admission.incarnation))
+        return True
+
+    assert [replaced() for _ in range(6)] == [True] * 4 + [False] * 2
+    assert replaced(1, frozenset({0, 2})), "each partition has a count of its own"
+    now_ms += membership.ADMISSION_MS - 1
+    assert not replaced()
+    now_ms += 1
+    assert [replaced(), replaced()] == [True, False]
+    now_ms += 1000 * membership.ADMISSION_MS
+    assert [replaced() for _ in range(6)] == [True] * 4 + [False] * 2, "waiting saves up no more than four"
 
 
 def test_two_drains_cannot_both_win() -> None:

@@ -64,6 +64,21 @@ def test_the_old_is_put_aside_and_the_incarnation_goes_on(tmp_path: Path, last: 
     assert admission.read(settings) == Admission(1, 4, done=True)
 
 
+def test_of_what_replaced_partitions_left_behind_the_newest_two_are_kept(tmp_path: Path) -> None:
+    """G5: else a controller that replaces a partition again and again fills the disk of three members."""
+    settings = node(tmp_path, 1)
+    (tmp_path / "store.replaced-notes").mkdir()  # not the agent's
+    for number in range(1, 13):  # beyond 9: they are numbers, not texts
+        for name in ("partition", "store"):
+            (tmp_path / name / "member" / "wal").mkdir(parents=True)
+            (tmp_path / name / "member" / "wal" / "0.wal").touch(mode=0o400)
+        admission.carry_out(settings, Admission(number, 4, done=False))
+        kept = {f"{name}.replaced-{n}" for name in ("partition", "store") for n in (number - 1, number) if n}
+        found = {path.name for path in tmp_path.glob("*.replaced-*")}
+        assert found == kept | {"store.replaced-notes"}
+        assert all((tmp_path / name / "member" / "wal" / "0.wal").exists() for name in kept)
+
+
 @pytest.mark.parametrize("step", range(8))
 def test_killed_at_any_step_it_goes_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, step: int) -> None:
     settings = node(tmp_path, 17)

@@ -294,15 +294,15 @@ def test_a_renewal_under_an_old_epoch_counts_for_nothing(story: Story) -> None:
     honest = Replica(copy_of(story.new, 2), 1, 1).new_renewal(1)
     fresh = f"{chain.FRESH_PREFIX}1"
     replica.apply(revision_of({fresh: honest.SerializeToString()}))
-    assert replica.serving() == {1}
+    assert replica.lease_holders() == {1}
     replica.apply(revision_of({fresh: forged.SerializeToString()}, 101))
-    assert replica.serving() == {1}
+    assert replica.lease_holders() == {1}
     assert replica.peer_incarnation(1) == 1
     # Found at a start, it may have counted where it was written: its sender is waited for.
     started = Replica(copy_of(story.new, 2), 0, 2)
     store = {**story.store, fresh: forged.SerializeToString()}
     started.load(101, store, (story.head.sequence, story.head.digest))
-    assert started.serving() == {1}
+    assert started.lease_holders() == {1}
     assert started.tracker.stable_sequence < story.head.sequence
     started.apply(revision_of({fresh: honest.SerializeToString()}, 102))
     assert started.peer_incarnation(1) == 1

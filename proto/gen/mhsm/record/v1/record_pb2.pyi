@@ -903,6 +903,7 @@ class Admission(_message.Message):
     INCARNATION_FIELD_NUMBER: _builtins.int
     MEMBER_ID_FIELD_NUMBER: _builtins.int
     READY_FIELD_NUMBER: _builtins.int
+    MADE_UP_MS_FIELD_NUMBER: _builtins.int
     index: _builtins.int
     """Index of the partition."""
     number: _builtins.int
@@ -913,6 +914,8 @@ class Admission(_message.Message):
     """Member of the store that goes; 0 for none."""
     ready: _builtins.bool
     """Whether the members of the store were changed, so that the new partition may start."""
+    made_up_ms: _builtins.int
+    """Pool time, Unix milliseconds, at which the admissions of this index so far are made up for."""
     def __init__(
         self,
         *,
@@ -921,10 +924,11 @@ class Admission(_message.Message):
         incarnation: _builtins.int = ...,
         member_id: _builtins.int = ...,
         ready: _builtins.bool = ...,
+        made_up_ms: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["incarnation", b"incarnation", "index", b"index", "member_id", b"member_id", "number", b"number", "ready", b"ready"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["incarnation", b"incarnation", "index", b"index", "made_up_ms", b"made_up_ms", "member_id", b"member_id", "number", b"number", "ready", b"ready"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -1272,6 +1276,7 @@ class Renewal(_message.Message):
     APPLIED_REVISION_FIELD_NUMBER: _builtins.int
     MAC_FIELD_NUMBER: _builtins.int
     EPOCH_FIELD_NUMBER: _builtins.int
+    LEASE_REMAINING_MS_FIELD_NUMBER: _builtins.int
     partition_index: _builtins.int
     """Index of the partition."""
     incarnation: _builtins.int
@@ -1292,6 +1297,10 @@ class Renewal(_message.Message):
     """HMAC-SHA-256 over the renewal without this field, under the MAC key of the epoch."""
     epoch: _builtins.int
     """Epoch in force where it was written; it counts only where that epoch is in force."""
+    lease_remaining_ms: _builtins.int
+    """How long its lease still lasted when it was written, milliseconds; 0 without one. Firmware before
+    this field says nothing.
+    """
     def __init__(
         self,
         *,
@@ -1305,12 +1314,15 @@ class Renewal(_message.Message):
         applied_revision: _builtins.int = ...,
         mac: _builtins.bytes = ...,
         epoch: _builtins.int = ...,
+        lease_remaining_ms: _builtins.int | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_lease_remaining_ms", b"_lease_remaining_ms", "lease_remaining_ms", b"lease_remaining_ms"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["applied_revision", b"applied_revision", "applied_sequence", b"applied_sequence", "counter", b"counter", "epoch", b"epoch", "head_digest", b"head_digest", "incarnation", b"incarnation", "mac", b"mac", "partition_index", b"partition_index", "surrendered", b"surrendered", "wall_time_ms", b"wall_time_ms"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_lease_remaining_ms", b"_lease_remaining_ms", "applied_revision", b"applied_revision", "applied_sequence", b"applied_sequence", "counter", b"counter", "epoch", b"epoch", "head_digest", b"head_digest", "incarnation", b"incarnation", "lease_remaining_ms", b"lease_remaining_ms", "mac", b"mac", "partition_index", b"partition_index", "surrendered", b"surrendered", "wall_time_ms", b"wall_time_ms"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-    def WhichOneof(self, oneof_group: _Never) -> None: ...
+    _WhichOneofReturnType__lease_remaining_ms: _TypeAlias = _typing.Literal["lease_remaining_ms"]  # noqa: Y015
+    _WhichOneofArgType__lease_remaining_ms: _TypeAlias = _typing.Literal["_lease_remaining_ms", b"_lease_remaining_ms"]  # noqa: Y015
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__lease_remaining_ms) -> _WhichOneofReturnType__lease_remaining_ms | None: ...
 
 Global___Renewal: _TypeAlias = Renewal  # noqa: Y015
 
