@@ -132,7 +132,7 @@ def status(settings: FabricSettings, *, watch: bool, as_json: bool) -> None:
     from fabric_controller.controller import running_controller, status_document
     from fabric_controller.observe import blank, observe
 
-    picture = blank(partition.index for partition in settings.partitions)
+    picture = blank(settings.indexes)
     pause = threading.Event()
     document: dict[str, Any] = {}
     with open_client(settings) as client, contextlib.closing(open_journal(settings)) as journal:

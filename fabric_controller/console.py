@@ -165,7 +165,7 @@ def open_journal(settings: FabricSettings) -> Journal:
 
     path = Path(settings.data_directory)
     try:
-        return Journal(path)
+        return Journal(path, settings.indexes)
     except JournalDamaged as error:
         fail(f"{path}: {error}", "keep the file as evidence, move it away, and start the controller again")
     except OSError as error:
@@ -176,7 +176,7 @@ def look(settings: FabricSettings, client: EnclaveClient) -> Picture:
     """Return the pool as it is now."""
     from fabric_controller.observe import blank, observe
 
-    empty = blank(partition.index for partition in settings.partitions)
+    empty = blank(settings.indexes)
     picture = observe(empty, client.get_status_of_all())[0]
     if picture.answering_count == 0:
         fail("no partition answers", "mhsm up\nmhsm-fabric status", EXIT_UNREACHABLE)

@@ -176,7 +176,7 @@ def run(
         OSError: The journal cannot be written: without it nothing is sent.
     """
     path = Path(settings.data_directory) / STATUS_FILE
-    picture = blank(partition.index for partition in settings.partitions)
+    picture = blank(settings.indexes)
     write_failure: str | None = None
     while not stop.is_set():
         picture, changes = observe(picture, client.get_status_of_all())
@@ -224,7 +224,7 @@ def serve(settings: FabricSettings) -> None:
     harden(settings)
     with (
         sole_controller(data_directory),
-        contextlib.closing(Journal(data_directory)) as journal,
+        contextlib.closing(Journal(data_directory, settings.indexes)) as journal,
         EnclaveClient(settings) as client,
     ):
         journal.begin_anew()

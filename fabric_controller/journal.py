@@ -14,7 +14,7 @@ import json
 import os
 import time
 import zlib
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Final
@@ -77,7 +77,9 @@ class Journal:
         OSError: The file cannot be read or made.
     """
 
-    def __init__(self, data_directory: Path) -> None:
+    def __init__(self, data_directory: Path, pool: Collection[int]) -> None:
+        """Open the journal of a pool with these partitions, and read it."""
+        self._pool = frozenset(pool)
         data_directory.mkdir(mode=0o700, parents=True, exist_ok=True)
         self._directory = data_directory
         self._path = data_directory / JOURNAL_FILE
@@ -104,7 +106,7 @@ class Journal:
         entries, length = read_entries(content)
         try:
             for entry in entries:
-                self.work = fold(self.work, entry)
+                self.work = fold(self.work, entry, self._pool)
         except EntryRefused as error:
             raise JournalDamaged(str(error)) from None
         self._offset += length

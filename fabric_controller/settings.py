@@ -60,6 +60,11 @@ class FabricSettings:
     identity: Identity
     data_directory: str
 
+    @property
+    def indexes(self) -> tuple[int, ...]:
+        """The partitions of the pool."""
+        return tuple(partition.index for partition in self.partitions)
+
 
 def _fields(value: Any, names: set[str], where: str) -> dict[str, Any]:
     if not isinstance(value, dict):

@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import itertools
 import random
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
+import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from fabric_controller.observe import Failure, Observation, Picture, State, Status, blank, observe
 from fabric_controller.planner import (
     ATTEMPTS_MAX,
+    INCARNATIONS_PER_ADMISSION,
     PATIENCE_MS,
     Act,
     Decision,
@@ -83,6 +85,7 @@ class Pool:
                 # It counts as drained, and comes back empty.
                 self.partitions[argument].drained = True
                 self.end(argument)
+                self.partitions[argument].incarnation += INCARNATIONS_PER_ADMISSION
         return "OK"
 
     def end(self, index: int, rounds: int = 2) -> None:
@@ -109,7 +112,7 @@ class Controller:
         """Take one step; crash is "" or where the controller dies: before or after sending."""
         self.now_ms += STEP_MS
         # Everything is folded anew each time: a new process knows no more than this.
-        work = fold_all(self.entries)
+        work = fold_all(self.entries, range(3))
         decision = plan(self.pool.picture(), work, self.now_ms)
         match decision:
             case Act(verb, partition, argument):
@@ -293,6 +296,45 @@ def test_a_dead_partition_is_replaced_by_way_of_a_living_one() -> None:
     assert pool.serving_count == 3
 
 
+@pytest.mark.parametrize("moment", ["killed", "timed out", "halted and resumed"])
+def test_a_half_done_replacement_is_resumed_and_not_done_again(moment: str) -> None:
+    """The new one shows that it was admitted, whatever is known of the command: its disk is not put aside."""
+    pool = Pool()
+    pool.end(1, rounds=10_000)
+    controller = replacement(pool, 1, 2)
+    assert controller.step("after" if moment == "killed" else "") == Act(Verb.HEAL, 0, 1)
+    if moment == "timed out":
+        controller.entries[-1]["code"] = "DEADLINE_EXCEEDED"
+    if moment == "halted and resumed":
+        controller.note(kind="halt", by="controller", reason="x")
+        controller.note(kind="continue")
+        pool.partitions[1].away = 0
+    decisions = [controller.step() for _ in range(20)]
+    assert [decision for decision in decisions if isinstance(decision, Act)] == [Act(Verb.RESUME, 1)]
+    assert pool.serving_count == 3
+    assert fold_all(controller.entries, range(3)).goal is None
+
+
+@pytest.mark.parametrize("state", [State.STARTING, State.HEALING, State.SERVING])
+def test_a_new_partition_that_does_not_serve_yet_is_waited_for(state: State) -> None:
+    """Nothing is known of what was sent, and still it is not replaced again."""
+    new = Status(state, False, 0, 2, INCARNATIONS_PER_ADMISSION + 1)
+    serving = Status(State.SERVING, True, 1, 2, 1)
+    picture = observe(blank(range(3)), {0: serving, 1: new, 2: serving})[0]
+    assert isinstance(plan(picture, Work(goal=Replacement(1, 5)), 0), Wait)
+
+
+def test_an_old_partition_that_comes_back_is_not_taken_for_a_new_one() -> None:
+    """Its own next start is no replacement, be it drained or serving."""
+    serving = Status(State.SERVING, True, 1, 2, 1)
+    back = {0: serving, 1: replace(serving, incarnation=6), 2: serving}
+    picture = observe(blank(range(3)), back)[0]
+    assert isinstance(plan(picture, Work(goal=Replacement(1, 5)), 0), Halt)
+    drained = {**back, 1: Status(State.DRAINED, False, 1, 2, 6)}
+    picture = observe(blank(range(3)), drained)[0]
+    assert plan(picture, Work(goal=Replacement(1, 5)), 0) == Act(Verb.HEAL, 0, 1)
+
+
 def test_a_replacement_that_fails_is_asked_of_another_one_and_halts_in_the_end() -> None:
     pool = Pool()
     pool.end(1, rounds=10_000)
@@ -326,6 +368,6 @@ def test_a_plan_depends_on_nothing_but_its_inputs() -> None:
     for _ in range(50):
         if generator.random() < 0.2:
             pool.end(generator.randrange(3))
-        work, picture = fold_all(controller.entries), pool.picture()
+        work, picture = fold_all(controller.entries, range(3)), pool.picture()
         assert plan(picture, work, controller.now_ms) == plan(picture, work, controller.now_ms)
         controller.step()
