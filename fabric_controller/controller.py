@@ -29,9 +29,10 @@ from fabric_controller.hardening import harden, in_force
 from fabric_controller.issuing import issue
 from fabric_controller.journal import Journal
 from fabric_controller.observe import Picture, as_document, blank, observe
-from fabric_controller.planner import Act, Done, Halt, Wait, plan
+from fabric_controller.planner import Act, Done, Halt, plan
+from fabric_controller.report import work_document
 from fabric_controller.settings import FabricSettings
-from fabric_controller.work import Issuer, Work
+from fabric_controller.work import Issuer
 
 POLL_SECONDS: Final = 1.0
 """Pause between two rounds."""
@@ -41,7 +42,7 @@ WORK_SECONDS: Final = 0.25
 
 STATUS_FILE: Final = "status.json"
 LOCK_FILE: Final = "controller.lock"
-FORMAT_VERSION: Final = 2
+FORMAT_VERSION: Final = 3
 """Version of the object in status.json and of ``status --json``."""
 
 
@@ -49,36 +50,43 @@ class AlreadyRunningError(Exception):
     """Another controller holds the data directory."""
 
 
-def status_document(pool_id: str, picture: Picture, work: Work, now_ms: int) -> dict[str, Any]:
+def status_document(pool_id: str, picture: Picture, work: dict[str, Any]) -> dict[str, Any]:
     """Return the object of status.json and ``status --json``.
 
-    It holds format version, pool, time of the round (UTC), the partitions and the work:
-    ``state`` is idle, running or halted; ``reason`` says why nothing moves, if nothing does.
+    It holds format version, pool, time of the round (UTC), the partitions and the work, see
+    :func:`fabric_controller.report.work_document`.
     """
-    reason = work.halted or ""
-    decision = plan(picture, work, now_ms)
-    if isinstance(decision, Wait | Halt):
-        reason = decision.reason
-    state = "idle" if work.goal is None else "running" if work.running else "halted"
     return {
         "format_version": FORMAT_VERSION,
         "pool_id": pool_id,
         "time": datetime.now(UTC).isoformat(timespec="milliseconds"),
         **as_document(picture),
-        "work": {"state": state, "reason": reason, "drained_by_operator": sorted(work.drained)},
+        "work": work,
     }
 
 
-def running_controller(data_directory: Path) -> dict[str, Any] | None:
-    """Return what the controller said of itself in its last round; None when it said nothing readable.
+def last_said(data_directory: Path) -> dict[str, Any]:
+    """Return what the controller wrote in its last round, {} when that is not readable.
 
-    It holds ``process_id``, in its own namespace, ``user_id`` and ``hardening``.
+    Beside the status document it holds ``controller``: ``process_id``, in its own namespace,
+    ``user_id`` and ``hardening``.
     """
     try:
-        said = json.loads((data_directory / STATUS_FILE).read_text())["controller"]
-    except (OSError, ValueError, KeyError, TypeError):
+        said = json.loads((data_directory / STATUS_FILE).read_text())
+    except (OSError, ValueError, RecursionError):
+        return {}
+    return said if isinstance(said, dict) else {}
+
+
+def running_controller(data_directory: Path) -> dict[str, Any] | None:
+    """Return what the controller said of itself, None when it said nothing.
+
+    Without its process id: in a namespace of its own that names another process here.
+    """
+    said = last_said(data_directory).get("controller")
+    if not isinstance(said, dict):
         return None
-    return said if isinstance(said, dict) else None
+    return {name: value for name, value in said.items() if name != "process_id"}
 
 
 def write_atomically(path: Path, document: dict[str, Any]) -> None:
@@ -191,7 +199,8 @@ def run(
         work = journal.refresh()
         failure = None
         try:
-            document = status_document(settings.pool_id, picture, work, time.time_ns() // 1_000_000)
+            told = work_document(picture, work, time.time_ns() // 1_000_000)
+            document = status_document(settings.pool_id, picture, told)
             controller = {"process_id": os.getpid(), "user_id": os.geteuid(), "hardening": in_force()}
             write_atomically(path, {**document, "controller": controller})
         except OSError as error:
