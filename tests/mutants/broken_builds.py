@@ -370,6 +370,36 @@ BROKEN_BUILDS: tuple[BrokenBuild, ...] = (
         ("tests/unit/test_core.py::test_only_a_dead_partition_is_replaced_and_a_repeat_goes_on_with_it",),
     ),
     BrokenBuild(
+        "a controller that was killed replaces the healthy new partition again",
+        "G5",
+        "fabric_controller/planner.py",
+        "        if dead.state_name == State.DRAINED:\n            # The new one",
+        "        if dead.state_name == State.DRAINED and any(each.code == OK for each in work.attempts):\n"
+        "            # The new one",
+        (
+            "tests/unit/fabric_controller/test_planner.py"
+            "::test_a_half_done_replacement_is_resumed_and_not_done_again",
+        ),
+        (
+            (
+                "fabric_controller/planner.py",
+                "    if admitted(dead, goal) or (sent and sent[-1].code == OK):\n",
+                "    if sent and sent[-1].code == OK:\n",
+            ),
+        ),
+    ),
+    BrokenBuild(
+        "the journal's entries may name partitions that there are not",
+        "G8",
+        "fabric_controller/work.py",
+        "    if _whole(value, max(pool)) not in pool:\n",
+        "    if False:\n",
+        (
+            "tests/unit/fabric_controller/test_journal.py"
+            "::test_an_entry_with_a_value_that_cannot_be_is_refused",
+        ),
+    ),
+    BrokenBuild(
         "roles are not decided again in the commit",
         "G2",
         "hsm_pool/store/committer.py",
