@@ -23,6 +23,7 @@ from fabric_controller.console import (
     EXIT_FAILED,
     EXIT_INTERRUPTED,
     EXIT_UNREACHABLE,
+    HUNG,
     JOURNAL_DAMAGED,
     fail,
     fail_for_damage,
@@ -109,7 +110,10 @@ def _render(document: dict[str, Any], picture: Picture, work: Work, now_ms: int)
     controller = document["controller"]
     if controller is not None:
         measures = ", ".join(controller.get("hardening", ())).replace("_", " ") or "nothing"
-        click.echo(f"controller: user {controller.get('user_id')}, hardened with {measures}")
+        if controller["alive"]:
+            click.echo(f"controller: user {controller.get('user_id')}, hardened with {measures}")
+        else:
+            click.echo(f"controller: does not run, or hangs (last heard of {controller['last_seen']})")
     line = work_line(picture, work, now_ms)
     if line:
         click.echo(line)
@@ -163,7 +167,9 @@ def status(settings: FabricSettings, *, watch: bool, as_json: bool) -> None:
     if not isinstance(found, Journal):
         fail_for_damage(settings, found)
     lines = suggestions(picture, work)
-    if lines:
+    if document["controller"] is None or not document["controller"]["alive"]:
+        lines = ["nobody works on goals while no controller runs", "mhsm up", HUNG, *lines]
+    if lines and not watch:
         suggest("\n".join(lines))
 
 

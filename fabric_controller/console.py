@@ -27,6 +27,12 @@ EXIT_INTERRUPTED: Final = 130
 JOURNAL_DAMAGED: Final = "keep the file as evidence, move it away, and start the controller again"
 """What to do about a damaged journal."""
 
+HUNG: Final = (
+    "one that hangs is started anew when it is killed: "
+    "kill -9 the fabric_controller.process_id of mhsm status --json"
+)
+"""What to do about a controller that does not show itself in a pool that runs."""
+
 _PLACE: Final = "fabric_controller.place"
 """Key of the context's options that say where the pool is, as they were given."""
 

@@ -40,6 +40,9 @@ POLL_SECONDS: Final = 1.0
 WORK_SECONDS: Final = 0.25
 """Pause between two rounds while there is work."""
 
+SILENCE_SECONDS: Final = 20.0
+"""A controller that has not written its status for so long does not run; a round may take 13 s."""
+
 STATUS_FILE: Final = "status.json"
 LOCK_FILE: Final = "controller.lock"
 FORMAT_VERSION: Final = 3
@@ -81,12 +84,24 @@ def last_said(data_directory: Path) -> dict[str, Any]:
 def running_controller(data_directory: Path) -> dict[str, Any] | None:
     """Return what the controller said of itself, None when it said nothing.
 
-    Without its process id: in a namespace of its own that names another process here.
+    Without its process id: in a namespace of its own that names another process here. But with
+    ``alive``, whether it has shown itself lately, and ``last_seen``, when it did (UTC).
     """
-    said = last_said(data_directory).get("controller")
+    document = last_said(data_directory)
+    said = document.get("controller")
     if not isinstance(said, dict):
         return None
-    return {name: value for name, value in said.items() if name != "process_id"}
+    told = {name: value for name, value in said.items() if name != "process_id"}
+    return {**told, "alive": is_alive(data_directory), "last_seen": document.get("time")}
+
+
+def is_alive(data_directory: Path) -> bool:
+    """Return whether the controller has shown itself lately: not stopped, not hung."""
+    try:
+        written_at = (data_directory / STATUS_FILE).stat().st_mtime
+    except OSError:
+        return False
+    return abs(time.time() - written_at) < SILENCE_SECONDS
 
 
 def write_atomically(path: Path, document: dict[str, Any]) -> None:
@@ -141,13 +156,16 @@ def make_logger() -> Any:
     )
 
 
-def take_step(journal: Journal, client: EnclaveClient, picture: Picture, logger: Any) -> bool:
+def take_step(journal: Journal, client: EnclaveClient, picture: Picture, counter: int, logger: Any) -> bool:
     """Take the next step of the work; return whether one was taken.
 
     The journal is held from the decision until the result is in it, so that an operator's
-    command comes before or after, never in between.
+    command comes before or after, never in between. ``counter`` is that of the newest command
+    before the picture was taken: after a later one the pool is looked at again.
     """
     with journal.exclusive() as work:
+        if work.counter != counter:
+            return False
         decision = plan(picture, work, time.time_ns() // 1_000_000)
         match decision:
             case Act(verb, partition, argument):
@@ -187,6 +205,7 @@ def run(
     picture = blank(settings.indexes)
     write_failure: str | None = None
     while not stop.is_set():
+        counter = journal.refresh().counter
         picture, changes = observe(picture, client.get_status_of_all())
         for change in changes:
             logger.info(
@@ -208,8 +227,8 @@ def run(
         if failure != write_failure:
             logger.warning("status_file", failure=failure)
             write_failure = failure
-        if work.running:
-            take_step(journal, client, picture, logger)
+        if work.goal is not None:
+            take_step(journal, client, picture, counter, logger)
         stop.wait(WORK_SECONDS if work.running else POLL_SECONDS)
 
 

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import contextlib
 import threading
-import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, NoReturn
 
@@ -16,6 +15,7 @@ import click
 from fabric_controller.console import (
     EXIT_INTERRUPTED,
     EXIT_UNREACHABLE,
+    HUNG,
     check_partition,
     confirm,
     dry_run_option,
@@ -36,9 +36,6 @@ if TYPE_CHECKING:
 
 FOLLOW_SECONDS: Final = 0.25
 """Pause between two looks at the journal while a goal is worked on."""
-
-SILENCE_SECONDS: Final = 20.0
-"""A controller that has not written its status for so long does not run; a round may take 13 s."""
 
 no_wait_option = click.option("--no-wait", is_flag=True, help="Write down the goal and end.")
 
@@ -318,6 +315,7 @@ def _follow(settings: FabricSettings, told: int) -> None:
 
     ``told`` entries of the journal are older than the work.
     """
+    from fabric_controller.controller import is_alive
     from fabric_controller.forecast import in_words
     from fabric_controller.report import after_a_halt
 
@@ -341,10 +339,10 @@ def _follow(settings: FabricSettings, told: int) -> None:
                     with open_client(settings) as client:
                         next_steps = "\n".join(after_a_halt(see(settings, client), work))
                     fail(f"halted: {work.halted}", next_steps, definite=False)
-                if not _controller_runs(settings):
+                if not is_alive(Path(settings.data_directory)):
                     fail(
                         "no controller runs; it goes on with this work when it is started",
-                        "mhsm up",
+                        f"mhsm up\n{HUNG}",
                         EXIT_UNREACHABLE,
                         definite=False,
                     )
@@ -366,17 +364,6 @@ def _reason(settings: FabricSettings) -> str:
 
 def _interrupted() -> NoReturn:
     fail("interrupted; the controller goes on", "mhsm-fabric halt", EXIT_INTERRUPTED, definite=False)
-
-
-def _controller_runs(settings: FabricSettings) -> bool:
-    """Return whether the controller has shown itself lately."""
-    from fabric_controller.controller import STATUS_FILE
-
-    try:
-        written_at = (Path(settings.data_directory) / STATUS_FILE).stat().st_mtime
-    except FileNotFoundError:
-        return False
-    return time.time() - written_at < SILENCE_SECONDS
 
 
 COMMANDS: Final = (restart, patch, replace)

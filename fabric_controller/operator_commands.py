@@ -197,7 +197,7 @@ def _abandon(settings: FabricSettings, *, dry_run: bool, as_json: bool) -> None:
         "the work would be abandoned" if dry_run else "the work is abandoned",
         {"dry_run": dry_run, "abandoned": not dry_run},
         as_json=as_json,
-        suggestion="mhsm-fabric status\nresume each partition that it has left drained",
+        suggestion="mhsm-fabric status\nit says which partitions were left drained, if any",
     )
 
 

@@ -17,7 +17,7 @@ from dataclasses import dataclass
 from typing import Final
 
 from fabric_controller.observe import PartitionView, Picture, State
-from fabric_controller.work import OK, REFUSED, Goal, Replacement, RollOut, Verb, Work
+from fabric_controller.work import OK, REFUSED, Goal, Issuer, Replacement, RollOut, Verb, Work
 
 SERVING_MIN: Final = 2
 """Partitions that go on serving while another one is out."""
@@ -87,8 +87,10 @@ def plan(picture: Picture, work: Work, now_ms: int) -> Decision:
         work: What the journal says.
         now_ms: Unix milliseconds, as in the journal.
     """
-    if work.goal is None or work.halted is not None:
+    if work.goal is None:
         return Idle()
+    if work.halted is not None:
+        return _put_back(work.goal, picture, work, now_ms)
     if isinstance(work.goal, Replacement):
         return _plan_replacement(work.goal, picture, work, now_ms)
     return _plan_roll_out(work.goal, picture, work, now_ms)
@@ -102,16 +104,17 @@ def _plan_roll_out(goal: RollOut, picture: Picture, work: Work, now_ms: int) -> 
             continue
         state = view.status.state if view.answering and view.status else None
         others_suffice = others_serving(picture, index) >= SERVING_MIN
-        gone_back = _gone_back(view, goal, work)
         if state is State.DRAINED:
-            if arrived(view, goal):
+            failed = None if arrived(view, goal) else _given_up(view, goal, work, now_ms)
+            if failed and index in work.drained:
+                return failed
+            if arrived(view, goal) or failed or (not others_suffice and index not in work.drained):
+                # Also before it halts: what cannot be changed goes on serving as it is.
                 return _attempt(Verb.RESUME, view, work, now_ms)
-            if others_suffice and not gone_back:
+            if others_suffice:
                 return _next_while_out(goal, view, work, now_ms)
-            if index not in work.drained:
-                return _attempt(Verb.RESUME, view, work, now_ms)
-        if gone_back and (view.serving or state is State.DRAINED):
-            return Halt(_does_not_start(view, goal))
+        if view.serving and (failed := _given_up(view, goal, work, now_ms)):
+            return failed
         if state is not State.DRAINED and view.serving and others_suffice:
             if goal.version and not _obeyed(Verb.STAGE, index, work):
                 # Before it is taken out: firmware that is refused costs no service.
@@ -119,6 +122,29 @@ def _plan_roll_out(goal: RollOut, picture: Picture, work: Work, now_ms: int) -> 
             return _attempt(Verb.DRAIN, view, work, now_ms)
         return _stopped_by(picture, view, work, now_ms)
     return Done()
+
+
+def _put_back(goal: Goal, picture: Picture, work: Work, now_ms: int) -> Decision:
+    """Return what is done for halted work: capacity still comes first, unless an operator halted it."""
+    if isinstance(goal, RollOut) and work.halted_by is not Issuer.OPERATOR:
+        for view in picture.partitions:
+            out = view.index in goal.partitions and view.state_name == State.DRAINED
+            few = others_serving(picture, view.index) < SERVING_MIN
+            if out and few and view.index not in work.drained:
+                decision = _attempt(Verb.RESUME, view, work, now_ms)
+                return decision if isinstance(decision, Act) else Idle()
+    return Idle()
+
+
+def _given_up(view: PartitionView, goal: RollOut, work: Work, now_ms: int) -> Halt | None:
+    """Return why nothing more is tried with a partition that has not arrived, None while something is."""
+    if _gone_back(view, goal, work):
+        return Halt(_does_not_start(view, goal))
+    for verb in (Verb.STAGE, Verb.ACTIVATE, Verb.RESTART):
+        decision = _attempt(verb, view, work, now_ms, goal.version)
+        if isinstance(decision, Halt) and (verb is Verb.RESTART or not _obeyed(verb, view.index, work)):
+            return decision
+    return None
 
 
 def _next_while_out(goal: RollOut, view: PartitionView, work: Work, now_ms: int) -> Decision:
@@ -152,7 +178,7 @@ def _plan_replacement(goal: Replacement, picture: Picture, work: Work, now_ms: i
         )
     # The one that was asked may be the reason why it failed: another one each time.
     helper = helpers[len(sent) % len(helpers)]
-    if sent and now_ms - sent[-1].time_ms < BACKOFF_MS[Verb.HEAL] * 2 ** (len(sent) - 1):
+    if sent and abs(now_ms - sent[-1].time_ms) < BACKOFF_MS[Verb.HEAL] * 2 ** (len(sent) - 1):
         return Wait(f"waiting for a new partition {dead.index}, asked for a moment ago")
     if len(sent) >= ATTEMPTS_MAX:
         return Halt(f"partition {dead.index} was not replaced ({sent[-1].code or 'no answer'})")
@@ -287,6 +313,6 @@ def _firmware_refused(verb: Verb, view: PartitionView, version: int | None) -> s
 
 def _wait(reason: str, work: Work, now_ms: int, waits: str = "") -> Decision:
     """Wait while there is patience, with its own words if there are any; then halt with the reason."""
-    if now_ms - work.progress_ms > PATIENCE_MS:
+    if abs(now_ms - work.progress_ms) > PATIENCE_MS:
         return Halt(reason)
     return Wait(waits or reason)

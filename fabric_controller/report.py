@@ -69,7 +69,8 @@ def work_document(picture: Picture, work: Work, now_ms: int) -> dict[str, Any]:
         if isinstance(decision, Act)
         else None,
         "reason": decision.reason if isinstance(decision, Wait | Halt) else work.halted or "",
-        "drained_by_operator": sorted(work.drained),
+        # The note of a drain that was never obeyed is no news of a partition that serves.
+        "drained_by_operator": sorted(i for i in work.drained if not picture.view(i).serving),
         "half_replaced": [view.index for view in picture.partitions if half_replaced(view, work)],
     }
 
@@ -205,7 +206,10 @@ def suggestions(picture: Picture, work: Work) -> list[str]:
         return ["mhsm-fabric status --watch"]
     states = {view.state_name for view in picture.partitions}
     if not picture.serving_count and State.LOCKED in states:
-        return ["a quorum of officers must unlock the pool", "mhsm security-domain init-recovery --help"]
+        return [
+            "a quorum of officers must unlock the pool",
+            "mhsm security-domain init-recovery --output attempt.json",
+        ]
     if not picture.serving_count and State.PROVISIONED in states:
         return ["the pool is not activated", "mhsm status"]
     lines = list(way_out(picture, work, None))

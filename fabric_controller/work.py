@@ -105,6 +105,7 @@ class Work:
     drained: frozenset[int] = frozenset()
     goal: Goal | None = None
     halted: str | None = None
+    halted_by: Issuer | None = None
     attempts: tuple[Attempt, ...] = ()
     progress_ms: int = 0
     operator_drain: Attempt | None = None
@@ -200,21 +201,22 @@ def fold(work: Work, entry: Entry, pool: Collection[int]) -> Work:
         now_ms = _whole(entry["time_ms"], TIME_MAX_MS)
         match entry["kind"]:
             case "goal":
-                return replace(work, goal=_goal(entry, pool), halted=None, attempts=(), progress_ms=now_ms)
+                return _begun(work, _goal(entry, pool), now_ms)
             case "command":
                 return _command(work, entry, pool)
             case "result":
                 return _result(work, entry)
             case "halt":
-                return replace(work, halted=_text(entry["reason"])) if work.goal else work
+                reason, issuer = _text(entry["reason"]), Issuer(entry["by"])
+                return replace(work, halted=reason, halted_by=issuer) if work.goal else work
             case "continue":
                 # What was tried before the halt is forgiven: somebody has looked at it.
-                return replace(work, halted=None, attempts=(), progress_ms=now_ms)
+                return replace(work, halted=None, halted_by=None, attempts=(), progress_ms=now_ms)
             case "done":
                 begun = tuple(each for each in work.begun if each != work.goal)
-                return replace(work, goal=None, halted=None, attempts=(), begun=begun)
+                return replace(_without_goal(work), begun=begun)
             case "abandon":
-                return replace(work, goal=None, halted=None, attempts=())
+                return _without_goal(work)
             case "checkpoint":
                 return Work(
                     counter=_whole(entry["counter"], COUNTER_MAX),
@@ -224,6 +226,16 @@ def fold(work: Work, entry: Entry, pool: Collection[int]) -> Work:
     except (KeyError, TypeError, ValueError):
         pass
     raise EntryRefused("an entry of the journal is not one that this version writes")
+
+
+def _begun(work: Work, goal: Goal, now_ms: int) -> Work:
+    # What an operator drained was the old partition; he asks for a new one in its place.
+    replaced = {goal.partition} if isinstance(goal, Replacement) else set()
+    return replace(_without_goal(work), goal=goal, progress_ms=now_ms, drained=work.drained - replaced)
+
+
+def _without_goal(work: Work) -> Work:
+    return replace(work, goal=None, halted=None, halted_by=None, attempts=())
 
 
 def _command(work: Work, entry: Entry, pool: Collection[int]) -> Work:
@@ -239,6 +251,9 @@ def _command(work: Work, entry: Entry, pool: Collection[int]) -> Work:
         if attempt.verb is Verb.HEAL and isinstance(goal, Replacement):
             others = (each for each in work.begun if each.partition != goal.partition)
             work = replace(work, begun=(*others, goal))
+        if attempt.verb is Verb.DRAIN:
+            # The controller drains what serves: an operator's drain of it was never obeyed, or is over.
+            work = replace(work, drained=work.drained - {attempt.partition})
         return replace(work, attempts=(*work.attempts, attempt), progress_ms=entry["time_ms"])
     if attempt.verb is Verb.DRAIN:
         return replace(work, drained=work.drained | {attempt.partition}, operator_drain=attempt)

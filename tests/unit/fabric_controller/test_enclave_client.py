@@ -9,6 +9,7 @@ from __future__ import annotations
 import datetime as dt
 import ipaddress
 import json
+import os
 import signal
 import stat
 import subprocess
@@ -362,6 +363,39 @@ def test_a_pool_with_one_partition_out(partitions: Partitions, tmp_path: Path) -
     assert planned.stderr.startswith("the halted patch to version 4 would be dropped\n")
     begun = _fabric("restart", "1", "--no-wait", *place)
     assert begun.stderr.startswith("the halted patch to version 4 is dropped\n")
+
+
+def test_a_command_is_in_the_journal_before_it_arrives(partitions: Partitions, tmp_path: Path) -> None:
+    """Killed at any point, the controller never uses a counter twice."""
+    seen: list[bytes] = []
+
+    def partition(request: bytes, _context: grpc.ServicerContext) -> bytes:
+        if request:
+            seen.append((tmp_path / "state" / "journal").read_bytes())
+        return _status_bytes()
+
+    ports = [partitions.start(partition) for _ in range(3)]
+    assert (
+        _fabric("drain", "1", "--data-dir", str(_data_directory(partitions, ports, tmp_path))).returncode == 0
+    )
+    (journal,) = seen
+    assert (b'"verb":"DRAIN"' in journal, b'"kind":"result"' in journal) == (True, False)
+
+
+def test_a_controller_that_hangs_shows(partitions: Partitions, tmp_path: Path) -> None:
+    ports = [partitions.start(_answer(_status_bytes())) for _ in range(3)]
+    place = ("--data-dir", str(_data_directory(partitions, ports, tmp_path)))
+    (tmp_path / "state").mkdir()
+    path = tmp_path / "state" / "status.json"
+    said = {"time": "2026-01-01T00:00:00.000+00:00", "controller": {"process_id": 1, "user_id": 0}}
+    path.write_text(json.dumps(said))
+    shown = json.loads(_fabric("status", "--json", *place).stdout)["controller"]
+    assert shown == {"user_id": 0, "alive": True, "last_seen": said["time"]}
+    os.utime(path, (0, 0))
+    looked = _fabric("status", *place)
+    assert f"controller: does not run, or hangs (last heard of {said['time']})" in looked.stdout
+    assert "next: mhsm up" in looked.stderr
+    assert json.loads(_fabric("status", "--json", *place).stdout)["controller"]["alive"] is False
 
 
 def test_a_damaged_journal_does_not_hide_the_partitions(partitions: Partitions, tmp_path: Path) -> None:

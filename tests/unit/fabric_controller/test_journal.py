@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import multiprocessing
+import os
 import stat
 from pathlib import Path
 
@@ -78,6 +79,28 @@ def test_a_torn_tail_at_any_byte_is_cut_off(tmp_path: Path) -> None:
             journal.append(command(9))
         assert [entry["kind"] for entry in journal.history()] == ["goal", "command", "command"]
         journal.close()
+
+
+def test_what_is_longer_than_the_next_entry_is_cut_off_too(tmp_path: Path) -> None:
+    """Or its rest would stand behind that entry, and the journal be damaged for ever."""
+    append(tmp_path, command(5))
+    path = tmp_path / JOURNAL_FILE
+    path.write_bytes(path.read_bytes() + b"x" * 1000)
+    append(tmp_path, {"kind": "done"})
+    assert [entry["kind"] for entry in opened(tmp_path).history()] == ["command", "done"]
+
+
+def test_an_entry_is_on_disk_before_append_returns(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    synced: list[bytes] = []
+    sync = os.fdatasync
+
+    def watched(descriptor: int) -> None:
+        sync(descriptor)
+        synced.append((tmp_path / JOURNAL_FILE).read_bytes())
+
+    monkeypatch.setattr(os, "fdatasync", watched)
+    append(tmp_path, command(5))
+    assert [b'"counter":5' in content for content in synced] == [True]
 
 
 def append_length(whole: bytes) -> int:

@@ -54,6 +54,7 @@ class Pool:
 
     partitions: list[Partition] = field(default_factory=lambda: [Partition() for _ in range(3)])
     refuses_heal: bool = False
+    refuses_activation: str = "OK"
 
     @property
     def serving_count(self) -> int:
@@ -78,6 +79,8 @@ class Pool:
                 if not partition.drained:
                     return "FAILED_PRECONDITION"
                 self.end(index)
+            case Verb.ACTIVATE:
+                return self.refuses_activation
             case Verb.HEAL if self.refuses_heal:
                 return "UNAVAILABLE"
             case Verb.HEAL:
@@ -132,9 +135,9 @@ class Controller:
         return decision
 
 
-def roll_out(pool: Pool) -> Controller:
+def roll_out(pool: Pool, version: int = 0) -> Controller:
     controller = Controller(pool)
-    goal = RollOut((0, 1, 2), {i: p.incarnation for i, p in enumerate(pool.partitions)})
+    goal = RollOut((0, 1, 2), {i: p.incarnation for i, p in enumerate(pool.partitions)}, version)
     controller.note(**goal_entry(goal))
     return controller
 
@@ -240,25 +243,76 @@ def test_a_partition_that_does_not_come_back_halts_the_work() -> None:
 
 
 def test_a_budget_with_back_off_ends_repeats() -> None:
-    """A partition that answers a restart and does not restart is asked ever more seldom, then no more."""
+    """A partition that answers a restart and does not restart is asked ever more seldom, then put back."""
     picture = Pool([Partition(drained=True), Partition(), Partition()]).picture()
     goal = RollOut((0, 1, 2), {0: 1, 1: 1, 2: 1})
     attempts: tuple[Attempt, ...] = ()
     gaps: list[int] = []
-    now_ms = 0
-    while True:
+    for now_ms in range(0, 2 * PATIENCE_MS, 100):
         decision = plan(picture, Work(goal=goal, attempts=attempts, progress_ms=now_ms), now_ms)
+        if decision == Act(Verb.RESUME, 0):
+            break
         if isinstance(decision, Act):
             assert decision == Act(Verb.RESTART, 0)
             gaps.append(now_ms)
             attempts = (*attempts, Attempt(len(attempts), Verb.RESTART, 0, now_ms, "OK"))
-        elif isinstance(decision, Halt):
-            break
-        now_ms += 100
     assert len(gaps) == ATTEMPTS_MAX
     pauses = [later - earlier for earlier, later in itertools.pairwise(gaps)]
     assert pauses == [3_000, 6_000, 12_000]
-    assert decision.reason == "RESTART was sent 4 times to partition 0 in vain (OK)"
+    work = Work(goal=goal, attempts=attempts, progress_ms=now_ms)
+    halted = plan(Pool().picture(), work, now_ms)
+    assert halted == Halt("RESTART was sent 4 times to partition 0 in vain (OK)")
+
+
+@pytest.mark.parametrize("code", ["PERMISSION_DENIED", "FAILED_PRECONDITION"])
+def test_what_cannot_be_changed_is_put_back_before_the_work_halts(code: str) -> None:
+    """A refused activation costs no capacity: the partition serves again, and is not taken out anew."""
+    pool = Pool()
+    pool.refuses_activation = code
+    controller = roll_out(pool, version=3)
+    decision = run(controller, 2 * PATIENCE_MS // STEP_MS)
+    assert isinstance(decision, Halt)
+    assert "ACTIVATE" in decision.reason
+    assert pool.serving_count == 3
+    sent = [entry["verb"] for entry in controller.entries if entry["kind"] == "command"]
+    assert [verb for verb in sent if verb in {"DRAIN", "RESUME", "RESTART"}] == ["DRAIN", "RESUME"]
+
+
+@pytest.mark.parametrize(("by", "put_back"), [("controller", True), ("operator", False)])
+def test_capacity_comes_first_also_for_halted_work(by: str, put_back: bool) -> None:
+    """Unless an operator halted it: then what is out stays out, as he was told."""
+    controller = roll_out(Pool())
+    assert controller.step() == Act(Verb.DRAIN, 0)
+    controller.note(kind="halt", by=by, reason="x")
+    assert isinstance(controller.step(), Idle)
+    controller.pool.end(1, rounds=1000)
+    assert controller.step() == (Act(Verb.RESUME, 0) if put_back else Idle())
+    assert isinstance(controller.step(), Idle)
+
+
+@pytest.mark.parametrize("goal", [RollOut((1,), {1: 1}), Replacement(1, 1)])
+def test_a_drain_that_was_never_obeyed_leaves_nothing_out(goal: RollOut | Replacement) -> None:
+    """No answer, and it serves: when the controller takes it out itself, it puts it back."""
+    pool = Pool()
+    controller = Controller(pool)
+    controller.note(kind="command", counter=1, verb="DRAIN", partition=1, by="operator")
+    controller.note(kind="result", counter=1, code="UNAVAILABLE")
+    if isinstance(goal, Replacement):
+        pool.end(1, rounds=1000)
+    controller.note(**goal_entry(goal))
+    assert isinstance(run(controller), Done)
+    assert pool.serving_count == 3
+
+
+@pytest.mark.parametrize("set_back_ms", [0, 10 * PATIENCE_MS])
+def test_a_clock_that_was_set_back_costs_no_time(set_back_ms: int) -> None:
+    pool = Pool()
+    pool.end(1, rounds=10_000)
+    pool.refuses_heal = True
+    controller = replacement(pool, 1, 2)
+    assert controller.step() == Act(Verb.HEAL, 0, 1)
+    controller.now_ms -= set_back_ms
+    assert isinstance(run(controller, 2 * PATIENCE_MS // STEP_MS), Halt)
 
 
 def test_a_partition_that_an_operator_drained_stays_drained() -> None:

@@ -50,7 +50,7 @@ def test_a_patch_under_way_shows_goal_version_and_progress() -> None:
         "drained_by_operator": [],
         "half_replaced": [],
     }
-    line = "work: patch to version 7, running, 1 of 3 done: waiting for partition 1 to serve again after its restart"
+    line = f"work: patch to version 7, running, 1 of 3 done: {document['reason']}"
     assert work_line(picture(NEW, SILENT, OLD), work, 0) == line
     begun = work_document(picture(OLD, OLD, OLD), Work(goal=PATCH), 0)
     assert (begun["step"], begun["reason"], begun["done"]) == ("stage 0", "", [])
@@ -133,7 +133,7 @@ QUARANTINED = replace(OLD, state=State.QUARANTINED, fresh=False)
     ("observations", "command"),
     [
         ((MADE, MADE, MADE), "mhsm status"),
-        ((LOCKED, LOCKED, LOCKED), "mhsm security-domain init-recovery --help"),
+        ((LOCKED, LOCKED, LOCKED), "mhsm security-domain init-recovery --output attempt.json"),
         ((OLD, OLD, LOCKED), "mhsm-fabric replace 2"),
         ((OLD, OLD, QUARANTINED), "mhsm-fabric replace 2"),
         ((OLD, OLD, DRAINED), "mhsm-fabric resume 2"),
