@@ -21,7 +21,7 @@ class Unreachable:
 
 
 def test_after_an_operators_command_the_pool_is_looked_at_again(tmp_path: Path) -> None:
-    """What he has just drained was still serving when it was looked at; it must not pass for the controller's."""
+    """What he has just drained still served when it was looked at; it must not pass for the controller's."""
     serving = Status(State.SERVING, True, 1, 3, 1)
     picture = observe(blank(range(3)), dict.fromkeys(range(3), serving))[0]
     client = cast(EnclaveClient, Unreachable())
