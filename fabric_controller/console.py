@@ -108,17 +108,13 @@ def _default_data_directory() -> Path:
 
 
 def _load_settings(settings_file: Path | None, data_directory: Path | None) -> FabricSettings:
-    from fabric_controller.privileges import become_owner
     from fabric_controller.settings import SettingsError, load
 
     if settings_file is not None and data_directory is not None:
         raise click.UsageError("--settings and --data-dir exclude each other")
     path = settings_file or (data_directory or _default_data_directory()) / "fabric" / "fabric.json"
     try:
-        become_owner(path.parent)
-        settings = load(path)
-        become_owner(Path(settings.data_directory))
-        return settings
+        return load(path)
     except (FileNotFoundError, NotADirectoryError):
         fail(f"{path} is not there: the pool does not run", "mhsm up", EXIT_UNREACHABLE)
     except OSError as error:

@@ -43,6 +43,9 @@ WORK_SECONDS: Final = 0.25
 SILENCE_SECONDS: Final = 20.0
 """A controller that has not written its status for so long does not run; a round may take 13 s."""
 
+STATUS_BYTES_MAX: Final = 64 * 1024
+"""Bytes that are read of a status file; a real one has about 3 KiB."""
+
 STATUS_FILE: Final = "status.json"
 LOCK_FILE: Final = "controller.lock"
 FORMAT_VERSION: Final = 3
@@ -74,8 +77,11 @@ def last_said(data_directory: Path) -> dict[str, Any]:
     Beside the status document it holds ``controller``: ``process_id``, in its own namespace,
     ``user_id`` and ``hardening``.
     """
+    # The reader may be root, the writer another user: no link and no pipe of his is followed.
+    flags = os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK
     try:
-        said = json.loads((data_directory / STATUS_FILE).read_text())
+        with os.fdopen(os.open(data_directory / STATUS_FILE, flags), "rb") as file:
+            said = json.loads(file.read(STATUS_BYTES_MAX))
     except (OSError, ValueError, RecursionError):
         return {}
     return said if isinstance(said, dict) else {}

@@ -418,6 +418,16 @@ BROKEN_BUILDS: tuple[BrokenBuild, ...] = (
         ),
     ),
     BrokenBuild(
+        "an operator who is root follows a link that the controller has laid",
+        "G5",
+        "fabric_controller/journal.py",
+        " | os.O_NOFOLLOW | os.O_NONBLOCK\n",
+        "\n",
+        (
+            "tests/unit/fabric_controller/test_journal.py::test_root_follows_no_link_that_the_controllers_user_has_laid",
+        ),
+    ),
+    BrokenBuild(
         "the journal's entries may name partitions that there are not",
         "G8",
         "fabric_controller/work.py",

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import os
 from contextlib import closing
 from pathlib import Path
 from typing import cast
 
-from fabric_controller.controller import make_logger, take_step
+from fabric_controller.controller import last_said, make_logger, take_step
 from fabric_controller.enclave_client import EnclaveClient, EnclaveError
 from fabric_controller.journal import Journal
 from fabric_controller.observe import State, Status, blank, observe
@@ -35,3 +36,17 @@ def test_after_an_operators_command_the_pool_is_looked_at_again(tmp_path: Path) 
         assert journal.refresh().drained == {1}
         assert take_step(journal, client, picture, 5, make_logger())
         assert [entry["by"] for entry in journal.history()[1:] if "by" in entry] == ["operator", "controller"]
+
+
+def test_a_status_file_that_is_none_is_not_followed(tmp_path: Path) -> None:
+    """G5: its reader may be root, its writer is not."""
+    elsewhere, path = tmp_path / "elsewhere", tmp_path / "status.json"
+    elsewhere.write_text('{"controller": {}}')
+    path.write_text('{"controller": {}}')
+    assert last_said(tmp_path) == {"controller": {}}
+    path.unlink()
+    path.symlink_to(elsewhere)
+    assert last_said(tmp_path) == {}
+    path.unlink()
+    os.mkfifo(path)
+    assert last_said(tmp_path) == {}

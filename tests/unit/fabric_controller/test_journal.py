@@ -90,6 +90,33 @@ def test_what_is_longer_than_the_next_entry_is_cut_off_too(tmp_path: Path) -> No
     assert [entry["kind"] for entry in opened(tmp_path).history()] == ["command", "done"]
 
 
+@pytest.mark.parametrize("kind", ["link", "dangling link", "second name", "directory", "FIFO"])
+def test_root_follows_no_link_that_the_controllers_user_has_laid(tmp_path: Path, kind: str) -> None:
+    """G5: an operator's command would truncate and give away what it leads to."""
+    directory, secret = tmp_path / "fabric", tmp_path / "administrator.key"
+    directory.mkdir()
+    secret.write_bytes(b"a key")
+    before = secret.stat()
+    path = directory / JOURNAL_FILE
+    match kind:
+        case "link":
+            path.symlink_to(secret)
+        case "dangling link":
+            path.symlink_to(tmp_path / "made")
+        case "second name":
+            path.hardlink_to(secret)
+        case "directory":
+            path.mkdir()
+        case "FIFO":
+            os.mkfifo(path)
+    with pytest.raises((JournalDamaged, OSError)):
+        append(directory, command(5))
+    assert secret.read_bytes() == b"a key"
+    after = secret.stat()
+    assert (after.st_uid, after.st_gid, after.st_mode) == (before.st_uid, before.st_gid, before.st_mode)
+    assert not (tmp_path / "made").exists()
+
+
 def test_an_entry_is_on_disk_before_append_returns(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     synced: list[bytes] = []
     sync = os.fdatasync
