@@ -18,25 +18,34 @@ from typing import TYPE_CHECKING, Any, Final
 
 import click
 
-from fabric_controller import operator_commands
+from fabric_controller import goal_commands, operator_commands
 from fabric_controller.console import (
     EXIT_FAILED,
     EXIT_INTERRUPTED,
     EXIT_UNREACHABLE,
+    HUNG,
+    JOURNAL_DAMAGED,
     fail,
+    fail_for_damage,
+    journal_or_damage,
     open_client,
     open_journal,
     show_error,
     suggest,
     with_settings,
 )
+from fabric_controller.journal import JournalDamaged
 
 if TYPE_CHECKING:
     from fabric_controller.observe import Picture
     from fabric_controller.settings import FabricSettings
+    from fabric_controller.work import Work
 
 WATCH_SECONDS: Final = 1.0
 """Pause between two looks of ``status --watch``."""
+
+WIDTH_OF_NO_TERMINAL: Final = 200
+"""Columns where nobody says how many there are: no cell is cut."""
 
 
 @click.group(
@@ -48,7 +57,7 @@ def cli() -> None:
     """Fabric controller of a Managed HSM pool: keeps the partitions alive, never sees a key."""
 
 
-for command in operator_commands.COMMANDS:
+for command in (*operator_commands.COMMANDS, *goal_commands.COMMANDS):
     cli.add_command(command)
 
 
@@ -70,57 +79,44 @@ def serve(settings: FabricSettings) -> None:
         fail(f"{error.filename}: {error.strerror}", "check the paths in the settings file")
 
 
-def _render(document: dict[str, Any], picture: Picture) -> None:
+def _render(document: dict[str, Any], picture: Picture, work: Work, now_ms: int) -> None:
     from rich.console import Console
     from rich.table import Table
     from rich.text import Text
 
+    from fabric_controller.report import state_cell, work_line
+
     count = len(picture.partitions)
     title = Text(f"pool {document['pool_id']}: {picture.serving_count} of {count} serving")
     table = Table(title=title, title_justify="left")
-    for heading in ("partition", "state", "serving", "applied", "start", "role", "failure"):
+    for heading in ("partition", "state", "serving", "firmware", "applied", "start"):
         table.add_column(heading, no_wrap=True)
     for view in picture.partitions:
-        cells = ("-",) * 5
+        cells = ("-",) * 4
         if view.status is not None and view.answering:
             cells = (
-                view.status.state.value,
                 "yes" if view.serving else "no",
+                str(view.status.firmware_version or "installed"),
                 str(view.status.applied_sequence),
                 str(view.status.incarnation),
-                "housekeeper" if view.status.housekeeper else "",
             )
-        table.add_row(str(view.index), *cells, view.failure.code if view.failure else "")
-    console = Console()
-    console.print(table)
+        table.add_row(str(view.index), state_cell(view, picture, work), *cells)
+    Console(width=None if sys.stdout.isatty() else WIDTH_OF_NO_TERMINAL).print(table)
+    for view in picture.partitions:
+        if view.failure is not None:
+            click.echo(f"partition {view.index}: no answer ({view.failure.code})")
+    if picture.housekeeper is not None:
+        click.echo(f"housekeeping: partition {picture.housekeeper}")
     controller = document["controller"]
     if controller is not None:
         measures = ", ".join(controller.get("hardening", ())).replace("_", " ") or "nothing"
-        console.print(Text(f"controller: user {controller.get('user_id')}, hardened with {measures}"))
-    work = document["work"]
-    if work["state"] != "idle":
-        reason = f": {work['reason']}" if work["reason"] else ""
-        console.print(Text(f"work {work['state']}{reason}"))
-
-
-def _suggest(picture: Picture, work: dict[str, Any]) -> str | None:
-    from fabric_controller.observe import State
-
-    states = {
-        view.index: view.status.state for view in picture.partitions if view.status and not view.failure
-    }
-    drained = [index for index, state in states.items() if state is State.DRAINED]
-    if work["state"] == "halted":
-        return operator_commands.AFTER_A_HALT
-    if State.LOCKED in states.values():
-        return "a quorum of officers must unlock the pool\nmhsm security-domain init-recovery --help"
-    if State.QUARANTINED in states.values():
-        return "see the log of the quarantined partition"
-    if drained and work["state"] == "idle":
-        return f"mhsm-fabric resume {drained[0]}"
-    if picture.serving_count < len(picture.partitions):
-        return "mhsm-fabric status --watch"
-    return None
+        if controller["alive"]:
+            click.echo(f"controller: user {controller.get('user_id')}, hardened with {measures}")
+        else:
+            click.echo(f"controller: does not run, or hangs (last heard of {controller['last_seen']})")
+    line = work_line(picture, work, now_ms)
+    if line:
+        click.echo(line)
 
 
 @cli.command()
@@ -128,24 +124,37 @@ def _suggest(picture: Picture, work: dict[str, Any]) -> str | None:
 @click.option("--json", "as_json", is_flag=True, help="One JSON object a look, one a line.")
 @with_settings
 def status(settings: FabricSettings, *, watch: bool, as_json: bool) -> None:
-    """Ask every partition how it is, and say what the controller works on. Fails (5) when none answers."""
-    from fabric_controller.controller import running_controller, status_document
-    from fabric_controller.observe import blank, observe
+    """Ask every partition how it is, and say what the controller works on.
 
-    picture = blank(partition.index for partition in settings.partitions)
+    Fails (5) when none answers, not when they answer and do not serve. With a damaged journal it
+    shows the partitions, and fails (1).
+    """
+    from fabric_controller.controller import running_controller, status_document
+    from fabric_controller.journal import Journal
+    from fabric_controller.observe import blank, observe
+    from fabric_controller.report import damaged_document, suggestions, work_document
+    from fabric_controller.work import Work
+
+    picture, work = blank(settings.indexes), Work()
     pause = threading.Event()
-    document: dict[str, Any] = {}
-    with open_client(settings) as client, contextlib.closing(open_journal(settings)) as journal:
+    found = journal_or_damage(settings)
+    journal = found if isinstance(found, Journal) else None
+    with (
+        open_client(settings) as client,
+        contextlib.closing(journal) if journal else contextlib.nullcontext(),
+    ):
         try:
             while True:
                 picture, _ = observe(picture, client.get_status_of_all())
                 now_ms = time.time_ns() // 1_000_000
-                document = status_document(settings.pool_id, picture, journal.refresh(), now_ms)
+                work = journal.refresh() if journal else work
+                told = work_document(picture, work, now_ms) if journal else damaged_document(str(found))
+                document = status_document(settings.pool_id, picture, told)
                 document["controller"] = running_controller(Path(settings.data_directory))
                 if as_json:
                     click.echo(json.dumps(document))
                 else:
-                    _render(document, picture)
+                    _render(document, picture, work, now_ms)
                 if not watch:
                     break
                 pause.wait(WATCH_SECONDS)
@@ -155,9 +164,13 @@ def status(settings: FabricSettings, *, watch: bool, as_json: bool) -> None:
                 raise
     if picture.answering_count == 0:
         fail("no partition answers", "mhsm up\nmhsm-fabric status", EXIT_UNREACHABLE)
-    suggestion = _suggest(picture, document["work"])
-    if suggestion is not None:
-        suggest(suggestion)
+    if not isinstance(found, Journal):
+        fail_for_damage(settings, found)
+    lines = suggestions(picture, work)
+    if document["controller"] is None or not document["controller"]["alive"]:
+        lines = ["nobody works on goals while no controller runs", "mhsm up", HUNG, *lines]
+    if lines and not watch:
+        suggest("\n".join(lines))
 
 
 @cli.command()
@@ -194,5 +207,7 @@ def main() -> None:
         sys.exit(error.exit_code)
     except BrokenPipeError:
         sys.exit(EXIT_FAILED)  # nobody reads
+    except JournalDamaged as error:  # while the command ran
+        fail(str(error), JOURNAL_DAMAGED)
     except OSError as error:  # of standard output
         fail(error.strerror or str(error), "look at where the output goes")

@@ -15,13 +15,23 @@ import click
 
 if TYPE_CHECKING:
     from fabric_controller.enclave_client import EnclaveClient
-    from fabric_controller.journal import Journal
+    from fabric_controller.journal import Journal, JournalDamaged
     from fabric_controller.observe import Picture
     from fabric_controller.settings import FabricSettings
 
 EXIT_FAILED: Final = 1
+EXIT_USAGE: Final = 2
 EXIT_UNREACHABLE: Final = 5
 EXIT_INTERRUPTED: Final = 130
+
+JOURNAL_DAMAGED: Final = "keep the file as evidence, move it away, and start the controller again"
+"""What to do about a damaged journal."""
+
+HUNG: Final = (
+    "one that hangs is started anew when it is killed: "
+    "kill -9 the fabric_controller.process_id of mhsm status --json"
+)
+"""What to do about a controller that does not show itself in a pool that runs."""
 
 _PLACE: Final = "fabric_controller.place"
 """Key of the context's options that say where the pool is, as they were given."""
@@ -98,19 +108,17 @@ def _default_data_directory() -> Path:
 
 
 def _load_settings(settings_file: Path | None, data_directory: Path | None) -> FabricSettings:
-    from fabric_controller.privileges import become_owner
     from fabric_controller.settings import SettingsError, load
 
     if settings_file is not None and data_directory is not None:
         raise click.UsageError("--settings and --data-dir exclude each other")
     path = settings_file or (data_directory or _default_data_directory()) / "fabric" / "fabric.json"
     try:
-        become_owner(path.parent)
-        settings = load(path)
-        become_owner(Path(settings.data_directory))
-        return settings
+        return load(path)
+    except (FileNotFoundError, NotADirectoryError):
+        fail(f"{path} is not there: the pool does not run", "mhsm up", EXIT_UNREACHABLE)
     except OSError as error:
-        fail(f"{path}: {error.strerror}", "mhsm-fabric status --data-dir DIRECTORY")
+        fail(f"{path}: {error.strerror}", "check the permissions of the settings file")
     except SettingsError as error:
         fail(f"{path}: {error}", "correct the file; it is written when the pool is made")
 
@@ -159,25 +167,49 @@ def open_client(settings: FabricSettings) -> EnclaveClient:
         fail(f"{error.filename}: {error.strerror}", "check identity in the settings file")
 
 
-def open_journal(settings: FabricSettings) -> Journal:
-    """Return the journal."""
+def journal_or_damage(settings: FabricSettings) -> Journal | JournalDamaged:
+    """Return the journal, or what is the matter with it."""
     from fabric_controller.journal import Journal, JournalDamaged
 
-    path = Path(settings.data_directory)
     try:
-        return Journal(path)
+        return Journal(Path(settings.data_directory), settings.indexes)
     except JournalDamaged as error:
-        fail(f"{path}: {error}", "keep the file as evidence, move it away, and start the controller again")
+        return error
     except OSError as error:
         fail(f"{error.filename}: {error.strerror}", "check data_directory in the settings file")
 
 
-def look(settings: FabricSettings, client: EnclaveClient) -> Picture:
+def open_journal(settings: FabricSettings) -> Journal:
+    """Return the journal."""
+    found = journal_or_damage(settings)
+    if isinstance(found, Exception):
+        fail_for_damage(settings, found)
+    return found
+
+
+def fail_for_damage(settings: FabricSettings, damage: JournalDamaged) -> NoReturn:
+    """End a command because of a damaged journal."""
+    fail(f"{settings.data_directory}: {damage}", JOURNAL_DAMAGED)
+
+
+def confirm(question: str) -> None:
+    """Ask before something that --yes allows; ends the command at "no", or where nobody can be asked."""
+    if not sys.stdin.isatty():
+        fail(f"{question}: there is no terminal to ask at", "give --yes if it is meant", EXIT_USAGE)
+    if not click.confirm(question, err=True):
+        fail("nothing was done", "mhsm-fabric status")
+
+
+def see(settings: FabricSettings, client: EnclaveClient) -> Picture:
     """Return the pool as it is now."""
     from fabric_controller.observe import blank, observe
 
-    empty = blank(partition.index for partition in settings.partitions)
-    picture = observe(empty, client.get_status_of_all())[0]
+    return observe(blank(settings.indexes), client.get_status_of_all())[0]
+
+
+def look(settings: FabricSettings, client: EnclaveClient) -> Picture:
+    """Return the pool as it is now; ends the command when no partition answers."""
+    picture = see(settings, client)
     if picture.answering_count == 0:
         fail("no partition answers", "mhsm up\nmhsm-fabric status", EXIT_UNREACHABLE)
     return picture
@@ -185,5 +217,5 @@ def look(settings: FabricSettings, client: EnclaveClient) -> Picture:
 
 def check_partition(settings: FabricSettings, partition: int) -> None:
     """Refuse a partition that the pool does not have."""
-    if partition not in {entry.index for entry in settings.partitions}:
+    if partition not in settings.indexes:
         raise click.BadParameter(f"the pool has no partition {partition}", param_hint="PARTITION")

@@ -29,9 +29,10 @@ from fabric_controller.hardening import harden, in_force
 from fabric_controller.issuing import issue
 from fabric_controller.journal import Journal
 from fabric_controller.observe import Picture, as_document, blank, observe
-from fabric_controller.planner import Act, Done, Halt, Wait, plan
+from fabric_controller.planner import Act, Done, Halt, plan
+from fabric_controller.report import work_document
 from fabric_controller.settings import FabricSettings
-from fabric_controller.work import Issuer, Work
+from fabric_controller.work import Issuer
 
 POLL_SECONDS: Final = 1.0
 """Pause between two rounds."""
@@ -39,9 +40,15 @@ POLL_SECONDS: Final = 1.0
 WORK_SECONDS: Final = 0.25
 """Pause between two rounds while there is work."""
 
+SILENCE_SECONDS: Final = 20.0
+"""A controller that has not written its status for so long does not run; a round may take 13 s."""
+
+STATUS_BYTES_MAX: Final = 64 * 1024
+"""Bytes that are read of a status file; a real one has about 3 KiB."""
+
 STATUS_FILE: Final = "status.json"
 LOCK_FILE: Final = "controller.lock"
-FORMAT_VERSION: Final = 2
+FORMAT_VERSION: Final = 3
 """Version of the object in status.json and of ``status --json``."""
 
 
@@ -49,36 +56,58 @@ class AlreadyRunningError(Exception):
     """Another controller holds the data directory."""
 
 
-def status_document(pool_id: str, picture: Picture, work: Work, now_ms: int) -> dict[str, Any]:
+def status_document(pool_id: str, picture: Picture, work: dict[str, Any]) -> dict[str, Any]:
     """Return the object of status.json and ``status --json``.
 
-    It holds format version, pool, time of the round (UTC), the partitions and the work:
-    ``state`` is idle, running or halted; ``reason`` says why nothing moves, if nothing does.
+    It holds format version, pool, time of the round (UTC), the partitions and the work, see
+    :func:`fabric_controller.report.work_document`.
     """
-    reason = work.halted or ""
-    decision = plan(picture, work, now_ms)
-    if isinstance(decision, Wait | Halt):
-        reason = decision.reason
-    state = "idle" if work.goal is None else "running" if work.running else "halted"
     return {
         "format_version": FORMAT_VERSION,
         "pool_id": pool_id,
         "time": datetime.now(UTC).isoformat(timespec="milliseconds"),
         **as_document(picture),
-        "work": {"state": state, "reason": reason, "drained_by_operator": sorted(work.drained)},
+        "work": work,
     }
 
 
-def running_controller(data_directory: Path) -> dict[str, Any] | None:
-    """Return what the controller said of itself in its last round; None when it said nothing readable.
+def last_said(data_directory: Path) -> dict[str, Any]:
+    """Return what the controller wrote in its last round, {} when that is not readable.
 
-    It holds ``process_id``, in its own namespace, ``user_id`` and ``hardening``.
+    Beside the status document it holds ``controller``: ``process_id``, in its own namespace,
+    ``user_id`` and ``hardening``.
     """
+    # The reader may be root, the writer another user: no link and no pipe of his is followed.
+    flags = os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK
     try:
-        said = json.loads((data_directory / STATUS_FILE).read_text())["controller"]
-    except (OSError, ValueError, KeyError, TypeError):
+        with os.fdopen(os.open(data_directory / STATUS_FILE, flags), "rb") as file:
+            said = json.loads(file.read(STATUS_BYTES_MAX))
+    except (OSError, ValueError, RecursionError):
+        return {}
+    return said if isinstance(said, dict) else {}
+
+
+def running_controller(data_directory: Path) -> dict[str, Any] | None:
+    """Return what the controller said of itself, None when it said nothing.
+
+    Without its process id: in a namespace of its own that names another process here. But with
+    ``alive``, whether it has shown itself lately, and ``last_seen``, when it did (UTC).
+    """
+    document = last_said(data_directory)
+    said = document.get("controller")
+    if not isinstance(said, dict):
         return None
-    return said if isinstance(said, dict) else None
+    told = {name: value for name, value in said.items() if name != "process_id"}
+    return {**told, "alive": is_alive(data_directory), "last_seen": document.get("time")}
+
+
+def is_alive(data_directory: Path) -> bool:
+    """Return whether the controller has shown itself lately: not stopped, not hung."""
+    try:
+        written_at = (data_directory / STATUS_FILE).stat().st_mtime
+    except OSError:
+        return False
+    return abs(time.time() - written_at) < SILENCE_SECONDS
 
 
 def write_atomically(path: Path, document: dict[str, Any]) -> None:
@@ -133,13 +162,16 @@ def make_logger() -> Any:
     )
 
 
-def take_step(journal: Journal, client: EnclaveClient, picture: Picture, logger: Any) -> bool:
+def take_step(journal: Journal, client: EnclaveClient, picture: Picture, counter: int, logger: Any) -> bool:
     """Take the next step of the work; return whether one was taken.
 
     The journal is held from the decision until the result is in it, so that an operator's
-    command comes before or after, never in between.
+    command comes before or after, never in between. ``counter`` is that of the newest command
+    before the picture was taken: after a later one the pool is looked at again.
     """
     with journal.exclusive() as work:
+        if work.counter != counter:
+            return False
         decision = plan(picture, work, time.time_ns() // 1_000_000)
         match decision:
             case Act(verb, partition, argument):
@@ -176,9 +208,10 @@ def run(
         OSError: The journal cannot be written: without it nothing is sent.
     """
     path = Path(settings.data_directory) / STATUS_FILE
-    picture = blank(partition.index for partition in settings.partitions)
+    picture = blank(settings.indexes)
     write_failure: str | None = None
     while not stop.is_set():
+        counter = journal.refresh().counter
         picture, changes = observe(picture, client.get_status_of_all())
         for change in changes:
             logger.info(
@@ -191,7 +224,8 @@ def run(
         work = journal.refresh()
         failure = None
         try:
-            document = status_document(settings.pool_id, picture, work, time.time_ns() // 1_000_000)
+            told = work_document(picture, work, time.time_ns() // 1_000_000)
+            document = status_document(settings.pool_id, picture, told)
             controller = {"process_id": os.getpid(), "user_id": os.geteuid(), "hardening": in_force()}
             write_atomically(path, {**document, "controller": controller})
         except OSError as error:
@@ -199,8 +233,8 @@ def run(
         if failure != write_failure:
             logger.warning("status_file", failure=failure)
             write_failure = failure
-        if work.running:
-            take_step(journal, client, picture, logger)
+        if work.goal is not None:
+            take_step(journal, client, picture, counter, logger)
         stop.wait(WORK_SECONDS if work.running else POLL_SECONDS)
 
 
@@ -224,7 +258,7 @@ def serve(settings: FabricSettings) -> None:
     harden(settings)
     with (
         sole_controller(data_directory),
-        contextlib.closing(Journal(data_directory)) as journal,
+        contextlib.closing(Journal(data_directory, settings.indexes)) as journal,
         EnclaveClient(settings) as client,
     ):
         journal.begin_anew()

@@ -16,7 +16,7 @@ from grpc_health.v1 import health_pb2, health_pb2_grpc
 
 from fabric_controller.observe import Failure, Observation, State, Status
 from fabric_controller.settings import FabricSettings
-from fabric_controller.work import OPEN_CODES, Verb
+from fabric_controller.work import FIRMWARE_VERSION_MAX, INCARNATION_MAX, OPEN_CODES, Verb
 from mhsm.enclave.v1 import enclave_pb2, enclave_pb2_grpc
 
 CALL_SECONDS: Final = 2.0
@@ -24,9 +24,6 @@ CALL_SECONDS: Final = 2.0
 
 COMMAND_SECONDS: Final = 10.0
 """Deadline of a command."""
-
-INCARNATION_MAX: Final = 2**32 - 1
-FIRMWARE_VERSION_MAX: Final = 1_000_000
 
 MESSAGE_BYTES_MAX: Final = 256
 """Bytes of one message; the largest legal reply has about 30."""

@@ -12,9 +12,10 @@ from __future__ import annotations
 import fcntl
 import json
 import os
+import stat
 import time
 import zlib
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Final
@@ -73,11 +74,14 @@ class Journal:
     """The journal of a data directory. Not thread-safe; several processes may have it open.
 
     Raises:
-        JournalDamaged: A line in the middle is not one that was written.
+        JournalDamaged: A line in the middle is not one that was written, or the file is a link
+            or another user's.
         OSError: The file cannot be read or made.
     """
 
-    def __init__(self, data_directory: Path) -> None:
+    def __init__(self, data_directory: Path, pool: Collection[int]) -> None:
+        """Open the journal of a pool with these partitions, and read it."""
+        self._pool = frozenset(pool)
         data_directory.mkdir(mode=0o700, parents=True, exist_ok=True)
         self._directory = data_directory
         self._path = data_directory / JOURNAL_FILE
@@ -104,7 +108,7 @@ class Journal:
         entries, length = read_entries(content)
         try:
             for entry in entries:
-                self.work = fold(self.work, entry)
+                self.work = fold(self.work, entry, self._pool)
         except EntryRefused as error:
             raise JournalDamaged(str(error)) from None
         self._offset += length
@@ -158,10 +162,24 @@ class Journal:
         Raises:
             JournalDamaged: A line in the middle is not one that was written.
         """
-        return read_entries(self._path.read_bytes())[0]
+        self.refresh()
+        return read_entries(os.pread(self._descriptor, self._offset, 0))[0]
 
     def _open(self) -> int:
-        descriptor = os.open(self._path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
+        # An operator may be root, and whoever owns the directory could lay a link here (CWE-59).
+        flags = os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK
+        descriptor = os.open(self._path, flags, 0o600)
+        try:
+            found, owner = os.fstat(descriptor), self._directory.stat()
+            if not stat.S_ISREG(found.st_mode) or found.st_nlink > 1:
+                raise JournalDamaged(f"{self._path} is not a file of its own")
+            if found.st_uid not in {owner.st_uid, os.geteuid()}:
+                raise JournalDamaged(f"{self._path} is another user's")
+            if os.geteuid() == 0:  # the controller that is to read it may be another user
+                os.fchown(descriptor, owner.st_uid, owner.st_gid)
+        except BaseException:
+            os.close(descriptor)
+            raise
         self._sync_directory()
         return descriptor
 

@@ -82,6 +82,13 @@ class PartitionView:
         """State in a word, UNREACHABLE when it did not answer."""
         return self.status.state.value if self.status and self.answering else "UNREACHABLE"
 
+    @property
+    def condition(self) -> str:
+        """State in words that also hold for one that is SERVING by name and does not serve."""
+        if self.status and self.answering and self.status.state is State.SERVING and not self.serving:
+            return "SERVING, but unhealthy" if self.status.fresh else "SERVING, but without a lease"
+        return self.state_name
+
 
 @dataclass(frozen=True, slots=True)
 class Picture:

@@ -1,21 +1,15 @@
-"""The operator's commands: drain, resume, failover, restart, replace, halt.
-
-A command for one partition is sent at once. A goal (``restart``, ``replace``) is written into the
-journal; the running controller works on it, this command only watches.
-"""
+"""The operator's commands that are obeyed at once: drain, resume, failover, halt."""
 
 from __future__ import annotations
 
 import contextlib
 import threading
 import time
-from pathlib import Path
-from typing import TYPE_CHECKING, Any, Final, NoReturn
+from typing import TYPE_CHECKING, Final
 
 import click
 
 from fabric_controller.console import (
-    EXIT_INTERRUPTED,
     EXIT_UNREACHABLE,
     check_partition,
     dry_run_option,
@@ -32,21 +26,13 @@ if TYPE_CHECKING:
     from fabric_controller.enclave_client import EnclaveClient
     from fabric_controller.observe import PartitionView, State
     from fabric_controller.settings import FabricSettings
-    from fabric_controller.work import Goal, Verb, Work
+    from fabric_controller.work import Verb
 
-FOLLOW_SECONDS: Final = 0.25
-"""Pause between two looks at the journal while a goal is worked on."""
-
-SILENCE_SECONDS: Final = 20.0
-"""A controller that has not written its status for so long does not run; a round may take 13 s."""
+LOOK_SECONDS: Final = 0.25
+"""Pause between two looks for the new holder."""
 
 HANDOVER_SECONDS: Final = 10.0
 """How long ``failover`` waits to see the new holder."""
-
-AFTER_A_HALT: Final = (
-    "remove the cause and resume, or drop the work\nmhsm-fabric resume\nmhsm-fabric halt --abandon"
-)
-"""What is suggested when work has halted."""
 
 
 def _send(settings: FabricSettings, client: EnclaveClient, verb: Verb, partition: int) -> State:
@@ -62,13 +48,30 @@ def _send(settings: FabricSettings, client: EnclaveClient, verb: Verb, partition
             if error.outcome_open:
                 fail(
                     f"no answer of partition {partition} ({error.code}); it may or may not have obeyed",
-                    f"mhsm-fabric status\nrepeat the {name} if it was not obeyed",
+                    f"mhsm-fabric status\nrepeat the {name} if it was not obeyed{_after(verb, partition)}",
                     EXIT_UNREACHABLE,
                     reason=error.code,
                     definite=False,
                 )
             text = f"partition {partition} refused the {name} ({error.code})"
-            fail(text, "mhsm-fabric status", reason=error.code)
+            fail(text, f"mhsm-fabric status{_after(verb, partition)}", reason=error.code)
+
+
+def _after(verb: Verb, partition: int) -> str:
+    """Return what else there is to know after a command that failed, a line each."""
+    from fabric_controller.work import Verb
+
+    if verb is Verb.DRAIN:
+        return (
+            f"\nif it was obeyed, the controller leaves it drained until you resume it"
+            f"\nmhsm-fabric resume {partition}"
+        )
+    if verb is Verb.RESUME:
+        return (
+            f"\nif it goes on to fail, another controller may have begun to replace it: "
+            f"mhsm-fabric replace {partition}"
+        )
+    return ""
 
 
 @click.command()
@@ -78,20 +81,22 @@ def _send(settings: FabricSettings, client: EnclaveClient, verb: Verb, partition
 @with_settings
 def drain(settings: FabricSettings, *, partition: int, dry_run: bool, as_json: bool) -> None:
     """Take PARTITION out of service; refused if fewer than two would go on serving."""
-    from fabric_controller.planner import SERVING_MIN, others_serving
+    from fabric_controller.planner import others_serving
+    from fabric_controller.report import drain_refusal, way_out
     from fabric_controller.work import Verb
 
     check_partition(settings, partition)
     with open_client(settings) as client:
+        # Looked at first, for the partition that refuses it gives no reason (G5); it decides all the same.
+        picture = look(settings, client)
+        _check_answering(picture.view(partition))
+        refusal = drain_refusal(picture, partition)
+        if refusal:
+            with contextlib.closing(open_journal(settings)) as journal:
+                lines = "\n".join(way_out(picture, journal.work, None))
+            fail(refusal, lines or "mhsm-fabric status")
         if dry_run:
-            picture = look(settings, client)
-            _check_answering(picture.view(partition))
             others = others_serving(picture, partition)
-            if others < SERVING_MIN:
-                fail(
-                    f"the drain would be refused: {others} other partitions serve, {SERVING_MIN} are needed",
-                    "mhsm-fabric status",
-                )
             text = f"partition {partition} would be drained; {others} others go on serving"
             return say(
                 text, {"dry_run": True, "partition": partition, "others_serving": others}, as_json=as_json
@@ -112,17 +117,24 @@ def drain(settings: FabricSettings, *, partition: int, dry_run: bool, as_json: b
 @with_settings
 def resume(settings: FabricSettings, *, partition: int | None, dry_run: bool, as_json: bool) -> None:
     """Put PARTITION back into service; without one, go on with the halted work."""
+    from fabric_controller.report import half_replaced, resume_refusal
     from fabric_controller.work import Verb
 
     if partition is None:
         return _continue(settings, dry_run=dry_run, as_json=as_json)
     check_partition(settings, partition)
+    with contextlib.closing(open_journal(settings)) as journal:
+        work = journal.work
     with open_client(settings) as client:
+        view = look(settings, client).view(partition)
+        _check_answering(view)
+        refusal = resume_refusal(view, work)
+        if refusal:
+            halved = half_replaced(view, work)
+            fail(refusal, f"mhsm-fabric replace {partition}" if halved else "mhsm-fabric status")
         if dry_run:
-            view = look(settings, client).view(partition)
-            _check_answering(view)
             state_name = view.state_name
-            text = f"partition {partition} is {state_name} and would be resumed"
+            text = f"partition {partition} is {view.condition} and would be resumed"
             return say(text, {"dry_run": True, "partition": partition, "state": state_name}, as_json=as_json)
         state = _send(settings, client, Verb.RESUME, partition)
     return say(
@@ -185,7 +197,7 @@ def _abandon(settings: FabricSettings, *, dry_run: bool, as_json: bool) -> None:
         "the work would be abandoned" if dry_run else "the work is abandoned",
         {"dry_run": dry_run, "abandoned": not dry_run},
         as_json=as_json,
-        suggestion="mhsm-fabric status\nresume each partition that it has left drained",
+        suggestion="mhsm-fabric status\nit says which partitions were left drained, if any",
     )
 
 
@@ -225,228 +237,14 @@ def _await_successor(settings: FabricSettings, client: EnclaveClient, holder: in
         found = look(settings, client).housekeeper
         if found not in {None, holder}:
             return found
-        pause.wait(FOLLOW_SECONDS)
+        pause.wait(LOOK_SECONDS)
     return None
 
 
-@click.command()
-@click.argument("partitions", type=click.IntRange(min=0), nargs=-1)
-@click.option("--all", "all_partitions", is_flag=True, help="All partitions, one after the other.")
-@click.option("--no-wait", is_flag=True, help="Write down the goal and end.")
-@dry_run_option
-@json_option
-@with_settings
-def restart(
-    settings: FabricSettings,
-    *,
-    partitions: tuple[int, ...],
-    all_partitions: bool,
-    no_wait: bool,
-    dry_run: bool,
-    as_json: bool,
-) -> None:
-    """Restart PARTITIONS one after the other: drain, restart, healthy again, resume.
-
-    The controller does it, and goes on when it is killed itself. Ends with 1 when the work halts.
-    """
-    from fabric_controller.work import RollOut
-
-    if all_partitions == bool(partitions):
-        raise click.UsageError("name partitions, or give --all")
-    if all_partitions:
-        partitions = tuple(entry.index for entry in settings.partitions)
-    for partition in partitions:
-        check_partition(settings, partition)
-    if len(set(partitions)) != len(partitions):
-        raise click.UsageError("a partition stands twice")
-    goal = RollOut(partitions, _incarnations(settings, partitions))
-    if dry_run:
-        _check_idle(settings)
-        steps = [f"{verb} {partition}" for partition in partitions for verb in ("drain", "restart", "resume")]
-        return say("\n".join(steps), {"dry_run": True, "steps": steps}, as_json=as_json)
-    _set_goal(settings, goal)
-    if no_wait:
-        return say(
-            "the goal is written down",
-            {"partitions": list(partitions), "state": "running"},
-            as_json=as_json,
-            suggestion="mhsm-fabric status --watch",
-        )
-    follow(settings)
-    return say(
-        f"restarted: {', '.join(map(str, partitions))}",
-        {"partitions": list(partitions), "state": "done"},
-        as_json=as_json,
-    )
-
-
-@click.command()
-@click.argument("partition", type=click.IntRange(min=0))
-@click.option("--no-wait", is_flag=True, help="Write down the goal and end.")
-@dry_run_option
-@json_option
-@with_settings
-def replace(settings: FabricSettings, *, partition: int, no_wait: bool, dry_run: bool, as_json: bool) -> None:
-    """Replace the dead PARTITION by a new one on an empty data directory, which heals by evidence.
-
-    What the dead one left behind is put aside on its node, not deleted. Ends with 1 when the work halts.
-    """
-    from fabric_controller.planner import SERVING_MIN, others_serving
-    from fabric_controller.work import Replacement
-
-    check_partition(settings, partition)
-    with open_client(settings) as client:
-        picture = look(settings, client)
-    view, others = picture.view(partition), others_serving(picture, partition)
-    if view.serving:
-        fail(f"partition {partition} serves: only a dead one is replaced", "mhsm-fabric status")
-    if others < SERVING_MIN:
-        fail(f"{others} other partitions serve, {SERVING_MIN} are needed", "mhsm-fabric status")
-    if dry_run:
-        _check_idle(settings)
-        text = f"partition {partition} is {view.state_name} and would be replaced"
-        return say(text, {"dry_run": True, "partition": partition, "state": view.state_name}, as_json=as_json)
-    _set_goal(settings, Replacement(partition, view.status.incarnation if view.status else 0))
-    if no_wait:
-        return say(
-            "the goal is written down",
-            {"partition": partition, "state": "running"},
-            as_json=as_json,
-            suggestion="mhsm-fabric status --watch",
-        )
-    follow(settings)
-    return say(f"replaced: {partition}", {"partition": partition, "state": "done"}, as_json=as_json)
-
-
-def _incarnations(settings: FabricSettings, partitions: tuple[int, ...]) -> dict[int, int]:
-    """Return the incarnation of each partition; ends the command if one does not answer."""
-    with open_client(settings) as client:
-        picture = look(settings, client)
-    incarnations = {}
-    for partition in partitions:
-        status = picture.view(partition).status
-        if status is None:
-            fail(f"partition {partition} does not answer", "mhsm-fabric status", EXIT_UNREACHABLE)
-        incarnations[partition] = status.incarnation
-    return incarnations
-
-
-def _set_goal(settings: FabricSettings, goal: Goal) -> None:
-    from fabric_controller.work import goal_entry
-
-    with contextlib.closing(open_journal(settings)) as journal, journal.exclusive() as work:
-        _refuse_second(work)
-        journal.append(goal_entry(goal))
-
-
-def _check_idle(settings: FabricSettings) -> None:
-    """End a dry run as the command would end: one goal at a time."""
-    with contextlib.closing(open_journal(settings)) as journal:
-        _refuse_second(journal.refresh())
-
-
-def _refuse_second(work: Work) -> None:
-    if work.running:
-        fail("the controller works on something else", "mhsm-fabric status\nmhsm-fabric halt")
-
-
 def _check_answering(view: PartitionView) -> None:
-    """End a dry run as the command would end with a partition that does not answer."""
+    """End a command to a partition that does not answer, before anything is sent."""
     if not view.answering:
         fail(f"partition {view.index} does not answer", "mhsm-fabric status", EXIT_UNREACHABLE)
 
 
-def follow(settings: FabricSettings) -> None:
-    """Watch the controller work until it is done; ends the command when it halts."""
-    pause = threading.Event()
-    told = len(_entries(settings))
-    try:
-        with contextlib.closing(open_journal(settings)) as journal:
-            while True:
-                work = journal.refresh()
-                for entry in journal.history()[told:]:
-                    told += 1
-                    if entry["kind"] == "command":
-                        click.echo(f"{entry['verb'].lower()} {entry['partition']}", err=True)
-                    if entry["kind"] == "abandon":
-                        fail("an operator has abandoned the work", "mhsm-fabric status", definite=False)
-                if work.goal is None:
-                    return
-                if work.halted is not None:
-                    fail(f"halted: {work.halted}", AFTER_A_HALT, definite=False)
-                if not _controller_runs(settings):
-                    fail(
-                        "no controller runs; it goes on with this work when it is started",
-                        "mhsm up",
-                        EXIT_UNREACHABLE,
-                        definite=False,
-                    )
-                pause.wait(FOLLOW_SECONDS)
-    except KeyboardInterrupt:
-        _interrupted()
-
-
-def _interrupted() -> NoReturn:
-    fail("interrupted; the controller goes on", "mhsm-fabric halt", EXIT_INTERRUPTED, definite=False)
-
-
-def _entries(settings: FabricSettings) -> list[dict[str, Any]]:
-    with contextlib.closing(open_journal(settings)) as journal:
-        return journal.history()
-
-
-def _controller_runs(settings: FabricSettings) -> bool:
-    """Return whether the controller has shown itself lately."""
-    from fabric_controller.controller import STATUS_FILE
-
-    try:
-        written_at = (Path(settings.data_directory) / STATUS_FILE).stat().st_mtime
-    except FileNotFoundError:
-        return False
-    return time.time() - written_at < SILENCE_SECONDS
-
-
-@click.command()
-@click.argument("version", type=click.IntRange(1, 1_000_000))
-@click.option("--no-wait", is_flag=True, help="Write down the goal and end.")
-@dry_run_option
-@json_option
-@with_settings
-def patch(settings: FabricSettings, *, version: int, no_wait: bool, dry_run: bool, as_json: bool) -> None:
-    """Bring all partitions to firmware VERSION, one after the other: stage, drain, activate, restart, resume.
-
-    Each partition fetches and verifies the version itself. One that does not start goes back to the
-    firmware before, and the work halts (exit code 1). The controller goes on when it is killed itself.
-    """
-    from fabric_controller.planner import arrived
-    from fabric_controller.work import RollOut
-
-    partitions = tuple(entry.index for entry in settings.partitions)
-    goal = RollOut(partitions, _incarnations(settings, partitions), version)
-    if dry_run:
-        _check_idle(settings)
-        with open_client(settings) as client:
-            picture = look(settings, client)
-        steps = [
-            f"{verb} {partition}"
-            for partition in partitions
-            if not arrived(picture.view(partition), goal)
-            for verb in ("stage", "drain", "activate", "restart", "resume")
-        ]
-        text = "\n".join(steps) or f"all partitions run version {version}"
-        return say(text, {"dry_run": True, "version": version, "steps": steps}, as_json=as_json)
-    _set_goal(settings, goal)
-    if no_wait:
-        return say(
-            "the goal is written down",
-            {"version": version, "state": "running"},
-            as_json=as_json,
-            suggestion="mhsm-fabric status --watch",
-        )
-    follow(settings)
-    return say(
-        f"all partitions run version {version}", {"version": version, "state": "done"}, as_json=as_json
-    )
-
-
-COMMANDS: Final = (drain, resume, failover, restart, patch, replace, halt)
+COMMANDS: Final = (drain, resume, failover, halt)

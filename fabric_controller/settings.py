@@ -13,8 +13,10 @@ Unknown, missing and doubled keys are refused, so a misspelt setting cannot be i
 from __future__ import annotations
 
 import json
+import os
 import re
-from dataclasses import dataclass
+import stat
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Final
 
@@ -59,6 +61,11 @@ class FabricSettings:
     partitions: tuple[Partition, ...]
     identity: Identity
     data_directory: str
+
+    @property
+    def indexes(self) -> tuple[int, ...]:
+        """The partitions of the pool."""
+        return tuple(partition.index for partition in self.partitions)
 
 
 def _fields(value: Any, names: set[str], where: str) -> dict[str, Any]:
@@ -138,10 +145,16 @@ def load(path: Path) -> FabricSettings:
     """Read the settings file.
 
     Raises:
-        SettingsError: The file is refused, see :func:`parse`.
+        SettingsError: The file is refused, see :func:`parse`, or it is not a file of its own, or
+            names a data directory that is not its writer's to name.
         OSError: The file cannot be read.
     """
-    with path.open("rb") as file:
+    # The reader may be root, the owner of the directory another user: no link of his is followed (CWE-59).
+    flags = os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK
+    with os.fdopen(os.open(path, flags), "rb") as file:
+        found = os.fstat(file.fileno())
+        if not stat.S_ISREG(found.st_mode) or found.st_nlink != 1:
+            raise SettingsError("it is not a file of its own")
         content = file.read(FILE_BYTES_MAX + 1)
     if len(content) > FILE_BYTES_MAX:
         raise SettingsError(f"the file has more than {FILE_BYTES_MAX} bytes")
@@ -149,4 +162,9 @@ def load(path: Path) -> FabricSettings:
         text = content.decode()
     except UnicodeDecodeError:
         raise SettingsError("the file is not UTF-8") from None
-    return parse(text)
+    settings, directory = parse(text), path.parent.absolute()
+    others = {found.st_uid, directory.stat().st_uid} - {os.geteuid()}
+    if others and not Path(settings.data_directory).samefile(directory):
+        # Else its owner would have root write wherever he likes.
+        raise SettingsError("settings.data_directory: another user's file names the directory it lies in")
+    return replace(settings, data_directory=str(directory)) if others else settings

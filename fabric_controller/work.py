@@ -7,10 +7,10 @@ goal, what was tried for it and how often, and which partitions an operator want
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass, replace
 from enum import StrEnum
-from typing import Any
+from typing import Any, Final
 
 Entry = Mapping[str, Any]
 """One entry: "kind" and "time_ms", further keys by kind (see :func:`fold`)."""
@@ -22,6 +22,21 @@ OPEN_CODES = frozenset(
     {"UNAVAILABLE", "DEADLINE_EXCEEDED", "CANCELLED", "INTERNAL", "UNKNOWN", "REPLY_REFUSED"}
 )
 """Results after which the command may or may not have been obeyed; the last is a reply that is no reply."""
+
+COUNTER_MAX: Final = 2**53 - 1
+"""Of a command's counter: what the enclave interface takes."""
+
+TIME_MAX_MS: Final = 253_402_300_799_999
+"""End of the year 9999, Unix milliseconds."""
+
+INCARNATION_MAX: Final = 2**32 - 1
+"""Of a partition, as the enclave interface tells it."""
+
+FIRMWARE_VERSION_MAX: Final = 1_000_000
+"""Of an image."""
+
+TEXT_LENGTH_MAX: Final = 4096
+"""Characters of a reason or a code in an entry."""
 
 REFUSED = "PERMISSION_DENIED"
 """Result of a command about firmware that the partition does not take: repeating it cannot help."""
@@ -90,10 +105,13 @@ class Work:
     drained: frozenset[int] = frozenset()
     goal: Goal | None = None
     halted: str | None = None
+    halted_by: Issuer | None = None
     attempts: tuple[Attempt, ...] = ()
     progress_ms: int = 0
     operator_drain: Attempt | None = None
     """An operator's drain whose result is not known yet."""
+    begun: tuple[Replacement, ...] = ()
+    """Replacements that were asked for and not seen to end, also those that were dropped since."""
 
     @property
     def running(self) -> bool:
@@ -123,54 +141,119 @@ def goal_entry(goal: Goal) -> dict[str, Any]:
     }
 
 
-def _goal(entry: Entry) -> Goal:
+def _whole(value: Any, maximum: int) -> int:
+    # bool is a kind of int in Python, not in JSON.
+    if not isinstance(value, int) or isinstance(value, bool) or not 0 <= value <= maximum:
+        raise ValueError("not a whole number within its bounds")
+    return value
+
+
+def _text(value: Any) -> str:
+    if not isinstance(value, str) or len(value) > TEXT_LENGTH_MAX:
+        raise ValueError("not a text")
+    return value
+
+
+def _partition(value: Any, pool: Collection[int]) -> int:
+    if _whole(value, max(pool)) not in pool:
+        raise ValueError("not a partition of the pool")
+    return int(value)
+
+
+def _partitions(value: Any, pool: Collection[int]) -> tuple[int, ...]:
+    if not isinstance(value, list) or len(set(value)) != len(value):
+        raise ValueError("not a list of partitions")
+    return tuple(_partition(index, pool) for index in value)
+
+
+def _replacement(entry: Entry, pool: Collection[int]) -> Replacement:
+    partition = _partition(entry["partition"], pool)
+    return Replacement(partition, _whole(entry["incarnation"], INCARNATION_MAX))
+
+
+def _goal(entry: Entry, pool: Collection[int]) -> Goal:
     if entry["goal"] == "replace":
-        return Replacement(entry["partition"], entry["incarnation"])
+        return _replacement(entry, pool)
     if entry["goal"] != "restart":
-        raise EntryRefused("an entry sets an unknown goal")
-    partitions = tuple(entry["partitions"])
-    incarnations = dict(zip(partitions, entry["incarnations"], strict=True))
-    return RollOut(partitions, incarnations, entry["version"])
+        raise ValueError("an unknown goal")
+    partitions = _partitions(entry["partitions"], pool)
+    incarnations = [_whole(number, INCARNATION_MAX) for number in entry["incarnations"]]
+    version = _whole(entry["version"], FIRMWARE_VERSION_MAX)
+    return RollOut(partitions, dict(zip(partitions, incarnations, strict=True)), version)
 
 
-def fold(work: Work, entry: Entry) -> Work:
-    """Return the work after one more entry.
+def fold(work: Work, entry: Entry, pool: Collection[int]) -> Work:
+    """Return the work after one more entry, none of whose values is believed: a file can be edited.
 
     Kinds: ``goal``, ``command`` (counter, verb, partition, by), ``result`` (counter, code),
     ``halt`` (by, reason), ``continue``, ``done``, ``abandon`` (by; an operator drops the goal) and
-    ``checkpoint`` (counter, drained), which stands for all entries before it.
+    ``checkpoint`` (counter, drained, begun), which stands for all entries before it.
+
+    Args:
+        work: What the entries before say.
+        entry: The entry.
+        pool: The partitions that there are.
 
     Raises:
         EntryRefused: The entry is not one that this version writes.
     """
     try:
+        now_ms = _whole(entry["time_ms"], TIME_MAX_MS)
         match entry["kind"]:
             case "goal":
-                return replace(
-                    work, goal=_goal(entry), halted=None, attempts=(), progress_ms=entry["time_ms"]
-                )
+                return _begun(work, _goal(entry, pool), now_ms)
             case "command":
-                return _command(work, entry)
+                return _command(work, entry, pool)
             case "result":
                 return _result(work, entry)
             case "halt":
-                return replace(work, halted=entry["reason"]) if work.goal else work
+                reason, issuer = _text(entry["reason"]), Issuer(entry["by"])
+                return replace(work, halted=reason, halted_by=issuer) if work.goal else work
             case "continue":
                 # What was tried before the halt is forgiven: somebody has looked at it.
-                return replace(work, halted=None, attempts=(), progress_ms=entry["time_ms"])
-            case "done" | "abandon":
-                return replace(work, goal=None, halted=None, attempts=())
+                return replace(work, halted=None, halted_by=None, attempts=(), progress_ms=now_ms)
+            case "done":
+                begun = tuple(each for each in work.begun if each != work.goal)
+                return replace(_without_goal(work), begun=begun)
+            case "abandon":
+                return _without_goal(work)
             case "checkpoint":
-                return Work(counter=entry["counter"], drained=frozenset(entry["drained"]))
+                return Work(
+                    counter=_whole(entry["counter"], COUNTER_MAX),
+                    drained=frozenset(_partitions(entry["drained"], pool)),
+                    begun=tuple(_replacement(each, pool) for each in entry["begun"]),
+                )
     except (KeyError, TypeError, ValueError):
         pass
     raise EntryRefused("an entry of the journal is not one that this version writes")
 
 
-def _command(work: Work, entry: Entry) -> Work:
-    attempt = Attempt(entry["counter"], Verb(entry["verb"]), entry["partition"], entry["time_ms"])
+def _begun(work: Work, goal: Goal, now_ms: int) -> Work:
+    # What an operator drained was the old partition; he asks for a new one in its place.
+    replaced = {goal.partition} if isinstance(goal, Replacement) else set()
+    return replace(_without_goal(work), goal=goal, progress_ms=now_ms, drained=work.drained - replaced)
+
+
+def _without_goal(work: Work) -> Work:
+    return replace(work, goal=None, halted=None, halted_by=None, attempts=())
+
+
+def _command(work: Work, entry: Entry, pool: Collection[int]) -> Work:
+    attempt = Attempt(
+        _whole(entry["counter"], COUNTER_MAX),
+        Verb(entry["verb"]),
+        _partition(entry["partition"], pool),
+        entry["time_ms"],
+    )
     work = replace(work, counter=max(work.counter, attempt.counter))
     if Issuer(entry["by"]) is Issuer.CONTROLLER:
+        goal = work.goal
+        if attempt.verb is Verb.HEAL and isinstance(goal, Replacement):
+            others = (each for each in work.begun if each.partition != goal.partition)
+            work = replace(work, begun=(*others, goal))
+        if attempt.verb is Verb.DRAIN:
+            # The controller drains what serves: an operator's drain of it was never obeyed, or is over.
+            work = replace(work, drained=work.drained - {attempt.partition})
         return replace(work, attempts=(*work.attempts, attempt), progress_ms=entry["time_ms"])
     if attempt.verb is Verb.DRAIN:
         return replace(work, drained=work.drained | {attempt.partition}, operator_drain=attempt)
@@ -180,7 +263,7 @@ def _command(work: Work, entry: Entry) -> Work:
 
 
 def _result(work: Work, entry: Entry) -> Work:
-    counter, code = entry["counter"], entry["code"]
+    counter, code = _whole(entry["counter"], COUNTER_MAX), _text(entry["code"])
     attempts = tuple(
         replace(attempt, code=code) if attempt.counter == counter else attempt for attempt in work.attempts
     )
@@ -194,14 +277,20 @@ def _result(work: Work, entry: Entry) -> Work:
     return work
 
 
-def fold_all(entries: Iterable[Entry]) -> Work:
+def fold_all(entries: Iterable[Entry], pool: Collection[int]) -> Work:
     """Return the work of a whole journal."""
     work = Work()
     for entry in entries:
-        work = fold(work, entry)
+        work = fold(work, entry, pool)
     return work
 
 
 def checkpoint_entry(work: Work) -> dict[str, Any]:
     """Return the entry that stands for a journal without an open goal."""
-    return {"kind": "checkpoint", "counter": work.counter, "drained": sorted(work.drained)}
+    begun = [{"partition": each.partition, "incarnation": each.incarnation} for each in work.begun]
+    return {
+        "kind": "checkpoint",
+        "counter": work.counter,
+        "drained": sorted(work.drained),
+        "begun": begun,
+    }

@@ -56,13 +56,14 @@ def attest(
     if output:
         refuse_existing(output)
     nonce = _nonce(nonce_text)
-    anchors = Anchors.load(common["data_dir"], platform_root, owner_root, policy)
     if evidence_file:
         found = _read(evidence_file)
     else:
         indexes = range(PARTITIONS) if partition is None else [partition]
+        # Before the roots are looked for: where no pool is, that is the reason.
         with connect(common, client="administrator") as pool:
             found = {index: pool.evidence(index, nonce) for index in indexes}
+    anchors = Anchors.load(common["data_dir"], platform_root, owner_root, policy)
     data = client_report_data(nonce)
     verified = [
         anchors.verifier.verify(evidence, Expected(nonce, data, partition_index=index))

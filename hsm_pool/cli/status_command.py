@@ -96,7 +96,11 @@ def status(context: click.Context, watch: bool, data_dir: Path, as_json: bool) -
             "ceremonies": [
                 {"partition": index, **described(ceremony)} for index, ceremony in ceremonies.items()
             ],
-            "fabric_controller": {"hardening": controller, **sandbox},
+            "fabric_controller": {
+                "process_id": connection.fabric_controller["process_id"],
+                "hardening": controller,
+                **sandbox,
+            },
             "users": users,
         }
         click.echo(json.dumps(document))

@@ -80,7 +80,7 @@ RULES: tuple[tuple[str, str], ...] = (
     # Fields of JSON.
     (r'"\1": <\1>', r'"(lease_remaining_ms|applied_sequence|sequence|incarnation)": [^,}\n]+'),
     (r'"\1": <\1>', r'"(bytes|store_version|audit_records|audit_cosignatures)": [^,}\n]+'),
-    (r'"\1": <process id>', r'"(node_agent|partition|store_member)": \d{2,}'),
+    (r'"\1": <process id>', r'"(node_agent|partition|store_member|process_id)": \d{2,}'),
 )
 """What differs from run to run; the paths of the story (``<here>``) and of the project (``<project>``)
 and eight words in a row of the SLIP-39 list (``<words>``) are replaced before."""

@@ -484,6 +484,74 @@ BROKEN_BUILDS: tuple[BrokenBuild, ...] = (
         ("tests/unit/test_core.py::test_only_a_dead_partition_is_replaced_and_a_repeat_goes_on_with_it",),
     ),
     BrokenBuild(
+        "a controller that was killed replaces the healthy new partition again",
+        "G5",
+        "fabric_controller/planner.py",
+        "        if dead.state_name == State.DRAINED:\n            # The new one",
+        "        if dead.state_name == State.DRAINED and any(each.code == OK for each in work.attempts):\n"
+        "            # The new one",
+        (
+            "tests/unit/fabric_controller/test_planner.py::test_a_half_done_replacement_is_resumed_and_not_done_again",
+        ),
+        (
+            (
+                "fabric_controller/planner.py",
+                "    if admitted(dead, goal) or (sent and sent[-1].code == OK):\n",
+                "    if sent and sent[-1].code == OK:\n",
+            ),
+        ),
+    ),
+    BrokenBuild(
+        "a command leaves before it is in the journal",
+        "G5",
+        "fabric_controller/issuing.py",
+        "    journal.append(command)\n    try:\n        state = client.command(verb, partition, counter, now_ms + VALID_MS, argument)\n",
+        "    try:\n        state = client.command(verb, partition, counter, now_ms + VALID_MS, argument)\n        journal.append(command)\n",
+        (
+            "tests/unit/fabric_controller/test_enclave_client.py::test_a_command_is_in_the_journal_before_it_arrives",
+        ),
+    ),
+    BrokenBuild(
+        "work halts and leaves out what it could not change",
+        "G5",
+        "fabric_controller/planner.py",
+        "            if failed and index in work.drained:\n",
+        "            if failed:\n",
+        (
+            "tests/unit/fabric_controller/test_planner.py::test_what_cannot_be_changed_is_put_back_before_the_work_halts",
+        ),
+    ),
+    BrokenBuild(
+        "the rest of a torn entry stays behind the next one",
+        "G5",
+        "fabric_controller/journal.py",
+        "            os.ftruncate(self._descriptor, self._offset)\n",
+        "",
+        (
+            "tests/unit/fabric_controller/test_journal.py::test_what_is_longer_than_the_next_entry_is_cut_off_too",
+        ),
+    ),
+    BrokenBuild(
+        "an operator who is root follows a link that the controller has laid",
+        "G5",
+        "fabric_controller/journal.py",
+        " | os.O_NOFOLLOW | os.O_NONBLOCK\n",
+        "\n",
+        (
+            "tests/unit/fabric_controller/test_journal.py::test_root_follows_no_link_that_the_controllers_user_has_laid",
+        ),
+    ),
+    BrokenBuild(
+        "the journal's entries may name partitions that there are not",
+        "G8",
+        "fabric_controller/work.py",
+        "    if _whole(value, max(pool)) not in pool:\n",
+        "    if False:\n",
+        (
+            "tests/unit/fabric_controller/test_journal.py::test_an_entry_with_a_value_that_cannot_be_is_refused",
+        ),
+    ),
+    BrokenBuild(
         "roles are not decided again in the commit",
         "G2",
         "hsm_pool/store/committer.py",

@@ -9,6 +9,7 @@ from __future__ import annotations
 import datetime as dt
 import ipaddress
 import json
+import os
 import signal
 import stat
 import subprocess
@@ -16,6 +17,7 @@ import sys
 import threading
 import time
 import traceback
+import zlib
 from collections.abc import Callable, Iterator
 from concurrent import futures
 from dataclasses import dataclass, replace
@@ -180,6 +182,11 @@ def _refuse(_request: bytes, context: grpc.ServicerContext) -> bytes:
     raise AssertionError
 
 
+def _refuse_commands(request: bytes, context: grpc.ServicerContext) -> bytes:
+    # A GetStatus is the only request without fields.
+    return _refuse(request, context) if request else _status_bytes()
+
+
 def _many_trailers(_request: bytes, context: grpc.ServicerContext) -> bytes:
     # About 5 KiB: over the bound, under the library's own.
     context.set_trailing_metadata(tuple((f"leak-{number}", CANARY * 20) for number in range(12)))
@@ -274,30 +281,138 @@ def test_commands(partitions: Partitions, tmp_path: Path) -> None:
     ports.append(gone.add_insecure_port("127.0.0.1:0"))
     gone.stop(None).wait(10)
     ports.append(partitions.start(_answer(state)))
+    ports += [partitions.start(_answer(_status_bytes())), partitions.start(_refuse_commands)]
     place = ("--data-dir", str(_data_directory(partitions, ports, tmp_path)))
 
     looked = _fabric("status", "--json", *place)
     assert looked.returncode == 0
     document = json.loads(looked.stdout)
-    assert (document["format_version"], document["pool_id"], document["serving_count"]) == (2, "test-pool", 1)
+    assert (document["format_version"], document["pool_id"], document["serving_count"]) == (3, "test-pool", 3)
     failures = [entry["failure"] for entry in document["partitions"]]
-    assert failures == [None, "FAILED_PRECONDITION", "UNAVAILABLE", None]
+    assert failures == [None, "FAILED_PRECONDITION", "UNAVAILABLE", None, None, None]
 
     drained = _fabric("drain", "3", *place)
     assert (drained.returncode, drained.stdout) == (0, "partition 3: DRAINED\n")
     assert "next: mhsm-fabric resume 3" in drained.stderr
-    refused = _fabric("drain", "1", *place)
-    assert refused.returncode == 1
+    refused = _fabric("drain", "5", *place)
+    assert (refused.returncode, "(FAILED_PRECONDITION)" in refused.stderr) == (1, True)
     assert CANARY not in refused.stdout + refused.stderr
     assert "next: mhsm-fabric status" in refused.stderr
-    assert _fabric("resume", "2", *place).returncode == 5
+    assert [_fabric("resume", index, *place).returncode for index in "12"] == [5, 5]
     assert _fabric("drain", "7", *place).returncode == 2
     assert _fabric("status", "--settings", "x", *place).returncode == 2
     missing = _fabric("status", "--settings", str(tmp_path / "none.json"))
-    assert missing.returncode == 1
-    assert "next: " in missing.stderr
+    assert missing.returncode == 5
+    assert "the pool does not run\nnext: mhsm up" in missing.stderr
     for result in (refused, missing):
         assert "Traceback" not in result.stderr
+
+
+def _seen(state: int, firmware_version: int = 3) -> Behaviour:
+    reply = enclave_pb2.GetStatusResponse(
+        state=state,  # type: ignore[arg-type]
+        fresh=state == enclave_pb2.PARTITION_STATE_SERVING,
+        serving_count=2,
+        incarnation=4,
+        firmware_version=firmware_version,
+    )
+    return _answer(reply.SerializeToString())
+
+
+def test_a_pool_with_one_partition_out(partitions: Partitions, tmp_path: Path) -> None:
+    """Commands and dry runs end alike, say why, and write nothing down."""
+    drained, serving = enclave_pb2.PARTITION_STATE_DRAINED, enclave_pb2.PARTITION_STATE_SERVING
+    ports = [partitions.start(_seen(state)) for state in (serving, drained, serving)]
+    pool = _data_directory(partitions, ports, tmp_path)
+    place = ("--data-dir", str(pool))
+    looked = _fabric("status", *place)
+    assert (looked.returncode, "firmware" in looked.stdout) == (0, True)
+
+    def ends(*command: str) -> tuple[int, str, str]:
+        """Return exit code, message and what is suggested first."""
+        ended = _fabric(*command, *place)
+        message, suggested, *_ = *ended.stderr.splitlines(), "", ""
+        return ended.returncode, message, suggested.removesuffix(f" --data-dir {pool}")
+
+    resumed_first = "next: mhsm-fabric resume 1"
+    for option in ((), ("--dry-run",)):
+        code, message, suggested = ends("drain", "2", *option)
+        assert (code, suggested) == (1, resumed_first)
+        assert message.endswith("fewer than two others serve: partition 1 is DRAINED")
+        code, message, suggested = ends("patch", "2", *option)
+        assert (code, message) == (
+            1,
+            "error: partition 0 runs version 3, and no partition takes older firmware",
+        )
+        code, message, suggested = ends("replace", "1", *option)
+        assert ("answers and is DRAINED" in message, code) == (True, 0 if option else 2)
+    for command in (("restart", "0"), ("patch", "4")):
+        code, message, suggested = ends(*command, "--dry-run")
+        assert (code, suggested) == (1, resumed_first)
+        assert "it would wait" in message
+    steps = json.loads(_fabric("restart", "1", "--dry-run", "--json", *place).stdout)["steps"]
+    assert steps == ["restart 1", "resume 1"]
+    assert _fabric("history", *place).stdout == ""
+
+    assert _fabric("patch", "4", "--no-wait", *place).returncode == 0
+    assert "something else: patch to version 4" in ends("restart", "1")[1]
+    looked = _fabric("status", *place)
+    assert "work: patch to version 4, running, 0 of 3 done: partition 0 cannot be out while" in looked.stdout
+    assert _fabric("halt", *place).returncode == 0
+    planned = _fabric("restart", "1", "--dry-run", *place)
+    assert planned.stderr.startswith("the halted patch to version 4 would be dropped\n")
+    begun = _fabric("restart", "1", "--no-wait", *place)
+    assert begun.stderr.startswith("the halted patch to version 4 is dropped\n")
+
+
+def test_a_command_is_in_the_journal_before_it_arrives(partitions: Partitions, tmp_path: Path) -> None:
+    """Killed at any point, the controller never uses a counter twice."""
+    seen: list[bytes] = []
+
+    def partition(request: bytes, _context: grpc.ServicerContext) -> bytes:
+        if request:
+            seen.append((tmp_path / "state" / "journal").read_bytes())
+        return _status_bytes()
+
+    ports = [partitions.start(partition) for _ in range(3)]
+    assert (
+        _fabric("drain", "1", "--data-dir", str(_data_directory(partitions, ports, tmp_path))).returncode == 0
+    )
+    (journal,) = seen
+    assert (b'"verb":"DRAIN"' in journal, b'"kind":"result"' in journal) == (True, False)
+
+
+def test_a_controller_that_hangs_shows(partitions: Partitions, tmp_path: Path) -> None:
+    ports = [partitions.start(_answer(_status_bytes())) for _ in range(3)]
+    place = ("--data-dir", str(_data_directory(partitions, ports, tmp_path)))
+    (tmp_path / "state").mkdir()
+    path = tmp_path / "state" / "status.json"
+    said = {"time": "2026-01-01T00:00:00.000+00:00", "controller": {"process_id": 1, "user_id": 0}}
+    path.write_text(json.dumps(said))
+    shown = json.loads(_fabric("status", "--json", *place).stdout)["controller"]
+    assert shown == {"user_id": 0, "alive": True, "last_seen": said["time"]}
+    os.utime(path, (0, 0))
+    looked = _fabric("status", *place)
+    assert f"controller: does not run, or hangs (last heard of {said['time']})" in looked.stdout
+    assert "next: mhsm up" in looked.stderr
+    assert json.loads(_fabric("status", "--json", *place).stdout)["controller"]["alive"] is False
+
+
+def test_a_damaged_journal_does_not_hide_the_partitions(partitions: Partitions, tmp_path: Path) -> None:
+    ports = [partitions.start(_answer(_status_bytes())) for _ in range(2)]
+    place = ("--data-dir", str(_data_directory(partitions, ports, tmp_path)))
+    begun = _fabric("restart", "1", "--no-wait", *place)
+    assert begun.returncode == 0, begun.stderr
+    journal = tmp_path / "state" / "journal"
+    text = journal.read_bytes().partition(b" ")[2].rstrip().replace(b'"partitions":[1]', b'"partitions":[7]')
+    journal.write_bytes(f"{zlib.crc32(text):08x} ".encode() + text + b"\n")
+    looked = _fabric("status", "--json", *place)
+    assert looked.returncode == 1
+    document = json.loads(looked.stdout)
+    assert (document["serving_count"], document["work"]["state"]) == (2, "unknown")
+    assert "evidence" in json.loads(looked.stderr)["error"]["hints"][0]
+    served = _fabric("serve", *place)
+    assert (served.returncode, "Traceback" in served.stderr) == (1, False)
 
 
 def test_status_fails_when_nobody_answers(partitions: Partitions, tmp_path: Path) -> None:

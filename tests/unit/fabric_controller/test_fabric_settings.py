@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import copy
 import json
+import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -153,3 +154,36 @@ def test_g8_anything_is_taken_or_refused(value: Any, where: tuple[Any, ...]) -> 
         settings = value
     with contextlib.suppress(SettingsError):
         parse(json.dumps(settings))
+
+
+def test_g5_no_link_is_taken_for_a_settings_file(tmp_path: Path) -> None:
+    """Its reader may be root, and who owns the directory another user."""
+    path, elsewhere = tmp_path / "fabric.json", tmp_path / "elsewhere"
+    elsewhere.write_text("{}")
+    path.symlink_to(elsewhere)
+    with pytest.raises(OSError, match="symbolic"):
+        load(path)
+    path.unlink()
+    path.hardlink_to(elsewhere)
+    with pytest.raises(SettingsError, match="file of its own"):
+        load(path)
+    path.unlink()
+    os.mkfifo(path)
+    with pytest.raises(SettingsError, match="file of its own"):
+        load(path)
+
+
+def test_g5_another_users_settings_send_root_nowhere_else(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A journal is made, cut and given away in the data directory."""
+    path, link = tmp_path / "fabric.json", tmp_path / "link"
+    link.symlink_to(tmp_path)
+    monkeypatch.setattr(os, "geteuid", lambda: os.getuid() + 1)
+    for directory in (tmp_path, link):
+        path.write_text(json.dumps({**VALID, "data_directory": str(directory)}))
+        assert load(path).data_directory == str(tmp_path)
+    (tmp_path / "state").mkdir()
+    path.write_text(json.dumps({**VALID, "data_directory": str(tmp_path / "state")}))
+    with pytest.raises(SettingsError, match="data_directory"):
+        load(path)

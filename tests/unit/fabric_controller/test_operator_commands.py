@@ -30,7 +30,7 @@ def journal(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Journal
         "data_directory": str(directory),
     }
     (directory / "fabric.json").write_text(json.dumps(settings))
-    with closing(Journal(directory)) as made:
+    with closing(Journal(directory, range(3))) as made:
         yield made
 
 

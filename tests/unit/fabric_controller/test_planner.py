@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import itertools
 import random
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
+import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from fabric_controller.observe import Failure, Observation, Picture, State, Status, blank, observe
 from fabric_controller.planner import (
     ATTEMPTS_MAX,
+    INCARNATIONS_PER_ADMISSION,
     PATIENCE_MS,
     Act,
     Decision,
@@ -52,6 +54,7 @@ class Pool:
 
     partitions: list[Partition] = field(default_factory=lambda: [Partition() for _ in range(3)])
     refuses_heal: bool = False
+    refuses_activation: str = "OK"
 
     @property
     def serving_count(self) -> int:
@@ -76,6 +79,8 @@ class Pool:
                 if not partition.drained:
                     return "FAILED_PRECONDITION"
                 self.end(index)
+            case Verb.ACTIVATE:
+                return self.refuses_activation
             case Verb.HEAL if self.refuses_heal:
                 return "UNAVAILABLE"
             case Verb.HEAL:
@@ -83,6 +88,7 @@ class Pool:
                 # It counts as drained, and comes back empty.
                 self.partitions[argument].drained = True
                 self.end(argument)
+                self.partitions[argument].incarnation += INCARNATIONS_PER_ADMISSION
         return "OK"
 
     def end(self, index: int, rounds: int = 2) -> None:
@@ -109,7 +115,7 @@ class Controller:
         """Take one step; crash is "" or where the controller dies: before or after sending."""
         self.now_ms += STEP_MS
         # Everything is folded anew each time: a new process knows no more than this.
-        work = fold_all(self.entries)
+        work = fold_all(self.entries, range(3))
         decision = plan(self.pool.picture(), work, self.now_ms)
         match decision:
             case Act(verb, partition, argument):
@@ -129,9 +135,9 @@ class Controller:
         return decision
 
 
-def roll_out(pool: Pool) -> Controller:
+def roll_out(pool: Pool, version: int = 0) -> Controller:
     controller = Controller(pool)
-    goal = RollOut((0, 1, 2), {i: p.incarnation for i, p in enumerate(pool.partitions)})
+    goal = RollOut((0, 1, 2), {i: p.incarnation for i, p in enumerate(pool.partitions)}, version)
     controller.note(**goal_entry(goal))
     return controller
 
@@ -237,25 +243,76 @@ def test_a_partition_that_does_not_come_back_halts_the_work() -> None:
 
 
 def test_a_budget_with_back_off_ends_repeats() -> None:
-    """A partition that answers a restart and does not restart is asked ever more seldom, then no more."""
+    """A partition that answers a restart and does not restart is asked ever more seldom, then put back."""
     picture = Pool([Partition(drained=True), Partition(), Partition()]).picture()
     goal = RollOut((0, 1, 2), {0: 1, 1: 1, 2: 1})
     attempts: tuple[Attempt, ...] = ()
     gaps: list[int] = []
-    now_ms = 0
-    while True:
+    for now_ms in range(0, 2 * PATIENCE_MS, 100):
         decision = plan(picture, Work(goal=goal, attempts=attempts, progress_ms=now_ms), now_ms)
+        if decision == Act(Verb.RESUME, 0):
+            break
         if isinstance(decision, Act):
             assert decision == Act(Verb.RESTART, 0)
             gaps.append(now_ms)
             attempts = (*attempts, Attempt(len(attempts), Verb.RESTART, 0, now_ms, "OK"))
-        elif isinstance(decision, Halt):
-            break
-        now_ms += 100
     assert len(gaps) == ATTEMPTS_MAX
     pauses = [later - earlier for earlier, later in itertools.pairwise(gaps)]
     assert pauses == [3_000, 6_000, 12_000]
-    assert decision.reason == "RESTART was sent 4 times to partition 0 in vain (OK)"
+    work = Work(goal=goal, attempts=attempts, progress_ms=now_ms)
+    halted = plan(Pool().picture(), work, now_ms)
+    assert halted == Halt("RESTART was sent 4 times to partition 0 in vain (OK)")
+
+
+@pytest.mark.parametrize("code", ["PERMISSION_DENIED", "FAILED_PRECONDITION"])
+def test_what_cannot_be_changed_is_put_back_before_the_work_halts(code: str) -> None:
+    """A refused activation costs no capacity: the partition serves again, and is not taken out anew."""
+    pool = Pool()
+    pool.refuses_activation = code
+    controller = roll_out(pool, version=3)
+    decision = run(controller, 2 * PATIENCE_MS // STEP_MS)
+    assert isinstance(decision, Halt)
+    assert "ACTIVATE" in decision.reason
+    assert pool.serving_count == 3
+    sent = [entry["verb"] for entry in controller.entries if entry["kind"] == "command"]
+    assert [verb for verb in sent if verb in {"DRAIN", "RESUME", "RESTART"}] == ["DRAIN", "RESUME"]
+
+
+@pytest.mark.parametrize(("by", "put_back"), [("controller", True), ("operator", False)])
+def test_capacity_comes_first_also_for_halted_work(by: str, put_back: bool) -> None:
+    """Unless an operator halted it: then what is out stays out, as he was told."""
+    controller = roll_out(Pool())
+    assert controller.step() == Act(Verb.DRAIN, 0)
+    controller.note(kind="halt", by=by, reason="x")
+    assert isinstance(controller.step(), Idle)
+    controller.pool.end(1, rounds=1000)
+    assert controller.step() == (Act(Verb.RESUME, 0) if put_back else Idle())
+    assert isinstance(controller.step(), Idle)
+
+
+@pytest.mark.parametrize("goal", [RollOut((1,), {1: 1}), Replacement(1, 1)])
+def test_a_drain_that_was_never_obeyed_leaves_nothing_out(goal: RollOut | Replacement) -> None:
+    """No answer, and it serves: when the controller takes it out itself, it puts it back."""
+    pool = Pool()
+    controller = Controller(pool)
+    controller.note(kind="command", counter=1, verb="DRAIN", partition=1, by="operator")
+    controller.note(kind="result", counter=1, code="UNAVAILABLE")
+    if isinstance(goal, Replacement):
+        pool.end(1, rounds=1000)
+    controller.note(**goal_entry(goal))
+    assert isinstance(run(controller), Done)
+    assert pool.serving_count == 3
+
+
+@pytest.mark.parametrize("set_back_ms", [0, 10 * PATIENCE_MS])
+def test_a_clock_that_was_set_back_costs_no_time(set_back_ms: int) -> None:
+    pool = Pool()
+    pool.end(1, rounds=10_000)
+    pool.refuses_heal = True
+    controller = replacement(pool, 1, 2)
+    assert controller.step() == Act(Verb.HEAL, 0, 1)
+    controller.now_ms -= set_back_ms
+    assert isinstance(run(controller, 2 * PATIENCE_MS // STEP_MS), Halt)
 
 
 def test_a_partition_that_an_operator_drained_stays_drained() -> None:
@@ -293,6 +350,45 @@ def test_a_dead_partition_is_replaced_by_way_of_a_living_one() -> None:
     assert pool.serving_count == 3
 
 
+@pytest.mark.parametrize("moment", ["killed", "timed out", "halted and resumed"])
+def test_a_half_done_replacement_is_resumed_and_not_done_again(moment: str) -> None:
+    """The new one shows that it was admitted, whatever is known of the command: its disk is not put aside."""
+    pool = Pool()
+    pool.end(1, rounds=10_000)
+    controller = replacement(pool, 1, 2)
+    assert controller.step("after" if moment == "killed" else "") == Act(Verb.HEAL, 0, 1)
+    if moment == "timed out":
+        controller.entries[-1]["code"] = "DEADLINE_EXCEEDED"
+    if moment == "halted and resumed":
+        controller.note(kind="halt", by="controller", reason="x")
+        controller.note(kind="continue")
+        pool.partitions[1].away = 0
+    decisions = [controller.step() for _ in range(20)]
+    assert [decision for decision in decisions if isinstance(decision, Act)] == [Act(Verb.RESUME, 1)]
+    assert pool.serving_count == 3
+    assert fold_all(controller.entries, range(3)).goal is None
+
+
+@pytest.mark.parametrize("state", [State.STARTING, State.HEALING, State.SERVING])
+def test_a_new_partition_that_does_not_serve_yet_is_waited_for(state: State) -> None:
+    """Nothing is known of what was sent, and still it is not replaced again."""
+    new = Status(state, False, 0, 2, INCARNATIONS_PER_ADMISSION + 1)
+    serving = Status(State.SERVING, True, 1, 2, 1)
+    picture = observe(blank(range(3)), {0: serving, 1: new, 2: serving})[0]
+    assert isinstance(plan(picture, Work(goal=Replacement(1, 5)), 0), Wait)
+
+
+def test_an_old_partition_that_comes_back_is_not_taken_for_a_new_one() -> None:
+    """Its own next start is no replacement, be it drained or serving."""
+    serving = Status(State.SERVING, True, 1, 2, 1)
+    back = {0: serving, 1: replace(serving, incarnation=6), 2: serving}
+    picture = observe(blank(range(3)), back)[0]
+    assert isinstance(plan(picture, Work(goal=Replacement(1, 5)), 0), Halt)
+    drained = {**back, 1: Status(State.DRAINED, False, 1, 2, 6)}
+    picture = observe(blank(range(3)), drained)[0]
+    assert plan(picture, Work(goal=Replacement(1, 5)), 0) == Act(Verb.HEAL, 0, 1)
+
+
 def test_a_replacement_that_fails_is_asked_of_another_one_and_halts_in_the_end() -> None:
     pool = Pool()
     pool.end(1, rounds=10_000)
@@ -326,6 +422,6 @@ def test_a_plan_depends_on_nothing_but_its_inputs() -> None:
     for _ in range(50):
         if generator.random() < 0.2:
             pool.end(generator.randrange(3))
-        work, picture = fold_all(controller.entries), pool.picture()
+        work, picture = fold_all(controller.entries, range(3)), pool.picture()
         assert plan(picture, work, controller.now_ms) == plan(picture, work, controller.now_ms)
         controller.step()

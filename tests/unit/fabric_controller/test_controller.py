@@ -1,0 +1,52 @@
+"""One step of the controller's loop."""
+
+from __future__ import annotations
+
+import os
+from contextlib import closing
+from pathlib import Path
+from typing import cast
+
+from fabric_controller.controller import last_said, make_logger, take_step
+from fabric_controller.enclave_client import EnclaveClient, EnclaveError
+from fabric_controller.journal import Journal
+from fabric_controller.observe import State, Status, blank, observe
+from fabric_controller.work import RollOut, goal_entry
+
+
+class Unreachable:
+    """Nobody is there; only what the journal says of it is looked at."""
+
+    def command(self, *_: object) -> State:
+        raise EnclaveError("UNAVAILABLE")
+
+
+def test_after_an_operators_command_the_pool_is_looked_at_again(tmp_path: Path) -> None:
+    """What he has just drained still served when it was looked at; it must not pass for the controller's."""
+    serving = Status(State.SERVING, True, 1, 3, 1)
+    picture = observe(blank(range(3)), dict.fromkeys(range(3), serving))[0]
+    client = cast(EnclaveClient, Unreachable())
+    with closing(Journal(tmp_path, range(3))) as journal:
+        with journal.exclusive():
+            journal.append(goal_entry(RollOut((1,), {1: 1})))
+            journal.append(
+                {"kind": "command", "counter": 5, "verb": "DRAIN", "partition": 1, "by": "operator"}
+            )
+        assert not take_step(journal, client, picture, 4, make_logger())
+        assert journal.refresh().drained == {1}
+        assert take_step(journal, client, picture, 5, make_logger())
+        assert [entry["by"] for entry in journal.history()[1:] if "by" in entry] == ["operator", "controller"]
+
+
+def test_a_status_file_that_is_none_is_not_followed(tmp_path: Path) -> None:
+    """G5: its reader may be root, its writer is not."""
+    elsewhere, path = tmp_path / "elsewhere", tmp_path / "status.json"
+    elsewhere.write_text('{"controller": {}}')
+    path.write_text('{"controller": {}}')
+    assert last_said(tmp_path) == {"controller": {}}
+    path.unlink()
+    path.symlink_to(elsewhere)
+    assert last_said(tmp_path) == {}
+    path.unlink()
+    os.mkfifo(path)
+    assert last_said(tmp_path) == {}
