@@ -28,7 +28,7 @@ from hsm_pool.cli.output import (
     json_option,
     say_next,
 )
-from hsm_pool.client.connection import Connection, NoConnection, load_connection
+from hsm_pool.client.connection import Connection, NoConnection
 from hsm_pool.client.pool import Pool
 from hsm_pool.errors import DOWNLOADED_OVER_REST, MHSMError
 from hsm_pool.regular_files import read_regular_file
@@ -69,7 +69,7 @@ def status(context: click.Context, watch: bool, data_dir: Path, as_json: bool) -
     Exit code 0: two or more serve; 3: not activated, or locked; 5: fewer than two answer and serve.
     """
     try:
-        connection = load_connection(data_dir)
+        connection = process_facts.running_pool(data_dir)
     except NoConnection as error:
         raise failure_of(error) from None
     with Pool(connection, "administrator") as pool:
