@@ -190,6 +190,7 @@ class EnclaveClient:
             reply.housekeeper,
             healthy,
             reply.firmware_version,
+            reply.replaced,
         )
 
 

@@ -38,6 +38,8 @@ class Status:
     """What gRPC health said in the same round."""
     firmware_version: int = 0
     """Version of the firmware that runs; 0: as it was installed."""
+    replaced: bool = False
+    """Whether a new partition was admitted in place of this one: nobody resumes it any more."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -200,6 +202,7 @@ def as_document(picture: Picture) -> dict[str, Any]:
                 "housekeeper": view.status.housekeeper if view.status else None,
                 "healthy": view.status.healthy if view.status else None,
                 "firmware_version": view.status.firmware_version if view.status else None,
+                "replaced": view.status.replaced if view.status else None,
             }
             for view in picture.partitions
         ],

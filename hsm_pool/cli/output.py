@@ -133,7 +133,12 @@ def at_the_same_pool(following: str) -> str:
 def _at_the_same_pool(following: str) -> str:
     context = click.get_current_context(silent=True)
     given = context and context.get_parameter_source("data_dir") is ParameterSource.COMMANDLINE
-    if not context or not given or not following.startswith("mhsm ") or following.endswith("--help"):
+    if not context or not given or following.endswith("--help"):
+        return following
+    with_directory = f"{following} --data-dir {shlex.quote(str(context.params['data_dir']))}"
+    if following.startswith("mhsm-fabric "):
+        return with_directory
+    if not following.startswith("mhsm "):
         return following
     command: click.Command | None = context.find_root().command
     for word in following.split()[1:]:
@@ -142,7 +147,7 @@ def _at_the_same_pool(following: str) -> str:
         command = command.get_command(context, word)
     if command is None or all(parameter.name != "data_dir" for parameter in command.params):
         return following
-    return f"{following} --data-dir {shlex.quote(str(context.params['data_dir']))}"
+    return with_directory
 
 
 @contextmanager
