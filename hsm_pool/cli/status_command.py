@@ -45,6 +45,14 @@ _STATUS_BYTES_MAX = 1024 * 1024
 _SERVING = "SERVING"
 _OTHERS_MIN = 2
 """Partitions that must serve so that another one may be replaced (G5)."""
+_FAILURES_SHOWN = 2
+"""One may be a kill."""
+_PROCESSES = {
+    "node_agent": ("its node agent", "node-agent-{index}"),
+    "partition": ("its process", "partition"),
+    "store_member": ("its store member", "store"),
+}
+"""In words, and the name of the log."""
 _OF_AN_ANSWER = (
     "lease_remaining_ms",
     "applied_sequence",
@@ -127,9 +135,8 @@ def status(context: click.Context, watch: bool, data_dir: Path, as_json: bool) -
         console = Console(width=None if sys.stdout.isatty() else _WIDTH_OF_NO_TERMINAL)
         console.print(table(rows, console))
         for row in rows:
-            replaced = "its replacement was begun and has not ended" if row["half_replaced"] else ""
-            for reason in filter(None, (row["reason"], replaced, row["audit_failure"])):
-                click.echo(f"partition {row['index']}: {reason}")
+            for line in _lines(row):
+                click.echo(f"partition {row['index']}: {line}")
         for who, hardening in _hardening(rows):
             click.echo(f"{who}: hardened with {hardening}")
         if controller is not None:
@@ -169,6 +176,7 @@ def rows_of(pool: Pool, connection: Connection) -> list[dict[str, Any]]:
         row: dict[str, Any] = {
             "index": entry.index,
             "process_ids": entry.process_ids,
+            "failures": entry.failures,
             "node_agent_hardening": entry.node_agent_hardening,
             "state": "UNREACHABLE",
             "reason": "",
@@ -209,6 +217,23 @@ def rows_of(pool: Pool, connection: Connection) -> list[dict[str, Any]]:
     for row in rows:
         row["half_replaced"] = row["index"] in half_replaced
     return rows
+
+
+def _lines(row: dict[str, Any]) -> Iterator[str]:
+    """Give what is wrong with a partition in words."""
+    replaced = "its replacement was begun and has not ended" if row["half_replaced"] else ""
+    yield from filter(None, (row["reason"], replaced, row["audit_failure"]))
+    yield from unstable(row)
+
+
+def unstable(row: dict[str, Any]) -> Iterator[str]:
+    """Say of each process of a partition that does not stay up where the reason is."""
+    for name, (what, log) in _PROCESSES.items():
+        failures = row["failures"].get(name, 0)
+        if failures >= _FAILURES_SHOWN:
+            index = row["index"]
+            logs = f"nodes/{index}/logs/{log.format(index=index)}"
+            yield f"{what} does not stay up: ended {failures} times in a row; {logs}.log and those before it"
 
 
 def way_out(rows: list[dict[str, Any]]) -> Iterator[str]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import shutil
 import signal
+import socket
 from pathlib import Path
 from typing import Any
 
@@ -47,6 +48,7 @@ def test_the_status_of_a_lost_disk_suggests_a_replacement_and_shows_it_while_it_
     until(lambda: row_of(pool, LOST)["reason"] == DISK_IS_EMPTY, 30, "the reason is known")
     shown = mhsm("status", "--data-dir", str(pool.directory))
     assert next_line in shown.stderr
+    assert f"partition {LOST}: its store member does not stay up" in shown.stdout
     assert "quorum" not in shown.stdout + shown.stderr
 
     # Its agent does not start the new one yet: the replacement is half done.
@@ -62,3 +64,38 @@ def test_the_status_of_a_lost_disk_suggests_a_replacement_and_shows_it_while_it_
         pool.signal(LOST, "node_agent", signal.SIGCONT)
     pool.await_states(["SERVING"] * 3, seconds=120)
     assert not row_of(pool, LOST)["half_replaced"]
+
+
+def test_a_partition_whose_port_is_taken_says_so_in_one_line(pool: RunningPool) -> None:
+    """Ports are drawn when the pool is made; while a partition is down another process may take one."""
+    pool.await_states(["SERVING"] * 3)
+    entry = pool.connection.partitions[LOST]
+    host, _, port = entry.peer_endpoint.rpartition(":")
+    pool.signal(LOST, "node_agent", signal.SIGSTOP)
+    pool.signal(LOST, "partition", signal.SIGKILL)
+    with socket.socket() as taker:
+        taker.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        until(lambda: bound(taker, host, int(port)), 30, "the port is free")
+        taker.listen()
+        pool.signal(LOST, "node_agent", signal.SIGCONT)
+        until(lambda: row_of(pool, LOST)["failures"]["partition"] >= 3, 60, "it does not stay up")
+        shown = mhsm("status", "--data-dir", str(pool.directory)).stdout
+        line = f"partition {LOST}: its process does not stay up: ended "
+        assert f"{line}" in shown
+        assert f"nodes/{LOST}/logs/partition.log" in shown
+        logs = Path(entry.log_directory).glob("partition*.log")
+        said = [log.read_text() for log in logs]
+        assert [
+            text for text in said if f'"endpoint": "{entry.peer_endpoint}"' in text and "is taken" in text
+        ]
+        assert not [text for text in said if "Traceback" in text]
+    pool.await_states(["SERVING"] * 3, seconds=120)
+
+
+def bound(taker: socket.socket, host: str, port: int) -> bool:
+    """Return whether an address could be taken."""
+    try:
+        taker.bind((host, port))
+    except OSError:
+        return False
+    return True

@@ -10,7 +10,7 @@ import pytest
 from rich.console import Console
 
 from hsm_pool.cli.output import failure_of
-from hsm_pool.cli.status_command import COLUMNS, rows_of, say_downloaded, table, way_out
+from hsm_pool.cli.status_command import COLUMNS, rows_of, say_downloaded, table, unstable, way_out
 from hsm_pool.client.errors import PoolUnreachable
 from hsm_pool.errors import DISK_IS_EMPTY, DOWNLOADED_OVER_REST, NotActivated
 from mhsm.enclave.v1 import enclave_pb2
@@ -79,7 +79,10 @@ def answers(**of_two: Any) -> list[dict[str, Any]]:
             raise PoolUnreachable("the partition could not be reached; nothing was sent")
         return answer
 
-    entries = [SimpleNamespace(index=index, process_ids={}, node_agent_hardening=[]) for index in range(3)]
+    entries = [
+        SimpleNamespace(index=index, process_ids={}, node_agent_hardening=[], failures={})
+        for index in range(3)
+    ]
     pool, connection = SimpleNamespace(partition_status=partition_status), SimpleNamespace(partitions=entries)
     return rows_of(cast("Pool", pool), cast("Connection", connection))
 
@@ -89,6 +92,16 @@ def test_a_partition_that_does_not_answer_has_the_same_fields_in_json() -> None:
     assert set(silent) == set(serving)
     assert silent["applied_sequence"] is None
     assert (silent["state"], silent["reason"]) == ("UNREACHABLE", "it does not answer")
+
+
+def test_a_process_that_does_not_stay_up_is_named_with_its_log() -> None:
+    """One end may be a kill; from the second in a row on the reason is in the log."""
+    (row, *_) = answers()
+    row["failures"] = {"node_agent": 0, "partition": 1, "store_member": 4}
+    (line,) = unstable(row)
+    assert line.startswith(
+        "its store member does not stay up: ended 4 times in a row; nodes/0/logs/store.log"
+    )
 
 
 LOCKED = enclave_pb2.PARTITION_STATE_LOCKED
