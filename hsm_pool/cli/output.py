@@ -74,6 +74,11 @@ _NOT_ACTIVATED = (
     "mhsm security-domain status\nmhsm security-domain download --help\n"
     "to recover a lost pool do not download: mhsm security-domain init-recovery --security-domain FILE"
 )
+_STOP = "stop: find out who made it; docs/ceremonies.md"
+_OTHER_MEASUREMENT = (
+    "it runs another version than this machine: --firmware-repository, a copy that you have from the "
+    f"publisher, or --policy\nif it is not published there, {_STOP}"
+)
 _STATUS: dict[type[Exception], str] = {
     AlreadyActivated: "mhsm status",
     CeremonyState: "mhsm security-domain status\nmhsm status",
@@ -296,7 +301,8 @@ def _failure_of(error: Exception, request_id: str | None) -> Failure:
             because = (hint for why, hint in _SHARE_REFUSED_BECAUSE.items() if why in text)
             return Failure(text, next(because, _SHARE_REFUSED), QUORUM)
         case EvidenceRefused():
-            return Failure(text, "stop: find out who made it; docs/ceremonies.md", VERIFICATION)
+            following = _OTHER_MEASUREMENT if "mhsm.measurement" in text else _STOP
+            return Failure(text, following, VERIFICATION)
         case AlreadyActivated() | CeremonyState() | RestoreState():
             return Failure(text, _STATUS[type(error)])
         case SignatureInvalid():
