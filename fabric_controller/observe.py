@@ -13,7 +13,7 @@ from typing import Any
 
 
 class State(StrEnum):
-    """State of a partition; names as in mhsm.enclave.v1.PartitionState, without UNSPECIFIED."""
+    """State of a partition; names as in mhsm.enclave.v1.PartitionState, without UNSPECIFIED, and one more."""
 
     STARTING = "STARTING"
     PROVISIONED = "PROVISIONED"
@@ -22,6 +22,8 @@ class State(StrEnum):
     SERVING = "SERVING"
     DRAINED = "DRAINED"
     QUARANTINED = "QUARANTINED"
+    REPLACED = "REPLACED"
+    """Drained for good: a new one was admitted in its place, and only that one is resumed."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,8 +40,6 @@ class Status:
     """What gRPC health said in the same round."""
     firmware_version: int = 0
     """Version of the firmware that runs; 0: as it was installed."""
-    replaced: bool = False
-    """Whether a new partition was admitted in place of this one: nobody resumes it any more."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -202,7 +202,6 @@ def as_document(picture: Picture) -> dict[str, Any]:
                 "housekeeper": view.status.housekeeper if view.status else None,
                 "healthy": view.status.healthy if view.status else None,
                 "firmware_version": view.status.firmware_version if view.status else None,
-                "replaced": view.status.replaced if view.status else None,
             }
             for view in picture.partitions
         ],
