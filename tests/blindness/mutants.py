@@ -50,8 +50,8 @@ MUTANTS: tuple[Mutant, ...] = (
     Mutant(
         "a bytes field in the enclave contract",
         "proto/mhsm/enclave/v1/enclave.proto",
-        "  uint32 firmware_version = 7;\n",
-        "  uint32 firmware_version = 7;\n  bytes note = 8;\n",
+        "  bool replaced = 8;\n",
+        "  bool replaced = 8;\n  bytes note = 9;\n",
         _CONTRACT,
         r"GetStatusResponse\.note has type 12",
     ),
