@@ -288,7 +288,7 @@ class Supervisor:
                         "store_member": self._process_ids[index].get("store_member"),
                     },
                     "node_agent_hardening": self._agent_hardening[index],
-                    "failures": {**self._failures[index], "node_agent": self._agents[index].failures},
+                    "failures": {"node_agent": self._agents[index].failures, **self._failures[index]},
                 }
                 for index, settings in enumerate(partitions)
             ],
