@@ -178,8 +178,9 @@ class EnclaveClient:
             raise EnclaveError(REPLY_REFUSED)
         if reply.firmware_version > FIRMWARE_VERSION_MAX:
             raise EnclaveError(REPLY_REFUSED)
+        state = _state(reply.state)
         return Status(
-            _state(reply.state),
+            State.REPLACED if reply.replaced and state is State.DRAINED else state,
             reply.fresh,
             reply.applied_sequence,
             reply.serving_count,

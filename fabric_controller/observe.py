@@ -13,7 +13,7 @@ from typing import Any
 
 
 class State(StrEnum):
-    """State of a partition; names as in mhsm.enclave.v1.PartitionState, without UNSPECIFIED."""
+    """State of a partition; names as in mhsm.enclave.v1.PartitionState, without UNSPECIFIED, and one more."""
 
     STARTING = "STARTING"
     PROVISIONED = "PROVISIONED"
@@ -22,6 +22,8 @@ class State(StrEnum):
     SERVING = "SERVING"
     DRAINED = "DRAINED"
     QUARANTINED = "QUARANTINED"
+    REPLACED = "REPLACED"
+    """Drained for good: a new one was admitted in its place, and only that one is resumed."""
 
 
 @dataclass(frozen=True, slots=True)

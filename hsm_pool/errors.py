@@ -26,6 +26,11 @@ DOWNLOADED_OVER_REST = (
     "the security domain was downloaded over REST; the first poll of its status activates it"
 )
 """Why a pool is not active, where another step follows than a download."""
+DISK_IS_EMPTY = (
+    "the partitions that hold the pool's keys refuse this one's evidence, and its disk is empty: "
+    "if the disk was lost, replace the partition"
+)
+"""Why a partition gets no keys, where replacing it helps."""
 
 
 class MHSMError(Exception):

@@ -48,6 +48,7 @@ def attest(
     platform_root: Path | None,
     owner_root: Path | None,
     policy: Path | None,
+    firmware_repository: Path | None,
     **common: Any,
 ) -> None:
     """Show and verify evidence of the partitions: who they are, what they run, which keys they hold."""
@@ -63,7 +64,7 @@ def attest(
         # Before the roots are looked for: where no pool is, that is the reason.
         with connect(common, client="administrator") as pool:
             found = {index: pool.evidence(index, nonce) for index in indexes}
-    anchors = Anchors.load(common["data_dir"], platform_root, owner_root, policy)
+    anchors = Anchors.load(common["data_dir"], platform_root, owner_root, policy, firmware_repository)
     data = client_report_data(nonce)
     verified = [
         anchors.verifier.verify(evidence, Expected(nonce, data, partition_index=index))
@@ -78,7 +79,11 @@ def attest(
             "nonce": nonce.hex(),
             "root_words": anchors.words,
             "partitions": [
-                {"claims": claims.named(), "measurement_words": words(claims.measurement)}
+                {
+                    "claims": claims.named(),
+                    "measurement_words": words(claims.measurement),
+                    "firmware_version": anchors.firmware_versions.get(claims.measurement),
+                }
                 for claims in verified
             ],
         },
@@ -87,14 +92,14 @@ def attest(
             [
                 f"platform root: {anchors.words['platform']}",
                 f"owner root:    {anchors.words['owner']}",
-                *(_text(claims) for claims in verified),
+                *(_text(claims, anchors.firmware_versions.get(claims.measurement)) for claims in verified),
             ]
         ),
         following=f"mhsm attest --verify {output} --nonce {nonce.hex()}" if output else "",
     )
 
 
-def _text(claims: Claims) -> str:
+def _text(claims: Claims, firmware_version: int | None) -> str:
     named = claims.named()
     own = named.pop("mhsm")
     lines = [f"  {name}: {value}" for name, value in {**named, **own}.items()]
@@ -102,7 +107,8 @@ def _text(claims: Claims) -> str:
         f"partition {claims.partition_index} of pool {claims.pool_id}: both chains verify, "
         f"the policy is met\n  measurement in words: {words(claims.measurement)}"
     )
-    return "\n".join([head, *lines])
+    firmware = f"  firmware: version {firmware_version} of the repository"
+    return "\n".join([head, *([firmware] if firmware_version else []), *lines])
 
 
 def _nonce(text: str) -> bytes:

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import base64
 import re
+import tempfile
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -26,10 +27,13 @@ from security_domain.fingerprints import words
 F = TypeVar("F", bound=Callable[..., Any])
 _ROOT_NAME = re.compile(r"CN=pool ([0-9a-f]{8}) ")
 _FILE = click.Path(exists=True, dir_okay=False, path_type=Path)
+_DIRECTORY = click.Path(exists=True, file_okay=False, path_type=Path)
 
 
 def anchor_options(function: F) -> F:
-    """Add --platform-root, --owner-root and --policy."""
+    """Add --platform-root, --owner-root, --policy and --firmware-repository."""
+    text = "A copy of the repository, from its publisher: what it vouches for is admitted, too."
+    function = click.option("--firmware-repository", type=_DIRECTORY, default=None, help=text)(function)
     text = "Admission policy, JSON; by default that of the owner root, else: this very distribution."
     return root_options(click.option("--policy", type=_FILE, default=None, help=text)(function))
 
@@ -55,6 +59,8 @@ class Anchors:
     """Pool of the roots: its id, or of roots given as files the beginning of it; "" if they do not say."""
     swapped: Verifier
     """Takes each root for the other; says nothing but that somebody has confused them."""
+    firmware_versions: dict[bytes, int] = field(default_factory=dict)
+    """Version of each measurement that the firmware repository given vouches for."""
 
     def verify(self, source: Path, evidence: evidence_pb2.Evidence, expected: Expected) -> Claims:
         """Return the claims of evidence from a file.
@@ -80,7 +86,11 @@ class Anchors:
 
     @staticmethod
     def load(
-        data_dir: Path, platform_root: Path | None, owner_root: Path | None, policy: Path | None
+        data_dir: Path,
+        platform_root: Path | None,
+        owner_root: Path | None,
+        policy: Path | None,
+        firmware_repository: Path | None = None,
     ) -> Anchors:
         """Read roots and policy, from the data directory where no file is given, or end the command."""
         directory, roots = _directory(data_dir), load_roots(data_dir, platform_root, owner_root)
@@ -90,11 +100,12 @@ class Anchors:
             floor = security_version_floor(directory)
             if policy is None:
                 policy, images = directory / layout.ADMISSION_POLICY, _images(directory, floor)
-        loaded = admission.load(policy, measurements=images)
+        versions = _published(firmware_repository) if firmware_repository else {}
+        loaded = admission.load(policy, measurements=images.union(versions))
         verifier = Verifier(roots, loaded, security_version_floor=floor)
         swapped = Verifier(TrustAnchors(roots.owner_root, roots.platform_root), loaded)
         pool_id = _pool_of(roots) if platform_root or owner_root else _pool_id(directory)
-        return Anchors(verifier, _root_words(roots), pool_id, swapped)
+        return Anchors(verifier, _root_words(roots), pool_id, swapped, versions)
 
 
 def load_roots(data_dir: Path, platform_root: Path | None, owner_root: Path | None) -> TrustAnchors:
@@ -183,6 +194,25 @@ def _images(directory: Path, floor: int) -> frozenset[bytes]:
     sources = [FirmwareSource(directory, metadata, b"") for metadata in kept]
     known = [image for source in sources for image in source.known().values()]
     return frozenset(image.measurement for image in known if image.manifest.security_version >= floor)
+
+
+def _published(repository: Path) -> dict[bytes, int]:
+    """Return the version of each measurement in a repository, verified under the root that lies there.
+
+    Raises:
+        FirmwareRefused: It does not verify, or is not fresh.
+    """
+    from hsm_pool.firmware.repository import Repository
+    from hsm_pool.firmware.update import FirmwareSource
+
+    before = tempfile.tempdir
+    try:
+        with tempfile.TemporaryDirectory() as state:
+            source = FirmwareSource(repository, Path(state), Repository(repository).root())
+            source.refresh()
+            return {image.measurement: version for version, image in source.known().items()}
+    finally:
+        tempfile.tempdir = before  # the source has its own, which is gone now
 
 
 def _directory(data_dir: Path) -> Path:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import tempfile
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -19,6 +20,7 @@ from hsm_pool.firmware.image import (
     Manifest,
 )
 from hsm_pool.firmware.measurement import PACKAGES
+from security_domain.fingerprints import words
 
 if TYPE_CHECKING:
     from hsm_pool.firmware.repository import Repository
@@ -81,11 +83,19 @@ def build(version: int, security_version: int, sources: Path | None, output: Pat
     refuse_existing(output)
     manifest = Manifest(version, security_version)
     content = image.build(_roots(sources), manifest)
+    with tempfile.TemporaryDirectory() as directory:
+        _, measurement = image.unpack(content, Path(directory) / "image")
     write_new(output, content, 0o644)
     report(
-        {"output": str(output), "version": version, "security_version": security_version},
+        {
+            "output": str(output),
+            "version": version,
+            "security_version": security_version,
+            "measurement": measurement.hex(),
+        },
         as_json=as_json,
-        text=f"wrote {output}: version {version}, security version {security_version}",
+        text=f"wrote {output}: version {version}, security version {security_version}\n"
+        f"{_measured(measurement)}",
         following=f"mhsm firmware publish --image {output} --repository DIRECTORY --keys DIRECTORY",
     )
 
@@ -102,8 +112,6 @@ def publish(repository: Path, image_file: Path, keys: Path, as_json: bool) -> No
     The directory of keys must hold two of the offline ones, snapshot.key and timestamp.key. An
     interrupted publication is repeated with the same command.
     """
-    import tempfile
-
     from hsm_pool.firmware.repository import Published, Repository
 
     content = read_bounded(image_file, IMAGE_BYTES_MAX)
@@ -119,7 +127,7 @@ def publish(repository: Path, image_file: Path, keys: Path, as_json: bool) -> No
             "measurement": measurement.hex(),
         },
         as_json=as_json,
-        text=f"published version {manifest.version}, measurement {measurement.hex()[:32]}…",
+        text=f"published version {manifest.version}\n{_measured(measurement)}",
         following=f"mhsm-fabric patch {manifest.version}",
     )
 
@@ -211,14 +219,19 @@ def list_images(repository: Path, as_json: bool) -> None:
         for version, published in sorted(opened.images().items())
     ]
     lines = [
-        f"version {row['version']}: security version {row['security_version']}, {row['bytes']:,} bytes, "
-        f"measurement {str(row['measurement'])[:32]}…"
+        f"version {row['version']}: security version {row['security_version']}, {row['bytes']:,} bytes"
+        f"\n{_measured(bytes.fromhex(str(row['measurement'])))}"
         for row in rows
     ]
     ends = _ends(opened)
     lines = lines or ["no image yet"]
     lines += [f"{role}: until {end}" for role, end in ends.items()]
     report({"images": rows, "ends": ends}, as_json=as_json, text="\n".join(lines), following="")
+
+
+def _measured(measurement: bytes) -> str:
+    """Return a measurement as `mhsm attest` shows it, and in words."""
+    return f"  measurement: {measurement.hex()}\n  measurement in words: {words(measurement)}"
 
 
 def _roots(sources: Path | None) -> dict[str, Path]:

@@ -74,6 +74,11 @@ _NOT_ACTIVATED = (
     "mhsm security-domain status\nmhsm security-domain download --help\n"
     "to recover a lost pool do not download: mhsm security-domain init-recovery --security-domain FILE"
 )
+_STOP = "stop: find out who made it; docs/ceremonies.md"
+_OTHER_MEASUREMENT = (
+    "it runs another version than this machine: --firmware-repository, a copy that you have from the "
+    f"publisher, or --policy\nif it is not published there, {_STOP}"
+)
 _STATUS: dict[type[Exception], str] = {
     AlreadyActivated: "mhsm status",
     CeremonyState: "mhsm security-domain status\nmhsm status",
@@ -133,7 +138,12 @@ def at_the_same_pool(following: str) -> str:
 def _at_the_same_pool(following: str) -> str:
     context = click.get_current_context(silent=True)
     given = context and context.get_parameter_source("data_dir") is ParameterSource.COMMANDLINE
-    if not context or not given or not following.startswith("mhsm ") or following.endswith("--help"):
+    if not context or not given or following.endswith("--help"):
+        return following
+    with_directory = f"{following} --data-dir {shlex.quote(str(context.params['data_dir']))}"
+    if following.startswith("mhsm-fabric "):
+        return with_directory
+    if not following.startswith("mhsm "):
         return following
     command: click.Command | None = context.find_root().command
     for word in following.split()[1:]:
@@ -142,7 +152,7 @@ def _at_the_same_pool(following: str) -> str:
         command = command.get_command(context, word)
     if command is None or all(parameter.name != "data_dir" for parameter in command.params):
         return following
-    return f"{following} --data-dir {shlex.quote(str(context.params['data_dir']))}"
+    return with_directory
 
 
 @contextmanager
@@ -291,7 +301,8 @@ def _failure_of(error: Exception, request_id: str | None) -> Failure:
             because = (hint for why, hint in _SHARE_REFUSED_BECAUSE.items() if why in text)
             return Failure(text, next(because, _SHARE_REFUSED), QUORUM)
         case EvidenceRefused():
-            return Failure(text, "stop: find out who made it; docs/ceremonies.md", VERIFICATION)
+            following = _OTHER_MEASUREMENT if "mhsm.measurement" in text else _STOP
+            return Failure(text, following, VERIFICATION)
         case AlreadyActivated() | CeremonyState() | RestoreState():
             return Failure(text, _STATUS[type(error)])
         case SignatureInvalid():

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import fcntl
 import json
 import os
 import signal
@@ -17,6 +16,7 @@ import click
 from rich.console import Console
 
 from hsm_pool.cli.output import FAILED, UNREACHABLE, data_directory_option, fail, json_option, report
+from hsm_pool.cli.process_facts import running_pool, signal_own, supervisor_process_id
 from hsm_pool.client.connection import NoConnection, load_connection
 from hsm_pool.client.pool import Pool
 from hsm_pool.errors import InvalidField, MHSMError
@@ -170,7 +170,7 @@ def up(
     elif purge_protection and not layout.pool_settings(directory).get("purge_protection"):
         fail("the pool was made without purge protection", "mhsm up")
     _check_admission_policy(directory)
-    running = _supervisor_process_id(directory) is not None
+    running = supervisor_process_id(directory) is not None
     started = None if running else _start_supervisor(directory)
     with Console(stderr=True).status("waiting for the partitions"):
         states = _await_ready(directory, started)
@@ -207,11 +207,11 @@ def up(
 def down(data_dir: Path, as_json: bool) -> None:
     """Stop the pool; leaves no process. Nothing is deleted."""
     directory = data_dir.absolute()
-    process_id = _supervisor_process_id(directory)
+    process_id = supervisor_process_id(directory)
     if process_id is not None:
         os.kill(process_id, signal.SIGTERM)
         deadline = time.monotonic() + _DOWN_SECONDS
-        while _supervisor_process_id(directory) is not None:
+        while supervisor_process_id(directory) is not None:
             if time.monotonic() > deadline:
                 fail(f"the supervisor (process {process_id}) did not stop in time", "mhsm down")
             time.sleep(_POLL_SECONDS)
@@ -238,9 +238,12 @@ def down(data_dir: Path, as_json: bool) -> None:
 @data_directory_option
 @json_option
 def kill(partition: int, what: str, signal_name: str, data_dir: Path, as_json: bool) -> None:
-    """Send a signal to a partition's processes, for chaos. What is killed is restarted."""
+    """Send a signal to a partition's processes, for chaos. What is killed is restarted.
+
+    Only what this pool's supervisor and its node agents have started gets it.
+    """
     try:
-        process_ids = load_connection(data_dir).partitions[partition].process_ids
+        connection = running_pool(data_dir)
     except NoConnection as error:
         fail(str(error), "mhsm up", UNREACHABLE)
     names = {
@@ -251,14 +254,9 @@ def kill(partition: int, what: str, signal_name: str, data_dir: Path, as_json: b
     }[what]
     sent: dict[str, int] = {}
     for name in names:
-        process_id = process_ids.get(name)
-        if process_id is None:
-            continue
-        try:
-            os.kill(process_id, signal.Signals[f"SIG{signal_name}"])
-        except ProcessLookupError:
-            continue
-        sent[name] = process_id
+        process_id = connection.partitions[partition].process_ids.get(name)
+        if process_id and signal_own(process_id, signal.Signals[f"SIG{signal_name}"], connection):
+            sent[name] = process_id
     if not sent:
         fail(f"nothing of partition {partition} is running", "mhsm status", FAILED)
     report(
@@ -342,23 +340,6 @@ def _authorities(files: tuple[Path, ...]) -> tuple[AttestationAuthority, ...]:
     return tuple(authorities)
 
 
-def _supervisor_process_id(directory: Path) -> int | None:
-    """Return the process that holds the supervisor's lock, None when nobody does."""
-    try:
-        descriptor = os.open(directory / "supervisor.lock", os.O_RDWR)
-    except OSError:
-        return None
-    try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except OSError:
-        text = os.pread(descriptor, 32, 0)
-        return int(text) if text.isdigit() else None
-    else:
-        return None
-    finally:
-        os.close(descriptor)
-
-
 def _start_supervisor(directory: Path) -> subprocess.Popen[bytes]:
     for index in range(layout.PARTITIONS):
         for file in ("node.json", "partition.json"):
@@ -394,7 +375,7 @@ def _await_ready(
         if states is not None:
             return states
         # Another one may have been started at the same time, and have been first.
-        if started and started.poll() is not None and _supervisor_process_id(directory) is None:
+        if started and started.poll() is not None and supervisor_process_id(directory) is None:
             fail("the supervisor ended at once", f"look at {directory}/supervisor.log", UNREACHABLE)
         time.sleep(_POLL_SECONDS)
     fail(

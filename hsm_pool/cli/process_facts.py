@@ -1,12 +1,16 @@
-"""Users and namespaces of the pool's processes: asked of the kernel, not believed (proc_pid_status(5))."""
+"""The pool's processes, their users, namespaces: asked of the kernel, not believed (proc_pid_status(5))."""
 
 from __future__ import annotations
 
+import fcntl
+import os
+import signal
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-from hsm_pool.client.connection import Connection
+from hsm_pool.client.connection import Connection, NoConnection, load_connection
 
 _KINDS = {
     "supervisor": "supervisor",
@@ -16,6 +20,67 @@ _KINDS = {
     "fabric_controller": "fabric controller",
     "token_issuer": "token issuer",
 }
+
+_GENERATIONS = 2
+"""A partition is the child of a node agent, which is the supervisor's."""
+
+
+def supervisor_process_id(directory: Path) -> int | None:
+    """Return the process that holds the lock of a data directory's supervisor, None when nobody does."""
+    try:
+        descriptor = os.open(directory / "supervisor.lock", os.O_RDWR)
+    except OSError:
+        return None
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError:
+        text = os.pread(descriptor, 32, 0)
+        return int(text) if text.isdigit() else None
+    else:
+        return None
+    finally:
+        os.close(descriptor)
+
+
+def running_pool(path: Path) -> Connection:
+    """Read a connection file whose supervisor runs; one that was killed leaves its file behind.
+
+    Raises:
+        NoConnection: The file is not there or not readable, or the supervisor has ended.
+    """
+    connection = load_connection(path)
+    if supervisor_process_id(Path(connection.data_directory)) is None:
+        raise NoConnection("the pool does not run: its supervisor has ended")
+    return connection
+
+
+def signal_own(process_id: int, number: signal.Signals, connection: Connection) -> bool:
+    """Signal a process if the pool's supervisor or one of its children started it; return whether it did.
+
+    The kernel gives the id of a process that has ended to another one, which is not ours to signal.
+    """
+    supervisor = supervisor_process_id(Path(connection.data_directory))
+    with suppress(ProcessLookupError):
+        # Held before the look: if the process ends afterwards, its descriptor leads to no other one.
+        descriptor = os.pidfd_open(process_id)
+        try:
+            if supervisor is None or supervisor not in _ancestors(process_id):
+                return False
+            signal.pidfd_send_signal(descriptor, number)
+            return True
+        finally:
+            os.close(descriptor)
+    return False
+
+
+def _ancestors(process_id: int) -> Iterator[int]:
+    """Give the parent of a process and the parent of that."""
+    parent: int | None = process_id
+    for _ in range(_GENERATIONS):
+        parent = _status_field(parent, "PPid:", 1)
+        if not parent:
+            return
+        yield parent
 
 
 def measured(connection: Connection) -> dict[str, Any]:

@@ -56,6 +56,7 @@ def restore_blob(
     platform_root: Path | None,
     owner_root: Path | None,
     policy: Path | None,
+    firmware_repository: Path | None,
     **common: Any,
 ) -> None:
     """Open Azure's file with a quorum of keys on ONE machine, and encrypt it to the pool; contacts nobody.
@@ -69,7 +70,7 @@ def restore_blob(
     click.echo("warning: a quorum of officers' keys meets on this machine; prefer submit-share", err=True)
     attempt = read_attempt(attempt_file)
     exchange = attempt.exchange_certificate_der
-    anchors = Anchors.load(common["data_dir"], platform_root, owner_root, policy)
+    anchors = Anchors.load(common["data_dir"], platform_root, owner_root, policy, firmware_repository)
     require_evidence(attempt_file, attempt, anchors, exchange)
     with named(azure_file):
         parsed = azure_document.parse(read_bounded(azure_file, DOCUMENT_BYTES_MAX))

@@ -28,9 +28,10 @@ from hsm_pool.cli.output import (
     json_option,
     say_next,
 )
-from hsm_pool.client.connection import Connection, NoConnection, load_connection
+from hsm_pool.client.connection import Connection, NoConnection
+from hsm_pool.client.errors import PoolUnreachable
 from hsm_pool.client.pool import Pool
-from hsm_pool.errors import DOWNLOADED_OVER_REST, MHSMError
+from hsm_pool.errors import DISK_IS_EMPTY, DOWNLOADED_OVER_REST, MHSMError
 from hsm_pool.regular_files import read_regular_file
 from mhsm.enclave.v1 import enclave_pb2
 from mhsm.pool.v1 import pool_pb2
@@ -39,9 +40,39 @@ from mhsm.security_domain.v1 import security_domain_pb2
 _REFRESH_SECONDS = 0.5
 _WIDTH_OF_NO_TERMINAL = 200
 _WIDTH_MAX = 1000
-_STATUS_BYTES_MAX = 1024 * 1024
 """Columns; more than any line needs."""
+_STATUS_BYTES_MAX = 1024 * 1024
 _SERVING = "SERVING"
+_OTHERS_MIN = 2
+"""Partitions that must serve so that another one may be replaced (G5)."""
+_FAILURES_SHOWN = 2
+"""One may be a kill."""
+_PROCESSES = {
+    "node_agent": ("its node agent", "node-agent-{index}"),
+    "partition": ("its process", "partition"),
+    "store_member": ("its store member", "store"),
+}
+"""In words, and the name of the log."""
+_OF_AN_ANSWER = (
+    "lease_remaining_ms",
+    "applied_sequence",
+    "head",
+    "incarnation",
+    "sealing",
+    "secret_memory",
+    "store_version",
+    "key_count",
+    "recovery_path",
+    "required",
+    "accepted_shares",
+    "audit_records",
+    "audit_cosignatures",
+    "audit_lost_records",
+    "audit_failure",
+    "hardening",
+    "ceremony_child_hardening",
+)
+"""Fields of the JSON form that a partition says itself: null while it does not answer."""
 COLUMNS = (
     ("partition", "index"),
     ("state", "state"),
@@ -69,7 +100,7 @@ def status(context: click.Context, watch: bool, data_dir: Path, as_json: bool) -
     Exit code 0: two or more serve; 3: not activated, or locked; 5: fewer than two answer and serve.
     """
     try:
-        connection = load_connection(data_dir)
+        connection = process_facts.running_pool(data_dir)
     except NoConnection as error:
         raise failure_of(error) from None
     with Pool(connection, "administrator") as pool:
@@ -77,9 +108,9 @@ def status(context: click.Context, watch: bool, data_dir: Path, as_json: bool) -
             console = Console()
             with Live(console=console, refresh_per_second=4) as live:
                 while True:
-                    live.update(table(_rows(pool, connection), console))
+                    live.update(table(rows_of(pool, connection), console))
                     time.sleep(_REFRESH_SECONDS)
-        rows = _rows(pool, connection)
+        rows = rows_of(pool, connection)
         answering = [row["index"] for row in rows if row["state"] != "UNREACHABLE"]
         found = ceremony_progress.under_way(pool, answering)
     code = _exit_code(rows)
@@ -108,8 +139,8 @@ def status(context: click.Context, watch: bool, data_dir: Path, as_json: bool) -
         console = Console(width=None if sys.stdout.isatty() else _WIDTH_OF_NO_TERMINAL)
         console.print(table(rows, console))
         for row in rows:
-            for reason in filter(None, (row["reason"], row.get("audit_failure"))):
-                click.echo(f"partition {row['index']}: {reason}")
+            for line in _lines(row):
+                click.echo(f"partition {row['index']}: {line}")
         for who, hardening in _hardening(rows):
             click.echo(f"{who}: hardened with {hardening}")
         if controller is not None:
@@ -126,6 +157,8 @@ def status(context: click.Context, watch: bool, data_dir: Path, as_json: bool) -
             # Whoever began another one would be refused.
             say_next(at_the_same_pool("mhsm security-domain status"))
             context.exit(code)
+        for line in way_out(rows):
+            say_next(at_the_same_pool(line))
         polled = any(row["reason"] == DOWNLOADED_OVER_REST for row in rows)
         following = {
             "PROVISIONED": POLL if polled else "mhsm security-domain download --help",
@@ -139,19 +172,29 @@ def status(context: click.Context, watch: bool, data_dir: Path, as_json: bool) -
     context.exit(code)
 
 
-def _rows(pool: Pool, connection: Connection) -> list[dict[str, Any]]:
+def rows_of(pool: Pool, connection: Connection) -> list[dict[str, Any]]:
+    """Return a line of the table for each partition, with the same fields whether it answers or not."""
     rows: list[dict[str, Any]] = []
+    half_replaced: set[int] = set()
     for entry in connection.partitions:
         row: dict[str, Any] = {
             "index": entry.index,
             "process_ids": entry.process_ids,
+            "failures": entry.failures,
             "node_agent_hardening": entry.node_agent_hardening,
+            "state": "UNREACHABLE",
+            "reason": "",
+            "fresh": False,
+            **dict.fromkeys(_OF_AN_ANSWER),
         }
         try:
             answer = pool.partition_status(entry.index)
+        except PoolUnreachable:
+            row["reason"] = "it does not answer"
         except MHSMError as error:
-            row.update(state="UNREACHABLE", reason=error.message, fresh=False)
+            row["reason"] = error.message
         else:
+            half_replaced.update(answer.half_replaced)
             row.update(
                 state=enclave_pb2.PartitionState.Name(answer.state).removeprefix("PARTITION_STATE_"),
                 reason=answer.state_reason,
@@ -175,7 +218,36 @@ def _rows(pool: Pool, connection: Connection) -> list[dict[str, Any]]:
                 ceremony_child_hardening=_measures(answer.ceremony_child_hardening),
             )
         rows.append(row)
+    for row in rows:
+        row["half_replaced"] = row["index"] in half_replaced
     return rows
+
+
+def _lines(row: dict[str, Any]) -> Iterator[str]:
+    """Give what is wrong with a partition in words."""
+    replaced = "its replacement was begun and has not ended" if row["half_replaced"] else ""
+    yield from filter(None, (row["reason"], replaced, row["audit_failure"]))
+    yield from unstable(row)
+
+
+def unstable(row: dict[str, Any]) -> Iterator[str]:
+    """Say of each process of a partition that does not stay up where the reason is."""
+    for name, (what, log) in _PROCESSES.items():
+        failures = row["failures"].get(name, 0)
+        if failures >= _FAILURES_SHOWN:
+            index = row["index"]
+            logs = f"nodes/{index}/logs/{log.format(index=index)}"
+            yield f"{what} does not stay up: ended {failures} times in a row; {logs}.log and those before it"
+
+
+def way_out(rows: list[dict[str, Any]]) -> Iterator[str]:
+    """Give what brings back partitions that do not by themselves, while two others serve."""
+    serving = {row["index"] for row in rows if row["state"] == _SERVING and row["fresh"]}
+    for row in rows:
+        lost = row["state"] == "LOCKED" and row["reason"] == DISK_IS_EMPTY
+        needed = row["half_replaced"] or lost or row["state"] == "QUARANTINED"
+        if needed and len(serving - {row["index"]}) >= _OTHERS_MIN:
+            yield f"mhsm-fabric replace {row['index']}"
 
 
 def say_downloaded(rows: list[dict[str, Any]], found: Iterable[security_domain_pb2.Ceremony | str]) -> None:
@@ -194,7 +266,7 @@ def _hardening(rows: list[dict[str, Any]]) -> Iterator[tuple[str, str]]:
     for who, field in (("partition", "hardening"), ("node agent", "node_agent_hardening")):
         alike: dict[str, list[str]] = {}
         for row in rows:
-            if field in row:
+            if row[field] is not None:
                 alike.setdefault(", ".join(row[field]) or "nothing", []).append(str(row["index"]))
         for measures, indexes in alike.items():
             yield f"{who} {', '.join(indexes)}", measures.replace("_", " ")
@@ -260,9 +332,9 @@ def table(rows: list[dict[str, Any]], console: Console) -> RenderableType:
 
 
 def _cell(row: dict[str, Any], field: str) -> str:
-    value = row.get(field, "")
+    value = row[field]
     if field == "state":
         return str(value).lower()
     if field == "process_ids":
-        return " ".join(str(process_id) for process_id in value.values())
-    return str(value)
+        return " ".join("-" if process_id is None else str(process_id) for process_id in value.values())
+    return "-" if value is None else str(value)

@@ -88,6 +88,7 @@ def submit_share(
     platform_root: Path | None,
     owner_root: Path | None,
     policy: Path | None,
+    firmware_repository: Path | None,
     **common: Any,
 ) -> None:
     """Open one officer's share, encrypt it to the exchange key, sign and submit it.
@@ -112,7 +113,7 @@ def submit_share(
             raise click.UsageError("--security-domain and --officer-key are needed (or --submission)")
         if output:
             refuse_existing(output)
-        anchors = Anchors.load(common["data_dir"], platform_root, owner_root, policy)
+        anchors = Anchors.load(common["data_dir"], platform_root, owner_root, policy, firmware_repository)
         require_evidence(attempt_file, attempt, anchors, attempt.exchange_public_key)
         submitted = _make_submission(attempt, domain_file, key_file, certificate_file, yes=yes)
     if output:

@@ -46,6 +46,8 @@ class PartitionConnection:
     """Where callers with bearer tokens are served; None when none are accepted."""
     node_agent_hardening: list[str] = field(default_factory=list)
     """What the node agent says that it is hardened with."""
+    failures: dict[str, int] = field(default_factory=dict)
+    """How often each of its processes, named as in process_ids, has ended in a row soon after a start."""
     rest_endpoint: str | None = None
     """Where Azure's clients are served, by HTTPS; None when no tokens are accepted."""
 

@@ -6,6 +6,7 @@ decided on the state that the first has left.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import replace
 
 from hsm_pool.core.commands import (
@@ -75,6 +76,20 @@ def boot_count_min(pool: PoolRecord, index: int, renewed: int) -> int:
     """
     admission = pool.admissions.get(index)
     return max(renewed, admission.incarnation if admission else 0)
+
+
+def half_replaced(pool: PoolRecord, seen: Mapping[int, int]) -> frozenset[int]:
+    """Return the partitions in whose place a new one was admitted that was not seen yet.
+
+    Only the new one can be resumed, so their replacement has to be gone on with.
+
+    Args:
+        pool: The pool, with its admissions.
+        seen: Newest incarnation of each partition that was seen.
+    """
+    return frozenset(
+        index for index, admission in pool.admissions.items() if seen.get(index, 0) < admission.incarnation
+    )
 
 
 def apply(command: MembershipCommand, view: View) -> Changes:

@@ -21,7 +21,7 @@ from hsm_pool.core.commands import (
     RestartPartition,
     ResumePartition,
 )
-from hsm_pool.errors import InvalidField, Overloaded, PartitionStarting
+from hsm_pool.errors import InvalidField, Overloaded, PartitionReplaced, PartitionStarting
 from hsm_pool.firmware.running import running
 from hsm_pool.net.calls import deadline
 from hsm_pool.partition.admissions import admit
@@ -75,6 +75,7 @@ class EnclaveService(enclave_pb2_grpc.EnclaveServiceServicer):
             response.applied_sequence = serving.replica.head.sequence
             response.serving_count = len(serving.replica.serving())
             response.housekeeper = response.fresh and serving.replica.is_housekeeper()
+            response.replaced = self._index in serving.replica.half_replaced()
         return response
 
     def Drain(  # noqa: N802, D102
@@ -89,6 +90,9 @@ class EnclaveService(enclave_pb2_grpc.EnclaveServiceServicer):
         self, request: enclave_pb2.ResumeRequest, context: grpc.ServicerContext
     ) -> enclave_pb2.ResumeResponse:
         with self._accepted("Resume", request) as serving:
+            if self._index in serving.replica.half_replaced():
+                # It follows the chain no more, perhaps, and cannot decide: but what was admitted stays so.
+                raise PartitionReplaced("a new partition was admitted in place of this one")
             if serving.replica.drained:
                 incarnation = self._partition.state_directory.incarnation
                 self._commit(serving, ResumePartition(self._index, incarnation), context)

@@ -33,7 +33,12 @@ class PeerHealing:
         """Called with a peer's firmware version when its evidence, or this partition's, was refused."""
 
     def __call__(self, attester: Attester, verifier: Verifier, epoch: int = 0) -> PoolKeys | None:
-        """Return the keys from the first peer that gives them (with this epoch), None when no peer does."""
+        """Return the keys from the first peer that gives them (with this epoch), None when no peer has them.
+
+        Raises:
+            EvidenceRefused: A peer has them, and this partition's evidence or the peer's was refused.
+        """
+        refused: EvidenceRefused | None = None
         for peer in self._settings.peers:
             try:
                 keys = self._heal(attester, verifier, peer)
@@ -41,8 +46,13 @@ class PeerHealing:
                     return keys
             except EvidenceRefused as error:
                 _log.warning("healing refused", peer=peer.index, reason=error.message)
+                refused = error
             except grpc.RpcError as error:
                 _log.info("peer does not heal", peer=peer.index, code=error.code().name)
+                typed = from_rpc(error)
+                refused = typed if isinstance(typed, EvidenceRefused) else refused
+        if refused is not None:
+            raise refused
         return None
 
     def _heal(self, attester: Attester, verifier: Verifier, peer: Peer) -> PoolKeys:

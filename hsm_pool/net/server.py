@@ -28,6 +28,7 @@ from hsm_pool.net.enclave_service import EnclaveService
 from hsm_pool.net.identities import CertificateIdentities, TokenIdentities
 from hsm_pool.net.interceptors import Gate
 from hsm_pool.net.key_service import KeyService
+from hsm_pool.net.listening import listening
 from hsm_pool.net.plane_services import (
     HealthService,
     NodeService,
@@ -177,7 +178,8 @@ class PlaneServers:
         """Begin to listen."""
         for server in self._servers:
             server.start()
-        self._metrics_listener = MetricsListener(self._metrics_endpoint, self._registry)
+        with listening(self._metrics_endpoint):
+            self._metrics_listener = MetricsListener(self._metrics_endpoint, self._registry)
 
     def close(self) -> None:
         """Stop listening and wait, bounded, for calls under way."""
@@ -225,6 +227,7 @@ def _server(
         maximum_concurrent_rpcs=calls,
     )
     add_services(server)
-    if server.add_secure_port(endpoint, credentials) == 0:
-        raise OSError(f"cannot listen on {endpoint}")
+    with listening(endpoint):
+        if server.add_secure_port(endpoint, credentials) == 0:
+            raise OSError
     return server

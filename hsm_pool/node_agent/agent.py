@@ -116,6 +116,7 @@ def run(
                 joining = changed = True
             _end_what_hangs(settings, partition, version)
             for child in children:
+                changed = child.settle() or changed
                 if child.reap():
                     changed = True
                     _log_exit(child, version if child is partition else None)
@@ -208,6 +209,10 @@ def _report(settings: NodeSettings, partition: Child, member: Child | None) -> N
         "process_ids": {
             "partition": partition.process_id,
             "store_member": member.process_id if member else None,
+        },
+        "failures": {
+            "partition": partition.failures,
+            "store_member": member.failures if member else 0,
         },
     }
     print(json.dumps(event), flush=True)

@@ -84,6 +84,7 @@ class Child:
     process: subprocess.Popen[bytes] | None = None
     started_at: float = 0.0
     failures: int = 0
+    """How often it has ended, in a row, soon after a start."""
     exit_code: int | None = None
     """Of the last exit; a signal's number is negative."""
     start_at: float | None = field(default_factory=time.monotonic)
@@ -135,6 +136,14 @@ class Child:
     def due(self) -> bool:
         """Return whether it is to be started now."""
         return self.start_at is not None and time.monotonic() >= self.start_at
+
+    def settle(self) -> bool:
+        """Return whether it has now stayed up for so long that its failures are forgotten."""
+        stable = self.process is not None and time.monotonic() - self.started_at > _STABLE_SECONDS
+        if not self.failures or not stable:
+            return False
+        self.failures = 0
+        return True
 
     def kill(self) -> None:
         """End it by force; it exits like one that has failed, to be reaped and restarted."""

@@ -14,6 +14,7 @@ import structlog
 from hsm_pool import settings as settings_module
 from hsm_pool.enclave import confinement, hardening, system_calls
 from hsm_pool.enclave.evidence import measurement
+from hsm_pool.net.listening import CannotListen, listening
 from hsm_pool.net.peer_client import PeerCosigning, PeerHealing
 from hsm_pool.net.server import PlaneServers
 from hsm_pool.observability import logs
@@ -24,6 +25,8 @@ from hsm_pool.settings import PartitionSettings
 
 _FAILED = 70
 """Exit code after an unexpected exception in a thread (EX_SOFTWARE)."""
+_NO_PORT = 69
+"""Exit code when a port of the settings is taken (EX_UNAVAILABLE)."""
 
 
 def _end_process(arguments: threading.ExceptHookArgs) -> None:
@@ -60,13 +63,17 @@ def main() -> int:
     partition = Partition(settings, healing, cosign)
     healing.on_refused = partition.follow_firmware
     ceremonies = Ceremonies(partition)
-    servers = PlaneServers(partition, ceremonies)
-    rest = (
-        rest_server(partition, ceremonies, settings.rest, settings.tokens)
-        if settings.rest and settings.tokens
-        else None
-    )
-    servers.start()
+    rest = None
+    try:
+        servers = PlaneServers(partition, ceremonies)
+        if settings.rest and settings.tokens:
+            with listening(settings.rest.endpoint):
+                rest = rest_server(partition, ceremonies, settings.rest, settings.tokens)
+        servers.start()
+    except CannotListen as error:
+        log.critical("the port is taken by another process, or may not be used", endpoint=error.endpoint)
+        # Nothing was served yet, and threads of what listens already would hold up an orderly end.
+        os._exit(_NO_PORT)
     if rest:
         rest.start()
     partition.start()

@@ -7,7 +7,8 @@
         └────────────┴──► HEALING ◄─► LOCKED ──quorum─┘      any ──► QUARANTINED
 
 HEALING looks for the keys with the platform seal (if the pool has one) and with each
-peer; LOCKED says that no peer holds them either, so that a quorum must unlock the pool.
+peer; LOCKED says that no peer gives them either: none has them, so that a quorum must
+unlock the pool, or those that have them refuse this partition. The reason says which.
 """
 
 from __future__ import annotations
@@ -34,9 +35,11 @@ from hsm_pool.enclave.evidence import Attester
 from hsm_pool.enclave.healing import HealGiver
 from hsm_pool.enclave.verifier import TrustAnchors, Verifier
 from hsm_pool.errors import (
+    DISK_IS_EMPTY,
     DOWNLOADED_OVER_REST,
     AlreadyActivated,
     CommitUnknown,
+    EvidenceRefused,
     FirmwareRefused,
     MHSMError,
     NotActivated,
@@ -62,6 +65,12 @@ _POLL_SECONDS = 0.3
 _ACTIVATION_TRIES = 10
 _HEALING_SECONDS = 2.0
 """How long peers are asked before the pool is called locked; it goes on being healed afterwards."""
+_REPLACED = "a new partition was admitted in place of this one, which serves no more"
+_NOBODY_HOLDS_KEYS = "no partition holds the pool's keys: a quorum must unlock it"
+_REFUSED = (
+    "the partitions that hold the pool's keys refuse this one's evidence, or it theirs: was code or policy "
+    "changed while the pool ran?"
+)
 
 
 class PartitionState(Enum):
@@ -86,6 +95,9 @@ class PeerUnlocked(Protocol):
             attester: Makes this partition's evidence.
             verifier: Verifies the peer's.
             epoch: Keys without this epoch are not what is wanted; 0 for any.
+
+        Raises:
+            EvidenceRefused: A peer has them, and this partition's evidence or the peer's was refused.
         """
 
 
@@ -163,6 +175,9 @@ class Partition:
         """Why the state is what it is, in words; "" when there is nothing to say."""
         if self.state is PartitionState.PROVISIONED and self.unconfirmed:
             return DOWNLOADED_OVER_REST
+        serving = self.holding_keys()
+        if serving and self.settings.index in serving.replica.half_replaced():
+            return _REPLACED
         return self._reason
 
     def holding_keys(self) -> Serving | None:
@@ -200,8 +215,10 @@ class Partition:
                 return NotActivated(f"the pool is not active: {self.reason}")
             case PartitionState.PROVISIONED:
                 return NotActivated("the pool is not active: download its security domain first")
-            case PartitionState.LOCKED:
+            case PartitionState.LOCKED if self._reason == _NOBODY_HOLDS_KEYS:
                 return PoolLocked("the pool is locked: a quorum of officers must unlock it")
+            case PartitionState.LOCKED:
+                return PoolLocked("this partition is locked: those that hold the pool's keys give it none")
             case PartitionState.QUARANTINED:
                 return PartitionQuarantined(f"this partition is quarantined: {self._reason}")
             case PartitionState.DRAINED:
@@ -256,14 +273,19 @@ class Partition:
             self.header = self._parse_header(value)
         if self._state is not PartitionState.LOCKED:
             self._move(PartitionState.HEALING, "looking for a peer that holds the pool's keys")
-        keys, path = self._find_keys()
+        why = _NOBODY_HOLDS_KEYS
+        try:
+            keys, path = self._find_keys()
+        except EvidenceRefused:
+            keys, path = None, ""
+            why = _REFUSED if self.state_directory.has_head() else DISK_IS_EMPTY
         if keys is None:
             if self._healing_since is None:
                 self._healing_since = boot_time()
             # Peers that restart at the same time, or have just been activated, need a moment.
             if boot_time() - self._healing_since < _HEALING_SECONDS:
                 return
-            self._move(PartitionState.LOCKED, "no partition holds the pool's keys: a quorum must unlock it")
+            self._move(PartitionState.LOCKED, why)
             self.firmware.note_waiting()
         else:
             self.adopt(keys, path)
@@ -287,7 +309,10 @@ class Partition:
         if serving is None:
             return False
         if not serving.keys.holds(epoch):
-            keys = self._heal_from_peers(self.attester, self.verifier, epoch)
+            try:
+                keys = self._heal_from_peers(self.attester, self.verifier, epoch)
+            except EvidenceRefused:
+                return False
             if keys is None:
                 return False
             self.keep(keys)

@@ -39,8 +39,8 @@ _TEXT_LENGTH_MAX = 64
 _log = structlog.get_logger()
 
 
-def processes_of(line: bytes) -> tuple[dict[str, int | None], list[str]]:
-    """Return process ids and hardening that a line of a node agent's tells.
+def processes_of(line: bytes) -> tuple[dict[str, int | None], list[str], dict[str, int]]:
+    """Return process ids, hardening and failures that a line of a node agent's tells.
 
     Raises:
         ValueError: It tells something else.
@@ -54,13 +54,20 @@ def processes_of(line: bytes) -> tuple[dict[str, int | None], list[str]]:
     ids, hardening = event.get("process_ids"), event.get("hardening")
     if not isinstance(ids, dict) or not isinstance(hardening, list) or len(hardening) > _MEASURES_MAX:
         raise ValueError("an event without process ids and hardening")
+    told = event.get("failures")
+    if not isinstance(told, dict):
+        raise ValueError("an event without failures")
     found: dict[str, int | None] = {}
+    failures: dict[str, int] = {}
     for name in ("partition", "store_member"):
         process_id = ids.get(name)
         if process_id is not None and (type(process_id) is not int or not 1 < process_id < 2**31):
             raise ValueError("an event with an impossible process id")
-        found[name] = process_id
-    return found, [str(measure)[:_TEXT_LENGTH_MAX] for measure in hardening]
+        count = told.get(name)
+        if type(count) is not int or not 0 <= count < 2**31:
+            raise ValueError("an event with an impossible count of failures")
+        found[name], failures[name] = process_id, count
+    return found, [str(measure)[:_TEXT_LENGTH_MAX] for measure in hardening], failures
 
 
 class Supervisor:
@@ -109,6 +116,7 @@ class Supervisor:
             logs = directory / "token-issuer"
             self._issuer = [Child("token-issuer", command, logs, _BACKOFF_SECONDS, run_as=runs_as)]
         self._process_ids: list[dict[str, int | None]] = [{} for _ in range(PARTITIONS)]
+        self._failures: list[dict[str, int]] = [{} for _ in range(PARTITIONS)]
         self._agent_hardening: list[list[str]] = [[] for _ in range(PARTITIONS)]
         self._buffers: dict[int, bytes] = {}
         self._signals = SignalPipe()
@@ -156,6 +164,7 @@ class Supervisor:
             for child in children:
                 if child.process and child.process.poll() is not None:
                     self._forget(child)
+                changed = child.settle() or changed
                 if child.reap():
                     changed = True
                     _log.warning("exited", name=child.name)
@@ -212,7 +221,8 @@ class Supervisor:
         self._buffers[descriptor] = rest[-_LINE_BYTES_MAX:]
         for line in lines:
             try:
-                self._process_ids[index], self._agent_hardening[index] = processes_of(line)
+                told = processes_of(line)
+                self._process_ids[index], self._agent_hardening[index], self._failures[index] = told
             except ValueError as error:
                 # Another user's process writes there: whatever it says ends nobody else's.
                 _log.warning("an agent said what is not understood", name=child.name, reason=str(error))
@@ -278,6 +288,7 @@ class Supervisor:
                         "store_member": self._process_ids[index].get("store_member"),
                     },
                     "node_agent_hardening": self._agent_hardening[index],
+                    "failures": {"node_agent": self._agents[index].failures, **self._failures[index]},
                 }
                 for index, settings in enumerate(partitions)
             ],

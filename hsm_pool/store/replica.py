@@ -471,6 +471,15 @@ class Replica:
             peer = self.tracker.peers().get(index)
             return peer.incarnation if peer else 0
 
+    def half_replaced(self) -> frozenset[int]:
+        """Return the partitions in whose place a new one was admitted that was not seen yet.
+
+        It may be this very one, of before the admission.
+        """
+        with self.condition:
+            seen = {index: peer.incarnation for index, peer in self.tracker.peers().items()}
+            return membership.half_replaced(self.state.pool(), {**seen, self.index: self.incarnation})
+
     def boot_count_min(self, index: int) -> int:
         """Return the least that evidence of another partition may say of its starts."""
         return membership.boot_count_min(self.state.pool(), index, self.peer_incarnation(index))

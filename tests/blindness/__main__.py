@@ -15,10 +15,12 @@ from typing import Any
 from tests.blindness import mutants
 from tests.blindness.control import ControlFailed
 from tests.blindness.proof import NothingProved, Proof, Result
+from tests.blindness.tested import in_words
 from tests.running_pool import ROOT
 from tests.scan import Unreadable
 
 _HITS_SHOWN = 20
+NOT_COVERED = "docs/threat-model.md#what-the-proof-of-blindness-covers"
 
 
 class _Progress:
@@ -38,7 +40,7 @@ class _Progress:
         return time.monotonic() - self._began
 
 
-def _summary(result: Result, mutants_caught: int, seconds: float) -> dict[str, Any]:
+def _summary(result: Result, mutants_caught: int, seconds: float, *, not_seen: bool) -> dict[str, Any]:
     caught_all = mutants_caught == len(mutants.MUTANTS)
     controlled = result.control_hits == 2 * result.forms > 0
     return {
@@ -48,6 +50,10 @@ def _summary(result: Result, mutants_caught: int, seconds: float) -> dict[str, A
         "mutants_caught": mutants_caught,
         "mutants": len(mutants.MUTANTS),
         "outside_contract": len(result.problems),
+        "not_seen": [mutants.NOT_SEEN.name] if not_seen else [],
+        "not_covered": NOT_COVERED,
+        "tested": result.tested,
+        "by_kind": _by_kind(result),
         "secrets": result.secrets,
         "forms": result.forms,
         "scanned_bytes": {
@@ -61,12 +67,25 @@ def _summary(result: Result, mutants_caught: int, seconds: float) -> dict[str, A
     }
 
 
+def _by_kind(result: Result) -> dict[str, dict[str, int]]:
+    """Return secrets, forms and hits of each kind."""
+    hits = result.hits_by_kind()
+    return {
+        kind: {"secrets": count, "forms": result.forms_by_kind[kind], "hits": hits[kind]}
+        for kind, count in sorted(result.secrets_by_kind.items())
+    }
+
+
 def _report(result: Result) -> None:
-    """Say what was scanned, for people."""
+    """Say what was tested and scanned, for people."""
+    if result.tested:
+        print("\n".join(in_words(result.tested)))
     print(
         f"{result.secrets} secrets in {result.forms} forms: raw, reversed, hex, base64 at three alignments,"
     )
     print("words, and numbers that divide an RSA modulus")
+    for kind, counts in _by_kind(result).items():
+        print(f"  {kind}".ljust(60), ", ".join(f"{count:>5} {what}" for what, count in counts.items()))
     for scanned in result.scanned:
         print(f"  {scanned.place} {scanned.moment}".ljust(60), f"{scanned.size_bytes:>12,} bytes", end="")
         print(f"{scanned.hits:>6} hits")
@@ -75,6 +94,7 @@ def _report(result: Result) -> None:
     print(f"memory of the partitions, where keys belong: {result.partition}")
     for text in [*result.described_hits(), *result.problems][:_HITS_SHOWN]:
         print(f"FOUND: {text}")
+    print(f"this is what one run shows; what it does not cover: {NOT_COVERED}")
 
 
 def main() -> int:
@@ -87,12 +107,12 @@ def main() -> int:
     arguments = parser.parse_args()
     os.environ["PATH"] = f"{os.environ['PATH']}{os.pathsep}{ROOT / '.etcd'}"
     progress = _Progress(quiet=arguments.json)
-    result, caught = Result(), 0
+    result, caught, not_seen = Result(), 0, False
     with tempfile.TemporaryDirectory(prefix="mhsm-blind-") as temporary:
         proof = Proof(Path(temporary) / "proof", progress.say)
         try:
             result = proof.short(controlled=True) if arguments.quick else proof.full()
-            caught = mutants.hunt(progress.say)
+            caught, not_seen = mutants.hunt(progress.say)
         except KeyboardInterrupt:
             print("prove-blind: interrupted", file=sys.stderr)
             return 130
@@ -100,7 +120,7 @@ def main() -> int:
             print(f"prove-blind: memory cannot be read, so nothing is proved: {error}", file=sys.stderr)
         except (NothingProved, ControlFailed, AssertionError, subprocess.SubprocessError) as error:
             print(f"prove-blind: {error}", file=sys.stderr)
-    summary = _summary(result, caught, progress.seconds)
+    summary = _summary(result, caught, progress.seconds, not_seen=not_seen)
     if not arguments.json:
         _report(result)
     print(json.dumps(summary))

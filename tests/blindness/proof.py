@@ -6,11 +6,13 @@ from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 from tests.blindness import control, recording
 from tests.blindness.chaos import Chaos, publish_firmware
 from tests.blindness.places import Scanned, scan_files, scan_memory
 from tests.blindness.planted import Ceremonies, Planted, make_keyholders, plant
+from tests.blindness.tested import by_kind, facts, kind_of
 from tests.running_pool import RunningPool
 from tests.scan import Scanner, Unreadable
 
@@ -36,11 +38,20 @@ class Result:
     control_hits: int = 0
     partition: str = ""
     """What was found in the partitions' memory, as a control."""
+    tested: dict[str, Any] = field(default_factory=dict)
+    """As :func:`tests.blindness.tested.facts`."""
+    secrets_by_kind: Counter[str] = field(default_factory=Counter)
+    forms_by_kind: Counter[str] = field(default_factory=Counter)
 
     @property
     def hits(self) -> int:
         """Occurrences of secrets, in all places."""
         return sum(place.hits for place in self.scanned)
+
+    def hits_by_kind(self) -> Counter[str]:
+        """Return the hits by kind of secret, in all places."""
+        found = sum((place.found for place in self.scanned), Counter())
+        return sum((Counter({kind_of(hit): count}) for hit, count in found.items()), Counter())
 
     def described_hits(self) -> list[str]:
         """Return each secret that was found, with its form and place."""
@@ -95,6 +106,9 @@ class Proof:
         planted = plant(pool, keyholders, ceremonies)
         scanner = planted.scanner()
         result.secrets, result.forms = len(scanner.names), len(planted.pieces())
+        result.tested = facts(pool)
+        result.secrets_by_kind = by_kind(scanner.names)
+        result.forms_by_kind = by_kind(name for name, _, _ in planted.pieces())
         self._say(f"planted and learnt {result.secrets} secrets, looked for in {result.forms} forms")
 
         def look(moment: str) -> None:
@@ -128,7 +142,7 @@ class Proof:
         self._say(f"positive control: {result.control_hits} of {2 * result.forms} planted forms found")
         try:
             found = control.partition_memory(pool, Scanner(planted.secrets, planted.mnemonics))
-            result.partition = f"{sum(found.values())} occurrences of imported keys"
+            result.partition = f"{sum(found.values())} occurrences of {len(found)} forms of imported keys"
         except Unreadable as error:
             result.partition = f"not readable: {error}"
         self._say(f"memory of the partitions, where keys belong: {result.partition}")

@@ -19,7 +19,7 @@ REPLY_BITS_MAX = 128
 # with the contract, never the ceiling above.
 STATE_BITS = 3
 REPLY_BITS = {
-    "GetStatus": STATE_BITS + 1 + 53 + 2 + 32 + 1 + 20,
+    "GetStatus": STATE_BITS + 1 + 53 + 2 + 32 + 1 + 20 + 1,
     **dict.fromkeys(
         ("Drain", "Resume", "Relinquish", "Restart", "Heal", "StageFirmware", "ActivateFirmware"), STATE_BITS
     ),

@@ -282,6 +282,9 @@ def test_the_admission_policy_of_the_pool_decides(pool: RunningPool) -> None:
             expected = Expected(NONCE, client_report_data(NONCE), partition_index=1)
             assert verifier_of(pool).verify(connected.evidence(1, NONCE), expected)
         until(lambda: "greaterOrEquals 99" in log.read_text(), 10, "the log says why")
+        assert "refuse this one's evidence, or it theirs" in pool.status(1).state_reason, (
+            "no quorum is needed"
+        )
     finally:
         policy.unlink()
     mhsm("kill", "1", "--data-dir", str(pool.directory))

@@ -42,3 +42,6 @@ def test_the_proof_as_it_is_run_by_hand() -> None:
     assert (summary["ok"], summary["hits"]) == (True, 0)
     assert (summary["mutants_caught"], summary["mutants"]) == (5, 5)
     assert summary["positive_control_hits"] > 1000
+    assert summary["not_seen"], "what leaks through an allowed number is not seen: the page says so"
+    assert sum(kind["secrets"] for kind in summary["by_kind"].values()) == summary["secrets"]
+    assert summary["tested"]["distribution_measurement"]

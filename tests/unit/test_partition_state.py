@@ -8,6 +8,7 @@ from hsm_pool import settings
 from hsm_pool.client.errors import PoolUnreachable
 from hsm_pool.core.model import POOL, PoolRecord
 from hsm_pool.crypto.secret import SecretBytes
+from hsm_pool.errors import DISK_IS_EMPTY, EvidenceRefused
 from hsm_pool.firmware.image import SECURITY_VERSION
 from hsm_pool.firmware.slots import Slots
 from hsm_pool.partition.partition import Partition, PartitionState
@@ -77,5 +78,37 @@ def test_firmware_below_the_floor_never_holds_a_lease(tmp_path: Path) -> None:
         assert partition.state is PartitionState.QUARANTINED
         assert "below the pool's security version" in partition.reason
         assert Slots(directory / "nodes/0/firmware").floor() == 0, "what it cannot obey it does not note"
+    finally:
+        partition.close()
+
+
+def test_a_partition_that_is_refused_does_not_call_for_a_quorum(tmp_path: Path) -> None:
+    """While others hold the keys the pool is not locked: an empty disk calls for a replacement."""
+    directory = tmp_path / "pool"
+    pool_id = provision(directory, NewPool(attended=True, recoverable_days=90, etcd_binary="etcd"))
+    chosen = settings.load(PartitionSettings, directory / "nodes/2/partition.json")
+    keys = PoolKeys.generate(pool_id, 1, SecretBytes(bytes(32)))
+
+    def refused(*_: object) -> None:
+        raise EvidenceRefused("the evidence is of an earlier start of the partition than was seen")
+
+    def nobody_has_them(*_: object) -> None: ...
+
+    partition = Partition(chosen, refused, no_peer_cosigns)
+    try:
+        partition.header = record_pb2.PoolHeader(pool_id=pool_id)
+        partition._healing_since = 0.0
+        partition._step()
+        assert (partition.state, partition.reason) == (PartitionState.LOCKED, DISK_IS_EMPTY)
+        assert "quorum" not in partition.refusal().message
+        partition.state_directory.write_head(keys, 7, bytes(32))
+        partition._step()
+        assert "evidence" in partition.reason
+        assert partition.reason != DISK_IS_EMPTY
+        assert "quorum" not in partition.refusal().message
+        partition._heal_from_peers = nobody_has_them
+        partition._step()
+        assert "a quorum must unlock it" in partition.reason
+        assert "a quorum of officers" in partition.refusal().message
     finally:
         partition.close()

@@ -8,6 +8,7 @@ does is tested on real pools under tests/integration and tests/chaos.
 from __future__ import annotations
 
 import dataclasses
+import fcntl
 import json
 import os
 import threading
@@ -174,6 +175,10 @@ class Servers:
 
     def __init__(self, directory: Path) -> None:
         self.directory = directory
+        # As a supervisor does: status asks whether one runs.
+        self._lock = os.open(directory / "supervisor.lock", os.O_RDWR | os.O_CREAT, 0o600)
+        fcntl.flock(self._lock, fcntl.LOCK_EX)
+        os.write(self._lock, str(os.getpid()).encode())
         authority, foreign = Authority("client plane"), Authority("somebody else")
         (directory / "ca.pem").write_bytes(authority.certificate_pem)
         identities: dict[str, ClientIdentity] = {}
@@ -246,3 +251,4 @@ class Servers:
         """Stop all servers."""
         for partition in self.partitions:
             partition.stop()
+        os.close(self._lock)

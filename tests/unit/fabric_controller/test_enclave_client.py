@@ -157,12 +157,15 @@ def partitions(authority: Authority) -> Iterator[Partitions]:
     started.stop()
 
 
-def _status_bytes(state: int = enclave_pb2.PARTITION_STATE_SERVING, serving_count: int = 1) -> bytes:
+def _status_bytes(
+    state: int = enclave_pb2.PARTITION_STATE_SERVING, serving_count: int = 1, *, replaced: bool = False
+) -> bytes:
     return enclave_pb2.GetStatusResponse(
         state=state,  # type: ignore[arg-type]
         fresh=True,
         applied_sequence=2**64 - 1,
         serving_count=serving_count,
+        replaced=replaced,
     ).SerializeToString()
 
 
@@ -202,6 +205,11 @@ GOOD = Status(State.SERVING, True, 2**64 - 1, 1)
 
 REPLIES: dict[str, tuple[Behaviour, Observation]] = {
     "contract": (_answer(_status_bytes()), GOOD),
+    "replaced": (
+        _answer(_status_bytes(enclave_pb2.PARTITION_STATE_DRAINED, replaced=True)),
+        Status(State.REPLACED, True, 2**64 - 1, 1),
+    ),
+    "replaced, and serving": (_answer(_status_bytes(replaced=True)), GOOD),
     "unknown field": (_answer(_status_bytes() + _unknown_field(100)), GOOD),
     "too large": (_answer(_status_bytes() + _unknown_field(1000)), Failure("RESOURCE_EXHAUSTED")),
     "unknown enum number": (_answer(_status_bytes(state=99)), Failure(REPLY_REFUSED)),

@@ -125,6 +125,17 @@ def test_a_child_that_ran_for_long_is_restarted_soon(make_child: MakeChild) -> N
     assert child.start_at - time.monotonic() <= BACKOFF_SECONDS[0]
 
 
+def test_failures_are_forgotten_once_when_a_child_stays_up(make_child: MakeChild) -> None:
+    """Else the status would call it unstable for as long as it runs."""
+    child = make_child(SLEEPING, failures=3)
+    child.start()
+    assert not child.settle()
+    child.started_at -= 11.0
+    assert child.settle()
+    assert child.failures == 0
+    assert not child.settle()
+
+
 def test_a_command_that_does_not_exist_fails_like_any_other(make_child: MakeChild, tmp_path: Path) -> None:
     child = make_child([str(tmp_path / "absent")])
     assert run_to_its_end(child) >= BACKOFF_SECONDS[0]

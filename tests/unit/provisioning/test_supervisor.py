@@ -18,12 +18,16 @@ def line(**changes: Any) -> bytes:
         "index": 1,
         "hardening": ["no_core_files"],
         "process_ids": {"partition": 4711, "store_member": None},
+        "failures": {"partition": 0, "store_member": 3},
     }
     return json.dumps({**event, **changes}).encode()
 
 
 def test_what_an_agent_says_is_taken() -> None:
-    assert processes_of(line()) == ({"partition": 4711, "store_member": None}, ["no_core_files"])
+    process_ids, hardening, failures = processes_of(line())
+    assert process_ids == {"partition": 4711, "store_member": None}
+    assert hardening == ["no_core_files"]
+    assert failures == {"partition": 0, "store_member": 3}
 
 
 @pytest.mark.parametrize(
@@ -32,6 +36,8 @@ def test_what_an_agent_says_is_taken() -> None:
         *(b"", b"hello", b"[]", b"1", b"null", b"{}", b"\xff", b"[" * 100_000),
         *(line(event="x"), line(process_ids=[]), line(hardening=None), line(hardening=["x"] * 33)),
         *(line(process_ids={"partition": number}) for number in (0, 1, -1, True, "4711", 2**31, 1.5)),
+        *(line(failures={"partition": 0, "store_member": n}) for n in (-1, True, "1", None, 2**31, 1.5)),
+        line(failures=[]),
     ],
     ids=lambda said: said[:40].decode(errors="replace"),
 )

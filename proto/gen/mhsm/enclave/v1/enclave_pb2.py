@@ -24,47 +24,47 @@ _sym_db = _symbol_database.Default()
 
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1dmhsm/enclave/v1/enclave.proto\x12\x0fmhsm.enclave.v1\"\x12\n\x10GetStatusRequest\"\xc7\x01\n\x11GetStatusResponse\x12.\n\x05state\x18\x01 \x01(\x0e\x32\x1f.mhsm.enclave.v1.PartitionState\x12\r\n\x05\x66resh\x18\x02 \x01(\x08\x12\x18\n\x10\x61pplied_sequence\x18\x03 \x01(\x04\x12\x15\n\rserving_count\x18\x04 \x01(\r\x12\x13\n\x0bincarnation\x18\x05 \x01(\x04\x12\x13\n\x0bhousekeeper\x18\x06 \x01(\x08\x12\x18\n\x10\x66irmware_version\x18\x07 \x01(\r\"3\n\x0c\x44rainRequest\x12\x0f\n\x07\x63ounter\x18\x01 \x01(\x04\x12\x12\n\nexpires_ms\x18\x02 \x01(\x04\"?\n\rDrainResponse\x12.\n\x05state\x18\x01 \x01(\x0e\x32\x1f.mhsm.enclave.v1.PartitionState\"4\n\rResumeRequest\x12\x0f\n\x07\x63ounter\x18\x01 \x01(\x04\x12\x12\n\nexpires_ms\x18\x02 \x01(\x04\"@\n\x0eResumeResponse\x12.\n\x05state\x18\x01 \x01(\x0e\x32\x1f.mhsm.enclave.v1.PartitionState\"8\n\x11RelinquishRequest\x12\x0f\n\x07\x63ounter\x18\x01 \x01(\x04\x12\x12\n\nexpires_ms\x18\x02 \x01(\x04\"D\n\x12RelinquishResponse\x12.\n\x05state\x18\x01 \x01(\x0e\x32\x1f.mhsm.enclave.v1.PartitionState\"5\n\x0eRestartRequest\x12\x0f\n\x07\x63ounter\x18\x01 \x01(\x04\x12\x12\n\nexpires_ms\x18\x02 \x01(\x04\"A\n\x0fRestartResponse\x12.\n\x05state\x18\x01 \x01(\x0e\x32\x1f.mhsm.enclave.v1.PartitionState\"A\n\x0bHealRequest\x12\x0f\n\x07\x63ounter\x18\x01 \x01(\x04\x12\x12\n\nexpires_ms\x18\x02 \x01(\x04\x12\r\n\x05index\x18\x03 \x01(\r\">\n\x0cHealResponse\x12.\n\x05state\x18\x01 \x01(\x0e\x32\x1f.mhsm.enclave.v1.PartitionState\"L\n\x14StageFirmwareRequest\x12\x0f\n\x07\x63ounter\x18\x01 \x01(\x04\x12\x12\n\nexpires_ms\x18\x02 \x01(\x04\x12\x0f\n\x07version\x18\x03 \x01(\r\"G\n\x15StageFirmwareResponse\x12.\n\x05state\x18\x01 \x01(\x0e\x32\x1f.mhsm.enclave.v1.PartitionState\"O\n\x17\x41\x63tivateFirmwareRequest\x12\x0f\n\x07\x63ounter\x18\x01 \x01(\x04\x12\x12\n\nexpires_ms\x18\x02 \x01(\x04\x12\x0f\n\x07version\x18\x03 \x01(\r\"J\n\x18\x41\x63tivateFirmwareResponse\x12.\n\x05state\x18\x01 \x01(\x0e\x32\x1f.mhsm.enclave.v1.PartitionState*\x84\x02\n\x0ePartitionState\x12\x1f\n\x1bPARTITION_STATE_UNSPECIFIED\x10\x00\x12\x1c\n\x18PARTITION_STATE_STARTING\x10\x01\x12\x1f\n\x1bPARTITION_STATE_PROVISIONED\x10\x02\x12\x1b\n\x17PARTITION_STATE_HEALING\x10\x03\x12\x1a\n\x16PARTITION_STATE_LOCKED\x10\x04\x12\x1b\n\x17PARTITION_STATE_SERVING\x10\x05\x12\x1b\n\x17PARTITION_STATE_DRAINED\x10\x06\x12\x1f\n\x1bPARTITION_STATE_QUARANTINED\x10\x07\x32\xaa\x05\n\x0e\x45nclaveService\x12R\n\tGetStatus\x12!.mhsm.enclave.v1.GetStatusRequest\x1a\".mhsm.enclave.v1.GetStatusResponse\x12\x46\n\x05\x44rain\x12\x1d.mhsm.enclave.v1.DrainRequest\x1a\x1e.mhsm.enclave.v1.DrainResponse\x12I\n\x06Resume\x12\x1e.mhsm.enclave.v1.ResumeRequest\x1a\x1f.mhsm.enclave.v1.ResumeResponse\x12U\n\nRelinquish\x12\".mhsm.enclave.v1.RelinquishRequest\x1a#.mhsm.enclave.v1.RelinquishResponse\x12L\n\x07Restart\x12\x1f.mhsm.enclave.v1.RestartRequest\x1a .mhsm.enclave.v1.RestartResponse\x12\x43\n\x04Heal\x12\x1c.mhsm.enclave.v1.HealRequest\x1a\x1d.mhsm.enclave.v1.HealResponse\x12^\n\rStageFirmware\x12%.mhsm.enclave.v1.StageFirmwareRequest\x1a&.mhsm.enclave.v1.StageFirmwareResponse\x12g\n\x10\x41\x63tivateFirmware\x12(.mhsm.enclave.v1.ActivateFirmwareRequest\x1a).mhsm.enclave.v1.ActivateFirmwareResponseb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1dmhsm/enclave/v1/enclave.proto\x12\x0fmhsm.enclave.v1\"\x12\n\x10GetStatusRequest\"\xd9\x01\n\x11GetStatusResponse\x12.\n\x05state\x18\x01 \x01(\x0e\x32\x1f.mhsm.enclave.v1.PartitionState\x12\r\n\x05\x66resh\x18\x02 \x01(\x08\x12\x18\n\x10\x61pplied_sequence\x18\x03 \x01(\x04\x12\x15\n\rserving_count\x18\x04 \x01(\r\x12\x13\n\x0bincarnation\x18\x05 \x01(\x04\x12\x13\n\x0bhousekeeper\x18\x06 \x01(\x08\x12\x18\n\x10\x66irmware_version\x18\x07 \x01(\r\x12\x10\n\x08replaced\x18\x08 \x01(\x08\"3\n\x0c\x44rainRequest\x12\x0f\n\x07\x63ounter\x18\x01 \x01(\x04\x12\x12\n\nexpires_ms\x18\x02 \x01(\x04\"?\n\rDrainResponse\x12.\n\x05state\x18\x01 \x01(\x0e\x32\x1f.mhsm.enclave.v1.PartitionState\"4\n\rResumeRequest\x12\x0f\n\x07\x63ounter\x18\x01 \x01(\x04\x12\x12\n\nexpires_ms\x18\x02 \x01(\x04\"@\n\x0eResumeResponse\x12.\n\x05state\x18\x01 \x01(\x0e\x32\x1f.mhsm.enclave.v1.PartitionState\"8\n\x11RelinquishRequest\x12\x0f\n\x07\x63ounter\x18\x01 \x01(\x04\x12\x12\n\nexpires_ms\x18\x02 \x01(\x04\"D\n\x12RelinquishResponse\x12.\n\x05state\x18\x01 \x01(\x0e\x32\x1f.mhsm.enclave.v1.PartitionState\"5\n\x0eRestartRequest\x12\x0f\n\x07\x63ounter\x18\x01 \x01(\x04\x12\x12\n\nexpires_ms\x18\x02 \x01(\x04\"A\n\x0fRestartResponse\x12.\n\x05state\x18\x01 \x01(\x0e\x32\x1f.mhsm.enclave.v1.PartitionState\"A\n\x0bHealRequest\x12\x0f\n\x07\x63ounter\x18\x01 \x01(\x04\x12\x12\n\nexpires_ms\x18\x02 \x01(\x04\x12\r\n\x05index\x18\x03 \x01(\r\">\n\x0cHealResponse\x12.\n\x05state\x18\x01 \x01(\x0e\x32\x1f.mhsm.enclave.v1.PartitionState\"L\n\x14StageFirmwareRequest\x12\x0f\n\x07\x63ounter\x18\x01 \x01(\x04\x12\x12\n\nexpires_ms\x18\x02 \x01(\x04\x12\x0f\n\x07version\x18\x03 \x01(\r\"G\n\x15StageFirmwareResponse\x12.\n\x05state\x18\x01 \x01(\x0e\x32\x1f.mhsm.enclave.v1.PartitionState\"O\n\x17\x41\x63tivateFirmwareRequest\x12\x0f\n\x07\x63ounter\x18\x01 \x01(\x04\x12\x12\n\nexpires_ms\x18\x02 \x01(\x04\x12\x0f\n\x07version\x18\x03 \x01(\r\"J\n\x18\x41\x63tivateFirmwareResponse\x12.\n\x05state\x18\x01 \x01(\x0e\x32\x1f.mhsm.enclave.v1.PartitionState*\x84\x02\n\x0ePartitionState\x12\x1f\n\x1bPARTITION_STATE_UNSPECIFIED\x10\x00\x12\x1c\n\x18PARTITION_STATE_STARTING\x10\x01\x12\x1f\n\x1bPARTITION_STATE_PROVISIONED\x10\x02\x12\x1b\n\x17PARTITION_STATE_HEALING\x10\x03\x12\x1a\n\x16PARTITION_STATE_LOCKED\x10\x04\x12\x1b\n\x17PARTITION_STATE_SERVING\x10\x05\x12\x1b\n\x17PARTITION_STATE_DRAINED\x10\x06\x12\x1f\n\x1bPARTITION_STATE_QUARANTINED\x10\x07\x32\xaa\x05\n\x0e\x45nclaveService\x12R\n\tGetStatus\x12!.mhsm.enclave.v1.GetStatusRequest\x1a\".mhsm.enclave.v1.GetStatusResponse\x12\x46\n\x05\x44rain\x12\x1d.mhsm.enclave.v1.DrainRequest\x1a\x1e.mhsm.enclave.v1.DrainResponse\x12I\n\x06Resume\x12\x1e.mhsm.enclave.v1.ResumeRequest\x1a\x1f.mhsm.enclave.v1.ResumeResponse\x12U\n\nRelinquish\x12\".mhsm.enclave.v1.RelinquishRequest\x1a#.mhsm.enclave.v1.RelinquishResponse\x12L\n\x07Restart\x12\x1f.mhsm.enclave.v1.RestartRequest\x1a .mhsm.enclave.v1.RestartResponse\x12\x43\n\x04Heal\x12\x1c.mhsm.enclave.v1.HealRequest\x1a\x1d.mhsm.enclave.v1.HealResponse\x12^\n\rStageFirmware\x12%.mhsm.enclave.v1.StageFirmwareRequest\x1a&.mhsm.enclave.v1.StageFirmwareResponse\x12g\n\x10\x41\x63tivateFirmware\x12(.mhsm.enclave.v1.ActivateFirmwareRequest\x1a).mhsm.enclave.v1.ActivateFirmwareResponseb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
 _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'mhsm.enclave.v1.enclave_pb2', _globals)
 if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
-  _globals['_PARTITIONSTATE']._serialized_start=1200
-  _globals['_PARTITIONSTATE']._serialized_end=1460
+  _globals['_PARTITIONSTATE']._serialized_start=1218
+  _globals['_PARTITIONSTATE']._serialized_end=1478
   _globals['_GETSTATUSREQUEST']._serialized_start=50
   _globals['_GETSTATUSREQUEST']._serialized_end=68
   _globals['_GETSTATUSRESPONSE']._serialized_start=71
-  _globals['_GETSTATUSRESPONSE']._serialized_end=270
-  _globals['_DRAINREQUEST']._serialized_start=272
-  _globals['_DRAINREQUEST']._serialized_end=323
-  _globals['_DRAINRESPONSE']._serialized_start=325
-  _globals['_DRAINRESPONSE']._serialized_end=388
-  _globals['_RESUMEREQUEST']._serialized_start=390
-  _globals['_RESUMEREQUEST']._serialized_end=442
-  _globals['_RESUMERESPONSE']._serialized_start=444
-  _globals['_RESUMERESPONSE']._serialized_end=508
-  _globals['_RELINQUISHREQUEST']._serialized_start=510
-  _globals['_RELINQUISHREQUEST']._serialized_end=566
-  _globals['_RELINQUISHRESPONSE']._serialized_start=568
-  _globals['_RELINQUISHRESPONSE']._serialized_end=636
-  _globals['_RESTARTREQUEST']._serialized_start=638
-  _globals['_RESTARTREQUEST']._serialized_end=691
-  _globals['_RESTARTRESPONSE']._serialized_start=693
-  _globals['_RESTARTRESPONSE']._serialized_end=758
-  _globals['_HEALREQUEST']._serialized_start=760
-  _globals['_HEALREQUEST']._serialized_end=825
-  _globals['_HEALRESPONSE']._serialized_start=827
-  _globals['_HEALRESPONSE']._serialized_end=889
-  _globals['_STAGEFIRMWAREREQUEST']._serialized_start=891
-  _globals['_STAGEFIRMWAREREQUEST']._serialized_end=967
-  _globals['_STAGEFIRMWARERESPONSE']._serialized_start=969
-  _globals['_STAGEFIRMWARERESPONSE']._serialized_end=1040
-  _globals['_ACTIVATEFIRMWAREREQUEST']._serialized_start=1042
-  _globals['_ACTIVATEFIRMWAREREQUEST']._serialized_end=1121
-  _globals['_ACTIVATEFIRMWARERESPONSE']._serialized_start=1123
-  _globals['_ACTIVATEFIRMWARERESPONSE']._serialized_end=1197
-  _globals['_ENCLAVESERVICE']._serialized_start=1463
-  _globals['_ENCLAVESERVICE']._serialized_end=2145
+  _globals['_GETSTATUSRESPONSE']._serialized_end=288
+  _globals['_DRAINREQUEST']._serialized_start=290
+  _globals['_DRAINREQUEST']._serialized_end=341
+  _globals['_DRAINRESPONSE']._serialized_start=343
+  _globals['_DRAINRESPONSE']._serialized_end=406
+  _globals['_RESUMEREQUEST']._serialized_start=408
+  _globals['_RESUMEREQUEST']._serialized_end=460
+  _globals['_RESUMERESPONSE']._serialized_start=462
+  _globals['_RESUMERESPONSE']._serialized_end=526
+  _globals['_RELINQUISHREQUEST']._serialized_start=528
+  _globals['_RELINQUISHREQUEST']._serialized_end=584
+  _globals['_RELINQUISHRESPONSE']._serialized_start=586
+  _globals['_RELINQUISHRESPONSE']._serialized_end=654
+  _globals['_RESTARTREQUEST']._serialized_start=656
+  _globals['_RESTARTREQUEST']._serialized_end=709
+  _globals['_RESTARTRESPONSE']._serialized_start=711
+  _globals['_RESTARTRESPONSE']._serialized_end=776
+  _globals['_HEALREQUEST']._serialized_start=778
+  _globals['_HEALREQUEST']._serialized_end=843
+  _globals['_HEALRESPONSE']._serialized_start=845
+  _globals['_HEALRESPONSE']._serialized_end=907
+  _globals['_STAGEFIRMWAREREQUEST']._serialized_start=909
+  _globals['_STAGEFIRMWAREREQUEST']._serialized_end=985
+  _globals['_STAGEFIRMWARERESPONSE']._serialized_start=987
+  _globals['_STAGEFIRMWARERESPONSE']._serialized_end=1058
+  _globals['_ACTIVATEFIRMWAREREQUEST']._serialized_start=1060
+  _globals['_ACTIVATEFIRMWAREREQUEST']._serialized_end=1139
+  _globals['_ACTIVATEFIRMWARERESPONSE']._serialized_start=1141
+  _globals['_ACTIVATEFIRMWARERESPONSE']._serialized_end=1215
+  _globals['_ENCLAVESERVICE']._serialized_start=1481
+  _globals['_ENCLAVESERVICE']._serialized_end=2163
 # @@protoc_insertion_point(module_scope)

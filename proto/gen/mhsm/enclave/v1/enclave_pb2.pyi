@@ -40,7 +40,7 @@ class _PartitionStateEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_Partit
     PARTITION_STATE_HEALING: _PartitionState.ValueType  # 3
     """The pool is active, this partition looks for a peer that holds the keys."""
     PARTITION_STATE_LOCKED: _PartitionState.ValueType  # 4
-    """No peer holds the keys: a quorum must unlock the pool."""
+    """No peer gives the keys: a quorum must unlock the pool, unless others serve and refuse this partition."""
     PARTITION_STATE_SERVING: _PartitionState.ValueType  # 5
     """The partition holds the keys and follows the chain."""
     PARTITION_STATE_DRAINED: _PartitionState.ValueType  # 6
@@ -60,7 +60,7 @@ PARTITION_STATE_PROVISIONED: PartitionState.ValueType  # 2
 PARTITION_STATE_HEALING: PartitionState.ValueType  # 3
 """The pool is active, this partition looks for a peer that holds the keys."""
 PARTITION_STATE_LOCKED: PartitionState.ValueType  # 4
-"""No peer holds the keys: a quorum must unlock the pool."""
+"""No peer gives the keys: a quorum must unlock the pool, unless others serve and refuse this partition."""
 PARTITION_STATE_SERVING: PartitionState.ValueType  # 5
 """The partition holds the keys and follows the chain."""
 PARTITION_STATE_DRAINED: PartitionState.ValueType  # 6
@@ -99,6 +99,7 @@ class GetStatusResponse(_message.Message):
     INCARNATION_FIELD_NUMBER: _builtins.int
     HOUSEKEEPER_FIELD_NUMBER: _builtins.int
     FIRMWARE_VERSION_FIELD_NUMBER: _builtins.int
+    REPLACED_FIELD_NUMBER: _builtins.int
     state: Global___PartitionState.ValueType
     """State."""
     fresh: _builtins.bool
@@ -113,6 +114,8 @@ class GetStatusResponse(_message.Message):
     """Whether this partition holds the housekeeping role."""
     firmware_version: _builtins.int
     """Version of the firmware that runs, 0 to 1,000,000; 0: as it was installed."""
+    replaced: _builtins.bool
+    """Whether a new partition was admitted in place of this one: nobody resumes it any more."""
     def __init__(
         self,
         *,
@@ -123,10 +126,11 @@ class GetStatusResponse(_message.Message):
         incarnation: _builtins.int = ...,
         housekeeper: _builtins.bool = ...,
         firmware_version: _builtins.int = ...,
+        replaced: _builtins.bool = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["applied_sequence", b"applied_sequence", "firmware_version", b"firmware_version", "fresh", b"fresh", "housekeeper", b"housekeeper", "incarnation", b"incarnation", "serving_count", b"serving_count", "state", b"state"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["applied_sequence", b"applied_sequence", "firmware_version", b"firmware_version", "fresh", b"fresh", "housekeeper", b"housekeeper", "incarnation", b"incarnation", "replaced", b"replaced", "serving_count", b"serving_count", "state", b"state"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -103,6 +103,7 @@ class GetPartitionStatusResponse(_message.Message):
     AUDIT_FAILURE_FIELD_NUMBER: _builtins.int
     HARDENING_FIELD_NUMBER: _builtins.int
     CEREMONY_CHILD_HARDENING_FIELD_NUMBER: _builtins.int
+    HALF_REPLACED_FIELD_NUMBER: _builtins.int
     pool_id: _builtins.str
     """Pool id, 32 hexadecimal digits."""
     partition_index: _builtins.int
@@ -110,7 +111,7 @@ class GetPartitionStatusResponse(_message.Message):
     state: _enclave_pb2.PartitionState.ValueType
     """State."""
     state_reason: _builtins.str
-    """Why, in words, when the state is LOCKED, HEALING or QUARANTINED."""
+    """Why, in words, when the state is LOCKED, HEALING or QUARANTINED, or DRAINED for good."""
     fresh: _builtins.bool
     """Whether a freshness lease is held."""
     applied_sequence: _builtins.int
@@ -153,6 +154,10 @@ class GetPartitionStatusResponse(_message.Message):
     def ceremony_child_hardening(self) -> _containers.RepeatedScalarFieldContainer[Global___HardeningMeasure.ValueType]:
         """The same of the ceremony child, while a ceremony is under way here."""
 
+    @_builtins.property
+    def half_replaced(self) -> _containers.RepeatedScalarFieldContainer[_builtins.int]:
+        """Partitions in whose place a new one was admitted that was not seen yet, as far as this one knows."""
+
     def __init__(
         self,
         *,
@@ -179,10 +184,11 @@ class GetPartitionStatusResponse(_message.Message):
         audit_failure: _builtins.str = ...,
         hardening: _abc.Iterable[Global___HardeningMeasure.ValueType] | None = ...,
         ceremony_child_hardening: _abc.Iterable[Global___HardeningMeasure.ValueType] | None = ...,
+        half_replaced: _abc.Iterable[_builtins.int] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["accepted_shares", b"accepted_shares", "applied_sequence", b"applied_sequence", "audit_cosignatures", b"audit_cosignatures", "audit_failure", b"audit_failure", "audit_lost_records", b"audit_lost_records", "audit_notes", b"audit_notes", "audit_records", b"audit_records", "ceremony_child_hardening", b"ceremony_child_hardening", "fresh", b"fresh", "hardening", b"hardening", "head_digest_prefix", b"head_digest_prefix", "incarnation", b"incarnation", "key_count", b"key_count", "lease_remaining_ms", b"lease_remaining_ms", "partition_index", b"partition_index", "pool_id", b"pool_id", "recovery_path", b"recovery_path", "required", b"required", "sealing", b"sealing", "secret_memory", b"secret_memory", "state", b"state", "state_reason", b"state_reason", "store_version", b"store_version"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["accepted_shares", b"accepted_shares", "applied_sequence", b"applied_sequence", "audit_cosignatures", b"audit_cosignatures", "audit_failure", b"audit_failure", "audit_lost_records", b"audit_lost_records", "audit_notes", b"audit_notes", "audit_records", b"audit_records", "ceremony_child_hardening", b"ceremony_child_hardening", "fresh", b"fresh", "half_replaced", b"half_replaced", "hardening", b"hardening", "head_digest_prefix", b"head_digest_prefix", "incarnation", b"incarnation", "key_count", b"key_count", "lease_remaining_ms", b"lease_remaining_ms", "partition_index", b"partition_index", "pool_id", b"pool_id", "recovery_path", b"recovery_path", "required", b"required", "sealing", b"sealing", "secret_memory", b"secret_memory", "state", b"state", "state_reason", b"state_reason", "store_version", b"store_version"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
