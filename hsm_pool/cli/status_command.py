@@ -42,6 +42,7 @@ _WIDTH_MAX = 1000
 _STATUS_BYTES_MAX = 1024 * 1024
 """Columns; more than any line needs."""
 _SERVING = "SERVING"
+_STORE_FULL = "the store is nearly full: nothing that makes the pool larger is taken; delete and purge keys"
 COLUMNS = (
     ("partition", "index"),
     ("state", "state"),
@@ -104,7 +105,8 @@ def status(context: click.Context, watch: bool, data_dir: Path, as_json: bool) -
         console = Console(width=None if sys.stdout.isatty() else _WIDTH_OF_NO_TERMINAL)
         console.print(table(rows, console))
         for row in rows:
-            for reason in filter(None, (row["reason"], row.get("audit_failure"))):
+            full = _STORE_FULL if row.get("store_full") else ""
+            for reason in filter(None, (row["reason"], row.get("audit_failure"), full)):
                 click.echo(f"partition {row['index']}: {reason}")
         for who, hardening in _hardening(rows):
             click.echo(f"{who}: hardened with {hardening}")
@@ -159,6 +161,7 @@ def _rows(pool: Pool, connection: Connection) -> list[dict[str, Any]]:
                 sealing=answer.sealing,
                 secret_memory=answer.secret_memory,
                 store_version=answer.store_version,
+                store_full=answer.store_full,
                 key_count=answer.key_count,
                 recovery_path=answer.recovery_path,
                 required=answer.required,

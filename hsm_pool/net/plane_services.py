@@ -72,6 +72,8 @@ class PoolService(pool_pb2_grpc.PoolServiceServicer):
             response.head_digest_prefix = replica.head.digest[:8].hex()
             response.secret_memory = serving.keys.memory_kind
             response.key_count = replica.state.key_count()
+            room = serving.committer.room
+            response.store_full = room is not None and room.full
         return response
 
     def GetEvidence(  # noqa: N802, D102
