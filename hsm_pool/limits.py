@@ -217,6 +217,9 @@ OPERATIONS_PER_TRANSACTION_MAX: Final = 120
 TRANSACTION_BYTES_MAX: Final = 1024 * 1024
 """Records of one transaction, as they are stored; etcd's default allows 1.5 MiB with everything else."""
 
+GROUP_BYTES_MAX: Final = 256 * 1024
+"""Records of mutations that are committed together: etcd keeps its last 6,000 transactions in memory."""
+
 KEY_STORED_BYTES_MAX: Final = 900_000
 """A key with all its versions and tags, as stored: it is restored in one transaction."""
 

@@ -15,7 +15,8 @@ _CIPHERS = ",".join(
 )
 _HEARTBEAT_MS = 100
 _ELECTION_MS = 1000
-_SNAPSHOT_COUNT = 5000
+_SNAPSHOT_COUNT = 1000
+"""Transactions between two snapshots; so many and 5,000 more stay in memory."""
 
 
 def has_joined(settings: NodeSettings) -> bool:

@@ -234,7 +234,7 @@ class Committer:
             if size > limits.TRANSACTION_BYTES_MAX:
                 refusal = PayloadTooLarge("what this would change does not fit into one transaction")
                 submission.finish(0, error=refusal)
-            elif accepted and (len(scratch.changes) > room or used + size > limits.TRANSACTION_BYTES_MAX):
+            elif accepted and (len(scratch.changes) > room or used + size > limits.GROUP_BYTES_MAX):
                 later.append(submission)
             elif submission.propose():
                 used += size

@@ -363,6 +363,8 @@ def test_the_committer_weighs_the_answers_that_it_keeps(monkeypatch: pytest.Monk
                 accepted, batch, changes = committer._decide(batch)
                 assert len(changes) + 2 <= limits.OPERATIONS_PER_TRANSACTION_MAX
                 assert accepted
+                size = sum(stored_bytes(record) for record in changes.values() if record)
+                assert len(accepted) == 1 or size <= limits.GROUP_BYTES_MAX, "etcd keeps it in memory"
                 replica.state.apply(changes)
                 assert replica.state.bytes_held("request") <= 400_000
         assert replica.state.get(request_name(bytes([59])))
