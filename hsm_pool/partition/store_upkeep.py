@@ -16,7 +16,7 @@ from hsm_pool.partition.passes import Passes
 from hsm_pool.settings import StoreSettings
 from hsm_pool.store.committer import Committer
 from hsm_pool.store.etcd_client import Ambiguous, EtcdClient, MemberStatus
-from hsm_pool.store.replica import Replica, boot_time
+from hsm_pool.store.replica import Replica, Stopped, boot_time
 
 _log = structlog.get_logger()
 _POLL_SECONDS = 1.0
@@ -45,6 +45,8 @@ class StoreUpkeep(Passes):
         self._defragmented_at: dict[int, float] = {}
 
     def _pass(self) -> None:
+        if self._replica.stopped:
+            raise Stopped  # a store that was tampered with is evidence
         try:
             status = self._nearest()
             room = self._room(status)
