@@ -208,6 +208,13 @@ class LimitExceeded(StateError):
     reason = "LIMIT_EXCEEDED"
 
 
+class StoreFull(StateError):
+    """The store is nearly full: until something is purged, nothing that makes the pool larger is taken."""
+
+    code = "RESOURCE_EXHAUSTED"
+    reason = "STORE_FULL"
+
+
 class NotActivated(StateError):
     """The pool is provisioned but its security domain was not downloaded yet."""
 

@@ -55,6 +55,9 @@ REQUEST_RETENTION_MS: Final = 24 * 3600 * 1000
 REQUESTS_MAX: Final = 20_000
 """Answered requests kept at most; the oldest go first."""
 
+REQUESTS_BYTES_MAX: Final = 32 * 1024 * 1024
+"""Bytes of answered requests kept at most, as they are stored; the oldest go first."""
+
 RECOVERABLE_DAYS_MIN: Final = 7
 """Days of retention at least (Azure Managed HSM)."""
 
@@ -214,11 +217,48 @@ OPERATIONS_PER_TRANSACTION_MAX: Final = 120
 TRANSACTION_BYTES_MAX: Final = 1024 * 1024
 """Records of one transaction, as they are stored; etcd's default allows 1.5 MiB with everything else."""
 
+GROUP_BYTES_MAX: Final = 256 * 1024
+"""Records of mutations that are committed together: etcd keeps its last 6,000 transactions in memory."""
+
 KEY_STORED_BYTES_MAX: Final = 900_000
 """A key with all its versions and tags, as stored: it is restored in one transaction."""
 
 LOG_RING_ENTRIES: Final = 65_536
 """Log entries kept in the store (sequence modulo this number)."""
+
+LOG_ENTRY_BYTES: Final = 16 * 1024
+"""A log entry of the mutations that one partition runs at once (about 72 changes, 24 audit records)."""
+
+KEYS_BYTES_MAX: Final = 512 * 1024 * 1024
+"""All keys of a pool with their versions, as they are stored; every partition holds them in memory, too."""
+
+STAGED_BYTES_MAX: Final = KEYS_BYTES_MAX + KEYS_BYTES_MAX // 8
+"""What a full restore stages beside the keys that are there: as much, with the roles."""
+
+STORE_QUOTA_BYTES: Final = 4 * 1024 * 1024 * 1024
+"""What a store member of the pool's own may hold; at its quota etcd takes no writes at all.
+
+All that a pool may hold at once (keys, what is staged, answered requests four times, the log ring) is
+less than STORE_FULL_SHARE of it, with room for what was written since the last compaction.
+"""
+
+STORE_QUOTA_BYTES_MIN: Final = 16 * 1024 * 1024
+"""Less is no pool."""
+
+STORE_QUOTA_BYTES_MAX: Final = 8 * 1024 * 1024 * 1024
+"""etcd's own advice."""
+
+STORE_QUOTA_EXTERNAL_BYTES: Final = 2 * 1024 * 1024 * 1024
+"""The same of somebody else's etcd: its own default."""
+
+STORE_FULL_SHARE: Final = 0.7
+"""From here on clients change nothing that makes a pool larger; renewals and deletions have the rest."""
+
+STORE_FILE_SHARE: Final = 0.9
+"""A member's file of this size is defragmented, if that makes it smaller."""
+
+STORE_COMPACT_SHARE: Final = 1 / 32
+"""When so much was written since the last compaction, the next one is due."""
 
 LEASE_SECONDS: Final = 3.0
 """T: how long a committed renewal lets a partition serve, on its own clock."""

@@ -52,6 +52,11 @@ class StoreSettings:
     prefix: str
     member_peer_urls: tuple[str, ...]
     """Peer URL of each partition's own member, by index; empty when the store is external."""
+    quota_bytes: int
+    """What a member may hold: the quota that it was started with."""
+
+    def __post_init__(self) -> None:
+        _check_quota(self.quota_bytes)
 
 
 @dataclass(frozen=True, slots=True)
@@ -258,6 +263,11 @@ class StoreMemberSettings:
     cluster_token: str
     client_identity: Identity
     peer_identity: Identity
+    quota_bytes: int
+    """What it may hold; partitions are told the same."""
+
+    def __post_init__(self) -> None:
+        _check_quota(self.quota_bytes)
 
 
 @dataclass(frozen=True, slots=True)
@@ -295,6 +305,10 @@ def _check_key_set(keys: str) -> None:
     url = urllib.parse.urlsplit(keys)
     if url.scheme != "https" or url.hostname not in _LOOPBACK:
         raise ValueError("keys: a file, or an https URL on loopback is needed")
+
+
+def _check_quota(quota_bytes: int) -> None:
+    _check_range("quota_bytes", quota_bytes, limits.STORE_QUOTA_BYTES_MIN, limits.STORE_QUOTA_BYTES_MAX)
 
 
 def _check_range(name: str, value: int, lowest: int, highest: int) -> None:

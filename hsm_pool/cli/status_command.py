@@ -69,10 +69,12 @@ _OF_AN_ANSWER = (
     "audit_cosignatures",
     "audit_lost_records",
     "audit_failure",
+    "store_full",
     "hardening",
     "ceremony_child_hardening",
 )
 """Fields of the JSON form that a partition says itself: null while it does not answer."""
+_STORE_FULL = "the store is nearly full: nothing that makes the pool larger is taken; delete and purge keys"
 COLUMNS = (
     ("partition", "index"),
     ("state", "state"),
@@ -206,6 +208,7 @@ def rows_of(pool: Pool, connection: Connection) -> list[dict[str, Any]]:
                 sealing=answer.sealing,
                 secret_memory=answer.secret_memory,
                 store_version=answer.store_version,
+                store_full=answer.store_full,
                 key_count=answer.key_count,
                 recovery_path=answer.recovery_path,
                 required=answer.required,
@@ -226,7 +229,8 @@ def rows_of(pool: Pool, connection: Connection) -> list[dict[str, Any]]:
 def _lines(row: dict[str, Any]) -> Iterator[str]:
     """Give what is wrong with a partition in words."""
     replaced = "its replacement was begun and has not ended" if row["half_replaced"] else ""
-    yield from filter(None, (row["reason"], replaced, row["audit_failure"]))
+    full = _STORE_FULL if row["store_full"] else ""
+    yield from filter(None, (row["reason"], replaced, row["audit_failure"], full))
     yield from unstable(row)
 
 

@@ -258,10 +258,9 @@ def _add_version(view: View, key: KeyRecord, version: KeyVersionRecord) -> Outco
     _check_times(version.not_before_ms, version.expires_ms)
     _check_room(view, key.key_id, key.version_ids, version)
     grown = replace(key, version_ids=(*key.version_ids, version.version_id))
-    return Outcome(
-        VersionReply(version, pool_record(view).retention),
-        {key_name(key.key_id): grown, version_name(key.key_id, version.version_id): version},
-    )
+    changes: Changes = {key_name(key.key_id): grown, version_name(key.key_id, version.version_id): version}
+    pool_limits.check_bytes(view, changes)
+    return Outcome(VersionReply(version, pool_record(view).retention), changes)
 
 
 def _update(command: UpdateKeyVersion, view: View) -> Outcome:
@@ -281,10 +280,9 @@ def _update(command: UpdateKeyVersion, view: View) -> Outcome:
     secure_wrap.check_changed(old.key_operations, new.key_operations)
     _check_times(new.not_before_ms, new.expires_ms)
     _check_room(view, key.key_id, [other for other in key.version_ids if other != new.version_id], new)
-    return Outcome(
-        VersionReply(new, pool_record(view).retention),
-        {version_name(new.key_id, new.version_id): new},
-    )
+    changes: Changes = {version_name(new.key_id, new.version_id): new}
+    pool_limits.check_bytes(view, changes)
+    return Outcome(VersionReply(new, pool_record(view).retention), changes)
 
 
 def _check_room(view: View, key_id: str, others: Sequence[str], changed: KeyVersionRecord) -> None:

@@ -116,6 +116,7 @@ def _stage(command: StageRecords, view: View) -> Changes:
     for record in command.records:
         staged = StagedRecord(record)
         changes[name_of(staged)] = staged
+    pool_limits.check_staged_bytes(view, changes)
     if command.last:
         changes[RESTORE] = replace(restore, staged_parts=restore.staged_parts | {command.part})
     return changes
@@ -182,6 +183,7 @@ def restore_key(command: RestoreKey, view: View) -> Changes:
     changes: dict[RecordName, Record | None] = {key_name(command.key.key_id): command.key}
     for version in command.versions:
         changes[version_name(version.key_id, version.version_id)] = version
+    pool_limits.check_bytes(view, changes)
     return changes
 
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import bisect
 import itertools
+from collections import Counter
 from collections.abc import Iterable, Mapping
 from typing import Protocol
 
@@ -24,6 +25,7 @@ from hsm_pool.core.model import (
     RoleRecord,
     StagedRecord,
     name_of,
+    stored_bytes,
 )
 
 Changes = Mapping[RecordName, Record | None]
@@ -45,6 +47,9 @@ class View(Protocol):
     def request_count(self) -> int:
         """Return the number of answered requests that are kept."""
 
+    def bytes_held(self, *kinds: str) -> int:
+        """Return how many bytes the records of these kinds (first words of their names) take as stored."""
+
     def key_ids(self, count: int) -> list[str]:
         """Return up to count key ids, in order."""
 
@@ -60,6 +65,7 @@ class State:
 
     def __init__(self, records: Iterable[tuple[RecordName, Record]] = ()) -> None:
         self._records: dict[RecordName, Record] = {}
+        self._bytes: Counter[str] = Counter()
         self._key_ids: list[str] = []
         self._requests: dict[RecordName, RequestRecord] = {}
         self._staged: dict[RecordName, StagedRecord] = {}
@@ -98,6 +104,10 @@ class State:
         """Return the number of answered requests that are kept."""
         return len(self._requests)
 
+    def bytes_held(self, *kinds: str) -> int:
+        """Return how many bytes the records of these kinds take as stored."""
+        return sum(self._bytes[kind] for kind in kinds)
+
     def key_ids(self, count: int) -> list[str]:
         """Return up to count key ids, in order."""
         return self._key_ids[:count]
@@ -127,6 +137,7 @@ class State:
                 self._put(name, record)
 
     def _put(self, name: RecordName, record: Record) -> None:
+        self._bytes[name[0]] += stored_bytes(record) - _bytes_of(self._records.get(name))
         if isinstance(record, KeyRecord) and name not in self._records:
             bisect.insort(self._key_ids, record.key_id)
         if isinstance(record, RequestRecord):
@@ -139,6 +150,7 @@ class State:
 
     def _remove(self, name: RecordName) -> None:
         record = self._records.pop(name, None)
+        self._bytes[name[0]] -= _bytes_of(record)
         if isinstance(record, KeyRecord):
             index = bisect.bisect_left(self._key_ids, record.key_id)
             del self._key_ids[index]
@@ -164,12 +176,7 @@ class Overlay:
 
     def key_count(self) -> int:
         """Return the number of keys with the changes counted."""
-        count = self._base.key_count()
-        for name, record in self.changes.items():
-            if name[0] == "key":
-                existed = self._base.get(name) is not None
-                count += (record is not None) - existed
-        return count
+        return self._base.key_count() + self._added("key")
 
     def oldest_requests(self, count: int) -> list[RequestRecord]:
         """Return up to count answered requests that no change touches, the oldest first."""
@@ -182,8 +189,25 @@ class Overlay:
         return kept[:count]
 
     def request_count(self) -> int:
-        """Return the number of answered requests, changes not counted."""
-        return self._base.request_count()
+        """Return the number of answered requests with the changes counted."""
+        return self._base.request_count() + self._added("request")
+
+    def _added(self, kind: str) -> int:
+        """Return how many records of a kind the changes add."""
+        return sum(
+            (record is not None) - (self._base.get(name) is not None)
+            for name, record in self.changes.items()
+            if name[0] == kind
+        )
+
+    def bytes_held(self, *kinds: str) -> int:
+        """Return how many bytes the records of these kinds take as stored, with the changes counted."""
+        changed = sum(
+            _bytes_of(record) - _bytes_of(self._base.get(name))
+            for name, record in self.changes.items()
+            if name[0] in kinds
+        )
+        return self._base.bytes_held(*kinds) + changed
 
     def key_ids(self, count: int) -> list[str]:
         """Return up to count ids of keys that no change touches, in order."""
@@ -208,3 +232,7 @@ class Overlay:
     def put(self, changes: Changes) -> None:
         """Lay changes on top."""
         self.changes.update(changes)
+
+
+def _bytes_of(record: Record | None) -> int:
+    return stored_bytes(record) if record else 0

@@ -73,6 +73,8 @@ class PoolService(pool_pb2_grpc.PoolServiceServicer):
             response.secret_memory = serving.keys.memory_kind
             response.key_count = replica.state.key_count()
             response.half_replaced.extend(sorted(replica.half_replaced()))
+            room = serving.committer.room
+            response.store_full = room is not None and room.full
         return response
 
     def GetEvidence(  # noqa: N802, D102

@@ -15,8 +15,8 @@ _CIPHERS = ",".join(
 )
 _HEARTBEAT_MS = 100
 _ELECTION_MS = 1000
-_SNAPSHOT_COUNT = 5000
-_QUOTA_BYTES = 512 * 1024 * 1024
+_SNAPSHOT_COUNT = 1000
+"""Transactions between two snapshots; so many and 5,000 more stay in memory."""
 
 
 def has_joined(settings: NodeSettings) -> bool:
@@ -61,7 +61,7 @@ def command(settings: StoreMemberSettings, *, joining: bool) -> list[str]:
         "peer-key-file": settings.peer_identity.key_file,
         "peer-trusted-ca-file": settings.peer_identity.ca_file,
         "snapshot-count": str(_SNAPSHOT_COUNT),
-        "quota-backend-bytes": str(_QUOTA_BYTES),
+        "quota-backend-bytes": str(settings.quota_bytes),
         "experimental-corrupt-check-time": "30s",
         "cipher-suites": _CIPHERS,
     }

@@ -161,6 +161,13 @@ class PartitionCollector:
         yield _gauge("mhsm_applied_sequence", "Position in the chain that is applied.", sequence)
         keys = replica.state.key_count() if replica else 0
         yield _gauge("mhsm_keys", "Keys of the pool, soft-deleted ones included.", keys)
+        room = serving.committer.room if serving else None
+        in_use, size, quota = (room.in_use_bytes, room.size_bytes, room.quota_bytes) if room else (0, 0, 0)
+        yield _gauge("mhsm_store_in_use_bytes", "What is in use of a store member's file.", in_use)
+        yield _gauge("mhsm_store_size_bytes", "A store member's file.", size)
+        yield _gauge("mhsm_store_quota_bytes", "What a store member may hold.", quota)
+        full = bool(room and room.full)
+        yield _gauge("mhsm_store_full", "1 while nothing that makes the pool larger is taken.", full)
         log = partition.audit.log
         yield _gauge("mhsm_audit_records", "Records in its audit log.", log.size)
         yield _gauge("mhsm_audit_lost_records", "Records lost since the start.", log.lost)

@@ -356,6 +356,7 @@ class Partition:
             self.recovery_path = path
             self._serving = Serving(
                 self.store,
+                self.settings.store,
                 keys,
                 self.settings.index,
                 self.state_directory,

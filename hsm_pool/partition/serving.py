@@ -13,6 +13,8 @@ from hsm_pool.crypto.loaded_keys import LoadedKey, LoadedKeyCache
 from hsm_pool.crypto.secret import SecretBytes
 from hsm_pool.partition.due_work import DueWork
 from hsm_pool.partition.housekeeping import Housekeeper, ReportFirmware
+from hsm_pool.partition.store_upkeep import StoreUpkeep
+from hsm_pool.settings import StoreSettings
 from hsm_pool.store.committer import Committer
 from hsm_pool.store.etcd_client import EtcdClient
 from hsm_pool.store.follower import Follower
@@ -30,6 +32,7 @@ class Serving:
     def __init__(
         self,
         store: EtcdClient,
+        store_settings: StoreSettings,
         keys: PoolKeys,
         index: int,
         state: StateDirectory,
@@ -48,6 +51,7 @@ class Serving:
         self._follower = Follower(store, self.replica, state, on_tampered)
         self._housekeeper = Housekeeper(self.replica, self.committer, hold_epoch, report_firmware, trail)
         self._due_work = DueWork(keys, self.replica, self.committer, generator)
+        self._upkeep = StoreUpkeep(store, store_settings, self.replica, self.committer)
         self._loaded = LoadedKeyCache(_LOADED_KEYS_MAX)
         self.replica.on_removed = self._forget
         self.replica.on_header = on_header
@@ -55,10 +59,12 @@ class Serving:
         self._follower.start()
         self._housekeeper.start()
         self._due_work.start()
+        self._upkeep.start()
 
     def close(self) -> None:
         """Stop serving and forget parsed keys."""
         self.replica.stop()
+        self._upkeep.close()
         self._due_work.close()
         self._housekeeper.close()
         self._follower.close()

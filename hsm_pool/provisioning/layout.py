@@ -354,7 +354,8 @@ class _Builder:
         if external:
             identity = Identity(external.certificate_file, external.key_file, external.ca_file)
             prefix = f"{STORE_PREFIX}{self._pool_id}/"
-            return StoreSettings(external.endpoints, identity, prefix, ())
+            quota_bytes = limits.STORE_QUOTA_EXTERNAL_BYTES
+            return StoreSettings(external.endpoints, identity, prefix, (), quota_bytes)
         order = [index, *(i for i in range(PARTITIONS) if i != index)]
         return StoreSettings(
             endpoints=tuple(_local(self._ports[i].store_client) for i in order),
@@ -366,6 +367,7 @@ class _Builder:
             ),
             prefix=f"{STORE_PREFIX}{self._pool_id}/",
             member_peer_urls=tuple(self._peer_url(i) for i in range(PARTITIONS)),
+            quota_bytes=limits.STORE_QUOTA_BYTES,
         )
 
     def _peer_url(self, index: int) -> str:
@@ -387,6 +389,7 @@ class _Builder:
             peer_identity=self._identity(
                 f"{base}/pki/store-peer", planes.store_peer, me, planes.store_peer, server=True
             ),
+            quota_bytes=limits.STORE_QUOTA_BYTES,
         )
 
     def _tokens(self, port: int) -> TokenSettings | None:

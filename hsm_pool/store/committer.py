@@ -17,11 +17,12 @@ import structlog
 
 from hsm_pool import limits
 from hsm_pool.audit.record import Operation, current
-from hsm_pool.core import lifecycle, requests, roles
+from hsm_pool.core import lifecycle, requests, roles, store_room
 from hsm_pool.core.commands import Command, Reply
 from hsm_pool.core.model import Record, RecordName, RequestRecord, stored_bytes
 from hsm_pool.core.roles import Access
 from hsm_pool.core.state import Overlay
+from hsm_pool.core.store_room import StoreRoom
 from hsm_pool.errors import CommitUnknown, MHSMError, NotFresh, Overloaded, PayloadTooLarge, StoreUnavailable
 from hsm_pool.store import chain
 from hsm_pool.store.etcd_client import Ambiguous, Conflict, EtcdClient
@@ -86,6 +87,8 @@ class Committer:
     def __init__(self, store: EtcdClient, replica: Replica) -> None:
         self._store = store
         self._replica = replica
+        self.room: StoreRoom | None = None
+        """How full the store was when it was last asked."""
         self._queue: queue.Queue[_Submission] = queue.Queue(_QUEUE_MAX)
         self._stopping = threading.Event()
         self._thread = threading.Thread(target=self._run, name="committer", daemon=True)
@@ -110,6 +113,7 @@ class Committer:
         Raises:
             CommitUnknown: It was sent and its outcome is not known yet (indefinite).
             StoreUnavailable: It was not sent.
+            StoreFull: It could make the pool larger, and the store is nearly full.
             Overloaded: Too many mutations wait.
             NotFresh: This partition cannot decide at the moment; nothing was sent.
             MHSMError: It was refused.
@@ -219,6 +223,7 @@ class Committer:
                 if before:
                     self._answer(submission, scratch, overlay, later, reply=before.reply)
                     continue
+                store_room.check(self.room, mutation.command)
                 reply = self._apply(mutation, scratch)
             except MHSMError as error:
                 self._answer(submission, scratch, overlay, later, error=error)
@@ -229,7 +234,7 @@ class Committer:
             if size > limits.TRANSACTION_BYTES_MAX:
                 refusal = PayloadTooLarge("what this would change does not fit into one transaction")
                 submission.finish(0, error=refusal)
-            elif accepted and (len(scratch.changes) > room or used + size > limits.TRANSACTION_BYTES_MAX):
+            elif accepted and (len(scratch.changes) > room or used + size > limits.GROUP_BYTES_MAX):
                 later.append(submission)
             elif submission.propose():
                 used += size
@@ -244,7 +249,9 @@ class Committer:
         reply = mutation.encode_reply(outcome.reply)
         if mutation.request_key:
             record = RequestRecord(mutation.request_key, mutation.request_digest, reply, mutation.time_ms)
-            scratch.put(requests.remember(scratch, record))
+            # The answer itself is a put; head and log entry are two more.
+            room = limits.OPERATIONS_PER_TRANSACTION_MAX - 3 - len(scratch.changes)
+            scratch.put(requests.remember(scratch, record, room))
         return reply
 
     def _answer(

@@ -24,6 +24,15 @@ CALL_SECONDS = 1.0
 _MEMBER_SECONDS = 5.0
 """Deadline of a change of the members."""
 
+_COMPACTION_SECONDS = 5.0
+"""Deadline of a compaction; it goes on in the store when that passes."""
+
+_DEFRAGMENT_SECONDS = 120.0
+"""Deadline of a defragmentation: a member writes all it holds anew."""
+
+_STOP_POLL_SECONDS = 0.2
+"""How soon a wait for a defragmentation ends when the partition stops."""
+
 _AVOID_SECONDS = 2.0
 """How long an endpoint that failed is tried last; doubled with each failure in a row, up to 32 s."""
 
@@ -82,6 +91,18 @@ class Revision:
     changes: tuple[KeyValue, ...]
 
 
+@dataclass(frozen=True, slots=True)
+class MemberStatus:
+    """What a member says of itself."""
+
+    size_bytes: int
+    """Of its file."""
+    in_use_bytes: int
+    """Without what is free in it."""
+    alarm: bool
+    """Whether any member met its quota, so that none takes a write until the alarm is disarmed."""
+
+
 @dataclass(slots=True)
 class _Endpoint:
     address: str
@@ -120,6 +141,11 @@ class EtcdClient:
             rpc_pb2_grpc.MaintenanceStub(channel),
             rpc_pb2_grpc.ClusterStub(channel),
         )
+
+    @property
+    def endpoint_count(self) -> int:
+        """How many endpoints there are."""
+        return len(self._endpoints)
 
     def close(self) -> None:
         """Close all channels; calls under way fail."""
@@ -261,17 +287,78 @@ class EtcdClient:
         raise Ambiguous("the watch ended")
 
     def compact(self, revision: int) -> None:
-        """Forget what lies before a revision.
+        """Forget what lies before a revision, and wait until its room is free.
 
         Raises:
             Ambiguous: It may or may not have been done; a later one makes up for it.
         """
         endpoint = self._best()
+        request = rpc_pb2.CompactionRequest(revision=revision, physical=True)
         try:
-            endpoint.kv.Compact(rpc_pb2.CompactionRequest(revision=revision), timeout=CALL_SECONDS)
+            endpoint.kv.Compact(request, timeout=_COMPACTION_SECONDS)
         except grpc.RpcError as error:
             if error.code() != grpc.StatusCode.OUT_OF_RANGE:
                 raise Ambiguous(_code(error)) from None
+
+    def member_status(self, number: int) -> MemberStatus:
+        """Return how full a member is.
+
+        Args:
+            number: Of its endpoint; 0 is the member beside the partition.
+
+        Raises:
+            Ambiguous: It does not answer.
+        """
+        try:
+            answer = self._endpoints[number].maintenance.Status(rpc_pb2.StatusRequest(), timeout=CALL_SECONDS)
+        except grpc.RpcError as error:
+            raise Ambiguous(_code(error)) from None
+        alarm = any(rpc_pb2.AlarmType.Name(rpc_pb2.NOSPACE) in text for text in answer.errors)
+        return MemberStatus(answer.db_size, answer.db_size_in_use, alarm)
+
+    def defragment(self, number: int, stop: threading.Event) -> None:
+        """Have a member write its file anew without what is free in it; it answers nothing meanwhile.
+
+        Args:
+            number: Of its endpoint.
+            stop: Ends the wait.
+
+        Raises:
+            Ambiguous: It was not done, or it is not known.
+        """
+        maintenance = self._endpoints[number].maintenance
+        call = maintenance.Defragment.future(rpc_pb2.DefragmentRequest(), timeout=_DEFRAGMENT_SECONDS)
+        while True:
+            try:
+                call.result(timeout=_STOP_POLL_SECONDS)
+                return
+            except grpc.FutureTimeoutError:
+                if stop.is_set():
+                    call.cancel()
+                    raise Ambiguous("the partition stops") from None
+            except (grpc.RpcError, grpc.FutureCancelledError):
+                raise Ambiguous("a member was not defragmented") from None
+
+    def disarm(self) -> None:
+        """End the alarm that a member met its quota; the next write raises it again if that is still so.
+
+        Raises:
+            Ambiguous: It may or may not have been done.
+        """
+        maintenance = self._best().maintenance
+        try:
+            raised = maintenance.Alarm(
+                rpc_pb2.AlarmRequest(action=rpc_pb2.AlarmRequest.GET, alarm=rpc_pb2.NOSPACE),
+                timeout=CALL_SECONDS,
+            )
+            for member in raised.alarms:
+                if member.alarm == rpc_pb2.NOSPACE:
+                    request = rpc_pb2.AlarmRequest(
+                        action=rpc_pb2.AlarmRequest.DEACTIVATE, member_id=member.member_id, alarm=member.alarm
+                    )
+                    maintenance.Alarm(request, timeout=CALL_SECONDS)
+        except grpc.RpcError as error:
+            raise Ambiguous(_code(error)) from None
 
     def members(self) -> dict[str, int]:
         """Return the ids of the store's members by their peer URL. Not to be taken as fresh.

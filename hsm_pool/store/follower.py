@@ -1,4 +1,4 @@
-"""The threads that keep a replica in step with the store: follow, renew, compact.
+"""The threads that keep a replica in step with the store: follow and renew.
 
 They own the only decision about tampering: a revision that does not fit is answered by
 loading the whole table once; if that does not fit either, the partition is quarantined.
@@ -15,7 +15,7 @@ from hsm_pool import limits
 from hsm_pool.errors import AuditUnavailable
 from hsm_pool.store import chain
 from hsm_pool.store.etcd_client import Ambiguous, Compacted, Conflict, EtcdClient
-from hsm_pool.store.replica import Replica, boot_time
+from hsm_pool.store.replica import Replica
 from hsm_pool.store.sealing import RolledBack, Tampered
 from hsm_pool.store.state_file import StateDirectory
 
@@ -23,7 +23,6 @@ _log = structlog.get_logger()
 _RECONNECT_SECONDS = 0.05
 _STALL_SECONDS = 0.7
 """A committed renewal that the watch has not delivered after this long: the watch is stuck."""
-_COMPACT_SECONDS = 60.0
 _LAGGING_READS_MAX = 4
 _LAGGING_READ_SECONDS = 0.5
 _UNRECORDED_SECONDS = 0.25
@@ -157,7 +156,6 @@ class Follower:
     def _renew(self) -> None:
         self._loaded.wait()
         counter = 0
-        compact_at = boot_time() + _COMPACT_SECONDS
         surrendered = False
         while not self._stopping.is_set():
             self._renew_now.clear()
@@ -165,9 +163,6 @@ class Follower:
             if not (surrendered and self._replica.withdrawn):
                 counter += 1
                 surrendered = self._renew_once(counter)
-            if boot_time() >= compact_at:
-                compact_at = boot_time() + _COMPACT_SECONDS
-                self._compact()
             self._renew_now.wait(limits.RENEWAL_SECONDS)
 
     def _renew_once(self, counter: int) -> bool:
@@ -205,15 +200,3 @@ class Follower:
         if sequence != self._noted_sequence:
             self._state.write_head(self._replica.keys, sequence, digest)
             self._noted_sequence = sequence
-
-    def _compact(self) -> None:
-        """Compact below what every live partition has applied, if this one does the housekeeping."""
-        if not self._replica.is_housekeeper():
-            return
-        revision = self._replica.compaction_revision() - 1
-        if revision <= 0:
-            return
-        try:
-            self._store.compact(revision)
-        except Ambiguous as error:
-            _log.debug("compaction ambiguous", cause=str(error))

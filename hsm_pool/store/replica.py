@@ -598,6 +598,11 @@ class Replica:
             self._fresh_until = 0.0
             self.condition.notify_all()
 
+    @property
+    def stopped(self) -> bool:
+        """Whether it serves nothing any more: the partition is quarantined or shut down."""
+        return self._stopped
+
     def _await_lease(self, deadline: float) -> None:
         until = min(deadline, boot_time() + _LEASE_WAIT_SECONDS)
         while not self.lease_remaining():

@@ -131,7 +131,7 @@ class CoreMachine(RuleBasedStateMachine):
         request_key = len(self.answers).to_bytes(4, "big")
         digest = repr(command).encode()
         record = RequestRecord(request_key, digest, b"reply" + request_key, self.now_ms)
-        self.overlay.put(requests.remember(self.overlay, record))
+        self.overlay.put(requests.remember(self.overlay, record, room=16))
         self.answers[request_key] = (digest, command, self.now_ms)
 
     def version_id(self, key: str, position: int) -> str:

@@ -45,6 +45,7 @@ _LEFT_BEHIND = "tests/unit/node_agent/test_admission.py"
 _FLOOR = "tests/unit/store/test_floor.py"
 _RELEASE = "tests/unit/test_key_release.py"
 _KEY_ATTESTATION = "tests/unit/test_key_attestation.py"
+_STORE_ROOM = "tests/unit/test_store_room.py"
 _SECURE_WRAP = "tests/unit/test_secure_wrap.py"
 _PARTITION_FIRMWARE = "tests/unit/firmware/test_partition_firmware.py"
 _REPOSITORY = "tests/unit/firmware/test_repository.py"
@@ -79,6 +80,46 @@ BROKEN_BUILDS: tuple[BrokenBuild, ...] = (
         "        committed = self._replica.transaction_at(transaction.sequence) == transaction.transaction_id\n",
         "        committed = True\n",
         ("tests/integration/test_guarantees.py::test_writers_on_all_partitions_lose_nothing_to_each_other",),
+    ),
+    BrokenBuild(
+        "kept answers are counted and not weighed",
+        "G8",
+        "hsm_pool/core/requests.py",
+        '    surplus_bytes = view.bytes_held("request") + stored_bytes(record) - limits.REQUESTS_BYTES_MAX\n',
+        "    surplus_bytes = 0\n",
+        (f"{_STORE_ROOM}::test_kept_answers_never_weigh_more_than_their_bound",),
+    ),
+    BrokenBuild(
+        "the newest answers are forgotten when there are too many",
+        "G1",
+        "hsm_pool/core/requests.py",
+        "        changes[request_name(old.request_key)] = None\n",
+        "        changes[request_name(record.request_key)] = None\n",
+        (f"{_STORE_ROOM}::test_kept_answers_never_weigh_more_than_their_bound",),
+    ),
+    BrokenBuild(
+        "keys are counted and not weighed",
+        "G8",
+        "hsm_pool/core/pool_limits.py",
+        '    if added and view.bytes_held("key", "version") + added > limits.KEYS_BYTES_MAX:\n',
+        "    if added and False:\n",
+        (f"{_STORE_ROOM}::test_all_keys_together_have_a_bound_and_what_makes_them_smaller_is_taken",),
+    ),
+    BrokenBuild(
+        "a store that is nearly full takes whatever comes",
+        "G8",
+        "hsm_pool/store/committer.py",
+        "                store_room.check(self.room, mutation.command)\n",
+        "",
+        (f"{_STORE_ROOM}::test_a_full_store_refuses_what_grows_answers_repeats_and_takes_deletions",),
+    ),
+    BrokenBuild(
+        "a store that met its quota stays full",
+        "G1",
+        "hsm_pool/partition/store_upkeep.py",
+        "            self._store.disarm()\n",
+        "",
+        ("tests/integration/test_full_store.py::test_a_restart_heals_a_pool_whose_store_met_its_quota",),
     ),
     BrokenBuild(
         "no freshness check",

@@ -330,12 +330,12 @@ def test_two_drains_cannot_both_win() -> None:
 def test_request_ids_are_remembered_and_forgotten() -> None:
     state = State()
     first = RequestRecord(b"k1", b"d1", b"reply", 1_000)
-    state.apply(requests.remember(state, first))
+    state.apply(requests.remember(state, first, room=2))
     assert requests.answered_before(state, b"k1", b"d1") == first
     with pytest.raises(errors.RequestIdReused):
         requests.answered_before(state, b"k1", b"other")
     late = RequestRecord(b"k2", b"d2", b"", 1_001 + limits.REQUEST_RETENTION_MS)
-    state.apply(requests.remember(state, late))
+    state.apply(requests.remember(state, late, room=2))
     assert requests.answered_before(state, b"k1", b"d1") is None
     assert requests.answered_before(state, b"k2", b"d2") == late
 

@@ -38,7 +38,7 @@ def node(directory: Path, incarnation: int) -> NodeSettings:
         identity=IDENTITY,
         peer_node_endpoints=(),
         store_member=StoreMemberSettings(
-            "etcd", "m", str(directory / "store"), "c", "p", "i", "t", IDENTITY, IDENTITY
+            "etcd", "m", str(directory / "store"), "c", "p", "i", "t", IDENTITY, IDENTITY, 2**30
         ),
         firmware=None,
     )

@@ -45,7 +45,7 @@ PARTITION = PartitionSettings(
     fabric_plane=_IDENTITY,
     node_plane=_IDENTITY,
     peers=(Peer(1, "127.0.0.1:5", "127.0.0.1:6"), Peer(2, "127.0.0.1:7", "127.0.0.1:8")),
-    store=StoreSettings(("127.0.0.1:9", "127.0.0.1:10"), _IDENTITY, "/prefix/", ()),
+    store=StoreSettings(("127.0.0.1:9", "127.0.0.1:10"), _IDENTITY, "/prefix/", (), 2**30),
     platform=PlatformSettings("/certificate", "/key", "/root", "/sealing"),
     owner=OwnerSettings("/certificate", "/key", "/root"),
     admission_policy_file="/policy.json",
@@ -86,6 +86,7 @@ NODE = NodeSettings(
         cluster_token="0" * 32,
         client_identity=_IDENTITY,
         peer_identity=_IDENTITY,
+        quota_bytes=2**30,
     ),
     firmware=FirmwareSettings("/repository", "/root.json", "/firmware"),
 )

@@ -70,6 +70,8 @@ class _ReasonEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_Reason.ValueTy
     """The transaction was sent and its outcome is not known."""
     REASON_OVERLOADED: _Reason.ValueType  # 22
     """Too many calls are under way."""
+    REASON_STORE_FULL: _Reason.ValueType  # 37
+    """The store is nearly full: nothing that makes the pool larger is taken."""
     REASON_UNAUTHENTICATED: _Reason.ValueType  # 23
     """The caller presented no usable identity."""
     REASON_PERMISSION_DENIED: _Reason.ValueType  # 24
@@ -176,6 +178,8 @@ REASON_COMMIT_UNKNOWN: Reason.ValueType  # 21
 """The transaction was sent and its outcome is not known."""
 REASON_OVERLOADED: Reason.ValueType  # 22
 """Too many calls are under way."""
+REASON_STORE_FULL: Reason.ValueType  # 37
+"""The store is nearly full: nothing that makes the pool larger is taken."""
 REASON_UNAUTHENTICATED: Reason.ValueType  # 23
 """The caller presented no usable identity."""
 REASON_PERMISSION_DENIED: Reason.ValueType  # 24

@@ -317,6 +317,16 @@ class MaintenanceStub:
                 request_serializer=mhsm_dot_etcd_dot_v3_dot_rpc__pb2.HashKVRequest.SerializeToString,
                 response_deserializer=mhsm_dot_etcd_dot_v3_dot_rpc__pb2.HashKVResponse.FromString,
                 _registered_method=True)
+        self.Alarm = channel.unary_unary(
+                '/etcdserverpb.Maintenance/Alarm',
+                request_serializer=mhsm_dot_etcd_dot_v3_dot_rpc__pb2.AlarmRequest.SerializeToString,
+                response_deserializer=mhsm_dot_etcd_dot_v3_dot_rpc__pb2.AlarmResponse.FromString,
+                _registered_method=True)
+        self.Defragment = channel.unary_unary(
+                '/etcdserverpb.Maintenance/Defragment',
+                request_serializer=mhsm_dot_etcd_dot_v3_dot_rpc__pb2.DefragmentRequest.SerializeToString,
+                response_deserializer=mhsm_dot_etcd_dot_v3_dot_rpc__pb2.DefragmentResponse.FromString,
+                _registered_method=True)
 
 
 class MaintenanceServicer:
@@ -334,6 +344,18 @@ class MaintenanceServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def Alarm(self, request, context):
+        """Missing associated documentation comment in .proto file."""
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def Defragment(self, request, context):
+        """Missing associated documentation comment in .proto file."""
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
 
 def add_MaintenanceServicer_to_server(servicer, server):
     rpc_method_handlers = {
@@ -346,6 +368,16 @@ def add_MaintenanceServicer_to_server(servicer, server):
                     servicer.HashKV,
                     request_deserializer=mhsm_dot_etcd_dot_v3_dot_rpc__pb2.HashKVRequest.FromString,
                     response_serializer=mhsm_dot_etcd_dot_v3_dot_rpc__pb2.HashKVResponse.SerializeToString,
+            ),
+            'Alarm': grpc.unary_unary_rpc_method_handler(
+                    servicer.Alarm,
+                    request_deserializer=mhsm_dot_etcd_dot_v3_dot_rpc__pb2.AlarmRequest.FromString,
+                    response_serializer=mhsm_dot_etcd_dot_v3_dot_rpc__pb2.AlarmResponse.SerializeToString,
+            ),
+            'Defragment': grpc.unary_unary_rpc_method_handler(
+                    servicer.Defragment,
+                    request_deserializer=mhsm_dot_etcd_dot_v3_dot_rpc__pb2.DefragmentRequest.FromString,
+                    response_serializer=mhsm_dot_etcd_dot_v3_dot_rpc__pb2.DefragmentResponse.SerializeToString,
             ),
     }
     generic_handler = grpc.method_handlers_generic_handler(
@@ -402,6 +434,60 @@ class Maintenance:
             '/etcdserverpb.Maintenance/HashKV',
             mhsm_dot_etcd_dot_v3_dot_rpc__pb2.HashKVRequest.SerializeToString,
             mhsm_dot_etcd_dot_v3_dot_rpc__pb2.HashKVResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def Alarm(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/etcdserverpb.Maintenance/Alarm',
+            mhsm_dot_etcd_dot_v3_dot_rpc__pb2.AlarmRequest.SerializeToString,
+            mhsm_dot_etcd_dot_v3_dot_rpc__pb2.AlarmResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def Defragment(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/etcdserverpb.Maintenance/Defragment',
+            mhsm_dot_etcd_dot_v3_dot_rpc__pb2.DefragmentRequest.SerializeToString,
+            mhsm_dot_etcd_dot_v3_dot_rpc__pb2.DefragmentResponse.FromString,
             options,
             channel_credentials,
             insecure,

@@ -26,23 +26,23 @@ from mhsm.enclave.v1 import enclave_pb2 as mhsm_dot_enclave_dot_v1_dot_enclave__
 from mhsm.evidence.v1 import evidence_pb2 as mhsm_dot_evidence_dot_v1_dot_evidence__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x17mhsm/pool/v1/pool.proto\x12\x0cmhsm.pool.v1\x1a\x1dmhsm/enclave/v1/enclave.proto\x1a\x1fmhsm/evidence/v1/evidence.proto\"\x1b\n\x19GetPartitionStatusRequest\"\x9d\x05\n\x1aGetPartitionStatusResponse\x12\x0f\n\x07pool_id\x18\x01 \x01(\t\x12\x17\n\x0fpartition_index\x18\x02 \x01(\r\x12.\n\x05state\x18\x03 \x01(\x0e\x32\x1f.mhsm.enclave.v1.PartitionState\x12\x14\n\x0cstate_reason\x18\x04 \x01(\t\x12\r\n\x05\x66resh\x18\x05 \x01(\x08\x12\x18\n\x10\x61pplied_sequence\x18\x06 \x01(\x04\x12\x1a\n\x12head_digest_prefix\x18\x07 \x01(\t\x12\x13\n\x0bincarnation\x18\x08 \x01(\x04\x12\x0f\n\x07sealing\x18\t \x01(\t\x12\x15\n\rsecret_memory\x18\n \x01(\t\x12\x15\n\rstore_version\x18\x0b \x01(\t\x12\x11\n\tkey_count\x18\x0c \x01(\x04\x12\x10\n\x08required\x18\r \x01(\r\x12\x17\n\x0f\x61\x63\x63\x65pted_shares\x18\x0e \x01(\r\x12\x15\n\rrecovery_path\x18\x0f \x01(\t\x12\x1a\n\x12lease_remaining_ms\x18\x10 \x01(\r\x12\x15\n\raudit_records\x18\x1e \x01(\x04\x12\x1a\n\x12\x61udit_cosignatures\x18\x1f \x01(\r\x12\x13\n\x0b\x61udit_notes\x18\" \x01(\x04\x12\x1a\n\x12\x61udit_lost_records\x18  \x01(\x04\x12\x15\n\raudit_failure\x18! \x01(\t\x12\x31\n\thardening\x18\x11 \x03(\x0e\x32\x1e.mhsm.pool.v1.HardeningMeasure\x12@\n\x18\x63\x65remony_child_hardening\x18\x12 \x03(\x0e\x32\x1e.mhsm.pool.v1.HardeningMeasure\x12\x15\n\rhalf_replaced\x18# \x03(\r\"#\n\x12GetEvidenceRequest\x12\r\n\x05nonce\x18\x01 \x01(\x0c\"C\n\x13GetEvidenceResponse\x12,\n\x08\x65vidence\x18\x01 \x01(\x0b\x32\x1a.mhsm.evidence.v1.Evidence*\xf1\x01\n\x10HardeningMeasure\x12!\n\x1dHARDENING_MEASURE_UNSPECIFIED\x10\x00\x12#\n\x1fHARDENING_MEASURE_NO_CORE_FILES\x10\x01\x12\"\n\x1eHARDENING_MEASURE_NOT_DUMPABLE\x10\x02\x12\'\n#HARDENING_MEASURE_NO_NEW_PRIVILEGES\x10\x03\x12(\n$HARDENING_MEASURE_SYSTEM_CALL_FILTER\x10\x04\x12\x1e\n\x1aHARDENING_MEASURE_LANDLOCK\x10\x05\x32\xca\x01\n\x0bPoolService\x12g\n\x12GetPartitionStatus\x12\'.mhsm.pool.v1.GetPartitionStatusRequest\x1a(.mhsm.pool.v1.GetPartitionStatusResponse\x12R\n\x0bGetEvidence\x12 .mhsm.pool.v1.GetEvidenceRequest\x1a!.mhsm.pool.v1.GetEvidenceResponseb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x17mhsm/pool/v1/pool.proto\x12\x0cmhsm.pool.v1\x1a\x1dmhsm/enclave/v1/enclave.proto\x1a\x1fmhsm/evidence/v1/evidence.proto\"\x1b\n\x19GetPartitionStatusRequest\"\xb1\x05\n\x1aGetPartitionStatusResponse\x12\x0f\n\x07pool_id\x18\x01 \x01(\t\x12\x17\n\x0fpartition_index\x18\x02 \x01(\r\x12.\n\x05state\x18\x03 \x01(\x0e\x32\x1f.mhsm.enclave.v1.PartitionState\x12\x14\n\x0cstate_reason\x18\x04 \x01(\t\x12\r\n\x05\x66resh\x18\x05 \x01(\x08\x12\x18\n\x10\x61pplied_sequence\x18\x06 \x01(\x04\x12\x1a\n\x12head_digest_prefix\x18\x07 \x01(\t\x12\x13\n\x0bincarnation\x18\x08 \x01(\x04\x12\x0f\n\x07sealing\x18\t \x01(\t\x12\x15\n\rsecret_memory\x18\n \x01(\t\x12\x15\n\rstore_version\x18\x0b \x01(\t\x12\x12\n\nstore_full\x18\x13 \x01(\x08\x12\x11\n\tkey_count\x18\x0c \x01(\x04\x12\x10\n\x08required\x18\r \x01(\r\x12\x17\n\x0f\x61\x63\x63\x65pted_shares\x18\x0e \x01(\r\x12\x15\n\rrecovery_path\x18\x0f \x01(\t\x12\x1a\n\x12lease_remaining_ms\x18\x10 \x01(\r\x12\x15\n\raudit_records\x18\x1e \x01(\x04\x12\x1a\n\x12\x61udit_cosignatures\x18\x1f \x01(\r\x12\x13\n\x0b\x61udit_notes\x18\" \x01(\x04\x12\x1a\n\x12\x61udit_lost_records\x18  \x01(\x04\x12\x15\n\raudit_failure\x18! \x01(\t\x12\x31\n\thardening\x18\x11 \x03(\x0e\x32\x1e.mhsm.pool.v1.HardeningMeasure\x12@\n\x18\x63\x65remony_child_hardening\x18\x12 \x03(\x0e\x32\x1e.mhsm.pool.v1.HardeningMeasure\x12\x15\n\rhalf_replaced\x18# \x03(\r\"#\n\x12GetEvidenceRequest\x12\r\n\x05nonce\x18\x01 \x01(\x0c\"C\n\x13GetEvidenceResponse\x12,\n\x08\x65vidence\x18\x01 \x01(\x0b\x32\x1a.mhsm.evidence.v1.Evidence*\xf1\x01\n\x10HardeningMeasure\x12!\n\x1dHARDENING_MEASURE_UNSPECIFIED\x10\x00\x12#\n\x1fHARDENING_MEASURE_NO_CORE_FILES\x10\x01\x12\"\n\x1eHARDENING_MEASURE_NOT_DUMPABLE\x10\x02\x12\'\n#HARDENING_MEASURE_NO_NEW_PRIVILEGES\x10\x03\x12(\n$HARDENING_MEASURE_SYSTEM_CALL_FILTER\x10\x04\x12\x1e\n\x1aHARDENING_MEASURE_LANDLOCK\x10\x05\x32\xca\x01\n\x0bPoolService\x12g\n\x12GetPartitionStatus\x12\'.mhsm.pool.v1.GetPartitionStatusRequest\x1a(.mhsm.pool.v1.GetPartitionStatusResponse\x12R\n\x0bGetEvidence\x12 .mhsm.pool.v1.GetEvidenceRequest\x1a!.mhsm.pool.v1.GetEvidenceResponseb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
 _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'mhsm.pool.v1.pool_pb2', _globals)
 if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
-  _globals['_HARDENINGMEASURE']._serialized_start=913
-  _globals['_HARDENINGMEASURE']._serialized_end=1154
+  _globals['_HARDENINGMEASURE']._serialized_start=933
+  _globals['_HARDENINGMEASURE']._serialized_end=1174
   _globals['_GETPARTITIONSTATUSREQUEST']._serialized_start=105
   _globals['_GETPARTITIONSTATUSREQUEST']._serialized_end=132
   _globals['_GETPARTITIONSTATUSRESPONSE']._serialized_start=135
-  _globals['_GETPARTITIONSTATUSRESPONSE']._serialized_end=804
-  _globals['_GETEVIDENCEREQUEST']._serialized_start=806
-  _globals['_GETEVIDENCEREQUEST']._serialized_end=841
-  _globals['_GETEVIDENCERESPONSE']._serialized_start=843
-  _globals['_GETEVIDENCERESPONSE']._serialized_end=910
-  _globals['_POOLSERVICE']._serialized_start=1157
-  _globals['_POOLSERVICE']._serialized_end=1359
+  _globals['_GETPARTITIONSTATUSRESPONSE']._serialized_end=824
+  _globals['_GETEVIDENCEREQUEST']._serialized_start=826
+  _globals['_GETEVIDENCEREQUEST']._serialized_end=861
+  _globals['_GETEVIDENCERESPONSE']._serialized_start=863
+  _globals['_GETEVIDENCERESPONSE']._serialized_end=930
+  _globals['_POOLSERVICE']._serialized_start=1177
+  _globals['_POOLSERVICE']._serialized_end=1379
 # @@protoc_insertion_point(module_scope)

@@ -91,6 +91,7 @@ class GetPartitionStatusResponse(_message.Message):
     SEALING_FIELD_NUMBER: _builtins.int
     SECRET_MEMORY_FIELD_NUMBER: _builtins.int
     STORE_VERSION_FIELD_NUMBER: _builtins.int
+    STORE_FULL_FIELD_NUMBER: _builtins.int
     KEY_COUNT_FIELD_NUMBER: _builtins.int
     REQUIRED_FIELD_NUMBER: _builtins.int
     ACCEPTED_SHARES_FIELD_NUMBER: _builtins.int
@@ -126,6 +127,8 @@ class GetPartitionStatusResponse(_message.Message):
     """Where long-lived secrets live: "memfd_secret" or "mlock"."""
     store_version: _builtins.str
     """Version of the store member, empty while it is not reached."""
+    store_full: _builtins.bool
+    """Whether the store is nearly full, so that nothing that makes the pool larger is taken."""
     key_count: _builtins.int
     """Number of keys that are not deleted; 0 while not serving."""
     required: _builtins.int
@@ -172,6 +175,7 @@ class GetPartitionStatusResponse(_message.Message):
         sealing: _builtins.str = ...,
         secret_memory: _builtins.str = ...,
         store_version: _builtins.str = ...,
+        store_full: _builtins.bool = ...,
         key_count: _builtins.int = ...,
         required: _builtins.int = ...,
         accepted_shares: _builtins.int = ...,
@@ -188,7 +192,7 @@ class GetPartitionStatusResponse(_message.Message):
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["accepted_shares", b"accepted_shares", "applied_sequence", b"applied_sequence", "audit_cosignatures", b"audit_cosignatures", "audit_failure", b"audit_failure", "audit_lost_records", b"audit_lost_records", "audit_notes", b"audit_notes", "audit_records", b"audit_records", "ceremony_child_hardening", b"ceremony_child_hardening", "fresh", b"fresh", "half_replaced", b"half_replaced", "hardening", b"hardening", "head_digest_prefix", b"head_digest_prefix", "incarnation", b"incarnation", "key_count", b"key_count", "lease_remaining_ms", b"lease_remaining_ms", "partition_index", b"partition_index", "pool_id", b"pool_id", "recovery_path", b"recovery_path", "required", b"required", "sealing", b"sealing", "secret_memory", b"secret_memory", "state", b"state", "state_reason", b"state_reason", "store_version", b"store_version"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["accepted_shares", b"accepted_shares", "applied_sequence", b"applied_sequence", "audit_cosignatures", b"audit_cosignatures", "audit_failure", b"audit_failure", "audit_lost_records", b"audit_lost_records", "audit_notes", b"audit_notes", "audit_records", b"audit_records", "ceremony_child_hardening", b"ceremony_child_hardening", "fresh", b"fresh", "half_replaced", b"half_replaced", "hardening", b"hardening", "head_digest_prefix", b"head_digest_prefix", "incarnation", b"incarnation", "key_count", b"key_count", "lease_remaining_ms", b"lease_remaining_ms", "partition_index", b"partition_index", "pool_id", b"pool_id", "recovery_path", b"recovery_path", "required", b"required", "sealing", b"sealing", "secret_memory", b"secret_memory", "state", b"state", "state_reason", b"state_reason", "store_full", b"store_full", "store_version", b"store_version"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
