@@ -1,4 +1,4 @@
-"""G2, G3, G8: key transfer blobs (BYOK): what is one, what and who opens it, what a key for it must not be."""
+"""G2, G3, G8: key transfer blobs (BYOK): what is one, what and who opens it, and what its key must not do."""
 
 from __future__ import annotations
 

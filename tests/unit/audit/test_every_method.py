@@ -1,4 +1,4 @@
-"""G7: every method that exists leaves one record a call, whatever becomes of it; the few exceptions are named here.
+"""G7: every method leaves one record a call, whatever becomes of it; the few exceptions are named here.
 
 The gate and the log are the real ones; what is behind the gate is the test's own, so that no method needs
 a request that fits it.
@@ -16,10 +16,12 @@ from typing import Any
 
 import grpc
 import pytest
+from google.protobuf.empty_pb2 import Empty
 
 from hsm_pool.audit import query, record
 from hsm_pool.audit.log import AuditLog
 from hsm_pool.errors import CommitUnknown, KeyNotFound
+from hsm_pool.net.answers import UnreadAnswers
 from hsm_pool.net.authorization import PERMISSIONS, REFLECTION, Caller, Kind
 from hsm_pool.net.interceptors import Gate
 from hsm_pool.net.requests import RequestReader
@@ -52,13 +54,14 @@ OUTCOMES: dict[bytes, Callable[[], Exception]] = {
 METHODS = sorted(PERMISSIONS)
 
 
-def _answer(request: bytes, _: Any) -> bytes:
-    if request in OUTCOMES:
-        raise OUTCOMES[request]()
-    return b"answer"
+def _answer(request: bytes, _: Any) -> Empty:
+    make_error = OUTCOMES.get(request)
+    if make_error is not None:
+        raise make_error()
+    return Empty()
 
 
-def _answers(requests: Iterator[bytes], context: Any) -> Iterator[bytes]:
+def _answers(requests: Iterator[bytes], context: Any) -> Iterator[Empty]:
     for request in requests:
         yield _answer(request, context)
 
@@ -91,7 +94,7 @@ class Calls:
         return "OK"
 
     def records(self) -> list[tuple[str, str, str]]:
-        """Return name, caller and status of the records since this was asked last; those of the log left out."""
+        """Return name, caller and status of the records since this was asked last, but for the log's own."""
         found = [json.loads(line) for _, line in query.records_from(self._directory, 0)]
         new, self._seen = found[self._seen :], len(found)
         fields = ("operationName", "identity", "resultSignature")
@@ -105,26 +108,30 @@ class Calls:
 @pytest.fixture(scope="module")
 def calls(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Calls]:
     directory = tmp_path_factory.mktemp("audit")
-    log, reader = AuditLog(directory, "spiffe://pool/partition/0", 0), RequestReader(8, 8)
+    log = AuditLog(directory, "spiffe://pool/partition/0", 0)
+    reader, answers = RequestReader(8, 8), UnreadAnswers()
     # Whom his roles let through is shown elsewhere; here everybody of the right kind is.
     roles: Any = SimpleNamespace(admit=lambda *_: None)
     durations: Any = SimpleNamespace(observe=lambda *_: None)
     observer = CallObserver(durations, None)
-    gate = Gate(0, _identify, lambda error: error, roles, log, observer, reader)
+    gate = Gate(0, _identify, lambda error: error, roles, log, observer, reader, answers)
     server = grpc.server(ThreadPoolExecutor(2), interceptors=[gate])
     for method in METHODS:
         _, service, name = method.split("/")
-        one = grpc.unary_unary_rpc_method_handler(_answer, bytes)
-        handler = grpc.stream_stream_rpc_method_handler(_answers, bytes) if method in STREAMS else one
-        server.add_generic_rpc_handlers(
-            (grpc.method_handlers_generic_handler(service, {name: handler}),)
+        one = grpc.unary_unary_rpc_method_handler(_answer, bytes, Empty.SerializeToString)
+        handler = (
+            grpc.stream_stream_rpc_method_handler(_answers, bytes, Empty.SerializeToString)
+            if method in STREAMS
+            else one
         )
+        server.add_generic_rpc_handlers((grpc.method_handlers_generic_handler(service, {name: handler}),))
     port = server.add_insecure_port("127.0.0.1:0")
     server.start()
     with grpc.insecure_channel(f"127.0.0.1:{port}") as channel:
         yield Calls(channel, directory)
     server.stop(None).wait()
     reader.close()
+    answers.close()
     log.close()
 
 
@@ -140,9 +147,9 @@ def test_a_call_leaves_one_record_of_its_name(calls: Calls, method: str) -> None
             continue
         assert calls.call(method, kind) == "OK"
         assert calls.records() == [(name, URIS[kind], "OK")] * on_record
-        for request, error in OUTCOMES.items():
+        for request, make_error in OUTCOMES.items():
             status = calls.call(method, kind, request)
-            assert status == getattr(error(), "code", "INTERNAL")
+            assert status == getattr(make_error(), "code", "INTERNAL")
             assert calls.records() == [(name, URIS[kind], status)] * on_record
 
 
