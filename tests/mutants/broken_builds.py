@@ -47,6 +47,8 @@ _RELEASE = "tests/unit/test_key_release.py"
 _KEY_ATTESTATION = "tests/unit/test_key_attestation.py"
 _STORE_ROOM = "tests/unit/test_store_room.py"
 _SECURE_WRAP = "tests/unit/test_secure_wrap.py"
+_KEY_TRANSFER = "tests/unit/test_key_transfer.py"
+_EVERY_METHOD = "tests/unit/audit/test_every_method.py"
 _PARTITION_FIRMWARE = "tests/unit/firmware/test_partition_firmware.py"
 _REPOSITORY = "tests/unit/firmware/test_repository.py"
 _SLOTS = "tests/unit/firmware/test_slots.py"
@@ -881,6 +883,14 @@ BROKEN_BUILDS: tuple[BrokenBuild, ...] = (
         ("tests/integration/test_audit.py::test_every_operation_is_on_record_before_its_answer",),
     ),
     BrokenBuild(
+        "the backup of a key is polled, so it is never on record",
+        "G7",
+        "hsm_pool/audit/record.py",
+        '        "/mhsm.node.v1.NodeService/GetAdmission",\n',
+        '        "/mhsm.node.v1.NodeService/GetAdmission",\n        _KEYS + "BackupKey",\n',
+        (f"{_EVERY_METHOD}::test_a_call_leaves_one_record_of_its_name",),
+    ),
+    BrokenBuild(
         "a mutation does not carry its record",
         "G7",
         "hsm_pool/store/committer.py",
@@ -1567,6 +1577,30 @@ BROKEN_BUILDS: tuple[BrokenBuild, ...] = (
         (f"{_SECURE_WRAP}::test_no_other_key_becomes_one",),
     ),
     BrokenBuild(
+        "a secret of another length is unwrapped securely",
+        "G3",
+        "hsm_pool/net/secure_wrap.py",
+        "            if len(material) != secure_wrap.WRAPPED_KEY_BYTES:\n",
+        "            if False:\n",
+        (f"{_SECURE_WRAP}::test_nothing_but_a_new_keys_length_comes_back",),
+    ),
+    BrokenBuild(
+        "whoever may import anywhere opens the blobs of every exchange key",
+        "G3",
+        "hsm_pool/net/key_creation.py",
+        "    decision = roles.permitted(current_access(key_scope(blob.key_id)), decide)\n",
+        "    decision = decide\n",
+        (f"{_KEY_TRANSFER}::test_the_right_to_import_is_needed_at_the_exchange_key_too",),
+    ),
+    BrokenBuild(
+        "a blob comes in although its exchange key was disabled while it was opened",
+        "G2",
+        "hsm_pool/net/key_creation.py",
+        "    if not serving.replica.unchanged(consulted):\n",
+        "    if False:\n",
+        (f"{_KEY_TRANSFER}::test_what_a_blob_held_comes_in_only_if_its_exchange_key_is_as_it_was",),
+    ),
+    BrokenBuild(
         "a secure unwrap asks for no attestation that meets the policy",
         "G3",
         "hsm_pool/net/secure_wrap.py",
@@ -1605,6 +1639,14 @@ BROKEN_BUILDS: tuple[BrokenBuild, ...] = (
         "        if pool_record(view).purge_protection:\n",
         "        if False:\n",
         (f"{_DUE}::test_purge_protection_refuses_a_purge_before_the_date",),
+    ),
+    BrokenBuild(
+        "the own clock alone brings the date of a protected purge",
+        "G1",
+        "hsm_pool/net/key_service.py",
+        "PurgeDeletedKey(serving.replica.agreed_time_ms() or 0, key_id)",
+        "PurgeDeletedKey(serving.now_ms(), key_id)",
+        (f"{_DUE}::test_a_protected_purge_waits_for_a_time_that_a_majority_agrees_on",),
     ),
     BrokenBuild(
         "the clock that is ahead decides what is due",

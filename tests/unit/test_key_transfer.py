@@ -1,4 +1,4 @@
-"""G3, G8: key transfer blobs (BYOK): what is one, what opens it, and what an exchange key must not become."""
+"""G2, G3, G8: key transfer blobs (BYOK): what is one, what and who opens it, and what its key must not do."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from collections.abc import Callable
 from typing import Any
 
 import pytest
-from cryptography.hazmat.primitives import hashes, keywrap
+from cryptography.hazmat.primitives import hashes, keywrap, serialization
 from cryptography.hazmat.primitives.asymmetric import padding, rsa
 from hypothesis import given
 from hypothesis import strategies as st
@@ -17,9 +17,15 @@ from hsm_pool import errors
 from hsm_pool.core import key_transfer
 from hsm_pool.core.commands import UpdateKeyVersion
 from hsm_pool.core.model import Curve, KeyOperation, KeyType
+from hsm_pool.core.roles import key_scope
 from hsm_pool.core.state import State
 from hsm_pool.crypto import algorithms, key_transport
+from hsm_pool.crypto.key_generation import import_pkcs8
+from hsm_pool.crypto.secret import SecretBytes
+from hsm_pool.net.key_creation import imported_material
+from mhsm.keys.v1 import keys_pb2
 from security_domain.encoding import encode
+from tests.unit.served import Served, called_by
 from tests.unit.test_core import create, run
 from tests.unit.test_key_release import newest, policy
 
@@ -161,3 +167,72 @@ def test_a_key_that_imports_does_nothing_else_for_ever() -> None:
             state,
             create("c", 1, **RSA, key_operations=importing, exportable=True, release_policy=policy()),
         )
+
+
+# -- who opens a blob, and until when -------------------------------------------------------
+
+WHO, SECRET = "client/somebody", b"s" * 32
+
+
+class Exchange:
+    """A served pool with a key exchange key, and a blob for it."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.served = Served()
+        pkcs8 = EXCHANGE.private_bytes(
+            serialization.Encoding.DER, serialization.PrivateFormat.PKCS8, serialization.NoEncryption()
+        )
+        made = import_pkcs8(SecretBytes(pkcs8))
+        version = self.served.hold("kek", made, (KeyOperation.IMPORT,))
+        sent = blob(f"keys/kek/versions/{version.version_id}", ciphertext(EXCHANGE.public_key(), SECRET))
+        self.request = keys_pb2.ImportKeyRequest(key_id="own")
+        self.request.material.key_transfer_blob = sent
+        called_by(monkeypatch, WHO, "/mhsm.keys.v1.KeyService/ImportKey")
+
+    def imported(self) -> bytes:
+        """Return what an import of the blob would bring in."""
+        return imported_material(self.served.serving, self.request, self.served.until).material.reveal()
+
+
+def test_the_right_to_import_is_needed_at_the_exchange_key_too(monkeypatch: pytest.MonkeyPatch) -> None:
+    """G3: else whoever may import anywhere brings in the key of somebody else, under a name of his own."""
+    exchange = Exchange(monkeypatch)
+    for scope in ("", key_scope("own")):
+        if scope:
+            exchange.served.give(WHO, "Crypto User", scope)
+        with pytest.raises(errors.PermissionDenied):
+            exchange.imported()
+    exchange.served.give(WHO, "Crypto Auditor", key_scope("kek"))
+    with pytest.raises(errors.PermissionDenied):
+        exchange.imported()
+    exchange.served.give(WHO, "Crypto User", key_scope("kek"))
+    assert exchange.imported() == SECRET
+
+
+@pytest.mark.parametrize("change", ["disabled", "role given", "lease lost", "another key"])
+def test_what_a_blob_held_comes_in_only_if_its_exchange_key_is_as_it_was(
+    monkeypatch: pytest.MonkeyPatch, change: str
+) -> None:
+    """G2: the key is disabled, or the caller's roles change, while the blob is opened."""
+    exchange = Exchange(monkeypatch)
+    served, opened = exchange.served, key_transport.unwrap
+    served.give(WHO, "Crypto User", "/")
+
+    def meanwhile(*arguments: Any) -> SecretBytes:
+        match change:
+            case "disabled":
+                served.do(UpdateKeyVersion(2, "kek", enabled=False))
+            case "role given":
+                served.give(WHO, "Crypto Auditor", "/")
+            case "lease lost":
+                served.replica._fresh_until = 0.0
+            case _:
+                served.do(create("another", 1))
+        return opened(*arguments)
+
+    monkeypatch.setattr(key_transport, "unwrap", meanwhile)
+    if change == "another key":
+        assert exchange.imported() == SECRET
+    else:
+        with pytest.raises(errors.NotFresh):
+            exchange.imported()

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import uuid
 from dataclasses import replace
 from itertools import pairwise
+from types import SimpleNamespace
+from typing import Any, cast
 
 import pytest
 from hypothesis import given
@@ -39,7 +42,11 @@ from hsm_pool.core.model import (
 )
 from hsm_pool.core.rotation import DAY_MS, PurgeDue, RotationDue
 from hsm_pool.core.state import State
+from hsm_pool.net.key_service import KeyService
 from hsm_pool.store import codec
+from hsm_pool.store.replica import boot_time
+from mhsm.keys.v1 import keys_pb2
+from tests.unit.served import Served, called_by
 from tests.unit.test_core import create, run
 
 START_MS = 1_000
@@ -159,6 +166,15 @@ def test_a_disabled_key_is_not_switched_on_by_a_rotation() -> None:
     assert not newest_of(state).enabled
 
 
+def test_a_version_that_is_not_valid_yet_is_not_followed_by_one_that_is() -> None:
+    """Its successor would be valid at once: a key in use before the date that its owner set."""
+    begins_ms = START_MS + 40 * DAY_MS
+    state = with_policy(RotationPolicy(time_after_create="P28D"), not_before_ms=begins_ms)
+    for now_ms in (START_MS + 28 * DAY_MS, begins_ms - 1):
+        assert due(state, now_ms) == []
+    assert len(due(state, begins_ms)) == 1
+
+
 def test_material_of_another_kind_is_refused() -> None:
     """G8: a key that got a version of another kind while the material was made."""
     state = with_policy(RotationPolicy(time_after_create="P28D"))
@@ -252,6 +268,37 @@ def test_purge_protection_refuses_a_purge_before_the_date() -> None:
     assert key_of(state).deleted
     run(state, PurgeDeletedKey(at_ms, "a"))
     assert state.names() == [POOL]
+
+
+def test_a_protected_purge_waits_for_a_time_that_a_majority_agrees_on(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """The own clock alone never brings the date: it may be the wrong one of three."""
+    served = Served()
+    served.give("client/somebody", "Crypto Officer", "/")
+    served.replica.state.apply({POOL: PoolRecord(7, purge_protection=True)})
+    served.do(create("a", 1))
+    at_ms = served.do(DeleteKey(START_MS, "a")).key.scheduled_purge_time_ms
+    assert served.serving.now_ms() > at_ms, "the own clock is far beyond the date"
+    called_by(monkeypatch, "client/somebody", "/mhsm.keys.v1.KeyService/PurgeDeletedKey")
+    partition: Any = SimpleNamespace(serving=lambda: served.serving)
+    service = KeyService(partition, *(cast("Any", None),) * 3)
+    context: Any = SimpleNamespace(time_remaining=lambda: None)
+    request = keys_pb2.PurgeDeletedKeyRequest(name="keys/a", request_id=str(uuid.UUID(int=4)))
+
+    def hear(*clocks_ms: int) -> None:
+        now = boot_time()
+        served.replica._clocks = {
+            index: (clock_ms / 1000 - now, now) for index, clock_ms in enumerate(clocks_ms)
+        }
+
+    for clocks_ms in ((), (2 * at_ms,), (at_ms - 60_000, at_ms - 60_000, 2 * at_ms)):
+        hear(*clocks_ms)
+        with pytest.raises(errors.PurgeProtected):
+            service.PurgeDeletedKey(request, context)
+    hear(at_ms + 60_000, at_ms - 60_000, at_ms + 60_000)
+    service.PurgeDeletedKey(request, context)
+    assert served.replica.state.get(key_name("a")) is None
 
 
 def test_nothing_is_due_while_the_pool_is_restored() -> None:

@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import json
 import os
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 
@@ -14,9 +18,15 @@ from hsm_pool.core.state import State
 from hsm_pool.crypto import algorithms, operations
 from hsm_pool.crypto.key_generation import generate
 from hsm_pool.crypto.loaded_keys import load
+from hsm_pool.net.secure_wrap import SecureWraps
+from hsm_pool.settings import AttestationAuthority
 from hsm_pool.store import codec
+from hsm_pool.tokens.attestation import AttestationVerifier
+from mhsm.crypto.v1 import crypto_pb2
+from tests.unit.attested import TestPool
+from tests.unit.served import Served, called_by
 from tests.unit.test_core import create, run
-from tests.unit.test_key_release import newest, policy
+from tests.unit.test_key_release import AUTHORITY, NOW, SIGNER, newest, policy, token
 
 WRAP, UNWRAP = KeyOperation.SECURE_WRAP_KEY, KeyOperation.SECURE_UNWRAP_KEY
 BOTH = (WRAP, UNWRAP)
@@ -135,3 +145,31 @@ def test_each_algorithm_gives_back_the_new_key(name: str) -> None:
     assert operations.unwrap_key(key, algorithm, wrapped) == new
     with pytest.raises(errors.DecryptionFailed):
         operations.unwrap_key(key, algorithm, wrapped[:-1] + bytes([wrapped[-1] ^ 1]))
+
+
+@pytest.mark.parametrize("size", [16, 24, 32, 40, 64])
+def test_nothing_but_a_new_keys_length_comes_back(
+    size: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """G3: what the scheme wraps has 32 octets; another secret under the same key is not handed out by it."""
+    (tmp_path / "keys.json").write_text(json.dumps({"keys": [SIGNER.as_dict(private=False)]}))
+    authority = AttestationAuthority(AUTHORITY, str(tmp_path / "keys.json"), "")
+    served, attester = Served(), TestPool(tmp_path).nodes[0].attester
+    served.give("client/somebody", "Crypto User", "/")
+    made = generate(KeyType.OCT, Curve.NONE, 256)
+    served.hold("a", made, BOTH, policy())
+    partition: Any = SimpleNamespace(serving=lambda: served.serving, attester=attester)
+    wraps = SecureWraps(partition, AttestationVerifier([authority], lambda: NOW))
+    called_by(monkeypatch, "client/somebody", "/mhsm.crypto.v1.CryptoService/SecureUnwrapKey")
+    key = load(made.key_type, made.material)
+    request = crypto_pb2.SecureUnwrapKeyRequest(
+        name="keys/a",
+        algorithm="A256KW",
+        wrapped_key=operations.wrap_key(key, algorithms.named("A256KW"), os.urandom(size)),
+        target_attestation_token=token(),
+    )
+    if size == secure_wrap.WRAPPED_KEY_BYTES:
+        assert wraps.unwrap(request, served.until).value
+    else:
+        with pytest.raises(errors.DecryptionFailed):
+            wraps.unwrap(request, served.until)

@@ -13,7 +13,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from cryptography.hazmat.primitives.asymmetric import rsa
+from cryptography.hazmat.primitives import hashes
+from cryptography.hazmat.primitives.asymmetric import padding, rsa
 from joserfc import jwt
 from joserfc.jwk import ECKey, RSAKey
 from joserfc.jws import JWSRegistry
@@ -31,7 +32,8 @@ from tests.unit.provisioning.test_settings import _IDENTITY
 
 NOW = 1_800_000_000.0
 ISSUER, AUDIENCE = "https://login.example/tenant/v2.0", "https://managedhsm.azure.net"
-OID, APPID, GROUP = (str(uuid.UUID(int=number)) for number in (1, 2, 3))
+OID, APPID, GROUP = (str(uuid.UUID(int=0xABCDEF << 96 | number)) for number in (1, 2, 3))
+"""With letters: their case must not matter."""
 CLAIMS: dict[str, Any] = {
     "iss": ISSUER,
     "aud": AUDIENCE,
@@ -99,6 +101,13 @@ def raw(header: dict[str, Any], claims: dict[str, Any], signature: bytes = b"") 
     return ".".join(base64.urlsafe_b64encode(part).rstrip(b"=").decode() for part in parts)
 
 
+def signed_by_hand(header: dict[str, Any]) -> str:
+    """Return a token of the issuer with any header; the library refuses to make some."""
+    signer = RSA.private_key
+    head = raw(header, CLAIMS).rpartition(".")[0]
+    return f"{head}.{encode(signer.sign(head.encode(), padding.PKCS1v15(), hashes.SHA256()))}"
+
+
 @pytest.mark.parametrize(("key", "algorithm"), [(RSA, "RS256"), (EC, "ES256")], ids=["RS256", "ES256"])
 def test_a_good_token_names_its_bearer_and_his_groups(place: Place, key: Any, algorithm: str) -> None:
     bearer = place.verifier.verify(signed(key, algorithm))
@@ -111,7 +120,7 @@ def test_what_is_accepted_beside_the_usual(place: Place) -> None:
     assert verify(signed(oid=None, appid=APPID)).principals == (APPID, GROUP)
     assert verify(signed(appid=APPID)).principals == (OID, GROUP), "the object id is whom roles are given to"
     assert verify(signed(groups=None)).principals == (OID,)
-    assert verify(signed(oid=OID.upper())).principals[0] == OID
+    assert verify(signed(oid=OID.upper(), groups=[GROUP.upper()])).principals == (OID, GROUP)
     assert verify(signed(aud=["x", AUDIENCE])).principals
     assert verify(signed(exp=NOW - limits.TOKEN_SKEW_SECONDS + 1)).principals
     assert verify(signed(nbf=NOW + limits.TOKEN_SKEW_SECONDS, iat=None)).principals
@@ -206,6 +215,22 @@ def test_a_changed_token_is_refused(place: Place) -> None:
         base64.urlsafe_b64encode(b'{"a":' * 2000).decode() + ".e30.e30",
     ):
         place.refusal(bad)
+
+
+def test_a_signed_token_that_demands_an_unknown_extension_is_refused(place: Place) -> None:
+    """RFC 7515, 4.1.11: also an extension that the library would process; none is known here."""
+    for demanded in (["exp"], ["alg"], ["b64"], [], "exp", None):
+        token = signed_by_hand({"alg": "RS256", "kid": "rsa", "exp": 1, "b64": True, "crit": demanded})
+        place.refusal(token)
+    assert place.verifier.verify(signed_by_hand({"alg": "RS256", "kid": "rsa", "exp": 1})).principals
+
+
+def test_a_token_that_is_too_large_is_refused_however_well_it_is_signed(place: Place) -> None:
+    """G8: before anything of it is read."""
+    small = len(signed(filler=""))
+    fits = (limits.TOKEN_BYTES_MAX - small) * 3 // 4 - 8
+    assert place.verifier.verify(signed(filler="x" * fits)).principals
+    assert "too large" in place.refusal(signed(filler="x" * (fits + 16)))
 
 
 # -- the issuer's keys ----------------------------------------------------------------------
