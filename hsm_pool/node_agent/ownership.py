@@ -83,8 +83,8 @@ def give_file(file: Path, mode: int, user: int, group: int) -> None:
     """
     descriptor = open_regular_file(file, os.O_RDONLY)
     try:
+        os.fchmod(descriptor, mode)  # only the owner sets it
         os.fchown(descriptor, user, group)
-        os.fchmod(descriptor, mode)
     finally:
         os.close(descriptor)
 
