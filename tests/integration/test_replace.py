@@ -157,7 +157,7 @@ def test_directories_that_are_gone_are_made_anew(pool: RunningPool, fabric: Fabr
     # Its peers have seen a later start, so they give it no keys, not even to learn what it misses.
     pool.await_states(["SERVING", "SERVING", "LOCKED"])
     assert pool.status(DEAD).incarnation < before, "its keys have the names of earlier ones"
-    replaced = mhsm_fabric(pool, "replace", str(DEAD))
+    replaced = mhsm_fabric(pool, "replace", str(DEAD), "--yes")
     assert replaced.returncode == 0, replaced.stderr
     pool.await_states(["SERVING"] * 3)
     code, report = verify(pool, *known_lost(pool))
