@@ -82,12 +82,13 @@ def test_a_torn_tail_at_any_byte_is_cut_off(tmp_path: Path) -> None:
 
 
 def test_what_is_longer_than_the_next_entry_is_cut_off_too(tmp_path: Path) -> None:
-    """Or its rest would stand behind that entry, and the journal be damaged for ever."""
+    """Nothing of it stays behind that entry, to be read as a part of a later one."""
     append(tmp_path, command(5))
     path = tmp_path / JOURNAL_FILE
     path.write_bytes(path.read_bytes() + b"x" * 1000)
     append(tmp_path, {"kind": "done"})
     assert [entry["kind"] for entry in opened(tmp_path).history()] == ["command", "done"]
+    assert b"x" not in path.read_bytes()
 
 
 @pytest.mark.parametrize("kind", ["link", "dangling link", "second name", "directory", "FIFO"])
