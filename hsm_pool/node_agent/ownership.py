@@ -83,8 +83,8 @@ def give_file(file: Path, mode: int, user: int, group: int) -> None:
     """
     descriptor = open_regular_file(file, os.O_RDONLY)
     try:
+        os.fchmod(descriptor, mode)  # an agent may give a file away, and not change what is another's
         os.fchown(descriptor, user, group)
-        os.fchmod(descriptor, mode)
     finally:
         os.close(descriptor)
 
