@@ -103,14 +103,14 @@ def half_replaced(view: PartitionView, work: Work) -> bool:
 
     Nobody can resume the old one then: its replacement has to be gone on with.
     """
-    return not view.serving and any(
-        begun.partition == view.index and not admitted(view, begun) for begun in work.begun
-    )
+    begun_here = any(begun.partition == view.index and not admitted(view, begun) for begun in work.begun)
+    # The journal may be gone: an old partition that still answers says it itself.
+    return not view.serving and (begun_here or view.state_name == State.REPLACED)
 
 
 def state_cell(view: PartitionView, picture: Picture, work: Work) -> str:
     """Return the state of a partition, and of a drained one who drained it, as far as the journal says."""
-    if view.state_name != State.DRAINED:
+    if view.state_name not in {State.DRAINED, State.REPLACED}:
         return view.condition
     if half_replaced(view, work):
         return "DRAINED (half replaced)"

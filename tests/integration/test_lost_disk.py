@@ -54,7 +54,7 @@ def test_the_status_of_a_lost_disk_suggests_a_replacement_and_shows_it_while_it_
     # Its agent does not start the new one yet: the replacement is half done.
     pool.signal(LOST, "node_agent", signal.SIGSTOP)
     try:
-        begun = mhsm_fabric(pool, "replace", str(LOST), "--no-wait")
+        begun = mhsm_fabric(pool, "replace", str(LOST), "--yes", "--no-wait")
         assert begun.returncode == 0, begun.stderr
         until(lambda: row_of(pool, LOST)["half_replaced"], 30, "the others know of the admission")
         shown = mhsm("status", "--data-dir", str(pool.directory))

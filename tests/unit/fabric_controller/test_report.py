@@ -21,6 +21,7 @@ from fabric_controller.work import REFUSED, Attempt, Replacement, RollOut, Verb,
 NEW = Status(State.SERVING, True, 1, 3, 5, firmware_version=7)
 OLD = replace(NEW, incarnation=4, firmware_version=4)
 DRAINED = replace(OLD, state=State.DRAINED, fresh=False)
+REPLACED = replace(DRAINED, state=State.REPLACED)
 SILENT = Failure("UNAVAILABLE")
 PATCH = RollOut((0, 1, 2), {0: 4, 1: 4, 2: 4}, 7)
 
@@ -137,11 +138,20 @@ QUARANTINED = replace(OLD, state=State.QUARANTINED, fresh=False)
         ((OLD, OLD, LOCKED), "mhsm-fabric replace 2"),
         ((OLD, OLD, QUARANTINED), "mhsm-fabric replace 2"),
         ((OLD, OLD, DRAINED), "mhsm-fabric resume 2"),
+        ((OLD, OLD, REPLACED), "mhsm-fabric replace 2"),
         ((OLD, OLD, replace(OLD, state=State.HEALING)), "mhsm-fabric status --watch"),
     ],
 )
 def test_each_state_leads_to_what_helps(observations: tuple[Observation, ...], command: str) -> None:
     assert suggestions(picture(*observations), Work())[-1] == command
+
+
+def test_an_old_partition_says_that_it_was_replaced_where_the_journal_is_gone() -> None:
+    """Nobody resumes it: what was begun has to be gone on with."""
+    seen = picture(OLD, OLD, REPLACED)
+    assert state_cell(seen.view(2), seen, Work()) == "DRAINED (half replaced)"
+    assert work_document(seen, Work(), 0)["half_replaced"] == [2]
+    assert "its replacement was begun" in resume_refusal(seen.view(2), Work())
 
 
 def test_a_pool_that_is_well_needs_nothing() -> None:
