@@ -17,6 +17,7 @@ from prometheus_client import CollectorRegistry
 from hsm_pool import errors, limits
 from hsm_pool.audit import query
 from hsm_pool.audit.log import AuditLog
+from hsm_pool.net.answers import UnreadAnswers
 from hsm_pool.net.authorization import Caller, Kind
 from hsm_pool.net.enclave_guard import CallFrequency, EnclaveGuard
 from hsm_pool.net.interceptors import Gate
@@ -50,7 +51,7 @@ class Plane:
         self.now = 100.0
         self.log = AuditLog(directory, "spiffe://pool/partition/0", 0)
         self._directory = directory
-        self.reader = RequestReader(1, 1)
+        self.reader, self.answers = RequestReader(1, 1), UnreadAnswers()
         frequency = CallFrequency(0, self.log, lambda: self.now)
         gate = Gate(
             0,
@@ -60,6 +61,7 @@ class Plane:
             self.log,
             CallObserver(CallMetrics(CollectorRegistry()), None),
             self.reader,
+            self.answers,
             frequency=frequency,
             bare_errors=True,
         )
