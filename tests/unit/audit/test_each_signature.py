@@ -104,6 +104,19 @@ def test_a_witness_cosigns_nothing_that_another_partition_signed_for_this_one(lo
             assert logs.trails[1].witness.cosign(request, 0).cosignature
 
 
+def test_a_noted_checkpoint_that_its_own_partition_cosigned_is_detected(logs: ThreeLogs) -> None:
+    """It is what a witness would have to have made: nobody else has seen the log."""
+    path = logs.log_directory(1) / files.PEERS
+    document = json.loads(path.read_bytes())
+    (entry,) = (entry for entry in document["logs"] if "/partition/0/" in entry["checkpoint"].split("\n")[0])
+    note = Note.parse(entry["checkpoint"])
+    own = logs.trails[0].signer.cosign(note.checkpoint)
+    entry["checkpoint"] = Note(note.checkpoint, (note.signatures[0], own)).text
+    path.write_text(json.dumps(document))
+    found = {finding.what for finding in verify(logs.directory, logs.pool_id).findings}
+    assert any("a partition has cosigned its own checkpoint" in what for what in found), found
+
+
 def test_one_peer_does_not_cosign_for_both(logs: ThreeLogs, monkeypatch: pytest.MonkeyPatch) -> None:
     """Two cosignatures are of two partitions."""
     trail = logs.trails[0]
