@@ -49,6 +49,7 @@ _STORE_ROOM = "tests/unit/test_store_room.py"
 _SECURE_WRAP = "tests/unit/test_secure_wrap.py"
 _KEY_TRANSFER = "tests/unit/test_key_transfer.py"
 _EVERY_METHOD = "tests/unit/audit/test_every_method.py"
+_EACH_SIGNATURE = "tests/unit/audit/test_each_signature.py"
 _PARTITION_FIRMWARE = "tests/unit/firmware/test_partition_firmware.py"
 _REPOSITORY = "tests/unit/firmware/test_repository.py"
 _SLOTS = "tests/unit/firmware/test_slots.py"
@@ -1088,6 +1089,30 @@ BROKEN_BUILDS: tuple[BrokenBuild, ...] = (
         "            os.fsync(self._file)\n",
         "",
         (f"{_SIGNATURES}::test_a_checkpoint_is_durable_before_a_peer_sees_it",),
+    ),
+    BrokenBuild(
+        "verify does not check the cosignatures in a log",
+        "G7",
+        "hsm_pool/audit/verify.py",
+        "            key.verify_cosignature(checkpoint, line)\n",
+        "",
+        (f"{_EACH_SIGNATURE}::test_verify_checks_each_signature",),
+    ),
+    BrokenBuild(
+        "verify does not check the signature of a log",
+        "G7",
+        "hsm_pool/audit/verify.py",
+        "        self._key(note.signatures[0]).verify(note.checkpoint, note.signatures[0])\n",
+        "",
+        (f"{_EACH_SIGNATURE}::test_verify_checks_each_signature",),
+    ),
+    BrokenBuild(
+        "a witness cosigns for one partition what another one signed",
+        "G7",
+        "hsm_pool/audit/witness.py",
+        "            if key.check(self._root, self._pool_id) != partition or note",
+        "            if note",
+        (f"{_EACH_SIGNATURE}::test_a_witness_cosigns_nothing_that_another_partition_signed_for_this_one",),
     ),
     BrokenBuild(
         "a witness cosigns a log that was rewritten",
