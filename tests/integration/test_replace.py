@@ -184,7 +184,9 @@ def test_the_others_outlive_the_directory_of_a_node(pool: RunningPool, fabric: F
         )
         with pool.client(partition=0) as client:
             writes(client, "without-a-node")
-        assert "2 of 3" in mhsm("status", "--data-dir", str(pool.directory)).stdout
+        shown = mhsm("status", "--data-dir", str(pool.directory), "--json", check=False)
+        states = [row["state"] for row in json.loads(shown.stdout)["partitions"]]
+        assert (states[:2], states[DEAD]) == (["SERVING"] * 2, "unreachable")
     finally:
         aside.rename(node)
     pool.await_states(["SERVING"] * 3)
