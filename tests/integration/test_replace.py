@@ -186,7 +186,7 @@ def test_the_others_outlive_the_directory_of_a_node(pool: RunningPool, fabric: F
             writes(client, "without-a-node")
         shown = mhsm("status", "--data-dir", str(pool.directory), "--json", check=False)
         states = [row["state"] for row in json.loads(shown.stdout)["partitions"]]
-        assert (states[:2], states[DEAD]) == (["SERVING"] * 2, "unreachable")
+        assert (states[:2], states[DEAD]) == (["SERVING"] * 2, "UNREACHABLE")
     finally:
         aside.rename(node)
     pool.await_states(["SERVING"] * 3)

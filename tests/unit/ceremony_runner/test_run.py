@@ -16,6 +16,7 @@ import termios
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -300,6 +301,10 @@ def test_an_interrupt_ends_the_ceremony_on_record(waiting_room: Room, number: si
     assert not room.journal.exists()
 
 
+def _begun(journal: Path, runner: subprocess.Popen[bytes]) -> bool:
+    return journal.exists() or runner.poll() is not None
+
+
 def test_kill_9_at_any_moment_leaves_a_whole_transcript_a_journal_or_nothing(
     officers_room: Room, seed: int
 ) -> None:
@@ -315,7 +320,7 @@ def test_kill_9_at_any_moment_leaves_a_whole_transcript_a_journal_or_nothing(
         )
         try:
             if attempt:  # the first one at any moment of its start, the others while they work
-                until(lambda: room.journal.exists() or runner.poll() is not None, 60.0, "its journal")
+                until(partial(_begun, room.journal, runner), 60.0, "its journal")
             runner.wait(timeout=moments.uniform(0.0, 1.0))
         except subprocess.TimeoutExpired:
             runner.kill()
