@@ -45,7 +45,7 @@ ITEMS = 32
 _KEY = "benchmark-rsa-4096"
 _CONCURRENCY = (4, 8)
 """Callers a partition with which the maximum is looked for."""
-_GREEDY_PROCESSES = 2
+_GREEDY_PROCESSES = 1
 _CALL_SECONDS = 5.0
 _OUTSTANDING_MAX = 4_000
 """Calls of one process that wait for their answers; more are not offered, and counted."""
@@ -98,20 +98,25 @@ class _Signer:
         """Send it once, and note the outcome."""
         began = time.monotonic()
         outcome.offered += 1
-        try:
-            await self._methods[number % PARTITIONS](self._octets, timeout=_CALL_SECONDS)
-        except grpc.aio.AioRpcError as error:
-            if error.code() is not grpc.StatusCode.RESOURCE_EXHAUSTED:
-                outcome.failed += 1
-                return
-            outcome.refused += 1
-            if outcome.refused % _REFUSALS_PER_LOOK == 1:
-                refused = from_rpc(error)
-                assert isinstance(refused, Overloaded), refused
-                outcome.retry_ms.append(refused.retry_seconds * 1000)
-        else:
+        call = self._methods[number % PARTITIONS](self._octets, timeout=_CALL_SECONDS)
+        code = await call.code()  # which makes no exception of a refusal
+        if code is grpc.StatusCode.OK:
             outcome.done += 1
             outcome.latencies_ms.append((time.monotonic() - began) * 1000)
+        elif code is grpc.StatusCode.RESOURCE_EXHAUSTED:
+            outcome.refused += 1
+            if outcome.refused % _REFUSALS_PER_LOOK == 1:
+                await self._look(call, outcome)
+        else:
+            outcome.failed += 1
+
+    async def _look(self, call: Any, outcome: Outcome) -> None:
+        try:
+            await call
+        except grpc.aio.AioRpcError as error:
+            refused = from_rpc(error)
+            assert isinstance(refused, Overloaded), refused
+            outcome.retry_ms.append(refused.retry_seconds * 1000)
 
 
 async def _closed(signer: _Signer, load: Load, outcome: Outcome) -> None:
