@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Collection, Mapping
 from typing import Any
 
-from hsm_pool.core import release_policy, secure_wrap
+from hsm_pool.core import key_use, release_policy, secure_wrap
 from hsm_pool.core.model import KeyOperation, KeyReleasePolicy, KeyType, KeyVersionRecord
 from hsm_pool.core.release_policy import PolicyNotMet
 from hsm_pool.errors import InvalidField, KeyReleaseRefused, OperationNotPermitted, ReleasePolicyImmutable
@@ -59,13 +59,15 @@ def replaced(version: KeyVersionRecord, policy: KeyReleasePolicy | None) -> KeyR
 
 
 def check_exportable(version: KeyVersionRecord) -> KeyReleasePolicy:
-    """Return the release policy of a version. Disabled and expired versions are released, too (Azure).
+    """Return the release policy of a version. One outside of its times is released, too (Azure).
 
     Raises:
         OperationNotPermitted: It is not exportable.
+        KeyNotUsable: It is disabled.
     """
     if not version.exportable or version.release_policy is None:
         raise OperationNotPermitted(f"key {version.key_id} is not exportable", operation="RELEASE")
+    key_use.check_enabled(version)
     return version.release_policy
 
 

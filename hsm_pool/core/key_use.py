@@ -8,10 +8,22 @@ from hsm_pool.errors import KeyNotUsable, OperationNotPermitted
 _EXEMPT_FROM_TIME = frozenset(
     {KeyOperation.DECRYPT, KeyOperation.UNWRAP_KEY, KeyOperation.VERIFY, KeyOperation.SECURE_UNWRAP_KEY}
 )
-"""Operations that a disabled or expired version still does, as the real service (Azure key attributes).
+"""Operations that a version outside of its times still does, as the real service (Azure key attributes).
 
-Azure's page does not name secureUnwrapKey: it is taken for an unwrap.
+Azure's page does not name secureUnwrapKey: it is taken for an unwrap. It names no exception for a
+disabled version, and the service refuses to decrypt, sign and unwrap with one (KeyDisabled;
+Azure/azure-sdk-for-python issue 45342): to disable a key is how its owner stops it at once.
 """
+
+
+def check_enabled(version: KeyVersionRecord) -> None:
+    """Check that a version may be used at all.
+
+    Raises:
+        KeyNotUsable: It is disabled.
+    """
+    if not version.enabled:
+        raise KeyNotUsable(f"key {version.key_id} is disabled", cause="disabled")
 
 
 def check_use(version: KeyVersionRecord, operation: KeyOperation, time_ms: int) -> None:
@@ -26,8 +38,7 @@ def check_use(version: KeyVersionRecord, operation: KeyOperation, time_ms: int) 
             f"key {version.key_id} does not permit {operation.name.lower()}",
             operation=operation.name,
         )
-    if not version.enabled and operation not in _EXEMPT_FROM_TIME:
-        raise KeyNotUsable(f"key {version.key_id} is disabled", cause="disabled")
+    check_enabled(version)
     if operation in _EXEMPT_FROM_TIME:
         return
     if version.not_before_ms and time_ms < version.not_before_ms:

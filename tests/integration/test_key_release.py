@@ -7,6 +7,7 @@ import base64
 import hashlib
 import json
 from collections.abc import Callable, Iterator
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +24,7 @@ from hsm_pool.core.model import KeyOperation
 from hsm_pool.crypto import algorithms
 from hsm_pool.errors import (
     DecryptionFailed,
+    KeyNotUsable,
     KeyReleaseRefused,
     LimitExceeded,
     OperationNotPermitted,
@@ -145,12 +147,16 @@ def test_a_made_key_is_released_with_both_halves(pool: RunningPool, kind: dict[s
             release_policy=calls.release_policy(policy(pool)),
         )
         client.update_key(f"keys/{key_id}", key_attributes=calls.attributes(enabled=False))
+        with pytest.raises(KeyNotUsable):
+            client.release_key(made.name, attestation(pool))
+        out_of_date = calls.attributes(enabled=True, expires=datetime(2020, 1, 1, tzinfo=UTC))
+        client.update_key(f"keys/{key_id}", key_attributes=out_of_date)
         answer = answer_of(pool, client.release_key(made.name, attestation(pool)))
     private = serialization.load_der_private_key(material_of(answer), None)
     public = private.public_key().public_bytes(
         serialization.Encoding.DER, serialization.PublicFormat.SubjectPublicKeyInfo
     )
-    assert public == made.public_key_der, "disabled, and released all the same"
+    assert public == made.public_key_der, "out of date, and released all the same"
     assert "d" not in answer["response"]["key"]["key"]
 
 

@@ -5,14 +5,14 @@ attributes, key operations, versions, soft delete), not from hsm_pool.core:
 
 * a key is a list of versions; create adds one; the newest is meant when none is named;
 * an operation that is not among a version's key operations is refused;
-* a version that is disabled, not valid yet or expired is refused, except to verify, decrypt and unwrap;
+* a version that is disabled is refused; so is one not valid yet or expired, but to verify, decrypt and unwrap;
 * a deleted key can be listed, recovered and purged only, and its name cannot be used again meanwhile;
 * recovering brings back every version as it was; purging leaves nothing, and the name is free again;
 * a deleted key is purged by itself when its retention is over; with purge protection never before that;
 * a key with a rotation policy is rotated on demand, and by itself when its newest version is old enough:
   the new version is like the newest, begins at once, and expires as the policy says;
 * there are at most 100 versions a key and 5,000 keys a pool, deleted ones included;
-* an exportable version is released to whoever meets its release policy, also when it is disabled or expired;
+* an exportable version is released to whoever meets its release policy, also when it has expired;
   its policy can be replaced until it is immutable; a version that is not exportable is never released;
 * whatever somebody does needs a role assignment of his, at the whole pool or at that very key, whose role has
   the data action; a custom role has those that it names without those that it excludes; an assigned role
@@ -155,7 +155,7 @@ class ReferencePool:
             raise Refused("OPERATION_NOT_PERMITTED")
         begun = not version.not_before_ms or version.not_before_ms <= now_ms
         ended = version.expires_ms and version.expires_ms <= now_ms
-        if operation not in STILL_ALLOWED and (not version.enabled or not begun or ended):
+        if not version.enabled or (operation not in STILL_ALLOWED and (not begun or ended)):
             raise Refused("KEY_NOT_USABLE")
         return version
 
@@ -164,6 +164,8 @@ class ReferencePool:
         version = self.find(key, version_id)
         if version.release is None:
             raise Refused("OPERATION_NOT_PERMITTED")
+        if not version.enabled:
+            raise Refused("KEY_NOT_USABLE")
         if version.release.level != level:
             raise Refused("KEY_RELEASE_REFUSED")
         return version

@@ -105,11 +105,14 @@ def test_a_policy_is_replaced_until_it_is_immutable() -> None:
         run(state, UpdateKeyVersion(6, "b", release_policy=policy()))
 
 
-def test_a_disabled_or_expired_version_is_still_released() -> None:
-    """As Azure has it: decrypt, release, unwrap and verify are exempt."""
+def test_an_expired_version_is_still_released_and_a_disabled_one_is_not() -> None:
+    """As Azure has it: decrypt, release, unwrap and verify are exempt from times, and from nothing else."""
     state = State()
-    run(state, create("a", 1, exportable=True, release_policy=policy(), expires_ms=2, enabled=False))
+    run(state, create("a", 1, exportable=True, release_policy=policy(), expires_ms=2))
     assert key_release.check_exportable(newest(state)) == policy()
+    run(state, UpdateKeyVersion(2, "a", enabled=False))
+    with pytest.raises(errors.KeyNotUsable):
+        key_release.check_exportable(newest(state))
 
 
 def test_a_rotated_key_keeps_exportable_and_policy_and_the_store_keeps_them() -> None:

@@ -105,12 +105,16 @@ def test_a_rotated_one_wraps_securely_under_the_same_policy_and_the_store_keeps_
     assert codec.decode(*codec.encode(rotated)) == rotated
 
 
-def test_a_disabled_or_expired_one_still_unwraps_and_wraps_no_more() -> None:
+def test_an_expired_one_still_unwraps_and_a_disabled_one_does_nothing() -> None:
     state = State()
-    run(state, secure(expires_ms=2, enabled=False))
+    run(state, secure(expires_ms=2))
     key_use.check_use(newest(state), UNWRAP, 3)
     with pytest.raises(errors.KeyNotUsable):
-        key_use.check_use(newest(state), WRAP, 1)
+        key_use.check_use(newest(state), WRAP, 3)
+    run(state, UpdateKeyVersion(2, newest(state).key_id, enabled=False))
+    for operation in (UNWRAP, WRAP):
+        with pytest.raises(errors.KeyNotUsable):
+            key_use.check_use(newest(state), operation, 1)
     for operation in OTHERS:
         with pytest.raises(errors.OperationNotPermitted):
             key_use.check_use(newest(state), operation, 1)
