@@ -17,6 +17,7 @@ from cryptography.hazmat.primitives.asymmetric.utils import decode_dss_signature
 from hsm_pool.cli.files import refuse_existing, write_new
 from hsm_pool.cli.key_output import resource
 from hsm_pool.cli.output import common_options, connect, fail, read_bounded, report
+from hsm_pool.client.calls import Made
 from hsm_pool.client.pool import Pool
 from hsm_pool.core.model import KeyOperation
 from hsm_pool.crypto import algorithms
@@ -86,6 +87,11 @@ def _from_der(signature: bytes, algorithm: str) -> bytes:
         fail("the signature is not DER", "leave --der away for r || s")
 
 
+def _argument(made: Made) -> str:
+    """Return the key version that has made something, as an argument."""
+    return made.key_name.removeprefix("keys/")
+
+
 @crypto.command()
 @click.argument("name")
 @_algorithm_option(KeyOperation.SIGN)
@@ -100,11 +106,17 @@ def sign(name: str, algorithm: str, file: Path, output: Path, der: bool, **commo
         signature = pool.sign(resource(name), algorithm, _digest(pool, name, algorithm, file))
     write_new(output, _to_der(signature) if der and _is_ecdsa(algorithm) else signature, 0o644)
     report(
-        {"signature_file": str(output), "algorithm": algorithm, "bytes": output.stat().st_size},
+        {
+            "signature_file": str(output),
+            "key": signature.key_name,
+            "algorithm": algorithm,
+            "bytes": output.stat().st_size,
+        },
         as_json=common["as_json"],
         text=f"signed {file}: {output}",
-        following=f"mhsm crypto verify {name} --algorithm {algorithm} --file {file} --signature {output}"
-        + (" --der" if der else ""),
+        # The version that has signed: another one may be the newest when that is verified.
+        following=f"mhsm crypto verify {_argument(signature)} --algorithm {algorithm} --file {file}"
+        f" --signature {output}" + (" --der" if der else ""),
     )
 
 
@@ -188,12 +200,14 @@ def wrap(name: str, algorithm: str, file: Path, output: Path, **common: Any) -> 
     refuse_existing(output)
     octets = read_bounded(file, PAYLOAD_BYTES_MAX)
     with connect(common) as pool:
-        write_new(output, pool.wrap_key(resource(name), algorithm, octets))
+        wrapped = pool.wrap_key(resource(name), algorithm, octets)
+    write_new(output, wrapped)
     report(
-        {"output": str(output)},
+        {"output": str(output), "key": wrapped.key_name},
         as_json=common["as_json"],
         text=f"wrapped: {output}",
-        following=f"mhsm crypto unwrap {name} --algorithm {algorithm} --file {output} --output FILE",
+        following=f"mhsm crypto unwrap {_argument(wrapped)} --algorithm {algorithm} --file {output}"
+        " --output FILE",
     )
 
 

@@ -341,6 +341,10 @@ def _authorities(files: tuple[Path, ...]) -> tuple[AttestationAuthority, ...]:
 
 
 def _start_supervisor(directory: Path) -> subprocess.Popen[bytes]:
+    try:
+        layout.pool_settings(directory)
+    except (OSError, ValueError, layout.DirectoryRefused) as refused:
+        fail(str(refused), "mhsm up --data-dir D with a new directory")
     for index in range(layout.PARTITIONS):
         for file in ("node.json", "partition.json"):
             missing = directory / "nodes" / str(index) / file

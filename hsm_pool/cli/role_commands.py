@@ -112,11 +112,14 @@ def delete_definition(role: str, request_id: str, client: str, **common: Any) ->
 def create_assignment(role: str, assignee: str, scope: str, **options: Any) -> None:
     """Give a role to a principal."""
     with connect(options, options["client"]) as pool:
-        role_definition_id = role if _GUID.fullmatch(role) else _find(pool, role).role_definition_id
+        found = None if _GUID.fullmatch(role) else _find(pool, role)
+        role_definition_id = found.role_definition_id if found else role
         made = pool.create_role_assignment(
             assignee, role_definition_id, scope, name=options["name"], request_id=options["request_id"]
         )
-    _report_assignment(made, options, f"{assignee} has the role at {scope}", _list_command(scope))
+    _report_assignment(
+        made, options, f"{assignee} has {found.role_name if found else role} at {scope}", _list_command(scope)
+    )
 
 
 @assignment_group.command("list")
@@ -170,10 +173,10 @@ def _find(pool: Pool, role: str) -> roles_pb2.RoleDefinition:
     """Return a role by its GUID or its name, of built-in ones also without "Managed HSM"."""
     if _GUID.fullmatch(role):
         return pool.get_role_definition(role)
-    wanted = {role.casefold(), f"{_PREFIX}{role}".casefold()}
-    for found in pool.list_role_definitions():
-        if found.role_name.casefold() in wanted:
-            return found
+    by_name = {found.role_name.casefold(): found for found in pool.list_role_definitions()}
+    for wanted in (role, f"{_PREFIX}{role}"):
+        if wanted.casefold() in by_name:
+            return by_name[wanted.casefold()]
     fail(f"no role is named {role}", "mhsm role definition list")
 
 

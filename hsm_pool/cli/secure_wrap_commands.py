@@ -29,13 +29,14 @@ def secure_wrap(name: str, algorithm: str, output: Path, **common: Any) -> None:
     """Have the pool make an AES key of 256 bits; only an attested environment will see it."""
     refuse_existing(output)
     with connect(common) as pool:
-        write_new(output, pool.secure_wrap_key(resource(name), algorithm))
+        wrapped = pool.secure_wrap_key(resource(name), algorithm)
+    write_new(output, wrapped)
     report(
-        {"output": str(output), "algorithm": algorithm},
+        {"output": str(output), "key": wrapped.key_name, "algorithm": algorithm},
         as_json=common["as_json"],
-        text=f"wrote {output}: a new key, wrapped with {resource(name)}",
-        following=f"mhsm key secure-unwrap {name} --algorithm {algorithm} --file {output} "
-        "--attestation-token FILE --output FILE",
+        text=f"wrote {output}: a new key, wrapped with {wrapped.key_name}",
+        following=f"mhsm key secure-unwrap {wrapped.key_name.removeprefix('keys/')} --algorithm {algorithm}"
+        f" --file {output} --attestation-token FILE --output FILE",
     )
 
 

@@ -13,7 +13,7 @@ import grpc
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 
 from hsm_pool.client import backup_calls, calls, channels, role_calls
-from hsm_pool.client.calls import ATTEMPT_SECONDS, CALL_SECONDS, Call
+from hsm_pool.client.calls import ATTEMPT_SECONDS, CALL_SECONDS, Call, Made
 from hsm_pool.client.connection import Connection, load_connection
 from hsm_pool.client.errors import PoolUnreachable, from_rpc
 from hsm_pool.client.retry import Attempts, RetryCounts, Rotation
@@ -158,11 +158,11 @@ class AsyncPool:
         """Set a policy."""
         return await self._run(calls.update_key_rotation_policy(name, **fields))
 
-    async def sign(self, name: str, algorithm: str, digest: bytes) -> bytes:
+    async def sign(self, name: str, algorithm: str, digest: bytes) -> Made:
         """Sign a digest."""
         return (await self._run(calls.sign_batch(name, algorithm, [digest])))[0]
 
-    async def sign_batch(self, name: str, algorithm: str, digests: Sequence[bytes]) -> list[bytes]:
+    async def sign_batch(self, name: str, algorithm: str, digests: Sequence[bytes]) -> list[Made]:
         """Sign digests."""
         return await self._run(calls.sign_batch(name, algorithm, digests))
 
@@ -205,7 +205,7 @@ class AsyncPool:
         """Decrypt several."""
         return await self._run(calls.decrypt_batch(name, algorithm, items))
 
-    async def wrap_key(self, name: str, algorithm: str, key: bytes) -> bytes:
+    async def wrap_key(self, name: str, algorithm: str, key: bytes) -> Made:
         """Wrap a key."""
         return (await self._run(calls.wrap_batch(name, algorithm, [key])))[0]
 
@@ -213,7 +213,7 @@ class AsyncPool:
         """Unwrap a key."""
         return (await self._run(calls.unwrap_batch(name, algorithm, [wrapped_key])))[0]
 
-    async def wrap_key_batch(self, name: str, algorithm: str, keys: Sequence[bytes]) -> list[bytes]:
+    async def wrap_key_batch(self, name: str, algorithm: str, keys: Sequence[bytes]) -> list[Made]:
         """Wrap several keys."""
         return await self._run(calls.wrap_batch(name, algorithm, keys))
 
@@ -221,7 +221,7 @@ class AsyncPool:
         """Unwrap several keys."""
         return await self._run(calls.unwrap_batch(name, algorithm, wrapped_keys))
 
-    async def secure_wrap_key(self, name: str, algorithm: str) -> bytes:
+    async def secure_wrap_key(self, name: str, algorithm: str) -> Made:
         """Make an AES key of 256 bits and return it wrapped; nobody has it in any other form."""
         return await self._run(calls.secure_wrap_key(name, algorithm))
 

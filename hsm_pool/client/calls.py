@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import dataclasses
 import uuid
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
-from typing import Any, Generic, Literal, TypeVar
+from typing import Any, Generic, Literal, Self, TypeVar
 
 from google.protobuf.timestamp_pb2 import Timestamp
 
@@ -266,10 +266,27 @@ def update_key_rotation_policy(
     return _key("UpdateKeyRotationPolicy", request, "mutation", lambda response: response.policy)
 
 
-def sign_batch(name: str, algorithm: str, digests: Sequence[bytes]) -> Call[list[bytes]]:
+class Made(bytes):
+    """What a version of a key has made: only that version can verify or unwrap it."""
+
+    key_name: str
+    """keys/NAME/VERSION, also where the call named no version (Azure: kid)."""
+
+    def __new__(cls, octets: bytes, key_name: str) -> Self:
+        """Return octets with the name of what made them."""
+        made = super().__new__(cls, octets)
+        made.key_name = key_name
+        return made
+
+
+def sign_batch(name: str, algorithm: str, digests: Sequence[bytes]) -> Call[list[Made]]:
     """Sign."""
     request = crypto_pb2.SignRequest(name=name, algorithm=algorithm, digests=digests)
-    return _crypto("Sign", request, lambda response: list(response.signatures))
+    return _crypto("Sign", request, lambda response: _made(response.signatures, response))
+
+
+def _made(all_octets: Iterable[bytes], response: Any) -> list[Made]:
+    return [Made(octets, response.name) for octets in all_octets]
 
 
 def verify_batch(name: str, algorithm: str, items: Sequence[tuple[bytes, bytes]]) -> Call[list[bool]]:
@@ -316,10 +333,10 @@ def decrypt_batch(name: str, algorithm: str, items: Sequence[crypto_pb2.Cipherte
     return _crypto("Decrypt", request, lambda response: list(response.plaintexts))
 
 
-def wrap_batch(name: str, algorithm: str, keys: Sequence[bytes]) -> Call[list[bytes]]:
+def wrap_batch(name: str, algorithm: str, keys: Sequence[bytes]) -> Call[list[Made]]:
     """WrapKey."""
     request = crypto_pb2.WrapKeyRequest(name=name, algorithm=algorithm, keys=keys)
-    return _crypto("WrapKey", request, lambda response: list(response.wrapped_keys))
+    return _crypto("WrapKey", request, lambda response: _made(response.wrapped_keys, response))
 
 
 def unwrap_batch(name: str, algorithm: str, wrapped_keys: Sequence[bytes]) -> Call[list[bytes]]:
@@ -328,10 +345,10 @@ def unwrap_batch(name: str, algorithm: str, wrapped_keys: Sequence[bytes]) -> Ca
     return _crypto("UnwrapKey", request, lambda response: list(response.keys))
 
 
-def secure_wrap_key(name: str, algorithm: str) -> Call[bytes]:
+def secure_wrap_key(name: str, algorithm: str) -> Call[Made]:
     """SecureWrapKey."""
     request = crypto_pb2.SecureWrapKeyRequest(name=name, algorithm=algorithm)
-    return _crypto("SecureWrapKey", request, lambda response: response.wrapped_key)
+    return _crypto("SecureWrapKey", request, lambda response: Made(response.wrapped_key, response.name))
 
 
 def secure_unwrap_key(

@@ -19,7 +19,9 @@ from hsm_pool.errors import BY_REASON, DOMAIN, MHSMError, Overloaded
 
 
 class ClientError(MHSMError):
-    """Base of errors that arise in the client."""
+    """Base of errors that arise in the client: no pool has given a reason for them."""
+
+    reason = ""
 
 
 class CallIndefinite(ClientError):

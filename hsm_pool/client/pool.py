@@ -13,7 +13,7 @@ import grpc
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 
 from hsm_pool.client import backup_calls, calls, channels, role_calls
-from hsm_pool.client.calls import ATTEMPT_SECONDS, CALL_SECONDS, Call
+from hsm_pool.client.calls import ATTEMPT_SECONDS, CALL_SECONDS, Call, Made
 from hsm_pool.client.connection import Connection, load_connection
 from hsm_pool.client.errors import PoolUnreachable, from_rpc
 from hsm_pool.client.retry import Attempts, RetryCounts, Rotation
@@ -172,11 +172,11 @@ class Pool:
 
     # -- cryptography --------------------------------------------------------------------
 
-    def sign(self, name: str, algorithm: str, digest: bytes) -> bytes:
+    def sign(self, name: str, algorithm: str, digest: bytes) -> Made:
         """Sign a digest."""
         return self._run(calls.sign_batch(name, algorithm, [digest]))[0]
 
-    def sign_batch(self, name: str, algorithm: str, digests: Sequence[bytes]) -> list[bytes]:
+    def sign_batch(self, name: str, algorithm: str, digests: Sequence[bytes]) -> list[Made]:
         """Sign digests."""
         return self._run(calls.sign_batch(name, algorithm, digests))
 
@@ -213,7 +213,7 @@ class Pool:
         """Decrypt several."""
         return self._run(calls.decrypt_batch(name, algorithm, items))
 
-    def wrap_key(self, name: str, algorithm: str, key: bytes) -> bytes:
+    def wrap_key(self, name: str, algorithm: str, key: bytes) -> Made:
         """Wrap a key."""
         return self._run(calls.wrap_batch(name, algorithm, [key]))[0]
 
@@ -221,7 +221,7 @@ class Pool:
         """Unwrap a key."""
         return self._run(calls.unwrap_batch(name, algorithm, [wrapped_key]))[0]
 
-    def wrap_key_batch(self, name: str, algorithm: str, keys: Sequence[bytes]) -> list[bytes]:
+    def wrap_key_batch(self, name: str, algorithm: str, keys: Sequence[bytes]) -> list[Made]:
         """Wrap several keys."""
         return self._run(calls.wrap_batch(name, algorithm, keys))
 
@@ -229,7 +229,7 @@ class Pool:
         """Unwrap several keys."""
         return self._run(calls.unwrap_batch(name, algorithm, wrapped_keys))
 
-    def secure_wrap_key(self, name: str, algorithm: str) -> bytes:
+    def secure_wrap_key(self, name: str, algorithm: str) -> Made:
         """Make an AES key of 256 bits and return it wrapped; nobody has it in any other form."""
         return self._run(calls.secure_wrap_key(name, algorithm))
 

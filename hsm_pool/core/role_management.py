@@ -129,7 +129,9 @@ def _create_definition(
 ) -> tuple[RoleDefinitionReply, dict[RecordName, Record | None]]:
     record = command.definition
     touched = _touched(view)
-    built_in_names = {role.role_name.casefold() for role in roles.BUILT_IN_ROLES.values()}
+    full_names = {role.role_name.casefold() for role in roles.BUILT_IN_ROLES.values()}
+    # Commands take them without their first words, too: a custom role must not be meant by that.
+    built_in_names = full_names | {name.removeprefix("managed hsm ") for name in full_names}
     if record.role_definition_id in roles.BUILT_IN_ROLES or record.role_name.casefold() in built_in_names:
         raise InvalidField("this is the name or GUID of a built-in role", field="role_definition_id")
     others = [

@@ -122,8 +122,9 @@ class AzureCollector:
             for sample in metric.samples:
                 if not sample.name.endswith(("_count", "_sum")):
                     continue
-                if Kind.CLIENT not in PERMISSIONS.get(f"/{sample.labels['rpc_method']}", ()):
-                    continue  # not the service's interface, but a plane of the pool's own
+                method = f"/{sample.labels['rpc_method']}"
+                if Kind.CLIENT not in PERMISSIONS.get(method, ()) or method in record.POLLED:
+                    continue  # a plane of the pool's own, or watching: no use of the service
                 key = _activity(sample.labels["rpc_method"], sample.labels["rpc_response_status_code"])
                 count, seconds = found.get(key, (0.0, 0.0))
                 if sample.name.endswith("_count"):

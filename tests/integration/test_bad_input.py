@@ -855,7 +855,7 @@ def test_a_bad_request_is_refused_and_changes_nothing(watched: Watched, case: Ca
 
 @pytest.mark.parametrize("state", ["disabled", "early", "expired"])
 def test_a_version_out_of_time_still_verifies_decrypts_and_unwraps(watched: Watched, state: str) -> None:
-    """Azure's exemptions: what was signed, encrypted or wrapped before stays usable; a disabled key is not."""
+    """Azure's exemptions: what was signed, encrypted or wrapped stays usable; a disabled key does not."""
     name, oct_name = f"was-{state}", f"was-{state}-oct"
     out_of_use = {
         "disabled": calls.attributes(enabled=False),

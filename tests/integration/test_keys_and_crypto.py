@@ -601,3 +601,20 @@ def test_both_clients_see_the_same(pool: RunningPool, client: Pool) -> None:
 def test_curves_of_the_table_are_all_that_exist() -> None:
     """Each curve of an EC key has its one algorithm."""
     assert {row.curve for row in ALGORITHMS if row.key_type is KeyType.EC} == set(Curve) - {Curve.NONE}
+
+
+def test_what_a_version_made_names_it(pool: RunningPool) -> None:
+    """After a rotation the newest version is another one: only the name that came back still opens it."""
+    with pool.client() as client:
+        client.create_key("named", key_type=keys_pb2.KEY_TYPE_OCT, size_bits=256)
+        wrapped = client.wrap_key("keys/named", "A256KW", bytes(32))
+        client.create_key("named", key_type=keys_pb2.KEY_TYPE_OCT, size_bits=256)
+        with pytest.raises(errors.DecryptionFailed):
+            client.unwrap_key("keys/named", "A256KW", wrapped)
+        assert client.unwrap_key(wrapped.key_name, "A256KW", wrapped) == bytes(32)
+        client.create_key("signed", key_type=keys_pb2.KEY_TYPE_EC, curve=keys_pb2.CURVE_P256)
+        signature = client.sign("keys/signed", "ES256", bytes(32))
+        client.create_key("signed", key_type=keys_pb2.KEY_TYPE_EC, curve=keys_pb2.CURVE_P256)
+        with pytest.raises(SignatureInvalid):
+            client.verify("keys/signed", "ES256", bytes(32), signature)
+        client.verify(signature.key_name, "ES256", bytes(32), signature)

@@ -111,6 +111,7 @@ def test_azures_three_metrics_have_azures_dimensions(pool: RunningPool) -> None:
     assert total(pool, "mhsm_service_api_hit_total", **sign, status_code="403", status_code_class="4xx") == 1
     assert total(pool, "mhsm_service_api_latency_milliseconds_count", **sign) == 7
     assert total(pool, "mhsm_service_api_hit_total", activity_type="enclave") == 0
+    assert total(pool, "mhsm_service_api_hit_total", activity_name="Check") == 0
     assert total(pool, "mhsm_availability_percent") > 0
 
 

@@ -5,7 +5,7 @@ attributes, key operations, versions, soft delete), not from hsm_pool.core:
 
 * a key is a list of versions; create adds one; the newest is meant when none is named;
 * an operation that is not among a version's key operations is refused;
-* a version that is disabled is refused; so is one not valid yet or expired, but to verify, decrypt and unwrap;
+* a version that is disabled is refused; one not valid yet or expired does verify, decrypt and unwrap only;
 * a deleted key can be listed, recovered and purged only, and its name cannot be used again meanwhile;
 * recovering brings back every version as it was; purging leaves nothing, and the name is free again;
 * a deleted key is purged by itself when its retention is over; with purge protection never before that;

@@ -197,6 +197,8 @@ def test_a_built_in_role_can_be_neither_changed_nor_deleted(role: roles.BuiltInR
         do(state, CreateRoleDefinition(stolen_id))
     with pytest.raises(errors.InvalidField):
         do(state, CreateRoleDefinition(custom(1, role.role_name.upper())))
+    with pytest.raises(errors.InvalidField):  # as commands take it
+        do(state, CreateRoleDefinition(custom(1, role.role_name.removeprefix("Managed HSM ").lower())))
     with pytest.raises(errors.InvalidField):
         do(state, DeleteRoleDefinition(role.role_definition_id))
     assert role_management.definition(state, role.role_definition_id).role_name == role.role_name
