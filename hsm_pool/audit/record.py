@@ -110,6 +110,27 @@ def correlation_id() -> str:
     return f"{_process}{next(_numbers):016x}"
 
 
+@dataclass(frozen=True, slots=True)
+class RoleChange:
+    """A role definition or assignment that is made or taken away; all are checked values."""
+
+    role_definition_id: str = ""
+    assignment: str = ""
+    """GUID of the assignment: what takes it away names it, and what made it names the principal."""
+    principal_id: str = ""
+    scope: str = ""
+
+    def properties(self) -> dict[str, str]:
+        """Return what is known of it, under the names of the record."""
+        named = {
+            "roleDefinitionId": self.role_definition_id,
+            "roleAssignment": self.assignment,
+            "principalId": self.principal_id,
+            "scope": self.scope,
+        }
+        return {name: value for name, value in named.items() if value}
+
+
 @dataclass(slots=True, eq=False)
 class Operation:
     """One call under way. Services note what it is about; the interceptor puts it on record."""
@@ -125,6 +146,10 @@ class Operation:
     items: int = 0
     officer: str = ""
     """Thumbprint of the officer whose share it is."""
+    role: RoleChange | None = None
+    """What is said of roles."""
+    changed: tuple[str, ...] = ()
+    """Names of the fields of a key that an update sets."""
     code: str = "OK"
     reason: str = ""
     kept_from: tuple[KeptFrom, ...] = ()
@@ -162,6 +187,10 @@ class Operation:
             properties["items"] = self.items
         if self.officer:
             properties["officer"] = self.officer
+        if self.role:
+            properties.update(self.role.properties())
+        if self.changed:
+            properties["changed"] = ",".join(self.changed)
         if self.kept_from:
             properties["keptFrom"] = [kept.document() for kept in self.kept_from]
         if sequence:
@@ -237,7 +266,14 @@ def current() -> Operation | None:
 
 
 def note(
-    *, key_name: str = "", key_version: str = "", algorithm: str = "", items: int = 0, officer: str = ""
+    *,
+    key_name: str = "",
+    key_version: str = "",
+    algorithm: str = "",
+    items: int = 0,
+    officer: str = "",
+    role: RoleChange | None = None,
+    changed: tuple[str, ...] = (),
 ) -> None:
     """Note what this thread's operation is about. Values are checked ones, never raw input."""
     operation = current()
@@ -248,3 +284,5 @@ def note(
     operation.algorithm = algorithm or operation.algorithm
     operation.items = items or operation.items
     operation.officer = officer or operation.officer
+    operation.role = role or operation.role
+    operation.changed = changed or operation.changed

@@ -46,6 +46,8 @@ from mhsm.keys.v1 import keys_pb2, keys_pb2_grpc
 
 R = TypeVar("R", bound=Message)
 
+_UPDATED = ("enabled", "not_before_ms", "expires_ms", "key_operations", "tags", "release_policy")
+"""What an update may change; the audit log says which of it was asked for, and no value."""
 _MADE_IN_THE_POOL = frozenset({KeyOperation.IMPORT, *secure_wrap.OPERATIONS})
 """Whoever knew such a key from elsewhere could open what is only for the pool or for an environment."""
 
@@ -199,6 +201,7 @@ class KeyService(keys_pb2_grpc.KeyServiceServicer):
             tags=convert.tags(request.tags) if request.replace_tags else None,
             release_policy=convert.release_policy(request),
         )
+        note(changed=tuple(name for name in _UPDATED if getattr(command, name) is not None))
         return mutations.commit(serving, access, command, request, keys_pb2.UpdateKeyResponse, until)
 
     def DeleteKey(  # noqa: N802, D102

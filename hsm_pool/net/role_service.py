@@ -10,6 +10,7 @@ import grpc
 from google.protobuf.message import Message
 
 from hsm_pool import limits
+from hsm_pool.audit.record import RoleChange, note
 from hsm_pool.core import role_management, roles
 from hsm_pool.core.commands import (
     Command,
@@ -58,6 +59,7 @@ class RoleService(roles_pb2_grpc.RoleServiceServicer):
         )
         if not record.data_actions:
             raise InvalidField("a role allows at least one data action", field="data_actions")
+        note(role=RoleChange(record.role_definition_id))
         command = CreateRoleDefinition(record)
         response = roles_pb2.CreateRoleDefinitionResponse
         return self._commit(current_access(), command, request, response, deadline(context))
@@ -94,6 +96,7 @@ class RoleService(roles_pb2_grpc.RoleServiceServicer):
         self, request: roles_pb2.DeleteRoleDefinitionRequest, context: grpc.ServicerContext
     ) -> roles_pb2.DeleteRoleDefinitionResponse:
         command = DeleteRoleDefinition(_guid(request.role_definition_id, "role_definition_id"))
+        note(role=RoleChange(command.role_definition_id))
         response = roles_pb2.DeleteRoleDefinitionResponse
         return self._commit(current_access(), command, request, response, deadline(context))
 
@@ -106,6 +109,11 @@ class RoleService(roles_pb2_grpc.RoleServiceServicer):
             _principal(request.principal_id),
             _guid(request.role_definition_id, "role_definition_id"),
             scope,
+        )
+        note(
+            role=RoleChange(
+                assignment.role_definition_id, assignment.name, assignment.principal_id, assignment.scope
+            )
         )
         command, response = CreateRoleAssignment(assignment), roles_pb2.CreateRoleAssignmentResponse
         return self._commit(current_access(scope), command, request, response, deadline(context))
@@ -149,6 +157,7 @@ class RoleService(roles_pb2_grpc.RoleServiceServicer):
     ) -> roles_pb2.DeleteRoleAssignmentResponse:
         scope = roles.parse_scope(request.scope)
         command = DeleteRoleAssignment(scope, _guid(request.name, "name"))
+        note(role=RoleChange(assignment=command.name, scope=scope))
         response = roles_pb2.DeleteRoleAssignmentResponse
         return self._commit(current_access(scope), command, request, response, deadline(context))
 

@@ -19,8 +19,9 @@ from hsm_pool import limits
 from hsm_pool.audit import query
 from hsm_pool.audit.checkpoint import Note
 from hsm_pool.audit.tree import leaf_hash, verify_consistency, verify_inclusion
-from hsm_pool.client import audit_calls
+from hsm_pool.client import audit_calls, calls
 from hsm_pool.client.channels import OPTIONS, credentials
+from hsm_pool.core.roles import CRYPTO_USER
 from hsm_pool.errors import AuditUnavailable, KeyNotFound, MHSMError, PermissionDenied
 from mhsm.audit.v1 import audit_pb2
 from mhsm.crypto.v1 import crypto_pb2
@@ -54,6 +55,35 @@ def _created(pool: RunningPool, index: int) -> dict[str, Any] | None:
     found = matching(pool, index, key="recorded", operationName="KeyCreate")
     assert len(found) <= 1
     return found[0] if found else None
+
+
+def test_who_was_given_which_role_and_what_was_changed_is_on_record(pool: RunningPool) -> None:
+    """G7: names of principals, roles and fields; no value of a key's attributes or tags."""
+    with pool.client("administrator") as administrator:
+        given = administrator.create_role_assignment(
+            "client/recorded", CRYPTO_USER.role_definition_id, "/keys/some"
+        )
+        administrator.delete_role_assignment(given.name, "/keys/some")
+    with pool.client() as client:
+        client.create_key("updated", **EC)
+        client.update_key(
+            "keys/updated", tags={"a": "a-value"}, key_attributes=calls.attributes(enabled=False)
+        )
+
+    def last(operation: str) -> dict[str, Any]:
+        found = [record for index in range(3) for record in matching(pool, index, operationName=operation)]
+        wanted = [entry["properties"] for entry in found if "some" in str(entry) or "updated" in str(entry)]
+        return wanted[-1] if wanted else {}
+
+    made = until(lambda: last("CreateRoleAssignment"), 30.0, "the record of the assignment")
+    assert made["principalId"] == "client/recorded"
+    assert made["roleDefinitionId"] == CRYPTO_USER.role_definition_id
+    assert (made["scope"], made["roleAssignment"]) == ("/keys/some", given.name)
+    taken = until(lambda: last("DeleteRoleAssignment"), 30.0, "the record of its end")
+    assert (taken["scope"], taken["roleAssignment"]) == ("/keys/some", given.name)
+    changed = until(lambda: last("KeyUpdate"), 30.0, "the record of the update")
+    assert changed["changed"] == "enabled,tags"
+    assert "a-value" not in str(changed)
 
 
 def test_a_call_whose_request_never_came_is_on_record(pool: RunningPool) -> None:
