@@ -94,6 +94,7 @@ def test_a_restart_heals_a_pool_whose_store_met_its_quota(small: RunningPool) ->
     assert status.db_size < QUOTA_BYTES
 
 
+@pytest.mark.full
 def test_a_pool_heals_without_a_restart_too(small: RunningPool) -> None:
     with contextlib.ExitStack() as stopped:
         for index in range(3):
