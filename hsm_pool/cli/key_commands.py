@@ -33,7 +33,7 @@ from hsm_pool.cli.release_commands import (
 )
 from hsm_pool.cli.rotation_commands import rotate, rotation_policy
 from hsm_pool.cli.secure_wrap_commands import secure_unwrap, secure_wrap
-from hsm_pool.client import calls
+from hsm_pool.client import calls, jwk
 from hsm_pool.crypto.algorithms import AKP_SIZES_BITS, ALGORITHMS, RSA_EXPONENT, RSA_EXPONENTS
 from hsm_pool.errors import PurgeProtected
 from hsm_pool.limits import IMPORT_BYTES_MAX, KEY_BACKUP_BYTES_MAX
@@ -152,6 +152,8 @@ def _material(file: Path) -> dict[str, bytes]:
             serialization.Encoding.DER, serialization.PrivateFormat.PKCS8, serialization.NoEncryption()
         )
         return {"pkcs8_der": der}
+    if content.lstrip().startswith(b"{"):
+        return jwk.material(content)
     return {"octets" if len(content) in {16, 24, 32} else "pkcs8_der": content}
 
 
@@ -162,7 +164,7 @@ def _material(file: Path) -> dict[str, bytes]:
     "file",
     type=click.Path(exists=True, dir_okay=False, path_type=Path),
     default=None,
-    help="PKCS#8 (PEM or DER) for RSA and EC; 16, 24 or 32 raw bytes for oct.",
+    help="PKCS#8 (PEM or DER) or JWK for RSA and EC; 16, 24 or 32 raw bytes, or JWK, for oct.",
 )
 @click.option(
     "--byok",
