@@ -83,7 +83,9 @@ def _follow(pool: Pool, index: int, following: dict[int, int], *, as_json: bool)
 @click.option("--from", "from_time", default="", help="ISO 8601 in UTC, inclusive.")
 @click.option("--until", "until_time", default="", help="ISO 8601 in UTC, exclusive.")
 @click.option("--operation", "operation_name", default="", help="An operationName, such as KeySign.")
-@click.option("--caller", "identity", default="", help="The caller's whole URI.")
+@click.option(
+    "--caller", "identity", default="", help="As shown, such as client/application, or the whole URI."
+)
 @click.option("--result", "result_type", type=click.Choice(["Success", "Failed"]), default=None)
 @click.option("--limit", type=click.IntRange(1, 1_000_000), default=1000, show_default=True)
 @_partition
@@ -94,6 +96,8 @@ def query(limit: int, partition: int | None, result_type: str | None, **options:
     filters = {name: options.pop(name) for name in names} | {"result_type": result_type or ""}
     left = limit
     with connect(options, client="administrator") as pool:
+        if filters["identity"] and "://" not in filters["identity"]:
+            filters["identity"] = f"spiffe://{pool.connection.pool_id}/{filters['identity']}"
         for index in _partitions(pool, partition):
             request = audit_pb2.QueryRecordsRequest(**filters)
             for record in _read(pool, index, request):
@@ -104,6 +108,8 @@ def query(limit: int, partition: int | None, result_type: str | None, **options:
                     return
                 left -= 1
                 _show(index, record, as_json=options["as_json"])
+    if left == limit:
+        click.echo("mhsm: no record passes the filters", err=True)
 
 
 @audit_group.command("export")

@@ -177,7 +177,8 @@ def restore_key(command: RestoreKey, view: View) -> Changes:
     existing = view.get(key_name(command.key.key_id))
     if isinstance(existing, KeyRecord):
         state = "deleted" if existing.deleted else "active"
-        raise KeyExists(f"key {command.key.key_id} exists: a restore never overwrites it", state=state)
+        why = "is soft-deleted, recover or purge it" if existing.deleted else "exists"
+        raise KeyExists(f"key {command.key.key_id} {why}: a restore never overwrites it", state=state)
     pool_limits.check_keys(view)
     pool_limits.check_versions(view, command.key.key_id, len(command.versions))
     changes: dict[RecordName, Record | None] = {key_name(command.key.key_id): command.key}
