@@ -60,7 +60,7 @@ RULES: tuple[tuple[str, str], ...] = (
     # At a deadline the client may notice first, or the partition.
     ("<the outcome is not known>", r"no answer \(deadline_exceeded\); the outcome is not known"),
     ("<the outcome is not known>", r"the mutation was sent and its outcome is not known yet"),
-    (r"\1<reason>", r'("message": "<the outcome is not known>", "reason": )"[A-Z_]+"'),
+    (r"\1<reason>", r'("message": "<the outcome is not known>", "reason": )"[A-Z_]*"'),
     # A row of `mhsm status`: lease, sequence and starts; where the secrets are; etcd and the processes.
     (r"\1  <lease>  ", r"^(\d  [a-z]+)  [1-9]\d{2,3}  "),
     (r"\1  <sequence>  <head>  <starts>  ", r"^(\d  [a-z]+  (?:0|<lease>))  \d+  <head>  \d+  "),
