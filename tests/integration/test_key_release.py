@@ -369,6 +369,10 @@ def test_a_secure_unwrap_is_for_whom_the_policy_names(pool: RunningPool) -> None
             with pytest.raises(OperationNotPermitted):
                 attempt()
         client.update_key(made.name, key_attributes=calls.attributes(enabled=False))
+        with pytest.raises(KeyNotUsable):
+            client.secure_unwrap_key(made.name, "A256KW", wrapped, good)
+        out_of_date = calls.attributes(enabled=True, expires=datetime(2020, 1, 1, tzinfo=UTC))
+        client.update_key(made.name, key_attributes=out_of_date)
         jws = client.secure_unwrap_key(made.name, "A256KW", wrapped, good)
         assert len(unwrapped(answer_of(pool, jws), made.name, "A256KW", wrapped)) == 32
 
