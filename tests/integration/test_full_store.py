@@ -75,7 +75,6 @@ def await_room(pool: RunningPool) -> None:
     until(lambda: not any(pool.status(index).store_full for index in range(3)), 240, "room in the store")
 
 
-@pytest.mark.full
 def test_a_restart_heals_a_pool_whose_store_met_its_quota(small: RunningPool) -> None:
     """G1: nobody could renew a lease any more; compaction, defragmentation and the alarm need no write."""
     with small.client() as client:
@@ -148,7 +147,7 @@ def test_a_flood_of_one_client_stops_himself_and_not_the_pool(small: RunningPool
 
 def _is_refused(client: Pool) -> bool:
     try:
-        client.update_key("keys/kept", tags={"a": str(uuid.uuid4())})
+        client.update_key("keys/steady", tags={"a": str(uuid.uuid4())})
     except StoreFull:
         return True
     return False
