@@ -36,7 +36,7 @@ pytestmark = [pytest.mark.chaos, pytest.mark.pool, pytest.mark.timeout(3600)]
 Kind = Literal["partition", "node_agent", "relinquish", "pause"]
 KINDS: Final[tuple[Kind, ...]] = ("partition", "node_agent", "relinquish", "pause")
 
-FAILOVERS: Final = 20
+FAILOVERS: Final = 10
 FAILOVERS_FULL: Final = 200
 KEYS: Final = 5
 DAY_MS: Final = 24 * 3600 * 1000
@@ -199,7 +199,7 @@ def test_what_is_due_is_done_exactly_once_over_failovers(
     seed: int,
     request: pytest.FixtureRequest,
 ) -> None:
-    """20 failovers of the housekeeping role (200 with --full), most in the middle of its work."""
+    """10 failovers of the housekeeping role (200 with --full), most in the middle of its work."""
     draw = random.Random(seed)
     pool = make_pool(attended=True, options=("--recoverable-days", "7"))
     pool.activate(officers, 2)

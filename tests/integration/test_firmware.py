@@ -341,6 +341,7 @@ class EpochChanges:
 EPOCH_CHANGES = ("rotate-kek", "new-generation")
 
 
+@pytest.mark.full
 def test_epochs_change_while_a_patch_rolls(
     patched: RunningPool, publisher: Publisher, seed: int, capsys: pytest.CaptureFixture[str]
 ) -> None:

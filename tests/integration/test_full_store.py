@@ -75,6 +75,7 @@ def await_room(pool: RunningPool) -> None:
     until(lambda: not any(pool.status(index).store_full for index in range(3)), 240, "room in the store")
 
 
+@pytest.mark.full
 def test_a_restart_heals_a_pool_whose_store_met_its_quota(small: RunningPool) -> None:
     """G1: nobody could renew a lease any more; compaction, defragmentation and the alarm need no write."""
     with small.client() as client:
