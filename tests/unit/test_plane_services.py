@@ -46,7 +46,7 @@ class Partition:
             lease_remaining=lambda: self.lease,
             await_serving=lambda: frozenset({1, 2}),
             boot_count_min=lambda _: 0,
-            half_replaced=lambda: frozenset(),
+            half_replaced=frozenset,
         )
         committer = SimpleNamespace(submit=lambda *_: self.commit())
         self._serving = SimpleNamespace(
