@@ -49,15 +49,14 @@ def test_octets_are_the_same_octets(kind: str) -> None:
 
 JUNK: list[Any] = [
     *(b"", b"{}", b"[]", b"1", b"\xff", b"[" * 100_000, b'{"kty": "EC"}', b'{"kty": 1, "k": 2}'),
-        {"kty": "oct"},
-        {"kty": "oct", "k": 5},
-        {"kty": "OKP", "crv": "Ed25519", "x": "AA", "d": "AA"},
-        ECKey.generate_key("P-256").as_dict(private=False),
-        RSAKey.generate_key(2048).as_dict(private=False),
-        fields(ECKey.generate_key("P-256"), x="AA"),
-        fields(ECKey.generate_key("P-256"), crv="P-999"),
-        fields(RSAKey.generate_key(2048), n="AA"),
-    ],
+    {"kty": "oct"},
+    {"kty": "oct", "k": 5},
+    {"kty": "OKP", "crv": "Ed25519", "x": "AA", "d": "AA"},
+    ECKey.generate_key("P-256").as_dict(private=False),
+    RSAKey.generate_key(2048).as_dict(private=False),
+    fields(ECKey.generate_key("P-256"), x="AA"),
+    fields(ECKey.generate_key("P-256"), crv="P-999"),
+    fields(RSAKey.generate_key(2048), n="AA"),
 ]
 """Some of it is made anew each time, so numbers are its names."""
 
