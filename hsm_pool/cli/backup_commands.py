@@ -64,7 +64,8 @@ def check(location: str, **common: Any) -> None:
         {"keys": found.keys, "keys_replaced": found.keys_replaced, **_facts(manifest)},
         as_json=common["as_json"],
         text=f"{found.keys} keys can be restored; a full restore destroys the {found.keys_replaced} here",
-        following=f"mhsm backup restore-key NAME --from {location}",
+        # A drill ends here: what destroys nothing comes first.
+        following=f"mhsm backup {'restore-key NAME' if found.keys_replaced else 'restore'} --from {location}",
     )
 
 
