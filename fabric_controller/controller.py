@@ -29,6 +29,7 @@ from fabric_controller.hardening import harden, in_force
 from fabric_controller.issuing import issue
 from fabric_controller.journal import Journal
 from fabric_controller.observe import Picture, as_document, blank, observe
+from fabric_controller.own_files import open_own_file
 from fabric_controller.planner import Act, Done, Halt, plan
 from fabric_controller.report import work_document
 from fabric_controller.settings import FabricSettings
@@ -77,10 +78,8 @@ def last_said(data_directory: Path) -> dict[str, Any]:
     Beside the status document it holds ``controller``: ``process_id``, in its own namespace,
     ``user_id`` and ``hardening``.
     """
-    # The reader may be root, the writer another user: no link and no pipe of his is followed.
-    flags = os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK
     try:
-        with os.fdopen(os.open(data_directory / STATUS_FILE, flags), "rb") as file:
+        with os.fdopen(open_own_file(data_directory / STATUS_FILE, os.O_RDONLY), "rb") as file:
             said = json.loads(file.read(STATUS_BYTES_MAX))
     except (OSError, ValueError, RecursionError):
         return {}

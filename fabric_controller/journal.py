@@ -12,7 +12,6 @@ from __future__ import annotations
 import fcntl
 import json
 import os
-import stat
 import time
 import zlib
 from collections.abc import Collection, Iterator
@@ -20,6 +19,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Final
 
+from fabric_controller.own_files import NotOwnFile, open_own_file
 from fabric_controller.work import Entry, EntryRefused, Work, checkpoint_entry, fold
 
 JOURNAL_FILE: Final = "journal"
@@ -166,13 +166,12 @@ class Journal:
         return read_entries(os.pread(self._descriptor, self._offset, 0))[0]
 
     def _open(self) -> int:
-        # An operator may be root, and whoever owns the directory could lay a link here (CWE-59).
-        flags = os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK
-        descriptor = os.open(self._path, flags, 0o600)
+        try:
+            descriptor = open_own_file(self._path, os.O_RDWR | os.O_CREAT)
+        except NotOwnFile as error:
+            raise JournalDamaged(str(error)) from None
         try:
             found, owner = os.fstat(descriptor), self._directory.stat()
-            if not stat.S_ISREG(found.st_mode) or found.st_nlink > 1:
-                raise JournalDamaged(f"{self._path} is not a file of its own")
             if found.st_uid not in {owner.st_uid, os.geteuid()}:
                 raise JournalDamaged(f"{self._path} is another user's")
             if os.geteuid() == 0:  # the controller that is to read it may be another user

@@ -15,10 +15,11 @@ from __future__ import annotations
 import json
 import os
 import re
-import stat
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Final
+
+from fabric_controller.own_files import NotOwnFile, open_own_file
 
 FILE_BYTES_MAX: Final = 64 * 1024
 """Bytes of a settings file; a real one has about 1 KiB."""
@@ -149,12 +150,12 @@ def load(path: Path) -> FabricSettings:
             names a data directory that is not its writer's to name.
         OSError: The file cannot be read.
     """
-    # The reader may be root, the owner of the directory another user: no link of his is followed (CWE-59).
-    flags = os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK
-    with os.fdopen(os.open(path, flags), "rb") as file:
-        found = os.fstat(file.fileno())
-        if not stat.S_ISREG(found.st_mode) or found.st_nlink != 1:
-            raise SettingsError("it is not a file of its own")
+    try:
+        descriptor = open_own_file(path, os.O_RDONLY)
+    except NotOwnFile:
+        raise SettingsError("it is not a file of its own") from None
+    with os.fdopen(descriptor, "rb") as file:
+        owner = os.fstat(descriptor).st_uid
         content = file.read(FILE_BYTES_MAX + 1)
     if len(content) > FILE_BYTES_MAX:
         raise SettingsError(f"the file has more than {FILE_BYTES_MAX} bytes")
@@ -163,7 +164,7 @@ def load(path: Path) -> FabricSettings:
     except UnicodeDecodeError:
         raise SettingsError("the file is not UTF-8") from None
     settings, directory = parse(text), path.parent.absolute()
-    others = {found.st_uid, directory.stat().st_uid} - {os.geteuid()}
+    others = {owner, directory.stat().st_uid} - {os.geteuid()}
     if others and not Path(settings.data_directory).samefile(directory):
         # Else its owner would have root write wherever he likes.
         raise SettingsError("settings.data_directory: another user's file names the directory it lies in")

@@ -8,8 +8,17 @@ import stat
 from pathlib import Path
 
 
+def open_own_file(path: Path, flags: int, mode: int = 0o600) -> int:
+    """Return a descriptor of a regular file that has no other name, else as :func:`open_regular_file`."""
+    descriptor = open_regular_file(path, flags, mode)
+    if os.fstat(descriptor).st_nlink == 1:
+        return descriptor
+    os.close(descriptor)
+    raise OSError(errno.EINVAL, "a file with several names", str(path))
+
+
 def open_regular_file(path: Path, flags: int, mode: int = 0o600) -> int:
-    """Return a descriptor of a regular file that has no other name; never waits, as for a pipe.
+    """Return a descriptor of a regular file; never waits, as for a pipe.
 
     Args:
         path: The file; the directories above it are trusted.
@@ -19,21 +28,20 @@ def open_regular_file(path: Path, flags: int, mode: int = 0o600) -> int:
     Raises:
         OSError: It cannot be opened, or is something else.
     """
-    descriptor = os.open(path, flags | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC, mode)
-    found = os.fstat(descriptor)
-    if stat.S_ISREG(found.st_mode) and found.st_nlink == 1:
+    descriptor = os.open(path, flags | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_NOCTTY | os.O_CLOEXEC, mode)
+    if stat.S_ISREG(os.fstat(descriptor).st_mode):
         return descriptor
     os.close(descriptor)
-    raise OSError(errno.EINVAL, "no regular file, or one with several names", str(path))
+    raise OSError(errno.EINVAL, "no regular file", str(path))
 
 
-def read_regular_file(path: Path, bytes_max: int) -> bytes:
-    """Return the content of such a file, of bytes_max bytes at most.
+def read_own_file(path: Path, bytes_max: int) -> bytes:
+    """Return the content of a file that :func:`open_own_file` opens, of bytes_max bytes at most.
 
     Raises:
         OSError: It cannot be read, is something else, or is longer.
     """
-    descriptor = open_regular_file(path, os.O_RDONLY)
+    descriptor = open_own_file(path, os.O_RDONLY)
     with os.fdopen(descriptor, "rb") as file:
         content = file.read(bytes_max + 1)
     if len(content) > bytes_max:

@@ -32,7 +32,7 @@ from hsm_pool.client.connection import Connection, NoConnection
 from hsm_pool.client.errors import PoolUnreachable
 from hsm_pool.client.pool import Pool
 from hsm_pool.errors import DISK_IS_EMPTY, DOWNLOADED_OVER_REST, MHSMError
-from hsm_pool.regular_files import read_regular_file
+from hsm_pool.regular_files import read_own_file
 from mhsm.enclave.v1 import enclave_pb2
 from mhsm.pool.v1 import pool_pb2
 from mhsm.security_domain.v1 import security_domain_pb2
@@ -284,7 +284,7 @@ def _controller_hardening(connection: Connection) -> list[str] | None:
     """Return what the controller that runs says of itself; None where its status cannot be read."""
     controller = connection.fabric_controller
     try:
-        content = read_regular_file(Path(controller["data_directory"]) / "status.json", _STATUS_BYTES_MAX)
+        content = read_own_file(Path(controller["data_directory"]) / "status.json", _STATUS_BYTES_MAX)
         said = json.loads(content)["controller"]
         if said["process_id"] == process_facts.innermost_process_id(controller["process_id"]):
             return [str(measure) for measure in said["hardening"]]

@@ -8,7 +8,6 @@ was given when it was made: unsigned, swapped, older, frozen or wrongly long is 
 from __future__ import annotations
 
 import os
-import stat
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -23,6 +22,7 @@ from tuf.ngclient import FetcherInterface, Updater, UpdaterConfig
 from hsm_pool.errors import FirmwareRefused
 from hsm_pool.firmware.image import IMAGE_BYTES_MAX
 from hsm_pool.firmware.repository import Published, images_of, target_path
+from hsm_pool.regular_files import open_regular_file
 
 _METADATA_BYTES_MAX = 512 * 1024
 _CHUNK_BYTES = 64 * 1024
@@ -40,16 +40,10 @@ class _Files(FetcherInterface):
             raise DownloadError("outside the repository")
         try:
             # Whoever holds the repository may put a pipe or a device there, which would never end.
-            descriptor = os.open(
-                path, os.O_RDONLY | os.O_NONBLOCK | os.O_NOFOLLOW | os.O_NOCTTY | os.O_CLOEXEC
-            )
+            descriptor = open_regular_file(path, os.O_RDONLY)
         except FileNotFoundError:
             raise DownloadHTTPError("no such file", 404) from None
-        stream = FileIO(descriptor)
-        if not stat.S_ISREG(os.fstat(descriptor).st_mode):
-            stream.close()
-            raise DownloadError("not a file")
-        return self._chunks(stream)
+        return self._chunks(FileIO(descriptor))
 
     @staticmethod
     def _chunks(stream: FileIO) -> Iterator[bytes]:

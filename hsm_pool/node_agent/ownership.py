@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from hsm_pool.node_agent.processes import RunAs
-from hsm_pool.regular_files import open_regular_file
+from hsm_pool.regular_files import open_own_file
 
 CAPABILITIES = ("chown", "kill", "setgid", "setuid")
 """What an agent keeps of root: to start and end its children, and to give them new directories."""
@@ -81,7 +81,7 @@ def give_file(file: Path, mode: int, user: int, group: int) -> None:
     Raises:
         OSError: It is no regular file with one name.
     """
-    descriptor = open_regular_file(file, os.O_RDONLY)
+    descriptor = open_own_file(file, os.O_RDONLY)
     try:
         os.fchmod(descriptor, mode)  # only the owner sets it
         os.fchown(descriptor, user, group)

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import structlog
 
-from hsm_pool.regular_files import open_regular_file
+from hsm_pool.regular_files import open_own_file
 
 _log = structlog.get_logger()
 _LOGS_KEPT = 5
@@ -173,7 +173,7 @@ class Child:
             if newer.exists():
                 newer.replace(older)
         # The directory may be the child's own: nothing that lies there is followed.
-        return open_regular_file(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600)
+        return open_own_file(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600)
 
 
 def next_wait_seconds(children: Sequence[Child], longest_seconds: float) -> float:

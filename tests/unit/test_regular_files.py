@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from hsm_pool.regular_files import open_regular_file, read_regular_file
+from hsm_pool.regular_files import open_own_file, read_own_file
 
 _FLAGS = (
     os.O_RDONLY,
@@ -19,13 +19,13 @@ _FLAGS = (
 
 def test_a_regular_file_is_opened_made_and_read(tmp_path: Path) -> None:
     file = tmp_path / "file"
-    descriptor = open_regular_file(file, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o640)
+    descriptor = open_own_file(file, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o640)
     os.write(descriptor, b"content")
     os.close(descriptor)
     assert file.stat().st_mode & 0o777 == 0o640
-    assert read_regular_file(file, 7) == b"content"
+    assert read_own_file(file, 7) == b"content"
     with pytest.raises(OSError, match="too large"):
-        read_regular_file(file, 6)
+        read_own_file(file, 6)
 
 
 def _descriptors() -> int:
@@ -51,6 +51,6 @@ def test_nothing_else_is_opened_changed_or_waited_for(tmp_path: Path, kind: str,
             file = Path(os.devnull)
     before = _descriptors()
     with pytest.raises(OSError):
-        open_regular_file(file, flags)
+        open_own_file(file, flags)
     assert _descriptors() == before
     assert target.exists() is (kind != "dangling link")
