@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from hsm_pool import limits
-from hsm_pool.core.model import POOL, PoolRecord, stored_bytes
-from hsm_pool.core.state import Changes, View
+from hsm_pool.core.model import POOL, PoolRecord
+from hsm_pool.core.state import Changes, Overlay, View
 from hsm_pool.errors import LimitExceeded
 
 
@@ -36,8 +36,7 @@ def check_bytes(view: View, changes: Changes) -> None:
     Raises:
         LimitExceeded: There is none.
     """
-    added = _added(view, changes, "key", "version")
-    if added and view.bytes_held("key", "version") + added > limits.KEYS_BYTES_MAX:
+    if _outgrows(view, changes, limits.KEYS_BYTES_MAX, "key", "version"):
         raise LimitExceeded(f"the keys of a pool take at most {limits.KEYS_BYTES_MAX >> 20} MiB: purge some")
 
 
@@ -47,8 +46,7 @@ def check_staged_bytes(view: View, changes: Changes) -> None:
     Raises:
         LimitExceeded: There is no room.
     """
-    added = _added(view, changes, "staged")
-    if added and view.bytes_held("staged") + added > limits.STAGED_BYTES_MAX:
+    if _outgrows(view, changes, limits.STAGED_BYTES_MAX, "staged"):
         raise LimitExceeded("the backup holds more than a pool does")
 
 
@@ -61,12 +59,11 @@ def check_restored(view: View, keys: int) -> None:
     check_keys(view, keys - view.key_count())
 
 
-def _added(view: View, changes: Changes, *kinds: str) -> int:
-    """Return how many bytes more the records of these kinds take with changes; 0 for fewer."""
-    of_kinds = [(name, record) for name, record in changes.items() if name[0] in kinds]
-    new = sum(stored_bytes(record) for _, record in of_kinds if record)
-    old = sum(stored_bytes(record) for name, _ in of_kinds if (record := view.get(name)))
-    return max(0, new - old)
+def _outgrows(view: View, changes: Changes, bytes_max: int, *kinds: str) -> bool:
+    """Return whether changes make the records of these kinds larger, and larger than they may be."""
+    changed = Overlay(view)
+    changed.changes.update(changes)
+    return changed.bytes_held(*kinds) > max(bytes_max, view.bytes_held(*kinds))
 
 
 def _pool(view: View) -> PoolRecord:
