@@ -201,10 +201,17 @@ def confirm(question: str) -> None:
 
 
 def see(settings: FabricSettings, client: EnclaveClient) -> Picture:
-    """Return the pool as it is now."""
+    """Return the pool as it is now; takes at most two deadlines.
+
+    All are asked again when one was silent: on a busy machine a first connection may take longer than
+    one deadline.
+    """
     from fabric_controller.observe import blank, observe
 
-    return observe(blank(settings.indexes), client.get_status_of_all())[0]
+    picture, _ = observe(blank(settings.indexes), client.get_status_of_all())
+    if picture.answering_count < len(settings.indexes):
+        picture, _ = observe(picture, client.get_status_of_all())
+    return picture
 
 
 def look(settings: FabricSettings, client: EnclaveClient) -> Picture:

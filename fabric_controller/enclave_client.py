@@ -8,6 +8,7 @@ reply, and of an error nothing but the name of its code is kept.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, Final, Self
 
@@ -91,6 +92,9 @@ class EnclaveClient:
         self._health_stubs: Mapping[int, Any] = {
             index: health_pb2_grpc.HealthStub(channel) for index, channel in self._channels.items()
         }
+        # A blocking call in a thread of ours, not a future of gRPC: those are driven by a thread that the
+        # interpreter drops as it ends, maybe while it holds a lock that the rest of the end waits for.
+        self._threads = ThreadPoolExecutor(2 * len(self._channels))
 
     def __enter__(self) -> Self:
         return self
@@ -102,24 +106,24 @@ class EnclaveClient:
         """Close all channels; calls under way end."""
         for channel in self._channels.values():
             channel.close()
+        self._threads.shutdown()
 
     def get_status_of_all(self) -> dict[int, Observation]:
         """Ask all partitions at once; takes at most one deadline. Never raises for a partition."""
         # All calls are started before the first is waited for: three silent partitions cost 2 s, not 6.
-        calls: dict[int, Any] = {
-            index: stub.GetStatus.future(enclave_pb2.GetStatusRequest(), timeout=CALL_SECONDS)
+        calls = {
+            index: self._threads.submit(_reply, stub.GetStatus, enclave_pb2.GetStatusRequest(), CALL_SECONDS)
             for index, stub in self._stubs.items()
         }
-        checks: dict[int, Any] = {
-            index: stub.Check.future(health_pb2.HealthCheckRequest(), timeout=CALL_SECONDS)
+        checks = {
+            index: self._threads.submit(_reply, stub.Check, health_pb2.HealthCheckRequest(), CALL_SECONDS)
             for index, stub in self._health_stubs.items()
         }
         observations: dict[int, Observation] = {}
         for index, call in calls.items():
             try:
-                observations[index] = self._status(_reply(call), healthy=_is_healthy(checks[index]))
+                observations[index] = self._status(call.result(), healthy=_is_healthy(checks[index]))
             except EnclaveError as error:
-                checks[index].cancel()
                 observations[index] = Failure(error.code)
         return observations
 
@@ -140,38 +144,32 @@ class EnclaveClient:
                 counter is not the highest), or not answered.
         """
         stub = self._stubs[index]
-        calls: dict[Verb, Callable[[], Any]] = {
-            Verb.DRAIN: lambda: stub.Drain.future(
-                enclave_pb2.DrainRequest(counter=counter, expires_ms=expires_ms), timeout=COMMAND_SECONDS
-            ),
-            Verb.RESUME: lambda: stub.Resume.future(
-                enclave_pb2.ResumeRequest(counter=counter, expires_ms=expires_ms), timeout=COMMAND_SECONDS
-            ),
-            Verb.RELINQUISH: lambda: stub.Relinquish.future(
-                enclave_pb2.RelinquishRequest(counter=counter, expires_ms=expires_ms),
-                timeout=COMMAND_SECONDS,
-            ),
-            Verb.RESTART: lambda: stub.Restart.future(
-                enclave_pb2.RestartRequest(counter=counter, expires_ms=expires_ms), timeout=COMMAND_SECONDS
-            ),
-            Verb.HEAL: lambda: stub.Heal.future(
-                enclave_pb2.HealRequest(counter=counter, expires_ms=expires_ms, index=argument or 0),
-                timeout=COMMAND_SECONDS,
-            ),
-            Verb.STAGE: lambda: stub.StageFirmware.future(
-                enclave_pb2.StageFirmwareRequest(
-                    counter=counter, expires_ms=expires_ms, version=argument or 0
-                ),
-                timeout=COMMAND_SECONDS,
-            ),
-            Verb.ACTIVATE: lambda: stub.ActivateFirmware.future(
-                enclave_pb2.ActivateFirmwareRequest(
-                    counter=counter, expires_ms=expires_ms, version=argument or 0
-                ),
-                timeout=COMMAND_SECONDS,
-            ),
-        }
-        return _state(_reply(calls[verb](), COMMAND_SECONDS).state)
+        stamp: dict[str, int] = {"counter": counter, "expires_ms": expires_ms}
+        number = argument or 0
+        method: Callable[..., Any]
+        request: Any
+        match verb:
+            case Verb.DRAIN:
+                method, request = stub.Drain, enclave_pb2.DrainRequest(**stamp)
+            case Verb.RESUME:
+                method, request = stub.Resume, enclave_pb2.ResumeRequest(**stamp)
+            case Verb.RELINQUISH:
+                method, request = stub.Relinquish, enclave_pb2.RelinquishRequest(**stamp)
+            case Verb.RESTART:
+                method, request = stub.Restart, enclave_pb2.RestartRequest(**stamp)
+            case Verb.HEAL:
+                method, request = stub.Heal, enclave_pb2.HealRequest(**stamp, index=number)
+            case Verb.STAGE:
+                method, request = (
+                    stub.StageFirmware,
+                    enclave_pb2.StageFirmwareRequest(**stamp, version=number),
+                )
+            case Verb.ACTIVATE:
+                method, request = (
+                    stub.ActivateFirmware,
+                    enclave_pb2.ActivateFirmwareRequest(**stamp, version=number),
+                )
+        return _state(_reply(method, request, COMMAND_SECONDS).state)
 
     def _status(self, reply: enclave_pb2.GetStatusResponse, *, healthy: bool) -> Status:
         if reply.serving_count > len(self._stubs) or reply.incarnation > INCARNATION_MAX:
@@ -191,25 +189,19 @@ class EnclaveClient:
         )
 
 
-def _is_healthy(check: Any) -> bool:
+def _is_healthy(check: Future[Any]) -> bool:
     try:
-        return bool(_reply(check).status == health_pb2.HealthCheckResponse.SERVING)
+        return bool(check.result().status == health_pb2.HealthCheckResponse.SERVING)
     except EnclaveError:
         return False
 
 
-def _reply(call: Any, seconds: float = CALL_SECONDS) -> Any:
-    code = None
+def _reply(method: Callable[..., Any], request: Any, seconds: float) -> Any:
+    """Call and return the reply; raises EnclaveError."""
     try:
-        # The deadline ends the call; the second bound holds even if the library did not.
-        reply = call.result(timeout=seconds + 1)
+        reply, code = method(request, timeout=seconds), None
     except grpc.RpcError as error:
-        code = _code_name(error)
-    except grpc.FutureTimeoutError:
-        call.cancel()
-        code = "DEADLINE_EXCEEDED"
-    except grpc.FutureCancelledError:
-        code = "CANCELLED"
+        reply, code = None, _code_name(error)
     if code is not None:
         # Raised outside the handler: the gRPC error with its details and trailers is not kept as context.
         raise EnclaveError(code)

@@ -60,12 +60,18 @@ class RecordedCallable:
     def __init__(self, inner: Any, method: str, recorder: Recorder) -> None:
         self._inner, self._method, self._recorder = inner, method, recorder
 
-    def future(self, request: Any, timeout: float) -> Any:
-        """Begin the call."""
+    def __call__(self, request: Any, timeout: float) -> Any:
+        """Call, and wait for the reply."""
+        import grpc
+
         self._recorder.note("request", self._method, "", request.SerializeToString())
-        call = self._inner.future(request, timeout=timeout)
-        call.add_done_callback(lambda done: self._recorder.ended(self._method, done))
-        return call
+        try:
+            reply, call = self._inner.with_call(request, timeout=timeout)
+        except grpc.RpcError as error:
+            self._recorder.ended(self._method, error)
+            raise
+        self._recorder.ended(self._method, call)
+        return reply
 
 
 def install() -> None:

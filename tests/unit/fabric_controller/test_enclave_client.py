@@ -115,7 +115,7 @@ class Partitions:
         """Start a partition that answers every verb with the behaviour; return its port."""
         own = authority or self.authority
         handler: grpc.RpcMethodHandler[bytes, bytes] = grpc.unary_unary_rpc_method_handler(behaviour)
-        server = grpc.server(futures.ThreadPoolExecutor(2))
+        server = grpc.server(futures.ThreadPoolExecutor(2, "partition"))
         server.add_generic_rpc_handlers(
             [
                 grpc.method_handlers_generic_handler(
@@ -254,6 +254,27 @@ def test_silent_partitions_cost_one_deadline_together(partitions: Partitions, tm
     observations = _observe(partitions, ports, tmp_path)
     assert time.monotonic() - started < CALL_SECONDS + 1.5
     assert observations == dict.fromkeys(range(3), Failure("DEADLINE_EXCEEDED"))
+
+
+def test_a_look_leaves_no_thread_to_be_dropped_at_the_end_of_a_command(
+    partitions: Partitions, tmp_path: Path
+) -> None:
+    """A daemon thread of gRPC that is dropped while it holds a call's lock keeps a command from ending."""
+    asked = threading.Event()
+
+    def silent(request: bytes, context: grpc.ServicerContext) -> bytes:
+        asked.set()
+        return partitions.silent(request, context)
+
+    settings = parse(_settings_text(partitions.authority, [partitions.start(silent)], tmp_path))
+    before = set(threading.enumerate())
+    with EnclaveClient(settings) as client, futures.ThreadPoolExecutor(1) as threads:
+        look = threads.submit(client.get_status_of_all)
+        assert asked.wait(30)
+        begun = set(threading.enumerate()) - before
+        dropped = [thread.name for thread in begun if thread.daemon and "partition" not in thread.name]
+        assert dropped == []
+        assert look.result(30) == {0: Failure("DEADLINE_EXCEEDED")}
 
 
 def test_g5_a_partition_of_another_authority_is_not_heard(partitions: Partitions, tmp_path: Path) -> None:
