@@ -76,6 +76,8 @@ class Chaos:
         for other in ("1", "2"):
             self._fabric("drain", other, refused=True)
         self._fabric("resume", "0")
+        # Those two were refused by the command itself. This one is sent: the partition refuses it.
+        self._fabric("patch", str(UNPUBLISHED), refused=True)
         self._serving("drained and resumed a partition; what the floor of two forbids was refused")
 
     def _fail_over(self) -> None:
@@ -107,7 +109,6 @@ class Chaos:
 
     def _patch(self, firmware: Path) -> None:
         """Roll out an image; in the middle of it the controller is looked at and killed."""
-        self._fabric("patch", str(UNPUBLISHED), refused=True)
         self._fabric("patch", str(VERSION), "--no-wait")
         until(lambda: VERSION in self._versions(), 180, "the first patched partition")
         self._look("in the middle of a patch")

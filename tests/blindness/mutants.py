@@ -74,7 +74,7 @@ MUTANTS: tuple[Mutant, ...] = (
         '            context.abort(getattr(grpc.StatusCode, shown.code), "")\n',
         "            context.abort(getattr(grpc.StatusCode, shown.code), str(error))\n",
         _SHORT_RUN,
-        r"Drain: a text in an error \(FAILED_PRECONDITION\)",
+        r"StageFirmware: a text in an error \(PERMISSION_DENIED\)",
     ),
     Mutant(
         "a trailer on the enclave plane holds keys",
