@@ -258,7 +258,7 @@ def main() -> int:
             place = Path(temporary) / "pool"
             if arguments.part == "audit":
                 logged = audit.measure(Path(temporary) / "audit", plan.seconds, plan.repeats)
-                result = {"format": FORMAT, "processors": os.cpu_count(), "audit": logged}
+                result: dict[str, Any] = {"format": FORMAT, "processors": os.cpu_count(), "audit": logged}
             elif arguments.part == "all":
                 result = measure(plan, place)
             else:
