@@ -128,6 +128,9 @@ class Proof:
         wanted = FULL_VERBS if firmware else SHORT_VERBS
         if not wanted <= set(result.verbs):
             raise NothingProved(f"the controller received no reply of {wanted - set(result.verbs)}")
+        # A text in a refusal shows only where something is refused.
+        if not recording.refusals(recordings):
+            raise NothingProved("the controller received no refusal")
         result.divisions = scanner.factors.divisions
         self._say(
             f"scanned files, logs and {result.verbs.total()} recorded replies: {result.hits} hits in all"

@@ -82,6 +82,15 @@ def verbs(directory: Path) -> Counter[str]:
     return Counter(frame.method.rpartition("/")[2] for frame in frames(directory) if frame.kind == "reply")
 
 
+def refusals(directory: Path) -> Counter[str]:
+    """Return how many refusals of each method were received, as "Drain FAILED_PRECONDITION"."""
+    return Counter(
+        f"{frame.method.rpartition('/')[2]} {frame.name}"
+        for frame in frames(directory)
+        if frame.kind == "details" and frame.name not in {"OK", *LOCAL_CODES}
+    )
+
+
 def problems(directory: Path) -> list[str]:
     """Name everything received that the contract has no place for: G5 without knowing any secret."""
     return sorted({problem for frame in frames(directory) for problem in _problems(frame)})
