@@ -82,7 +82,13 @@ class EnclaveClient:
         )
         self._channels = {
             partition.index: grpc.secure_channel(
-                partition.enclave_endpoint, credentials, options=_CHANNEL_OPTIONS
+                partition.enclave_endpoint,
+                credentials,
+                # A command does not say whom it is for, so whoever answers must have that one's certificate.
+                options=(
+                    *_CHANNEL_OPTIONS,
+                    ("grpc.ssl_target_name_override", f"partition-{partition.index}.{settings.pool_id}"),
+                ),
             )
             for partition in settings.partitions
         }

@@ -244,9 +244,17 @@ class _Builder:
             (self._building / made).mkdir(mode=0o700, exist_ok=True)
 
     def _identity(
-        self, name: str, issuer: Authority, path: str, trusted: Authority, *, server: bool = False
+        self,
+        name: str,
+        issuer: Authority,
+        path: str,
+        trusted: Authority,
+        *,
+        server: bool = False,
+        server_name: str = "",
     ) -> Identity:
-        certificate, key = issuer.issue(f"spiffe://{self._pool_id}/{path}", server=server)
+        uri = f"spiffe://{self._pool_id}/{path}"
+        certificate, key = issuer.issue(uri, server=server, server_name=server_name)
         return Identity(
             certificate_file=self._write(f"{name}.crt", certificate),
             key_file=self._write(f"{name}.key", key),
@@ -277,7 +285,15 @@ class _Builder:
             node_endpoint=_local(ports.node),
             client_plane=self._identity(f"{base}/pki/client", planes.client, me, planes.client, server=True),
             peer_plane=self._identity(f"{base}/pki/peer", planes.peer, me, planes.peer, server=True),
-            fabric_plane=self._identity(f"{base}/pki/fabric", planes.fabric, me, planes.fabric, server=True),
+            fabric_plane=self._identity(
+                f"{base}/pki/fabric",
+                planes.fabric,
+                me,
+                planes.fabric,
+                server=True,
+                # The controller asks for it: commands say what is to be done, not to whom.
+                server_name=f"partition-{index}.{self._pool_id}",
+            ),
             node_plane=self._identity(f"{base}/pki/node", planes.node, me, planes.node, server=True),
             peers=tuple(
                 Peer(i, _local(self._ports[i].peer), _local(self._ports[i].node))

@@ -65,18 +65,23 @@ class Authority:
         """The authority's private key; only the client plane's is ever written."""
         return private_key_pem(self._key)
 
-    def issue(self, uri: str, *, server: bool = False, client: bool = True) -> tuple[bytes, bytes]:
+    def issue(
+        self, uri: str, *, server: bool = False, server_name: str = "", client: bool = True
+    ) -> tuple[bytes, bytes]:
         """Return (certificate PEM, key PEM) of a new identity.
 
         Args:
             uri: The identity's only URI name.
             server: Also valid for localhost and 127.0.0.1, as a TLS server.
+            server_name: And for this DNS name, which no other server has.
             client: Valid as a TLS client.
         """
         key = ec.generate_private_key(ec.SECP256R1())
         names: list[x509.GeneralName] = [x509.UniformResourceIdentifier(uri)]
         if server:
             names += [x509.DNSName("localhost"), x509.IPAddress(IPv4Address("127.0.0.1"))]
+        if server_name:
+            names.append(x509.DNSName(server_name))
         usages = [ExtendedKeyUsageOID.SERVER_AUTH] * server + [ExtendedKeyUsageOID.CLIENT_AUTH] * client
         builder = _builder(_name(uri.rpartition("//")[2]), self._certificate.subject, key.public_key())
         if usages:

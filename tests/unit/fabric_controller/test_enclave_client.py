@@ -7,7 +7,6 @@ hostile partition may send, which the real one cannot be made to.
 from __future__ import annotations
 
 import datetime as dt
-import ipaddress
 import json
 import os
 import signal
@@ -18,7 +17,7 @@ import threading
 import time
 import traceback
 import zlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from concurrent import futures
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -50,7 +49,12 @@ class Authority:
         return (self.directory / name).read_bytes()
 
 
-def _authority(directory: Path) -> Authority:
+def _server_name(index: int) -> str:
+    """Return the name of a partition's server, as the pool's own certificates have it."""
+    return f"partition-{index}.test-pool"
+
+
+def _authority(directory: Path, names: Sequence[str] = tuple(map(_server_name, range(9)))) -> Authority:
     ca_key = ec.generate_private_key(ec.SECP256R1())
     now = dt.datetime.now(dt.UTC)
     for name in ("ca", "fabric", "partition"):
@@ -65,7 +69,7 @@ def _authority(directory: Path) -> Authority:
             .not_valid_after(now + dt.timedelta(hours=1))
             .add_extension(x509.BasicConstraints(ca=name == "ca", path_length=None), critical=True)
             .add_extension(
-                x509.SubjectAlternativeName([x509.IPAddress(ipaddress.ip_address("127.0.0.1"))]),
+                x509.SubjectAlternativeName([x509.DNSName(name) for name in names]),
                 critical=False,
             )
             .sign(ca_key, hashes.SHA256())
@@ -282,6 +286,20 @@ def test_g5_a_partition_of_another_authority_is_not_heard(partitions: Partitions
     stranger.mkdir()
     port = partitions.start(_answer(_status_bytes()), _authority(stranger))
     assert _observe(partitions, [port], tmp_path) == {0: Failure("UNAVAILABLE")}
+
+
+def test_g5_a_partition_at_the_place_of_another_is_not_heard(
+    partitions: Partitions, tmp_path: Path, tmp_path_factory: pytest.TempPathFactory
+) -> None:
+    """Endpoints that were exchanged in the settings: a command would reach another than it is for."""
+    own = _authority(tmp_path_factory.mktemp("second"), [_server_name(1)])
+    partitions.authority = own
+    ports = [partitions.start(_answer(_status_bytes())) for _ in range(2)]
+    assert _observe(partitions, ports, tmp_path) == {0: Failure("UNAVAILABLE"), 1: GOOD}
+    settings = parse(_settings_text(own, ports, tmp_path))
+    with EnclaveClient(settings) as client, pytest.raises(EnclaveError) as caught:
+        client.command(Verb.DRAIN, 0, 1, 2)
+    assert caught.value.code == "UNAVAILABLE"
 
 
 def _fabric(*arguments: str) -> subprocess.CompletedProcess[str]:
