@@ -30,6 +30,7 @@ from fabric_controller.console import (
     journal_or_damage,
     open_client,
     open_journal,
+    see,
     show_error,
     suggest,
     with_settings,
@@ -109,9 +110,9 @@ def _render(document: dict[str, Any], picture: Picture, work: Work, now_ms: int)
         click.echo(f"housekeeping: partition {picture.housekeeper}")
     controller = document["controller"]
     if controller is not None:
-        measures = ", ".join(controller.get("hardening", ())).replace("_", " ") or "nothing"
+        measures = ", ".join(controller["hardening"]).replace("_", " ") or "nothing"
         if controller["alive"]:
-            click.echo(f"controller: user {controller.get('user_id')}, hardened with {measures}")
+            click.echo(f"controller: user {controller['user_id']}, hardened with {measures}")
         else:
             click.echo(f"controller: does not run, or hangs (last heard of {controller['last_seen']})")
     line = work_line(picture, work, now_ms)
@@ -131,7 +132,7 @@ def status(settings: FabricSettings, *, watch: bool, as_json: bool) -> None:
     """
     from fabric_controller.controller import running_controller, status_document
     from fabric_controller.journal import Journal
-    from fabric_controller.observe import blank, observe
+    from fabric_controller.observe import blank
     from fabric_controller.report import damaged_document, suggestions, work_document
     from fabric_controller.work import Work
 
@@ -145,7 +146,7 @@ def status(settings: FabricSettings, *, watch: bool, as_json: bool) -> None:
     ):
         try:
             while True:
-                picture, _ = observe(picture, client.get_status_of_all())
+                picture = see(settings, client, picture)
                 now_ms = time.time_ns() // 1_000_000
                 work = journal.refresh() if journal else work
                 told = work_document(picture, work, now_ms) if journal else damaged_document(str(found))
@@ -185,6 +186,7 @@ def history(settings: FabricSettings, *, as_json: bool) -> None:
                 continue
             at = datetime.fromtimestamp(entry["time_ms"] / 1000, UTC).isoformat(timespec="milliseconds")
             rest = "  ".join(f"{k}={v}" for k, v in entry.items() if k not in {"time_ms", "kind"})
+            rest = rest if rest.isprintable() else ascii(rest)
             click.echo(f"{at}  {entry['kind']:<10}  {rest}".rstrip())
 
 

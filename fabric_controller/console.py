@@ -200,15 +200,15 @@ def confirm(question: str) -> None:
         fail("nothing was done", "mhsm-fabric status")
 
 
-def see(settings: FabricSettings, client: EnclaveClient) -> Picture:
+def see(settings: FabricSettings, client: EnclaveClient, before: Picture | None = None) -> Picture:
     """Return the pool as it is now; takes at most two deadlines.
 
     All are asked again when one was silent: on a busy machine a first connection may take longer than
-    one deadline.
+    one deadline, and a partition may refuse a look because others look at the same moment.
     """
     from fabric_controller.observe import blank, observe
 
-    picture, _ = observe(blank(settings.indexes), client.get_status_of_all())
+    picture, _ = observe(before or blank(settings.indexes), client.get_status_of_all())
     if picture.answering_count < len(settings.indexes):
         picture, _ = observe(picture, client.get_status_of_all())
     return picture

@@ -73,7 +73,7 @@ def status_document(pool_id: str, picture: Picture, work: dict[str, Any]) -> dic
 
 
 def last_said(data_directory: Path) -> dict[str, Any]:
-    """Return what the controller wrote in its last round, {} when that is not readable.
+    """Return what the controller wrote in its last round, {} when that is not readable or not printable.
 
     Beside the status document it holds ``controller``: ``process_id``, in its own namespace,
     ``user_id`` and ``hardening``.
@@ -81,9 +81,19 @@ def last_said(data_directory: Path) -> dict[str, Any]:
     try:
         with os.fdopen(open_own_file(data_directory / STATUS_FILE, os.O_RDONLY), "rb") as file:
             said = json.loads(file.read(STATUS_BYTES_MAX))
+            printable = _is_printable(said)
     except (OSError, ValueError, RecursionError):
         return {}
-    return said if isinstance(said, dict) else {}
+    return said if isinstance(said, dict) and printable else {}
+
+
+def _is_printable(value: Any) -> bool:
+    """Return whether no text in a JSON value steers the terminal of the operator who has it shown."""
+    if isinstance(value, dict):
+        return all(_is_printable(name) and _is_printable(each) for name, each in value.items())
+    if isinstance(value, list):
+        return all(map(_is_printable, value))
+    return not isinstance(value, str) or value.isprintable()
 
 
 def running_controller(data_directory: Path) -> dict[str, Any] | None:
@@ -96,8 +106,15 @@ def running_controller(data_directory: Path) -> dict[str, Any] | None:
     said = document.get("controller")
     if not isinstance(said, dict):
         return None
-    told = {name: value for name, value in said.items() if name != "process_id"}
-    return {**told, "alive": is_alive(data_directory), "last_seen": document.get("time")}
+    user_id, hardening = said.get("user_id"), said.get("hardening")
+    return {
+        "user_id": user_id if isinstance(user_id, int) else None,
+        "hardening": [name for name in hardening if isinstance(name, str)]
+        if isinstance(hardening, list)
+        else [],
+        "alive": is_alive(data_directory),
+        "last_seen": document.get("time"),
+    }
 
 
 def is_alive(data_directory: Path) -> bool:

@@ -46,7 +46,7 @@ def _entry(line: bytes) -> dict[str, Any] | None:
         if int(checksum, 16) != zlib.crc32(text):
             return None
         entry = json.loads(text)
-    except ValueError:
+    except (ValueError, RecursionError):
         return None
     return entry if isinstance(entry, dict) else None
 

@@ -134,7 +134,7 @@ def goal_entry(goal: Goal) -> dict[str, Any]:
         }
     return {
         "kind": "goal",
-        "goal": "restart",
+        "goal": "patch" if goal.version else "restart",
         "partitions": list(goal.partitions),
         "incarnations": [goal.incarnations[index] for index in goal.partitions],
         "version": goal.version,
@@ -149,7 +149,8 @@ def _whole(value: Any, maximum: int) -> int:
 
 
 def _text(value: Any) -> str:
-    if not isinstance(value, str) or len(value) > TEXT_LENGTH_MAX:
+    # Operators' terminals show it: what steers a terminal is no text.
+    if not isinstance(value, str) or len(value) > TEXT_LENGTH_MAX or not value.isprintable():
         raise ValueError("not a text")
     return value
 
@@ -174,7 +175,7 @@ def _replacement(entry: Entry, pool: Collection[int]) -> Replacement:
 def _goal(entry: Entry, pool: Collection[int]) -> Goal:
     if entry["goal"] == "replace":
         return _replacement(entry, pool)
-    if entry["goal"] != "restart":
+    if entry["goal"] not in {"patch", "restart"}:
         raise ValueError("an unknown goal")
     partitions = _partitions(entry["partitions"], pool)
     incarnations = [_whole(number, INCARNATION_MAX) for number in entry["incarnations"]]

@@ -67,6 +67,7 @@ class FreshnessTracker:
         self._own_index = own_index
         self._peers: dict[int, PeerRenewal] = {}
         self._exited: dict[int, int] = {}
+        self._told: dict[int, int] = {}
         self._queue: deque[_Pending] = deque()
         self._pending: dict[RecordName, int] = {}
         self._everything_until = 0
@@ -85,12 +86,30 @@ class FreshnessTracker:
         if known and (renewal.incarnation, renewal.counter) <= (known.incarnation, known.counter):
             return False
         self._peers[index] = renewal
+        self._told.pop(index, None)
         return True
 
-    def observe_unproved(self, index: int, now: float) -> None:
-        """Take it that a partition may have begun a lease by now, and that nothing more is known of it."""
+    def incarnation_seen(self, index: int) -> int:
+        """Return the newest incarnation of another partition that was seen or told of, 0 for none.
+
+        One that was only told of counts for no lease, and no longer than until the next renewal, which is
+        never measured by it.
+        """
+        known = self._peers.get(index)
+        return max(known.incarnation if known else 0, self._told.get(index, 0))
+
+    def observe_unproved(self, index: int, now: float, incarnation: int) -> None:
+        """Take it that a partition may have begun a lease by now, and that nothing more is known of it.
+
+        Args:
+            index: The partition.
+            now: The time.
+            incarnation: What it was when it renewed last, under keys that give no lease any more; 0
+                if it is not known.
+        """
         if index == self._own_index:
             return
+        self._told[index] = max(incarnation, self._told.get(index, 0))
         known, incarnation_min = self._peers.get(index), self._exited.get(index, 0) + 1
         if known and known.incarnation >= incarnation_min:
             self._peers[index] = replace(known, surrendered=False, observed_at=now)

@@ -78,6 +78,13 @@ def boot_count_min(pool: PoolRecord, index: int, renewed: int) -> int:
     return max(renewed, admission.incarnation if admission else 0)
 
 
+def may_be_of(pool: PoolRecord, index: int, incarnation: int) -> bool:
+    """Return whether a partition can have come to an incarnation by restarts since it was admitted last."""
+    admission = pool.admissions.get(index)
+    number = admission.number if admission else 0
+    return incarnation < (number + 1) * INCARNATIONS_PER_ADMISSION
+
+
 def half_replaced(pool: PoolRecord, seen: Mapping[int, int]) -> frozenset[int]:
     """Return the partitions in whose place a new one was admitted that was not seen yet.
 

@@ -85,6 +85,8 @@ _CLIENT_READS = (limits.REQUESTS_READ_MAX, limits.REQUESTS_READ_MAX * 3 // 4)
 _INNER_THREADS = 8
 _INNER_READS = (6, 2)
 """Requests that are read at once, and of one principal: two threads stay free for the others."""
+_SOLE_CALLER_READS = (6, 6)
+"""The same on the fabric plane, whose one caller is several processes: controller and operators' commands."""
 
 
 class PlaneServers:
@@ -104,9 +106,12 @@ class PlaneServers:
         observer = CallObserver(metrics.calls, self._tracing)
         self._watches: list[RequestReader | UnreadAnswers] = []
 
-        def gate(identify: Callable[[grpc.ServicerContext], Caller], **options: Any) -> Gate:
-            places = _INNER_READS if options.get("admission") is None else _CLIENT_READS
-            reader, answers = RequestReader(*places), UnreadAnswers()
+        def gate(
+            identify: Callable[[grpc.ServicerContext], Caller],
+            reads: tuple[int, int] = _INNER_READS,
+            **options: Any,
+        ) -> Gate:
+            reader, answers = RequestReader(*reads), UnreadAnswers()
             self._watches += (reader, answers)
             return Gate(settings.index, identify, translate, roles, log, observer, reader, answers, **options)
 
@@ -143,7 +148,7 @@ class PlaneServers:
             _server(
                 settings.client_endpoint,
                 settings.client_plane,
-                gate(certificates, admission=admission),
+                gate(certificates, _CLIENT_READS, admission=admission),
                 client_plane,
                 threads=THREADS,
                 calls=limits.CLIENT_CALLS_MAX,
@@ -152,7 +157,12 @@ class PlaneServers:
             _server(
                 settings.enclave_endpoint,
                 settings.fabric_plane,
-                gate(certificates, frequency=CallFrequency(settings.index, log), bare_errors=True),
+                gate(
+                    certificates,
+                    _SOLE_CALLER_READS,
+                    frequency=CallFrequency(settings.index, log),
+                    bare_errors=True,
+                ),
                 fabric_plane,
                 guards=(EnclaveGuard(),),
                 options=_FABRIC_OPTIONS,
@@ -166,7 +176,7 @@ class PlaneServers:
                 _server(
                     tokens.endpoint,
                     settings.client_plane,
-                    gate(TokenIdentities(verifier), admission=admission),
+                    gate(TokenIdentities(verifier), _CLIENT_READS, admission=admission),
                     client_plane,
                     threads=THREADS,
                     calls=limits.CLIENT_CALLS_MAX,

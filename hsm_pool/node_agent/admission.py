@@ -67,10 +67,10 @@ def carry_out(settings: NodeSettings, admission: Admission, users: NodeUsers | N
         aside = _aside(directory, admission)
         if directory.exists() and not aside.exists():
             directory.rename(aside)
-        _remove_older(directory, users)
         directory.mkdir(mode=0o700, exist_ok=True)
         if users:
             ownership.take(directory, users)
+        _remove_older(directory, users)
     old = _aside(incarnation_file.parent, admission) / incarnation_file.name
     last = int(old.read_text()) if old.exists() else 0
     highest = max(last, incarnation(settings), admission.incarnation - 1)
@@ -100,6 +100,8 @@ def _remove_older(directory: Path, users: NodeUsers | None) -> None:
             shutil.rmtree(old)
         except OSError as error:
             _log.warning("not removed", directory=old.name, cause=error.strerror)
+        except RecursionError:  # a child of the agent's may lay as many directories in each other as it likes
+            _log.warning("not removed", directory=old.name, cause="too many directories in each other")
 
 
 def _write(settings: NodeSettings, admission: Admission) -> None:

@@ -163,8 +163,12 @@ class Replica:
             ]
             for renewal in renewals:
                 if not self._observe_renewal(renewal, of_now=False):
-                    # It counted where it was written, perhaps: so its sender may hold a lease.
-                    self.tracker.observe_unproved(renewal.partition_index, boot_time())
+                    # It counted where it was written, perhaps: so its sender may hold a lease. A dead
+                    # one never renews under the keys of now, and who it was is known from this alone.
+                    index, incarnation = renewal.partition_index, renewal.incarnation
+                    if not membership.may_be_of(state.pool(), index, incarnation):
+                        incarnation = 0
+                    self.tracker.observe_unproved(index, boot_time(), incarnation)
             written = sorted(renewal.wall_time_ms for renewal in renewals if renewal.epoch == self.keys.epoch)
             if len(written) > 1:
                 self.pool_time_ms = max(self.pool_time_ms, written[-2])
@@ -468,8 +472,7 @@ class Replica:
     def peer_incarnation(self, index: int) -> int:
         """Return the newest incarnation of another partition that was seen, 0 for none."""
         with self.condition:
-            peer = self.tracker.peers().get(index)
-            return peer.incarnation if peer else 0
+            return self.tracker.incarnation_seen(index)
 
     def half_replaced(self) -> frozenset[int]:
         """Return the partitions in whose place a new one was admitted that was not seen yet.
@@ -477,7 +480,7 @@ class Replica:
         It may be this very one, of before the admission.
         """
         with self.condition:
-            seen = {index: peer.incarnation for index, peer in self.tracker.peers().items()}
+            seen = {index: self.tracker.incarnation_seen(index) for index in self.tracker.peers()}
             return membership.half_replaced(self.state.pool(), {**seen, self.index: self.incarnation})
 
     def boot_count_min(self, index: int) -> int:

@@ -11,7 +11,7 @@ import sys
 import threading
 import time
 import uuid
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
 
@@ -313,6 +313,24 @@ def test_g5_calls_that_come_too_often_are_refused(fabric: Fabric) -> None:
     assert codes.count("RESOURCE_EXHAUSTED") > 0
     assert set(codes) == {"OK", "RESOURCE_EXHAUSTED"}
     until(lambda: code_of(fabric, method, b"") == "OK", 10, "calls are let through again")
+
+
+def test_looks_of_several_processes_do_not_shut_each_other_out(fabric: Fabric) -> None:
+    """Controller and operators' commands are one caller; on a busy machine their requests take a while."""
+    go_on = threading.Event()
+
+    def later() -> Iterator[bytes]:
+        go_on.wait(30)
+        yield b""
+
+    call = fabric.channels[0].stream_unary(f"{SERVICE}/GetStatus")
+    looks = [call.future(later(), timeout=30) for _ in range(4)]
+    try:
+        assert fabric.state(0) == SERVING
+    finally:
+        go_on.set()
+    for look in looks:
+        assert look.result(30)
 
 
 def test_g5_a_command_is_obeyed_once_whatever_crashes(pool: RunningPool, fabric: Fabric) -> None:

@@ -595,6 +595,26 @@ BROKEN_BUILDS: tuple[BrokenBuild, ...] = (
         ),
     ),
     BrokenBuild(
+        "who a dead partition was is forgotten with the keys of then",
+        "G5",
+        "hsm_pool/core/freshness.py",
+        "        self._told[index] = max(incarnation, self._told.get(index, 0))\n",
+        "",
+        (
+            "tests/unit/store/test_revoked_epochs.py::test_who_a_dead_partition_was_is_known_after_a_new_epoch",
+        ),
+    ),
+    BrokenBuild(
+        "keys of then say who a partition is now, beyond what restarts can come to",
+        "G5",
+        "hsm_pool/store/replica.py",
+        "                    if not membership.may_be_of(state.pool(), index, incarnation):\n                        incarnation = 0\n",
+        "",
+        (
+            "tests/unit/store/test_revoked_epochs.py::test_who_a_dead_partition_was_is_known_after_a_new_epoch",
+        ),
+    ),
+    BrokenBuild(
         "the controller does not ask who answers at a partition's place",
         "G5",
         "fabric_controller/enclave_client.py",

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import json
 import os
 from contextlib import closing
 from pathlib import Path
 from typing import cast
 
-from fabric_controller.controller import last_said, make_logger, take_step
+import pytest
+
+from fabric_controller.controller import last_said, make_logger, running_controller, take_step
 from fabric_controller.enclave_client import EnclaveClient, EnclaveError
 from fabric_controller.journal import Journal
 from fabric_controller.observe import State, Status, blank, observe
@@ -50,3 +53,27 @@ def test_a_status_file_that_is_none_is_not_followed(tmp_path: Path) -> None:
     path.unlink()
     os.mkfifo(path)
     assert last_said(tmp_path) == {}
+
+
+@pytest.mark.parametrize(
+    "said",
+    [
+        {"time": "\x1b]0;owned\x07"},
+        {"controller": {"hardening": ["\x1b[2J"]}},
+        {"work": {"reason": "\x1b[1;1Hall is well"}},
+        {"\x1b[2J": 1},
+    ],
+)
+def test_a_status_file_that_steers_a_terminal_is_none(tmp_path: Path, said: dict[str, object]) -> None:
+    """G5: an operator has it shown."""
+    (tmp_path / "status.json").write_text(json.dumps(said))
+    assert last_said(tmp_path) == {}
+
+
+@pytest.mark.parametrize("hardening", [[1], 1, None, {"a": 1}, "seccomp"])
+def test_what_the_controller_says_of_itself_has_its_shape(tmp_path: Path, hardening: object) -> None:
+    said = {"controller": {"user_id": "root", "hardening": hardening}, "time": "now"}
+    (tmp_path / "status.json").write_text(json.dumps(said))
+    told = running_controller(tmp_path)
+    assert told is not None
+    assert (told["user_id"], told["hardening"], told["alive"]) == (None, [], True)

@@ -437,7 +437,7 @@ def test_a_controller_that_hangs_shows(partitions: Partitions, tmp_path: Path) -
     said = {"time": "2026-01-01T00:00:00.000+00:00", "controller": {"process_id": 1, "user_id": 0}}
     path.write_text(json.dumps(said))
     shown = json.loads(_fabric("status", "--json", *place).stdout)["controller"]
-    assert shown == {"user_id": 0, "alive": True, "last_seen": said["time"]}
+    assert shown == {"user_id": 0, "hardening": [], "alive": True, "last_seen": said["time"]}
     os.utime(path, (0, 0))
     looked = _fabric("status", *place)
     assert f"controller: does not run, or hangs (last heard of {said['time']})" in looked.stdout

@@ -5,6 +5,7 @@ from __future__ import annotations
 import multiprocessing
 import os
 import stat
+import zlib
 from pathlib import Path
 
 import pytest
@@ -21,6 +22,7 @@ from fabric_controller.work import (
     Verb,
     Work,
     checkpoint_entry,
+    fold,
     fold_all,
     goal_entry,
 )
@@ -316,3 +318,28 @@ def test_any_history_is_read_back_as_it_was_written(
     history = opened(directory).history()
     assert opened(directory).work == fold_all(history, POOL)
     assert all(isinstance(attempt, Attempt) for attempt in written.attempts)
+
+
+def test_directories_of_brackets_are_damage(tmp_path: Path) -> None:
+    """G5: what the controller writes there ends no command otherwise than with the damage named."""
+    text = b'{"kind":' + b"[" * 100_000 + b"]" * 100_000 + b"}"
+    (tmp_path / "journal").write_bytes(f"{zlib.crc32(text):08x} ".encode() + text + b"\nx")
+    with pytest.raises(JournalDamaged):
+        Journal(tmp_path, {0, 1, 2})
+
+
+def test_a_reason_that_steers_a_terminal_is_damage(tmp_path: Path) -> None:
+    """G5: an operator, who may be root, has it shown."""
+    entry = {"kind": "halt", "by": "controller", "reason": "\x1b[2Jall is well", "time_ms": 2}
+    with pytest.raises(EntryRefused):
+        fold(Work(), entry, {0, 1, 2})
+    assert fold(Work(), {**entry, "reason": "all is well"}, {0, 1, 2}) == Work()
+
+
+@pytest.mark.parametrize(("version", "name"), [(0, "restart"), (7, "patch")])
+def test_the_history_calls_a_goal_as_its_command(version: int, name: str) -> None:
+    goal = RollOut((0, 1), {0: 1, 1: 4}, version)
+    entry = {**goal_entry(goal), "time_ms": 1}
+    assert entry["goal"] == name
+    assert fold(Work(), entry, {0, 1, 2}).goal == goal
+    assert fold(Work(), {**entry, "goal": "restart"}, {0, 1, 2}).goal == goal, "as older journals have it"

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import os
 import stat
+import subprocess
+import sys
 from dataclasses import replace
 from pathlib import Path
 
@@ -62,6 +65,25 @@ def test_the_old_is_put_aside_and_the_incarnation_goes_on(tmp_path: Path, last: 
     admission.carry_out(settings, NEW)
     check(tmp_path, next_)
     assert admission.read(settings) == Admission(1, 4, done=True)
+
+
+def test_directories_without_end_keep_no_node_from_starting(tmp_path: Path) -> None:
+    """G8: a partition laid them, which was bad: that is why it was replaced. They stay, and that is all."""
+    settings = node(tmp_path, 1)
+    inner = os.open(tmp_path / "partition", os.O_RDONLY)
+    for _ in range(2 * sys.getrecursionlimit()):
+        os.mkdir("d", dir_fd=inner)
+        above, inner = inner, os.open("d", os.O_RDONLY, dir_fd=inner)
+        os.close(above)
+    os.close(inner)
+    try:
+        for number in range(1, 4):
+            admission.carry_out(settings, Admission(number, 4, done=False))
+        assert admission.read(settings).done
+        assert (tmp_path / "partition" / "incarnation").exists()
+        assert (tmp_path / "partition.replaced-1").exists()
+    finally:  # pytest could not remove it
+        subprocess.run(["rm", "-rf", tmp_path / "partition.replaced-1"], check=True)
 
 
 def test_of_what_replaced_partitions_left_behind_the_newest_two_are_kept(tmp_path: Path) -> None:

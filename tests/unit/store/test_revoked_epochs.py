@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import pytest
 
-from hsm_pool.core.model import POOL, KeyRecord, PoolRecord, Record, RecordName, key_name
+from hsm_pool.core import membership
+from hsm_pool.core.commands import AdmitPartition
+from hsm_pool.core.freshness import PeerRenewal
+from hsm_pool.core.model import POOL, Admission, KeyRecord, PoolRecord, Record, RecordName, key_name
 from hsm_pool.crypto.secret import SecretBytes
 from hsm_pool.store import chain
 from hsm_pool.store.chain import Head, TableDigest, Transaction
@@ -321,3 +324,33 @@ def test_a_partition_takes_no_lease_from_a_renewal_that_an_activation_overtook(s
     replica.apply(revision_of({fresh: replica.new_renewal(2).SerializeToString()}, 6))
     replica.renewal_committed(2, story.made[2].puts[chain.HEAD_KEY])
     assert replica.lease_remaining() > 0
+
+
+def test_who_a_dead_partition_was_is_known_after_a_new_epoch(story: Story) -> None:
+    """G5: one that was replaced, served and died before the epoch of now can be replaced once more.
+
+    Its last renewal says so; but it is measured against no later one, which would end the waiting
+    for a lease, and says nothing that restarts alone cannot have come to (G2, G4).
+    """
+    first = membership.INCARNATIONS_PER_ADMISSION
+    replaced = replace(pool_of(2), admissions={2: Admission(1, first, 0, ready=True, made_up_ms=1)})
+    story.commit({POOL: replaced})
+
+    def loaded(incarnation: int) -> Replica:
+        renewal = record_pb2.Renewal(partition_index=2, incarnation=incarnation, counter=5, epoch=1)
+        content = renewal.SerializeToString(deterministic=True)
+        renewal.mac = story.new.mac(1, b"mhsm/renewal/v1", content)
+        story.store[f"{chain.FRESH_PREFIX}2"] = renewal.SerializeToString(deterministic=True)
+        replica = Replica(copy_of(story.new, 2), 0, 1)
+        replica.load(9, story.store, None)
+        return replica
+
+    replica = loaded(first + 3)
+    assert (replica.peer_incarnation(2), replica.half_replaced()) == (first + 3, frozenset())
+    assert replica.boot_count_min(2) == first + 3
+    again = AdmitPartition(10**12, 2, replica.peer_incarnation(2) + 1, 0, frozenset({0, 1}))
+    changed = membership.apply(again, replica.state)[POOL]
+    assert isinstance(changed, PoolRecord)
+    assert changed.admissions[2].number == 2
+    assert replica.tracker.observe_renewal(2, PeerRenewal(first + 1, 1, 0, False, 0.0)), "a lease counts"
+    assert loaded(2 * first).half_replaced() == {2}, "no partition comes to that by restarts"
