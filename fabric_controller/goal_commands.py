@@ -341,8 +341,8 @@ def _follow(settings: FabricSettings, told: int) -> None:
                     fail(f"halted: {work.halted}", next_steps, definite=False)
                 if not is_alive(Path(settings.data_directory)):
                     fail(
-                        "no controller runs; it goes on with this work when it is started",
-                        f"mhsm up\n{HUNG}",
+                        "the controller does not run, or hangs; started anew, it goes on with this work",
+                        f"{HUNG}\nmhsm up",
                         EXIT_UNREACHABLE,
                         definite=False,
                     )

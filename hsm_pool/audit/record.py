@@ -150,6 +150,8 @@ class Operation:
     """What is said of roles."""
     changed: tuple[str, ...] = ()
     """Names of the fields of a key that an update sets."""
+    firmware_version: int = 0
+    """Version that is staged or activated."""
     code: str = "OK"
     reason: str = ""
     kept_from: tuple[KeptFrom, ...] = ()
@@ -189,6 +191,8 @@ class Operation:
             properties["officer"] = self.officer
         if self.role:
             properties.update(self.role.properties())
+        if self.firmware_version:
+            properties["firmwareVersion"] = self.firmware_version
         if self.changed:
             properties["changed"] = ",".join(self.changed)
         if self.kept_from:
@@ -274,6 +278,7 @@ def note(
     officer: str = "",
     role: RoleChange | None = None,
     changed: tuple[str, ...] = (),
+    firmware_version: int = 0,
 ) -> None:
     """Note what this thread's operation is about. Values are checked ones, never raw input."""
     operation = current()
@@ -286,3 +291,4 @@ def note(
     operation.officer = officer or operation.officer
     operation.role = role or operation.role
     operation.changed = changed or operation.changed
+    operation.firmware_version = firmware_version or operation.firmware_version

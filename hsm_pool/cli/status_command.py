@@ -74,6 +74,8 @@ _OF_AN_ANSWER = (
     "ceremony_child_hardening",
 )
 """Fields of the JSON form that a partition says itself: null while it does not answer."""
+_SILENT_SECONDS_SHOWN = 20
+"""A round of the controller takes 13 s at most."""
 _STORE_FULL = "the store is nearly full: nothing that makes the pool larger is taken; delete and purge keys"
 COLUMNS = (
     ("partition", "index"),
@@ -119,6 +121,7 @@ def status(context: click.Context, watch: bool, data_dir: Path, as_json: bool) -
     say_downloaded(rows, found.values())
     ceremonies = {index: ceremony for index, ceremony in found.items() if not isinstance(ceremony, str)}
     controller = _controller_hardening(connection)
+    silent = _controller_silent_seconds(connection)
     users = process_facts.measured(connection)
     sandbox = _sandbox(connection)
     if as_json:
@@ -132,6 +135,7 @@ def status(context: click.Context, watch: bool, data_dir: Path, as_json: bool) -
             "fabric_controller": {
                 "process_id": connection.fabric_controller["process_id"],
                 "hardening": controller,
+                "silent_seconds": silent,
                 **sandbox,
             },
             "users": users,
@@ -152,6 +156,8 @@ def status(context: click.Context, watch: bool, data_dir: Path, as_json: bool) -
             "under bubblewrap" if sandbox["bubblewrap"] else f"no bubblewrap: {sandbox['bubblewrap_reason']}"
         )
         click.echo(f"fabric controller: {in_words}")
+        if silent is not None and silent > _SILENT_SECONDS_SHOWN:
+            click.echo(f"fabric controller: not heard of for {silent} s: it does not run, or hangs")
         click.echo(process_facts.in_words(users))
         for index, ceremony in ceremonies.items():
             click.echo(f"partition {index}: ceremony under way: {ceremony_progress.progress(ceremony)}")
@@ -241,7 +247,10 @@ def unstable(row: dict[str, Any]) -> Iterator[str]:
         if failures >= _FAILURES_SHOWN:
             index = row["index"]
             logs = f"nodes/{index}/logs/{log.format(index=index)}"
-            yield f"{what} does not stay up: ended {failures} times in a row; {logs}.log and those before it"
+            # The count goes back to zero when a process has run for a while.
+            lately = ", or did not until a moment ago" if row["process_ids"].get(name) else ""
+            text = f"ended {failures} times in a row; {logs}.log and those before it"
+            yield f"{what} does not stay up{lately}: {text}"
 
 
 def way_out(rows: list[dict[str, Any]]) -> Iterator[str]:
@@ -291,6 +300,15 @@ def _controller_hardening(connection: Connection) -> list[str] | None:
     except (OSError, ValueError, KeyError, TypeError):
         pass
     return None
+
+
+def _controller_silent_seconds(connection: Connection) -> int | None:
+    """Return for how long the controller, which writes its status each round, has not; None: never did."""
+    try:
+        written_at = (Path(connection.fabric_controller["data_directory"]) / "status.json").lstat().st_mtime
+    except OSError:
+        return None
+    return max(0, int(time.time() - written_at))
 
 
 def _sandbox(connection: Connection) -> dict[str, Any]:

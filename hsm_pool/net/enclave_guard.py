@@ -146,10 +146,14 @@ class CallFrequency:
             # By whatever call comes next, so that the last ones of a flood are on record, too.
             self._put_on_record()
 
-    def _put_on_record(self) -> None:
+    def close(self) -> None:
+        """Put the last ones on record; the calls have ended, and the log is still open."""
+        self._put_on_record(at_once=True)
+
+    def _put_on_record(self, *, at_once: bool = False) -> None:
         with self._lock:
             now = self._clock()
-            if not self._refused or now < self._record_at:
+            if not self._refused or (now < self._record_at and not at_once):
                 return
             self._record_at = now + limits.ENCLAVE_REFUSALS_RECORD_SECONDS
             refused, self._refused = self._refused, Counter()

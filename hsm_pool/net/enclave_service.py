@@ -13,6 +13,7 @@ from typing import Protocol
 import grpc
 import structlog
 
+from hsm_pool.audit import record
 from hsm_pool.core.commands import (
     ActivateFirmware,
     Command,
@@ -134,6 +135,7 @@ class EnclaveService(enclave_pb2_grpc.EnclaveServiceServicer):
         request: enclave_pb2.StageFirmwareRequest,
         context: grpc.ServicerContext,  # noqa: ARG002
     ) -> enclave_pb2.StageFirmwareResponse:
+        record.note(firmware_version=request.version)
         with self._accepted("StageFirmware", request) as serving:
             floor = serving.replica.state.pool().security_version_floor
             self._partition.firmware.stage(request.version, floor)
@@ -142,6 +144,7 @@ class EnclaveService(enclave_pb2_grpc.EnclaveServiceServicer):
     def ActivateFirmware(  # noqa: N802, D102
         self, request: enclave_pb2.ActivateFirmwareRequest, context: grpc.ServicerContext
     ) -> enclave_pb2.ActivateFirmwareResponse:
+        record.note(firmware_version=request.version)
         with self._accepted("ActivateFirmware", request) as serving:
             firmware = self._partition.firmware
             security_version = firmware.security_version_of(request.version)

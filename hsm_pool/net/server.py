@@ -104,6 +104,7 @@ class PlaneServers:
         self._metrics_endpoint, self._registry = settings.metrics_endpoint, metrics.registry
         self._metrics_listener: MetricsListener | None = None
         observer = CallObserver(metrics.calls, self._tracing)
+        self._frequency = CallFrequency(settings.index, log)
         self._watches: list[RequestReader | UnreadAnswers] = []
 
         def gate(
@@ -160,7 +161,7 @@ class PlaneServers:
                 gate(
                     certificates,
                     _SOLE_CALLER_READS,
-                    frequency=CallFrequency(settings.index, log),
+                    frequency=self._frequency,
                     bare_errors=True,
                 ),
                 fabric_plane,
@@ -198,6 +199,7 @@ class PlaneServers:
             event.wait(2 * _STOP_SECONDS)
         for watch in self._watches:
             watch.close()
+        self._frequency.close()
         if self._metrics_listener:
             self._metrics_listener.close()
         if self._tracing:

@@ -23,7 +23,15 @@ from hsm_pool.core.model import Record, RecordName, RequestRecord, stored_bytes
 from hsm_pool.core.roles import Access
 from hsm_pool.core.state import Overlay
 from hsm_pool.core.store_room import StoreRoom
-from hsm_pool.errors import CommitUnknown, MHSMError, NotFresh, Overloaded, PayloadTooLarge, StoreUnavailable
+from hsm_pool.errors import (
+    CommitUnknown,
+    LimitExceeded,
+    MHSMError,
+    NotFresh,
+    Overloaded,
+    PayloadTooLarge,
+    StoreUnavailable,
+)
 from hsm_pool.store import chain
 from hsm_pool.store.etcd_client import Ambiguous, Conflict, EtcdClient
 from hsm_pool.store.replica import Replica, Stopped, boot_time
@@ -265,13 +273,13 @@ class Committer:
     ) -> None:
         """Give an answer that changes nothing, or put it off when it rests on this very batch."""
         replica = self._replica
-        if scratch.reads & overlay.changes.keys():
+        counted = isinstance(error, LimitExceeded) and overlay.changes
+        if counted or scratch.reads & overlay.changes.keys():
             later.append(submission)
         elif not replica.lease_remaining():
             submission.finish(0, error=NotFresh("this partition holds no freshness lease at the moment"))
         else:
-            awaited = max((replica.tracker.pending_sequence(name) for name in scratch.reads), default=0)
-            submission.finish(awaited, reply, error)
+            submission.finish(replica.awaited(scratch.reads, error), reply, error)
 
     def _settle(self, head: chain.Head, transaction: chain.Transaction) -> bool:
         """Send a transaction and find out whether it was committed.

@@ -10,7 +10,7 @@ from __future__ import annotations
 import threading
 import time
 from collections import OrderedDict
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Generic, Protocol, TypeVar
 
@@ -24,7 +24,7 @@ from hsm_pool.core.freshness import (
 )
 from hsm_pool.core.model import POOL, PoolRecord, Record, RecordName
 from hsm_pool.core.state import Overlay, State, View
-from hsm_pool.errors import MHSMError, NotFresh, PartitionDrained
+from hsm_pool.errors import LimitExceeded, MHSMError, NotFresh, PartitionDrained
 from hsm_pool.store import chain, loading
 from hsm_pool.store.chain import Head, TableDigest
 from hsm_pool.store.etcd_client import Revision
@@ -513,7 +513,7 @@ class Replica:
         Raises:
             NotFresh: No lease, or what was read did not become stable in time.
             PartitionDrained: This partition is drained.
-            MHSMError: Whatever decide raised, once what it read was stable.
+            MHSMError: Whatever decide raised, once what it rests on was stable.
         """
         with self.condition:
             while True:
@@ -525,13 +525,29 @@ class Replica:
                     value = decide(overlay)
                 except MHSMError as refusal:
                     error = refusal
-                awaited = max((self.tracker.pending_sequence(name) for name in overlay.reads), default=0)
+                if isinstance(error, LimitExceeded):
+                    # It rests on all that was counted, as of now: what comes meanwhile is not waited for.
+                    self._wait_stable(self.head.sequence, deadline)
+                    self._await_lease(deadline)
+                    raise error
+                awaited = self.awaited(overlay.reads)
                 if awaited <= self.tracker.stable_sequence:
                     if error is not None:
                         raise error
                     basis = {name: self.state.get(name) for name in overlay.reads}
                     return Consulted(value, basis)  # type: ignore[arg-type]
                 self._wait_stable(awaited, deadline)
+
+    def awaited(self, reads: Collection[RecordName], error: MHSMError | None = None) -> int:
+        """Return the sequence that has to be stable before an answer leaves (G2); the caller holds the lock.
+
+        Args:
+            reads: The records that were read for it.
+            error: The refusal that it is. That of a limit counts records that were not read.
+        """
+        if isinstance(error, LimitExceeded):
+            return self.head.sequence
+        return max((self.tracker.pending_sequence(name) for name in reads), default=0)
 
     def answer(
         self, decide: Callable[[View], T], compute: Callable[[T], R], deadline: float, changing: str

@@ -9,13 +9,14 @@ import signal
 import threading
 import time
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 
 from hsm_pool.errors import MHSMError
 from mhsm.keys.v1 import keys_pb2
 from tests.fabric_access import DRAINED, Fabric, FloorWatcher, history, mhsm_fabric
-from tests.running_pool import RunningPool, until
+from tests.running_pool import RunningPool, mhsm, until
 
 pytestmark = pytest.mark.pool
 
@@ -168,6 +169,20 @@ def test_the_work_is_halted_and_goes_on(pool: RunningPool, fabric: Fabric) -> No
     assert mhsm_fabric(pool, "resume").returncode == 0
     until(lambda: work_state(pool) == "idle", 60, "it goes on to the end")
     assert incarnations(pool) == [before[0] + 1, *before[1:]]
+
+
+def test_a_controller_that_hangs_is_seen_from_the_pool(pool: RunningPool) -> None:
+    controller = pool.connection.fabric_controller
+    os.kill(controller["process_id"], signal.SIGSTOP)
+    try:
+        long_ago = time.time() - 60
+        os.utime(Path(controller["data_directory"]) / "status.json", (long_ago, long_ago))
+        place = ("--data-dir", str(pool.directory))
+        said = json.loads(mhsm("status", "--json", *place).stdout)["fabric_controller"]
+        assert said["silent_seconds"] >= 60
+        assert "it does not run, or hangs" in mhsm("status", *place).stdout
+    finally:
+        os.kill(controller["process_id"], signal.SIGCONT)
 
 
 def test_failover_names_the_new_holder(pool: RunningPool, fabric: Fabric) -> None:

@@ -159,7 +159,13 @@ def test_patches_under_load(patched: RunningPool, publisher: Publisher) -> None:
         assert versions(patched) == [version] * 3
         assert (load.failed, load.done > 20, load.least_serving) == ([], True, 2)
     patched.await_states(["SERVING"] * 3)
-    shown = json.loads(mhsm("attest", "--json", "--data-dir", str(patched.directory)).stdout)
+    directory = str(patched.directory)
+    shown = json.loads(mhsm("attest", "--json", "--data-dir", directory).stdout)
+    activated = mhsm("audit", "query", "--operation", "ActivateFirmware", "--json", "--data-dir", directory)
+    on_record = [json.loads(line)["properties"] for line in activated.stdout.splitlines()]
+    assert {(entry["partition"], entry["firmwareVersion"]) for entry in on_record} == {
+        (partition, version) for partition in range(3) for version in (1, 2)
+    }
     attested = [entry["claims"]["mhsm"] for entry in shown["partitions"]]
     signer = hashlib.sha256((patched.directory / "nodes/0/firmware/root.json").read_bytes()).hexdigest()
     assert [(claims["signer"], claims["security_version"]) for claims in attested] == [(signer, 2)] * 3

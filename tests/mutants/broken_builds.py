@@ -595,6 +595,32 @@ BROKEN_BUILDS: tuple[BrokenBuild, ...] = (
         ),
     ),
     BrokenBuild(
+        "a command to a partition that has just started does not wait for the word of the others",
+        "G5",
+        "hsm_pool/store/replica.py",
+        "                lambda: self._stopped or self.serving() == self.lease_holders(), _WORD_SECONDS\n",
+        "                lambda: True, _WORD_SECONDS\n",
+        (
+            "tests/unit/store/test_floor.py::test_a_partition_that_has_just_started_waits_for_the_word_of_the_others",
+        ),
+    ),
+    BrokenBuild(
+        "a limit is refused by what is not stable yet",
+        "G2",
+        "hsm_pool/store/replica.py",
+        "                    self._wait_stable(self.head.sequence, deadline)\n                    self._await_lease(deadline)\n                    raise error\n",
+        "                    raise error\n",
+        ("tests/unit/store/test_chain.py::test_a_limit_is_refused_when_all_that_was_counted_is_stable",),
+    ),
+    BrokenBuild(
+        "the last commands of a flood are on no record",
+        "G7",
+        "hsm_pool/net/enclave_guard.py",
+        "        self._put_on_record(at_once=True)\n",
+        "        self._put_on_record()\n",
+        ("tests/unit/test_fabric_plane.py::test_what_was_refused_last_is_on_record_when_the_partition_ends",),
+    ),
+    BrokenBuild(
         "who a dead partition was is forgotten with the keys of then",
         "G5",
         "hsm_pool/core/freshness.py",

@@ -52,7 +52,7 @@ class Plane:
         self.log = AuditLog(directory, "spiffe://pool/partition/0", 0)
         self._directory = directory
         self.reader, self.answers = RequestReader(1, 1), UnreadAnswers()
-        frequency = CallFrequency(0, self.log, lambda: self.now)
+        self.frequency = CallFrequency(0, self.log, lambda: self.now)
         gate = Gate(
             0,
             lambda _: CONTROLLER,
@@ -62,7 +62,7 @@ class Plane:
             CallObserver(CallMetrics(CollectorRegistry()), None),
             self.reader,
             self.answers,
-            frequency=frequency,
+            frequency=self.frequency,
             bare_errors=True,
         )
         self.server = grpc.server(ThreadPoolExecutor(1), interceptors=[gate, EnclaveGuard()])
@@ -124,6 +124,15 @@ def test_refused_calls_are_on_record_once_a_second_with_their_number(plane: Plan
     assert (rest["identity"], rest["resultType"]) == (CONTROLLER.uri, "Failed")
     assert (rest["resultSignature"], rest["resultDescription"]) == ("RESOURCE_EXHAUSTED", "OVERLOADED")
     assert first["correlationId"] != rest["correlationId"]
+
+
+def test_what_was_refused_last_is_on_record_when_the_partition_ends(plane: Plane) -> None:
+    """G7: the controller itself can end it, by a command after the flood."""
+    burst = limits.ENCLAVE_CALLS_BURST
+    assert plane.drains(burst + FLOOD) == {"OK": burst, "RESOURCE_EXHAUSTED": FLOOD}
+    plane.frequency.close()
+    refused = [entry for entry in plane.records() if entry["operationName"] == "FrequentCalls"]
+    assert sum(entry["properties"]["items"] for entry in refused) == FLOOD
 
 
 def test_calls_that_nobody_may_make_are_counted_like_commands(plane: Plane) -> None:

@@ -12,9 +12,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from hsm_pool.core.model import KeyRecord, PoolRecord, Record, RecordName, name_of
+from hsm_pool.core.freshness import PeerRenewal
+from hsm_pool.core.model import KeyRecord, PoolRecord, Record, RecordName, key_name, name_of
 from hsm_pool.crypto.secret import SecretBytes
-from hsm_pool.errors import NotFresh
+from hsm_pool.errors import LimitExceeded, NotFresh
 from hsm_pool.store import chain
 from hsm_pool.store.chain import Head, TableDigest
 from hsm_pool.store.etcd_client import KeyValue, Revision
@@ -250,6 +251,27 @@ def test_an_answer_leaves_only_if_what_it_rests_on_still_holds(keys: PoolKeys) -
         answered(1000)
     with pytest.raises(NotFresh):
         answered(0, lease_seconds=-1.0)
+
+
+def test_a_limit_is_refused_when_all_that_was_counted_is_stable(keys: PoolKeys) -> None:
+    """G2: else it tells of a key that another partition, which may hold a lease, still says is not there."""
+    _, replica = history(keys)
+
+    def full(_: object) -> None:
+        raise LimitExceeded("the pool holds at most 3 keys")
+
+    for renewed, expected in ((False, LimitExceeded), (True, NotFresh)):
+        if renewed:  # partition 2 holds a lease, and has not applied what comes next
+            replica.tracker.observe_renewal(2, PeerRenewal(1, 1, 0, False, boot_time() + 60))
+        change: dict[RecordName, Record | None] = {key_name("new"): KeyRecord("new", (f"{renewed:032x}",))}
+        transaction = chain.build_transaction(keys, 0, replica.head, replica.table, change, [b"audit"])
+        replica.apply(revision_of(transaction, 10 + renewed))
+        replica._fresh_until = boot_time() + 60
+        with pytest.raises(expected):
+            replica.consult(full, boot_time() + 0.2)
+        reads, refusal = {key_name("other")}, LimitExceeded("")
+        assert replica.awaited(reads, refusal) == replica.head.sequence
+        assert (replica.awaited(reads, refusal) <= replica.tracker.stable_sequence) is not renewed
 
 
 def test_a_replica_keeps_nothing_of_a_removed_record(keys: PoolKeys) -> None:

@@ -204,10 +204,21 @@ def test_a_partition_that_has_just_started_waits_for_the_word_of_the_others(cloc
     store.commit(store.renewal(0))
     assert (started.serving(), started.lease_holders()) == ({0}, EVERYBODY)
 
-    def renew() -> None:
+    with ThreadPoolExecutor(1) as waiting:
+        with started.condition:  # so it waits before it hears anything
+            awaited = waiting.submit(started.await_serving)
+            assert not awaited.done()
+        until_it_waits(started)
         for index in (1, 2):
             store.commit(store.renewal(index))
+        assert awaited.result(30) == EVERYBODY
 
-    with ThreadPoolExecutor(1) as others:
-        others.submit(renew)
-        assert started.await_serving() == EVERYBODY
+
+def until_it_waits(replica: Replica) -> None:
+    """Return when a thread waits for news of the replica; one that does not wait at all fails the test."""
+    deadline = time.monotonic() + 10
+    while time.monotonic() < deadline:
+        with replica.condition:
+            if replica.condition._waiters:  # type: ignore[attr-defined]
+                return
+    raise AssertionError("nobody waits")
