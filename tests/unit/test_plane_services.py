@@ -35,20 +35,27 @@ class Partition:
     """Partition 0 as the services see it: drained or not, with a lease or without."""
 
     def __init__(self) -> None:
-        self.settings = SimpleNamespace(index=0)
+        self.settings = SimpleNamespace(index=0, store=SimpleNamespace(member_peer_urls=()))
         self.state = PartitionState.DRAINED
         self.lease = 3.0
         self.commit: Callable[[], None] = lambda: None
         self.core = State()
+        self.submitted: list[Any] = []
         replica = SimpleNamespace(
             drained=True,
             state=self.core,
             lease_remaining=lambda: self.lease,
+            # Three that differ, so that it shows which one a command is decided by.
             await_serving=lambda: frozenset({1, 2}),
+            serving=lambda: frozenset({0}),
+            lease_holders=lambda: frozenset({0, 1, 2}),
+            head=SimpleNamespace(sequence=7),
+            is_housekeeper=lambda: True,
+            peer_incarnation=lambda _: 3,
             boot_count_min=lambda _: 0,
             half_replaced=frozenset,
         )
-        committer = SimpleNamespace(submit=lambda *_: self.commit())
+        committer = SimpleNamespace(submit=self._submit)
         self._serving = SimpleNamespace(
             replica=replica,
             committer=committer,
@@ -59,6 +66,15 @@ class Partition:
         self.firmware = SimpleNamespace(refresh=lambda: None)
         self.heal_giver = SimpleNamespace(begin=lambda: b"nonce", give=self.give)
         self.on_giving: Callable[[], None] = lambda: None
+
+    def _submit(self, mutation: Any, _: float) -> None:
+        self.submitted.append(mutation.command)
+        self.commit()
+
+    def serving(self) -> Any:
+        return self._serving
+
+    store = None
 
     def give(self, *_: object) -> peer_pb2.HealResponse:
         self.on_giving()
@@ -79,9 +95,9 @@ class Commands:
         self.service = EnclaveService(self.partition, CommandCounter(directory))  # type: ignore[arg-type]
         self._counter = time.time_ns() // 1_000_000
 
-    def send(self, verb: str) -> Any:
+    def send(self, verb: str, **fields: int) -> Any:
         self._counter += 1
-        stamp = {"counter": self._counter, "expires_ms": self._counter + 30_000}
+        stamp = {"counter": self._counter, "expires_ms": self._counter + 30_000, **fields}
         return getattr(self.service, verb)(getattr(enclave_pb2, f"{verb}Request")(**stamp), CONTEXT)
 
 
@@ -100,6 +116,23 @@ def test_nothing_is_obeyed_after_a_restart(commands: Commands, monkeypatch: pyte
         with pytest.raises(errors.PartitionStarting):
             commands.send(verb)
     assert len(ended) == 1
+
+
+@pytest.mark.parametrize("verb", ["Drain", "Relinquish", "Restart", "Heal"])
+def test_the_floor_counts_who_serves_by_his_own_word(
+    verb: str, commands: Commands, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """G5: not who may hold a lease, and not who is known to at once after a start; status says no more."""
+    monkeypatch.setattr(enclave_service.os, "kill", lambda *_: None)
+    partition = commands.partition
+    partition.holding_keys().replica.drained = verb == "Restart"
+    admission = Admission(1, 4, 0, ready=True)
+    partition.core.apply({POOL: PoolRecord(admissions={1: admission})})
+    commands.send(verb, **({"index": 1} if verb == "Heal" else {}))
+    (command,) = partition.submitted
+    assert command.serving == {1, 2}
+    assert command.index == (1 if verb == "Heal" else 0)
+    assert commands.service.GetStatus(enclave_pb2.GetStatusRequest(), CONTEXT).serving_count == 1
 
 
 def test_one_command_is_obeyed_at_a_time(commands: Commands) -> None:
