@@ -183,7 +183,12 @@ def way_out(picture: Picture, work: Work, besides: int | None) -> Iterator[str]:
 
 def after_a_halt(picture: Picture, work: Work) -> list[str]:
     """Return what to do about work that has halted, a line each."""
-    lines = list(way_out(picture, work, _current(picture, work)))
+    current = _current(picture, work)
+    if current is None:
+        return ["nothing is left to do of it", "mhsm-fabric resume"]
+    # The work itself resumes one that it drained; one that broke meanwhile waits for an operator.
+    own = isinstance(work.goal, Replacement) or picture.view(current).state_name == State.DRAINED
+    lines = list(way_out(picture, work, current if own else None))
     if isinstance(work.goal, RollOut) and work.goal.version:
         lines.append(mixed_firmware(picture))
         lines.append(

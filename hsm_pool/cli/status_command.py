@@ -32,6 +32,7 @@ from hsm_pool.client.connection import Connection, NoConnection
 from hsm_pool.client.errors import PoolUnreachable
 from hsm_pool.client.pool import Pool
 from hsm_pool.errors import DISK_IS_EMPTY, DOWNLOADED_OVER_REST, MHSMError
+from hsm_pool.provisioning import layout
 from hsm_pool.regular_files import read_own_file
 from mhsm.enclave.v1 import enclave_pb2
 from mhsm.pool.v1 import pool_pb2
@@ -74,6 +75,7 @@ _OF_AN_ANSWER = (
     "ceremony_child_hardening",
 )
 """Fields of the JSON form that a partition says itself: null while it does not answer."""
+_PUT_BACK = "put back a copy (firmware/root.json is the same in all nodes): a replacement does not make it"
 _SILENT_SECONDS_SHOWN = 20
 """A round of the controller takes 13 s at most."""
 _STORE_FULL = "the store is nearly full: nothing that makes the pool larger is taken; delete and purge keys"
@@ -147,6 +149,9 @@ def status(context: click.Context, watch: bool, data_dir: Path, as_json: bool) -
         for row in rows:
             for line in _lines(row):
                 click.echo(f"partition {row['index']}: {line}")
+        for row in rows:
+            if lost := layout.lost_files(Path(connection.data_directory), row["index"]):
+                click.echo(f"partition {row['index']}: gone: {', '.join(lost)}; {_PUT_BACK}")
         for who, hardening in _hardening(rows):
             click.echo(f"{who}: hardened with {hardening}")
         if controller is not None:

@@ -158,6 +158,15 @@ def pool_settings(directory: Path) -> dict[str, Any]:
     return settings
 
 
+def lost_files(directory: Path, index: int) -> list[str]:
+    """Return what is gone of a node's directory that nobody makes anew: its identities and settings."""
+    node = directory / "nodes" / str(index)
+    needed = ["node.json", "partition.json", "pki", "platform", "owner"]
+    if any(node.parent.glob("*/firmware")):
+        needed.append("firmware/root.json")
+    return [f"nodes/{index}/{name}" for name in needed if not (node / name).exists()]
+
+
 def provision(directory: Path, new: NewPool) -> str:
     """Make the data directory of a new pool, all or nothing, and return the pool's id.
 

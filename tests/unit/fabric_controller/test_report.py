@@ -37,6 +37,19 @@ def attempts(*verbs: Verb, partition: int, code: str = "OK") -> tuple[Attempt, .
 RESTARTED = attempts(Verb.STAGE, Verb.DRAIN, Verb.ACTIVATE, Verb.RESTART, partition=1)
 
 
+def test_halted_work_hides_no_broken_partition() -> None:
+    """Else status sends in a circle: resume halts again, as long as nobody replaces it."""
+    work = Work(goal=RollOut((0,), {0: 4}), halted="partition 0 does not serve: QUARANTINED")
+    quarantined = replace(DRAINED, state=State.QUARANTINED)
+    lines = suggestions(picture(quarantined, OLD, OLD), work)
+    assert lines[1:2] == ["mhsm-fabric replace 0"]
+    assert lines[-2:] == ["mhsm-fabric resume", "mhsm-fabric halt --abandon"]
+    assert suggestions(picture(DRAINED, OLD, OLD), work)[:1] == [
+        "remove the cause and resume, or drop the work"
+    ]
+    assert suggestions(picture(NEW, OLD, OLD), work) == ["nothing is left to do of it", "mhsm-fabric resume"]
+
+
 def test_a_patch_under_way_shows_goal_version_and_progress() -> None:
     work = Work(goal=PATCH, attempts=RESTARTED)
     document = work_document(picture(NEW, SILENT, OLD), work, 0)
