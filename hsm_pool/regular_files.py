@@ -1,4 +1,4 @@
-"""Files in directories of other users: neither links nor devices nor pipes are taken for them."""
+"""Files and directories that other users may have laid: links, devices and pipes are not taken for them."""
 
 from __future__ import annotations
 
@@ -47,3 +47,26 @@ def read_own_file(path: Path, bytes_max: int) -> bytes:
     if len(content) > bytes_max:
         raise OSError(errno.EFBIG, "the file is too large", str(path))
     return content
+
+
+def give_directory(path: Path, mode: int, *owners: tuple[int, int]) -> None:
+    """Give a directory an owner and permissions; a link at its place is refused, and never followed.
+
+    Args:
+        path: The directory; those above it are trusted.
+        mode: Permissions, set while the first of the owners has it: only an owner sets them.
+        owners: (user, group) one after the other; the last one keeps it.
+
+    Raises:
+        OSError: It is no directory, or not this process's to give.
+    """
+    descriptor = os.open(path, os.O_PATH | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC)
+    try:
+        # A path to what was opened, whatever lies at its place now; it needs no permission to read it.
+        opened = Path(f"/proc/self/fd/{descriptor}")
+        os.chown(opened, *owners[0])
+        opened.chmod(mode)
+        for user, group in owners[1:]:
+            os.chown(opened, user, group)
+    finally:
+        os.close(descriptor)

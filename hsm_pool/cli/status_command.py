@@ -75,6 +75,7 @@ _OF_AN_ANSWER = (
     "ceremony_child_hardening",
 )
 """Fields of the JSON form that a partition says itself: null while it does not answer."""
+_STORE_DISK_LOST = "the disk of its store member is lost: it stays out until the partition is replaced"
 _PUT_BACK = "put back a copy (firmware/root.json is the same in all nodes): a replacement does not make it"
 _SILENT_SECONDS_SHOWN = 20
 """A round of the controller takes 13 s at most."""
@@ -122,10 +123,8 @@ def status(context: click.Context, watch: bool, data_dir: Path, as_json: bool) -
     code = _exit_code(rows)
     say_downloaded(rows, found.values())
     ceremonies = {index: ceremony for index, ceremony in found.items() if not isinstance(ceremony, str)}
-    controller = _controller_hardening(connection)
-    silent = _controller_silent_seconds(connection)
+    controller = _fabric_controller(connection)
     users = process_facts.measured(connection)
-    sandbox = _sandbox(connection)
     if as_json:
         document = {
             "pool_id": connection.pool_id,
@@ -134,12 +133,7 @@ def status(context: click.Context, watch: bool, data_dir: Path, as_json: bool) -
             "ceremonies": [
                 {"partition": index, **described(ceremony)} for index, ceremony in ceremonies.items()
             ],
-            "fabric_controller": {
-                "process_id": connection.fabric_controller["process_id"],
-                "hardening": controller,
-                "silent_seconds": silent,
-                **sandbox,
-            },
+            "fabric_controller": controller,
             "users": users,
         }
         click.echo(json.dumps(document))
@@ -149,20 +143,8 @@ def status(context: click.Context, watch: bool, data_dir: Path, as_json: bool) -
         for row in rows:
             for line in _lines(row):
                 click.echo(f"partition {row['index']}: {line}")
-        for row in rows:
-            if lost := layout.lost_files(Path(connection.data_directory), row["index"]):
-                click.echo(f"partition {row['index']}: gone: {', '.join(lost)}; {_PUT_BACK}")
-        for who, hardening in _hardening(rows):
-            click.echo(f"{who}: hardened with {hardening}")
-        if controller is not None:
-            measures = ", ".join(controller).replace("_", " ") or "nothing"
-            click.echo(f"fabric controller: hardened with {measures}")
-        in_words = (
-            "under bubblewrap" if sandbox["bubblewrap"] else f"no bubblewrap: {sandbox['bubblewrap_reason']}"
-        )
-        click.echo(f"fabric controller: {in_words}")
-        if silent is not None and silent > _SILENT_SECONDS_SHOWN:
-            click.echo(f"fabric controller: not heard of for {silent} s: it does not run, or hangs")
+        for line in (*_gone(connection), *_hardening_lines(rows), *_controller_lines(controller)):
+            click.echo(line)
         click.echo(process_facts.in_words(users))
         for index, ceremony in ceremonies.items():
             click.echo(f"partition {index}: ceremony under way: {ceremony_progress.progress(ceremony)}")
@@ -194,6 +176,7 @@ def rows_of(pool: Pool, connection: Connection) -> list[dict[str, Any]]:
             "index": entry.index,
             "process_ids": entry.process_ids,
             "failures": entry.failures,
+            "store_disk_lost": entry.store_disk_lost,
             "node_agent_hardening": entry.node_agent_hardening,
             "state": "UNREACHABLE",
             "reason": "",
@@ -241,7 +224,8 @@ def _lines(row: dict[str, Any]) -> Iterator[str]:
     """Give what is wrong with a partition in words."""
     replaced = "its replacement was begun and has not ended" if row["half_replaced"] else ""
     full = _STORE_FULL if row["store_full"] else ""
-    yield from filter(None, (row["reason"], replaced, row["audit_failure"], full))
+    disk = _STORE_DISK_LOST if row["store_disk_lost"] else ""
+    yield from filter(None, (row["reason"], replaced, row["audit_failure"], full, disk))
     yield from unstable(row)
 
 
@@ -253,9 +237,8 @@ def unstable(row: dict[str, Any]) -> Iterator[str]:
             index = row["index"]
             logs = f"nodes/{index}/logs/{log.format(index=index)}"
             # The count goes back to zero when a process has run for a while.
-            lately = ", or did not until a moment ago" if row["process_ids"].get(name) else ""
-            text = f"ended {failures} times in a row; {logs}.log and those before it"
-            yield f"{what} does not stay up{lately}: {text}"
+            now = ", and runs at the moment" if row["process_ids"].get(name) else ""
+            yield f"{what} does not stay up: ended {failures} times in a row{now}; {logs}.log and those before it"
 
 
 def way_out(rows: list[dict[str, Any]]) -> Iterator[str]:
@@ -263,8 +246,10 @@ def way_out(rows: list[dict[str, Any]]) -> Iterator[str]:
     serving = {row["index"] for row in rows if row["state"] == _SERVING and row["fresh"]}
     for row in rows:
         lost = row["state"] == "LOCKED" and row["reason"] == DISK_IS_EMPTY
-        needed = row["half_replaced"] or lost or row["state"] == "QUARANTINED"
+        needed = row["half_replaced"] or lost or row["state"] == "QUARANTINED" or row["store_disk_lost"]
         if needed and len(serving - {row["index"]}) >= _OTHERS_MIN:
+            if row["index"] in serving:  # by the other members of the store
+                yield f"mhsm-fabric drain {row['index']}"
             yield f"mhsm-fabric replace {row['index']}"
 
 
@@ -307,11 +292,46 @@ def _controller_hardening(connection: Connection) -> list[str] | None:
     return None
 
 
+def _hardening_lines(rows: list[dict[str, Any]]) -> Iterator[str]:
+    for who, hardening in _hardening(rows):
+        yield f"{who}: hardened with {hardening}"
+
+
+def _fabric_controller(connection: Connection) -> dict[str, Any]:
+    return {
+        "process_id": connection.fabric_controller["process_id"],
+        "hardening": _controller_hardening(connection),
+        "silent_seconds": _controller_silent_seconds(connection),
+        **_sandbox(connection),
+    }
+
+
+def _controller_lines(controller: dict[str, Any]) -> Iterator[str]:
+    """Say how the controller is, a line each."""
+    if controller["hardening"] is not None:
+        measures = ", ".join(controller["hardening"]).replace("_", " ") or "nothing"
+        yield f"fabric controller: hardened with {measures}"
+    bubblewrap = controller["bubblewrap"]
+    in_words = "under bubblewrap" if bubblewrap else f"no bubblewrap: {controller['bubblewrap_reason']}"
+    yield f"fabric controller: {in_words}"
+    silent = controller["silent_seconds"]
+    if silent is not None and silent > _SILENT_SECONDS_SHOWN:
+        yield f"fabric controller: not heard of for {silent} s: it does not run, or hangs"
+
+
+def _gone(connection: Connection) -> Iterator[str]:
+    """Say what of a node's directory nobody makes anew is gone, a line a node."""
+    for entry in connection.partitions:
+        lost = layout.lost_files(Path(connection.data_directory), entry.index)
+        if lost:
+            yield f"partition {entry.index}: gone: {', '.join(lost)}; {_PUT_BACK}"
+
+
 def _controller_silent_seconds(connection: Connection) -> int | None:
     """Return for how long the controller, which writes its status each round, has not; None: never did."""
     try:
         written_at = (Path(connection.fabric_controller["data_directory"]) / "status.json").lstat().st_mtime
-    except OSError:
+    except (OSError, KeyError):
         return None
     return max(0, int(time.time() - written_at))
 

@@ -48,6 +48,8 @@ class PartitionConnection:
     """What the node agent says that it is hardened with."""
     failures: dict[str, int] = field(default_factory=dict)
     """How often each of its processes, named as in process_ids, has ended in a row soon after a start."""
+    store_disk_lost: bool = False
+    """Whether its store member has lost its data, and stays out until the partition is replaced."""
     rest_endpoint: str | None = None
     """Where Azure's clients are served, by HTTPS; None when no tokens are accepted."""
 

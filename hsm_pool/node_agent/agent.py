@@ -23,6 +23,7 @@ from hsm_pool.node_agent.admission import AdmissionWatch
 from hsm_pool.node_agent.exit_notice import ExitNotices, incarnation, partition_is_dead
 from hsm_pool.node_agent.ownership import NodeUsers
 from hsm_pool.node_agent.processes import Child, SignalPipe, next_wait_seconds
+from hsm_pool.node_agent.store_disk import StoreDisk
 from hsm_pool.settings import NodeSettings
 
 _log = structlog.get_logger()
@@ -33,6 +34,7 @@ _STORE_STOP_SECONDS = 1.0
 """A member that stops with the others waits in vain to hand over its leadership; killing it loses nothing."""
 _LOOP_SECONDS = 5.0
 _JOINING_SECONDS = 0.2
+_LOST_DISK_SECONDS = 5.0
 START_SECONDS = 60.0
 """How long a new image may take until it serves or says what it waits for."""
 
@@ -94,11 +96,10 @@ def run(
     if not admitted.done:
         admission.carry_out(settings, admitted, users)
     if settings.store_member:
-        command_of_member = store_member.command(settings.store_member, joining=admitted.number > 0)
         member_runs_as = users.member_runs_as if users else None
-        member = Child("store", command_of_member, logs, _STORE_BACKOFF_SECONDS, run_as=member_runs_as)
+        member = Child("store", (), logs, _STORE_BACKOFF_SECONDS, run_as=member_runs_as)
         children.insert(0, member)
-    joining = admitted.number > 0
+    disk = StoreDisk(settings, admitted.number)
     version = INSTALLED
     watch = AdmissionWatch(settings, admitted.number)
     last = incarnation(settings)
@@ -113,7 +114,9 @@ def run(
             if new:
                 _log.warning("admitted anew", number=new.number)
                 _replace(settings, new, partition, member, users)
-                joining = changed = True
+                disk.admit(new.number)
+                changed = True
+            disk.look()
             _end_what_hangs(settings, partition, version)
             for child in children:
                 changed = child.settle() or changed
@@ -125,23 +128,23 @@ def run(
                     last = incarnation(settings)
                     if child is partition and last and partition_is_dead(settings):
                         notices.send(last)
-                if child.due():
-                    if child is partition:
-                        # Not before the new member knows its id: whoever sees the new partition may
-                        # replace it again, and the member would take the id of the next one.
-                        if joining and not store_member.has_joined(settings):
-                            child.start_at = time.monotonic() + _JOINING_SECONDS
-                            continue
-                        _prepare_partition(settings, users)
-                        child.command = command()
-                        version = active_version(settings)
-                    else:
-                        _prepare_store(settings, users)
+                if not child.due():
+                    continue
+                changed = True
+                if child is partition and disk.joining:
+                    # Not before the new member knows its id: whoever sees the new partition may
+                    # replace it again, and the member would take the id of the next one.
+                    child.start_at = time.monotonic() + _JOINING_SECONDS
+                elif child is partition:
+                    _prepare_partition(settings, users)
+                    child.command = command()
+                    version = active_version(settings)
                     child.start()
-                    changed = True
+                else:
+                    _start_store(settings, child, disk, users)
             if changed:
-                _report(settings, partition, member)
-            selector.select(next_wait_seconds(children, _LOOP_SECONDS))
+                _report(settings, partition, member, disk)
+            selector.select(next_wait_seconds(children, _LOOP_SECONDS if disk.settled else _JOINING_SECONDS))
             signals.drain()
     partition.stop(_PARTITION_STOP_SECONDS)
     if member:
@@ -173,20 +176,29 @@ def _replace(
     partition.stop(_PARTITION_STOP_SECONDS)
     if member and settings.store_member:
         member.stop(_STORE_STOP_SECONDS)
-        member.command = store_member.command(settings.store_member, joining=True)
     admission.carry_out(settings, new, users)
     for child in (member, partition):
         if child:
             child.start_at = time.monotonic()
 
 
-def _prepare_store(settings: NodeSettings, users: NodeUsers | None) -> None:
+def _start_store(settings: NodeSettings, member: Child, disk: StoreDisk, users: NodeUsers | None) -> None:
     """Have the member start on a directory of its own; its disk may have been lost meanwhile."""
-    if settings.store_member:
-        directory = Path(settings.store_member.data_directory)
+    if settings.store_member is None:
+        return
+    directory = Path(settings.store_member.data_directory)
+    member.start_at = time.monotonic() + _LOST_DISK_SECONDS
+    try:
         ownership.make_missing(directory, 0o700, None)
         if users:
             ownership.give_store_directory(directory, users)
+    except OSError as error:  # it may have laid a link there
+        _log.error("the store member's directory is none", cause=error.strerror)
+        return
+    # Of one that is lost only a replacement helps, and that has it start anew.
+    if disk.may_start():
+        member.command = store_member.command(settings.store_member, joining=disk.joining)
+        member.start()
 
 
 def _prepare_partition(settings: NodeSettings, users: NodeUsers | None) -> None:
@@ -201,7 +213,7 @@ def _prepare_partition(settings: NodeSettings, users: NodeUsers | None) -> None:
         ownership.make_missing(Path(settings.firmware.directory), 0o2770 if users else 0o700, user)
 
 
-def _report(settings: NodeSettings, partition: Child, member: Child | None) -> None:
+def _report(settings: NodeSettings, partition: Child, member: Child | None, disk: StoreDisk) -> None:
     event = {
         "event": "processes",
         "index": settings.index,
@@ -214,5 +226,6 @@ def _report(settings: NodeSettings, partition: Child, member: Child | None) -> N
             "partition": partition.failures,
             "store_member": member.failures if member else 0,
         },
+        "store_disk_lost": disk.lost,
     }
     print(json.dumps(event), flush=True)

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from hsm_pool.node_agent.processes import RunAs
-from hsm_pool.regular_files import open_own_file
+from hsm_pool.regular_files import give_directory, open_own_file
 
 CAPABILITIES = ("chown", "kill", "setgid", "setuid")
 """What an agent keeps of root: to start and end its children, and to give them new directories."""
@@ -41,8 +41,12 @@ class NodeUsers:
 
 
 def take(directory: Path, users: NodeUsers) -> None:
-    """Let the agent write in a directory of its children's, until it is given again."""
-    os.chown(directory, users.node_agent, users.node_agent)
+    """Let the agent, and nobody else, write in a directory of its children's, until it is given again.
+
+    Raises:
+        OSError: A link lies at its place: it is not followed.
+    """
+    give_directory(directory, 0o700, (users.node_agent, users.node_agent))
 
 
 def take_whole(directory: Path, users: NodeUsers) -> None:
@@ -50,8 +54,7 @@ def take_whole(directory: Path, users: NodeUsers) -> None:
 
     One after the other, from the outside: who has a directory above cannot be cheated with a link.
     """
-    os.chown(directory, users.node_agent, users.node_agent, follow_symlinks=False)
-    directory.chmod(0o700)
+    take(directory, users)
     for path in directory.iterdir():
         if path.is_dir() and not path.is_symlink():
             take_whole(path, users)
@@ -67,7 +70,11 @@ def give_partition_directory(directory: Path, users: NodeUsers) -> None:
 
 
 def give_store_directory(directory: Path, users: NodeUsers) -> None:
-    """Give a directory to the store member, which does not run; before each of its starts."""
+    """Give a directory to the store member, which does not run; before each of its starts.
+
+    Raises:
+        OSError: The member has put a link at the place of its own directory.
+    """
     take(directory, users)
     member = directory / "member"
     member.mkdir(exist_ok=True)  # one that etcd makes itself is closed to the agent
@@ -107,6 +114,5 @@ def make_missing(directory: Path, mode: int, user: int | None) -> bool:
 
 
 def _give(directory: Path, user: int, users: NodeUsers) -> None:
-    take(directory, users)  # only the owner sets the mode
-    directory.chmod(_PASSED_BY_GROUP)
-    os.chown(directory, user, users.node_agent)
+    agent = users.node_agent
+    give_directory(directory, _PASSED_BY_GROUP, (agent, agent), (user, agent))

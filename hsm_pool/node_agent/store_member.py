@@ -27,7 +27,10 @@ def has_joined(settings: NodeSettings) -> bool:
     if settings.store_member is None:
         return True
     # The directory comes by a rename, with the log in it; its owner may be another user.
-    return (Path(settings.store_member.data_directory) / "member" / "wal").is_dir()
+    try:
+        return (Path(settings.store_member.data_directory) / "member" / "wal").is_dir()
+    except PermissionError:  # before the member's first start it is closed to the agent
+        return False
 
 
 def command(settings: StoreMemberSettings, *, joining: bool) -> list[str]:

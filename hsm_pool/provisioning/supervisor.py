@@ -14,7 +14,7 @@ import os
 import selectors
 import sys
 from pathlib import Path
-from typing import Any
+from typing import Any, Final, NamedTuple
 
 import structlog
 
@@ -39,8 +39,20 @@ _TEXT_LENGTH_MAX = 64
 _log = structlog.get_logger()
 
 
-def processes_of(line: bytes) -> tuple[dict[str, int | None], list[str], dict[str, int]]:
-    """Return process ids, hardening and failures that a line of a node agent's tells.
+class Told(NamedTuple):
+    """What a node agent tells of its node."""
+
+    process_ids: dict[str, int | None]
+    hardening: list[str]
+    failures: dict[str, int]
+    store_disk_lost: bool
+
+
+NOTHING_TOLD: Final = Told({}, [], {}, store_disk_lost=False)
+
+
+def processes_of(line: bytes) -> Told:
+    """Return what a line of a node agent's tells.
 
     Raises:
         ValueError: It tells something else.
@@ -67,7 +79,8 @@ def processes_of(line: bytes) -> tuple[dict[str, int | None], list[str], dict[st
         if type(count) is not int or not 0 <= count < 2**31:
             raise ValueError("an event with an impossible count of failures")
         found[name], failures[name] = process_id, count
-    return found, [str(measure)[:_TEXT_LENGTH_MAX] for measure in hardening], failures
+    measures = [str(measure)[:_TEXT_LENGTH_MAX] for measure in hardening]
+    return Told(found, measures, failures, event.get("store_disk_lost") is True)
 
 
 class Supervisor:
@@ -115,9 +128,7 @@ class Supervisor:
             runs_as = RunAs(users.token_issuer) if users else None
             logs = directory / "token-issuer"
             self._issuer = [Child("token-issuer", command, logs, _BACKOFF_SECONDS, run_as=runs_as)]
-        self._process_ids: list[dict[str, int | None]] = [{} for _ in range(PARTITIONS)]
-        self._failures: list[dict[str, int]] = [{} for _ in range(PARTITIONS)]
-        self._agent_hardening: list[list[str]] = [[] for _ in range(PARTITIONS)]
+        self._told = [NOTHING_TOLD] * PARTITIONS
         self._buffers: dict[int, bytes] = {}
         self._signals = SignalPipe()
         self._selector = selectors.DefaultSelector()
@@ -203,7 +214,8 @@ class Supervisor:
         if child is self._controller:
             self._controller_process_id = None
         elif child in self._agents:
-            self._process_ids[self._agents.index(child)] = {}
+            index = self._agents.index(child)
+            self._told[index] = self._told[index]._replace(process_ids={})
 
     def _read(self, descriptor: int, child: Child) -> bool:
         """Take what an agent, or the controller's sandbox, printed; return whether process ids changed."""
@@ -221,8 +233,7 @@ class Supervisor:
         self._buffers[descriptor] = rest[-_LINE_BYTES_MAX:]
         for line in lines:
             try:
-                told = processes_of(line)
-                self._process_ids[index], self._agent_hardening[index], self._failures[index] = told
+                self._told[index] = processes_of(line)
             except ValueError as error:
                 # Another user's process writes there: whatever it says ends nobody else's.
                 _log.warning("an agent said what is not understood", name=child.name, reason=str(error))
@@ -284,11 +295,12 @@ class Supervisor:
                     "log_directory": str(self._node(index) / "logs"),
                     "process_ids": {
                         "node_agent": self._agents[index].process_id,
-                        "partition": self._process_ids[index].get("partition"),
-                        "store_member": self._process_ids[index].get("store_member"),
+                        "partition": self._told[index].process_ids.get("partition"),
+                        "store_member": self._told[index].process_ids.get("store_member"),
                     },
-                    "node_agent_hardening": self._agent_hardening[index],
-                    "failures": {"node_agent": self._agents[index].failures, **self._failures[index]},
+                    "node_agent_hardening": self._told[index].hardening,
+                    "failures": {"node_agent": self._agents[index].failures, **self._told[index].failures},
+                    "store_disk_lost": self._told[index].store_disk_lost,
                 }
                 for index, settings in enumerate(partitions)
             ],

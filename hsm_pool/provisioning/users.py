@@ -22,6 +22,7 @@ from hsm_pool.node_agent import ownership
 from hsm_pool.node_agent.ownership import NodeUsers
 from hsm_pool.node_agent.processes import RunAs, dying_with_parent
 from hsm_pool.provisioning.passage import NoPassage, open_passage
+from hsm_pool.regular_files import give_directory
 from hsm_pool.settings import PartitionSettings
 
 FIRST_USER_ID = 59_990
@@ -148,6 +149,9 @@ def _assign(directory: Path, users: Users, nodes: int) -> None:
 
 def _assign_node(node: Path, users: Users) -> None:
     for path in node.iterdir():
+        if path.is_symlink():  # the agent's own: nothing behind it is given away
+            os.chown(path, users.node_agent, users.node_agent, follow_symlinks=False)
+            continue
         match path.name.partition(".")[0]:
             case "partition" | "platform" | "owner" | "audit" | "firmware":
                 _give_tree(path, users.partition)
@@ -166,8 +170,7 @@ def _assign_node(node: Path, users: Users) -> None:
     ownership.give_partition_directory(node / "partition", users.node)
     if (node / "firmware").is_dir():
         # The agent counts the starts of an image there.
-        os.chown(node / "firmware", users.partition, users.node_agent)
-        (node / "firmware").chmod(0o2770)
+        give_directory(node / "firmware", 0o2770, (users.partition, users.node_agent))
 
 
 def _reader(name: str, users: Users) -> int:

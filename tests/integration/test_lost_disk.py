@@ -6,12 +6,14 @@ import json
 import shutil
 import signal
 import socket
+import time
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from hsm_pool.errors import DISK_IS_EMPTY
+from mhsm.keys.v1 import keys_pb2
 from tests.fabric_access import mhsm_fabric
 from tests.running_pool import RunningPool, mhsm, until
 
@@ -48,7 +50,7 @@ def test_the_status_of_a_lost_disk_suggests_a_replacement_and_shows_it_while_it_
     until(lambda: row_of(pool, LOST)["reason"] == DISK_IS_EMPTY, 30, "the reason is known")
     shown = mhsm("status", "--data-dir", str(pool.directory))
     assert next_line in shown.stderr
-    assert f"partition {LOST}: its store member does not stay up" in shown.stdout
+    assert f"partition {LOST}: the disk of its store member is lost" in shown.stdout
     assert "quorum" not in shown.stdout + shown.stderr
 
     # Its agent does not start the new one yet: the replacement is half done.
@@ -64,6 +66,45 @@ def test_the_status_of_a_lost_disk_suggests_a_replacement_and_shows_it_while_it_
         pool.signal(LOST, "node_agent", signal.SIGCONT)
     pool.await_states(["SERVING"] * 3, seconds=120)
     assert not row_of(pool, LOST)["half_replaced"]
+
+
+def test_a_member_that_lost_its_disk_votes_for_nobody(pool: RunningPool) -> None:
+    """G1: it has forgotten what it acknowledged, and with one that lags behind it would take that back.
+
+    It was replaced before, so it once joined running members. One disk of three is lost, no more.
+    """
+    lagging, other = sorted({0, 1, 2} - {LOST})
+    pool.await_states(["SERVING"] * 3)
+    drained = mhsm_fabric(pool, "drain", str(LOST))
+    assert drained.returncode == 0, drained.stderr
+    replaced = mhsm_fabric(pool, "replace", str(LOST), "--yes")
+    assert replaced.returncode == 0, replaced.stderr
+    pool.await_states(["SERVING"] * 3, seconds=120)
+    with pool.client() as client:
+        with pool.paused(lagging, "store_member"):
+            names = [
+                client.create_key(f"kept-{n}", key_type=keys_pb2.KEY_TYPE_EC, curve=keys_pb2.CURVE_P256).name
+                for n in range(3)
+            ]
+            with pool.paused(other, "store_member"):
+                shutil.rmtree(Path(pool.connection.partitions[LOST].data_directory) / "store")
+                mhsm("kill", str(LOST), "--what", "store", "--data-dir", str(pool.directory))
+                until(lambda: row_of(pool, LOST)["store_disk_lost"], 30, "the agent says it")
+                pool.signal(lagging, "store_member", signal.SIGCONT)
+                # The two would be a majority: time for more than one election.
+                pool.signal(LOST, "node_agent", signal.SIGKILL)
+                until(lambda: row_of(pool, LOST)["process_ids"]["node_agent"], 30, "a new agent")
+                time.sleep(4)
+                assert row_of(pool, LOST)["process_ids"]["store_member"] is None
+        for name in names:
+            assert until(lambda n=name: client.get_key(n.split("@")[0]), 60, "it is there")  # type: ignore[misc]
+    shown = mhsm("status", "--data-dir", str(pool.directory))
+    assert f"next: mhsm-fabric drain {LOST}" in shown.stderr
+    assert f"next: mhsm-fabric replace {LOST}" in shown.stderr
+    until(lambda: mhsm_fabric(pool, "drain", str(LOST)).returncode == 0, 60, "it is drained")
+    assert mhsm_fabric(pool, "replace", str(LOST), "--yes").returncode == 0
+    pool.await_states(["SERVING"] * 3, seconds=120)
+    assert not row_of(pool, LOST)["store_disk_lost"]
 
 
 def test_a_partition_whose_port_is_taken_says_so_in_one_line(pool: RunningPool) -> None:

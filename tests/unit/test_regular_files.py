@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import os
+import stat
 from pathlib import Path
 
 import pytest
 
-from hsm_pool.regular_files import open_own_file, read_own_file
+from hsm_pool.regular_files import give_directory, open_own_file, read_own_file
 
 _FLAGS = (
     os.O_RDONLY,
@@ -54,3 +55,20 @@ def test_nothing_else_is_opened_changed_or_waited_for(tmp_path: Path, kind: str,
         open_own_file(file, flags)
     assert _descriptors() == before
     assert target.exists() is (kind != "dangling link")
+
+
+def test_a_directory_is_given_and_a_link_at_its_place_is_not(tmp_path: Path) -> None:
+    """G3: who may lay a link there would own what it leads to."""
+    me = (os.geteuid(), os.getegid())
+    own, elsewhere = tmp_path / "own", tmp_path / "elsewhere"
+    for directory in (own, elsewhere):
+        directory.mkdir(mode=0o755)
+    give_directory(own, 0o710, me, me)
+    assert stat.S_IMODE(own.stat().st_mode) == 0o710
+    (tmp_path / "link").symlink_to(elsewhere)
+    (tmp_path / "file").touch(mode=0o644)
+    for other in ("link", "file", "nothing"):
+        with pytest.raises(OSError):
+            give_directory(tmp_path / other, 0o710, me, me)
+    assert stat.S_IMODE(elsewhere.stat().st_mode) == 0o755
+    assert stat.S_IMODE((tmp_path / "file").stat().st_mode) == 0o644

@@ -80,7 +80,9 @@ def answers(**of_two: Any) -> list[dict[str, Any]]:
         return answer
 
     entries = [
-        SimpleNamespace(index=index, process_ids={}, node_agent_hardening=[], failures={})
+        SimpleNamespace(
+            index=index, process_ids={}, node_agent_hardening=[], failures={}, store_disk_lost=False
+        )
         for index in range(3)
     ]
     pool, connection = SimpleNamespace(partition_status=partition_status), SimpleNamespace(partitions=entries)

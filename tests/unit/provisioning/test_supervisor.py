@@ -24,7 +24,10 @@ def line(**changes: Any) -> bytes:
 
 
 def test_what_an_agent_says_is_taken() -> None:
-    process_ids, hardening, failures = processes_of(line())
+    process_ids, hardening, failures, lost = processes_of(line())
+    assert not lost
+    assert processes_of(line(store_disk_lost=True)).store_disk_lost
+    assert not processes_of(line(store_disk_lost="yes")).store_disk_lost
     assert process_ids == {"partition": 4711, "store_member": None}
     assert hardening == ["no_core_files"]
     assert failures == {"partition": 0, "store_member": 3}
