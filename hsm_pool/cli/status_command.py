@@ -235,10 +235,10 @@ def unstable(row: dict[str, Any]) -> Iterator[str]:
         failures = row["failures"].get(name, 0)
         if failures >= _FAILURES_SHOWN:
             index = row["index"]
-            logs = f"nodes/{index}/logs/{log.format(index=index)}"
+            logs = f"nodes/{index}/logs/{log.format(index=index)}.log and those before it"
             # The count goes back to zero when a process has run for a while.
             now = ", and runs at the moment" if row["process_ids"].get(name) else ""
-            yield f"{what} does not stay up: ended {failures} times in a row{now}; {logs}.log and those before it"
+            yield f"{what} does not stay up: ended {failures} times in a row{now}; " + logs
 
 
 def way_out(rows: list[dict[str, Any]]) -> Iterator[str]:
