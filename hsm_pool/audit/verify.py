@@ -31,6 +31,7 @@ from hsm_pool.audit.files import Unreadable
 from hsm_pool.audit.lost_logs import Anchor, LostLog
 from hsm_pool.audit.mutations import Mutations
 from hsm_pool.audit.retention import Claims
+from hsm_pool.audit.signers import Signers
 from hsm_pool.audit.tree import Tree, leaf_hash
 from hsm_pool.audit.witness import read_peers
 from hsm_pool.core.membership import PARTITIONS
@@ -100,9 +101,9 @@ class Verifier:
     """
 
     def __init__(self, pool_id: str, root: x509.Certificate, progress: Progress = lambda _: None) -> None:
-        self._pool_id, self._root, self._progress = pool_id, root, progress
+        self._pool_id, self._progress = pool_id, progress
         self._report = Report()
-        self._signers: dict[str, list[SignerKey]] = {}
+        self._signers = Signers(pool_id, root)
         self._mutations = Mutations(self._find)
         self._cosignatures = Cosignatures()
         self._claims = Claims()
@@ -137,8 +138,7 @@ class Verifier:
                 self._find(lost.checkpoint.partition, lost.what)
         self._removals()
         self._forgotten(directories)
-        several = {name: len(keys) for name, keys in self._signers.items() if len(keys) > 1}
-        self._report.repeated_names = several
+        self._report.repeated_names = self._signers.repeated_names()
         self._mutations.compare_spans(log.sequences for log in self._report.logs)
         return self._report
 
@@ -161,33 +161,9 @@ class Verifier:
                         key for entry in read_peers(directory / name) for key in entry["signers"]
                     )
             for document in documents:
-                self._trust(SignerKey.from_document(document))
+                self._signers.trust(SignerKey.from_document(document))
         except (Unreadable, CheckpointInvalid, OSError, KeyError, TypeError) as error:
             self._find(partition, str(error))
-
-    def _trust(self, key: SignerKey) -> None:
-        known = self._signers.setdefault(key.name, [])
-        if key not in known:
-            key.check(self._root, self._pool_id)
-            known.append(key)
-
-    def _key(self, line: str) -> SignerKey:
-        """Return the key of a signature line: a name may have several, which the id tells apart."""
-        known = self._signers.get(signer_of(line))
-        if not known:
-            raise CheckpointInvalid(f"nothing certifies the signer {signer_of(line)[:100]}")
-        return next((key for key in known if key.is_named_by(line)), known[0])
-
-    def _check_note(self, note: Note, partition: int) -> None:
-        """Check the log's signature and all cosignatures."""
-        own = f"{self._pool_id}/partition/{partition}/"
-        if not note.signatures or not signer_of(note.signatures[0]).startswith(own):
-            raise CheckpointInvalid(f"checkpoint {note.checkpoint.number} is not signed by its partition")
-        self._key(note.signatures[0]).verify(note.checkpoint, note.signatures[0])
-        for line in note.signatures[1:]:
-            if signer_of(line).startswith(own):
-                raise CheckpointInvalid("a partition has cosigned its own checkpoint")
-            self._key(line).verify_cosignature(note.checkpoint, line)
 
     def _witnessed(self, directories: dict[int, Path]) -> list[Anchor]:
         return [
@@ -204,7 +180,7 @@ class Verifier:
         try:
             for entry in read_peers(path):
                 note = Note.parse(entry["checkpoint"])
-                self._check_note(note, note.checkpoint.partition)
+                self._signers.check_note(note, note.checkpoint.partition)
                 found.append(note.checkpoint)
         except (Unreadable, CheckpointInvalid, OSError) as error:
             self._find(witness, f"{path.name}: {error}")
@@ -299,8 +275,8 @@ class Verifier:
             elif checkpoint.number == 1 and checkpoint.previous != FIRST_PREVIOUS:
                 raise CheckpointInvalid("the first checkpoint names one before it")
             found.append(checkpoint)
-            self._check_note(note, partition)
-            self._cosignatures.signed(partition, self._key(note.signatures[0]))
+            self._signers.check_note(note, partition)
+            self._cosignatures.signed(partition, self._signers.of_line(note.signatures[0]))
         elif "cosignatures" in value:
             if not found or value["number"] != found[-1].number:
                 raise CheckpointInvalid("a cosignature stands at the wrong checkpoint")
@@ -308,7 +284,7 @@ class Verifier:
             cosigned.add(found[-1].number)
         elif "signer" in value:
             # A log that is still written has more of them now than when the keys were collected.
-            self._trust(SignerKey.from_document(value["signer"]))
+            self._signers.trust(SignerKey.from_document(value["signer"]))
         else:
             raise CheckpointInvalid("a line is neither checkpoint nor cosignature nor signer")
 
@@ -318,7 +294,7 @@ class Verifier:
         for line in lines:
             if signer_of(line).startswith(f"{self._pool_id}/partition/{partition}/"):
                 raise CheckpointInvalid("a partition has cosigned its own checkpoint")
-            key = self._key(line)
+            key = self._signers.of_line(line)
             key.verify_cosignature(checkpoint, line)
             self._cosignatures.cosigned(checkpoint, key)
 

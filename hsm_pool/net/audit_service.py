@@ -60,7 +60,7 @@ class AuditService(audit_pb2_grpc.AuditServiceServicer):
         context: grpc.ServicerContext,  # noqa: ARG002
     ) -> audit_pb2.GetCheckpointResponse:
         trail = self._trail
-        newest = trail.history.newest
+        newest, signers = trail.history.newest_and_signers()
         return audit_pb2.GetCheckpointResponse(
             checkpoint=newest.text if newest else "",
             size=trail.log.size,
@@ -68,6 +68,7 @@ class AuditService(audit_pb2_grpc.AuditServiceServicer):
             failure=trail.failure(),
             first_index=query.first_index(trail.log.directory),
             noted_checkpoints=self._partition.noted_checkpoints(),
+            signers=[signer.message() for signer in signers],
         )
 
     def GetInclusionProof(  # noqa: N802, D102
