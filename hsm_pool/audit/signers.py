@@ -30,6 +30,10 @@ class Signers:
             key.check(self._root, self._pool_id)
             known.append(key)
 
+    def any(self) -> bool:
+        """Return whether any key is certified."""
+        return any(self._keys.values())
+
     def of_line(self, line: str) -> SignerKey:
         """Return the key of a signature line: a name may have several, which the id tells apart.
 

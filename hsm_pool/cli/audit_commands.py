@@ -43,7 +43,10 @@ _partition = click.option("--partition", type=click.IntRange(0, 2), help="Only t
 
 @click.group("audit")
 def audit_group() -> None:
-    """Audit logs: who did what, in logs that cannot be rewritten unnoticed. Administrators only."""
+    """Audit logs: who did what, in logs that cannot be rewritten unnoticed.
+
+    For whoever has the data action securitydomain/upload/read; of the built-in roles Administrator has it.
+    """
 
 
 audit_group.add_command(prove)
@@ -179,7 +182,8 @@ def verify(
                 pool_root = root_file(Path(pool.connection.data_directory))
                 audit_calls.export_pool(pool, output, pool_root, shown)
             result = _verify(output, kept, owner_root, known_lost, common)
-    _report(result, known_lost, common)
+    newer = sorted(result.beyond & {path.name for path in anchors}) if directory else []
+    _report(result, known_lost, common, newer)
 
 
 def _verify(
@@ -243,7 +247,7 @@ def _on_disk(directory: Path, index: int) -> Path:
     return Path(settings["audit_directory"])
 
 
-def _report(result: Report, known_lost: tuple[str, ...], common: dict[str, Any]) -> None:
+def _report(result: Report, known_lost: tuple[str, ...], common: dict[str, Any], newer: list[str]) -> None:
     if common["as_json"]:
         document = {
             "ok": result.ok,
@@ -312,9 +316,12 @@ def _report(result: Report, known_lost: tuple[str, ...], common: dict[str, Any])
     # An id stands in files of anybody, and goes to a terminal.
     ids = [lost.log_id for lost in result.lost if not lost.known and lost.log_id.isalnum()]
     unknown = " ".join(f"--known-lost {log_id}" for log_id in ids)
+    hints = [f"if you know why a log is gone: {unknown}"] if unknown else []
+    hints += [f"if {name} was made after what is verified here: take a newer export" for name in newer]
+    count = len(result.findings)
     fail(
-        f"the audit logs do not verify: {len(result.findings)} findings",
-        f"if you know why a log is gone: {unknown}" if unknown else "",
+        f"the audit logs do not verify: {count} finding{'s' if count > 1 else ''}",
+        "\n".join(hints),
         exit_code=VERIFICATION,
     )
 
