@@ -8,6 +8,8 @@ import time
 from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
+from heapq import merge
+from itertools import repeat
 from pathlib import Path
 from typing import Any
 
@@ -98,28 +100,29 @@ def _follow(pool: Pool, index: int, following: dict[int, int], *, as_json: bool)
 @click.option(
     "--caller", "identity", default="", help="As shown, such as client/application, or the whole URI."
 )
+@click.option("--key", "key_name", default="", help="Name of a key.")
 @click.option("--result", "result_type", type=click.Choice(["Success", "Failed"]), default=None)
 @click.option("--limit", type=click.IntRange(1, 1_000_000), default=1000, show_default=True)
 @_partition
 @common_options
 def query(limit: int, partition: int | None, result_type: str | None, **options: Any) -> None:
-    """Show the records that pass all filters, partition by partition; with --json one object a line."""
-    names = ("from_time", "until_time", "operation_name", "identity")
+    """Show the records of all partitions that pass all filters, by time; with --json one object a line."""
+    names = ("from_time", "until_time", "operation_name", "identity", "key_name")
     filters = {name: options.pop(name) for name in names} | {"result_type": result_type or ""}
     left = limit
     with connect(options, client="administrator") as pool:
         if filters["identity"] and "://" not in filters["identity"]:
             filters["identity"] = f"spiffe://{pool.connection.pool_id}/{filters['identity']}"
-        for index in _partitions(pool, partition):
-            request = audit_pb2.QueryRecordsRequest(**filters)
-            for record in _read(pool, index, request):
-                if not left:
-                    click.echo(
-                        f"mhsm: more than {limit} records; narrow the filters or raise --limit", err=True
-                    )
-                    return
-                left -= 1
-                _show(index, record, as_json=options["as_json"])
+        logs = [
+            zip(repeat(index), _read(pool, index, audit_pb2.QueryRecordsRequest(**filters)))
+            for index in _partitions(pool, partition)
+        ]
+        for index, record in merge(*logs, key=lambda entry: entry[1]["time"]):
+            if not left:
+                click.echo(f"mhsm: more than {limit} records; narrow the filters or raise --limit", err=True)
+                return
+            left -= 1
+            _show(index, record, as_json=options["as_json"])
     if left == limit:
         click.echo("mhsm: no record passes the filters", err=True)
 

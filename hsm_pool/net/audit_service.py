@@ -30,7 +30,7 @@ class AuditService(audit_pb2_grpc.AuditServiceServicer):
         request: audit_pb2.QueryRecordsRequest,
         context: grpc.ServicerContext,  # noqa: ARG002
     ) -> audit_pb2.QueryRecordsResponse:
-        for field in ("operation_name", "identity", "result_type"):
+        for field in ("operation_name", "identity", "result_type", "key_name"):
             if not _TEXT.fullmatch(getattr(request, field)):
                 raise InvalidField("a filter has at most 200 printable characters", field=field)
         if request.page_size > limits.AUDIT_PAGE_RECORDS_MAX:
@@ -42,6 +42,7 @@ class AuditService(audit_pb2_grpc.AuditServiceServicer):
             request.operation_name,
             request.identity,
             request.result_type,
+            request.key_name,
         )
         size = request.page_size or _PAGE_RECORDS
         found = query.page(log.directory, _start(request), log.size, size, wanted)

@@ -245,6 +245,11 @@ def test_the_command_shows_exports_and_verifies(pool: RunningPool, tmp_path: Pat
     asked = [json.loads(line) for line in found.splitlines()]
     assert any(record["properties"].get("keyName") == "asked-for" for record in asked)
     assert {record["operationName"] for record in asked} == {"KeyGet"}
+    of_key = mhsm("audit", "query", "--key", "asked-for", *directory, "--json").stdout.splitlines()
+    assert {json.loads(line)["properties"]["keyName"] for line in of_key} == {"asked-for"}
+    everything = mhsm("audit", "query", *directory, "--json").stdout.splitlines()
+    of_logs = [json.loads(line)["partition"] for line in everything]
+    assert of_logs != sorted(of_logs), "one log after the other"
     tail = mhsm("audit", "tail", "--lines", "5", *directory, "--json").stdout.splitlines()
     assert len(tail) == 5
     output = tmp_path / "export"

@@ -58,6 +58,7 @@ class QueryRecordsRequest(_message.Message):
     OPERATION_NAME_FIELD_NUMBER: _builtins.int
     IDENTITY_FIELD_NUMBER: _builtins.int
     RESULT_TYPE_FIELD_NUMBER: _builtins.int
+    KEY_NAME_FIELD_NUMBER: _builtins.int
     start_index: _builtins.int
     """Number of the first record to look at, from 0."""
     page_token: _builtins.str
@@ -74,6 +75,8 @@ class QueryRecordsRequest(_message.Message):
     """The caller's whole URI."""
     result_type: _builtins.str
     """"Success" or "Failed"."""
+    key_name: _builtins.str
+    """Name of a key, without "keys/"."""
     def __init__(
         self,
         *,
@@ -85,10 +88,11 @@ class QueryRecordsRequest(_message.Message):
         operation_name: _builtins.str = ...,
         identity: _builtins.str = ...,
         result_type: _builtins.str = ...,
+        key_name: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["from_time", b"from_time", "identity", b"identity", "operation_name", b"operation_name", "page_size", b"page_size", "page_token", b"page_token", "result_type", b"result_type", "start_index", b"start_index", "until_time", b"until_time"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["from_time", b"from_time", "identity", b"identity", "key_name", b"key_name", "operation_name", b"operation_name", "page_size", b"page_size", "page_token", b"page_token", "result_type", b"result_type", "start_index", b"start_index", "until_time", b"until_time"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
