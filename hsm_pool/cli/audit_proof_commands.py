@@ -75,7 +75,9 @@ def prove(
             proof = _inclusion(pool, partition, record)
         else:
             proof = _consistency(pool, partition, old_checkpoint)
-    document = _verified(proof, root)
+    document = _verified(
+        proof, root, f"mhsm audit verify --anchor {old_checkpoint}" if old_checkpoint else ""
+    )
     write_new(output, proof.render())
     kept = f" --old-checkpoint {old_checkpoint}" if old_checkpoint else ""
     report(
@@ -149,7 +151,10 @@ def _consistency(pool: Pool, partition: int, kept: Path) -> Proof:
             f"mhsm audit verify --anchor {kept}",
         )
     if old.size > newest.size:
-        _refuse(f"the log was cut: it has {newest.size} records, the checkpoint in {kept} covers {old.size}")
+        _refuse(
+            f"the log was cut: it has {newest.size} records, the checkpoint in {kept} covers {old.size}",
+            f"mhsm audit verify --anchor {kept}",
+        )
     note, signers = _cosigned(pool, partition, old.size)
     path = pool.call(audit_calls.get_consistency_proof(old.size, note.checkpoint.size), partition).proof
     return Proof(note, signers, Consistency(old.size, old.root, tuple(path)))
@@ -184,12 +189,12 @@ def _parsed(text: str) -> Note:
 # -- checking --------------------------------------------------------------------------------
 
 
-def _verified(proof: Proof, root: x509.Certificate) -> dict[str, Any]:
+def _verified(proof: Proof, root: x509.Certificate, following: str = "") -> dict[str, Any]:
     """Return what a proof shows, once it verifies."""
     try:
         cosigned = proof.verify(root)
     except ProofRefused as refused:
-        _refuse(str(refused))
+        _refuse(str(refused), following)
     checkpoint = proof.note.checkpoint
     document: dict[str, Any] = {
         "pool_id": checkpoint.pool_id,
@@ -224,19 +229,20 @@ def _of_log(texts: list[str], origin: str) -> list[Checkpoint]:
     return [checkpoint for checkpoint in checkpoints if checkpoint.origin == origin]
 
 
-def _refuse(why: str) -> NoReturn:
+def _refuse(why: str, following: str = "") -> NoReturn:
     # Parts of it stand in files of anybody, and go to a terminal.
     shown = "".join(letter if letter.isprintable() else "\ufffd" for letter in why)
     hint = "if it is of another pool: --owner-root, the certificate of that pool's owner"
-    fail(f"the proof does not verify: {shown}", hint, VERIFICATION)
+    fail(f"the proof does not verify: {shown}", following or hint, VERIFICATION)
 
 
 def _words(document: dict[str, Any]) -> str:
-    checkpoint, partition, size = document["checkpoint"], document["partition"], document["size"]
+    checkpoint, size = document["checkpoint"], document["size"]
+    log = f"log {document['log']} of partition {document['partition']}"
     if "index" in document:
-        shown = f"record {document['index']} is in the log of partition {partition}"
+        shown = f"record {document['index']} is in {log}"
     else:
-        shown = f"the log of partition {partition} continues that of {document['old_size']} records"
+        shown = f"{log} continues that of {document['old_size']} records"
     cosigners = " and ".join(
         f"partition {entry['partition']} ({entry['time']})" for entry in document["cosigned"]
     )

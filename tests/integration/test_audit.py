@@ -234,6 +234,7 @@ def test_the_commands_prove_a_record_and_that_the_log_continues_a_checkpoint(
         (tmp_path / "kept").write_text(Note(other, ("\u2014 nobody AAAA",)).text)
         contradicted = mhsm("audit", "prove", *kept, "--partition", "1", *output, check=False)
         assert contradicted.returncode == 6
+        assert f"next: mhsm audit verify --anchor {kept[1]}" in contradicted.stderr
     assert not (tmp_path / "refused.json").exists()
 
 
