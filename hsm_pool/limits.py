@@ -362,6 +362,9 @@ AUDIT_PAGE_BYTES: Final = 1024 * 1024
 AUDIT_SCAN_RECORDS_MAX: Final = 50_000
 """Records that one QueryRecords looks at; the next page goes on."""
 
+AUDIT_PROOF_BYTES_MAX: Final = 256 * 1024
+"""A proof's file: a record, a checkpoint, three certificates and at most 64 hashes."""
+
 AUDIT_NOTE_SECONDS: Final = 30.0
 """The chain takes note of each partition's checkpoint this often, and only if something happened."""
 

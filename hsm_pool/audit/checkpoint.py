@@ -201,6 +201,11 @@ class SignerKey:
         except (KeyError, TypeError, ValueError):
             raise CheckpointInvalid("this is no signer of checkpoints") from None
 
+    @property
+    def partition(self) -> int:
+        """Index of the partition in the name, which :meth:`check` must have accepted."""
+        return int(self.name.split("/")[2])
+
     def check(self, root: x509.Certificate, pool_id: str) -> int:
         """Check whose key this is; return the partition.
 
@@ -243,20 +248,21 @@ class SignerKey:
         """
         self._verify(line, _SIGNATURE_TYPE, 64, lambda _: checkpoint.text.encode())
 
-    def verify_cosignature(self, checkpoint: Checkpoint, line: str) -> None:
-        """Check a cosignature.
+    def verify_cosignature(self, checkpoint: Checkpoint, line: str) -> int:
+        """Check a cosignature; return when it was made, in seconds since 1970.
 
         Raises:
             CheckpointInvalid: It does not fit.
         """
-        self._verify(
+        head = self._verify(
             line,
             _COSIGNATURE_TYPE,
             72,
             lambda head: _cosigned(checkpoint.text, int.from_bytes(head, "big")),
         )
+        return int.from_bytes(head, "big")
 
-    def _verify(self, line: str, kind: bytes, length: int, message: Callable[[bytes], bytes]) -> None:
+    def _verify(self, line: str, kind: bytes, length: int, message: Callable[[bytes], bytes]) -> bytes:
         name, _, encoded = line.removeprefix(_PREFIX).partition(" ")
         try:
             octets = base64.b64decode(encoded, validate=True)
@@ -268,6 +274,7 @@ class SignerKey:
             Ed25519PublicKey.from_public_bytes(self.public_key).verify(signature, message(head))
         except (ValueError, InvalidSignature):
             raise CheckpointInvalid(f"a signature of {self.name} does not fit the checkpoint") from None
+        return head
 
 
 class Signer:

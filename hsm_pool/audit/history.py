@@ -24,8 +24,8 @@ class CheckpointHistory:
         self._directory = directory
         self._lock = threading.Lock()
         self._file: int | None = None
-        self._signers: set[tuple[str, str]] = set()
-        """Names and keys that the file holds: a partition whose disk was lost begins names anew."""
+        self._signers: dict[tuple[str, str], SignerKey] = {}
+        """Those that the file holds, by name and key: a partition whose disk was lost begins names anew."""
         self.newest: Note | None = None
         self.newest_cosigned: Note | None = None
         """With all cosignatures that arrived."""
@@ -49,11 +49,23 @@ class CheckpointHistory:
 
     def _take(self, value: dict[str, Any]) -> None:
         if "signer" in value:
-            self._signers.add(_name_and_key(value["signer"]))
+            self._signers[_name_and_key(value["signer"])] = SignerKey.from_document(value["signer"])
         elif "checkpoint" in value:
             self.newest = Note.parse(value["checkpoint"])
         elif self.newest and value["number"] == self.newest.checkpoint.number:
             self.newest = self.newest_cosigned = self.newest.with_cosignatures(value["cosignatures"])
+
+    def newest_and_signers(self) -> tuple[Note | None, list[SignerKey]]:
+        """Return the newest checkpoint with the keys that signed it.
+
+        A key is missing while the file that held it was followed by one without a checkpoint.
+        """
+        with self._lock:
+            if self.newest is None:
+                return None, []
+            lines = self.newest.signatures
+            keys = self._signers.values()
+            return self.newest, [key for key in keys if any(key.is_named_by(line) for line in lines)]
 
     def next(self, origin: str, size: int, root: bytes) -> Checkpoint:
         """Return the checkpoint that follows the newest one."""
@@ -76,7 +88,7 @@ class CheckpointHistory:
                 self._file = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600)
                 self._signers.clear()
             self._write([*self._new_signer(signer), {"checkpoint": note.text}])
-            self._signers.add(_name_and_key(signer.document()))
+            self._signers[_name_and_key(signer.document())] = signer
             self.newest = note
 
     def append_cosignature(self, note: Note, line: str, signer: SignerKey) -> None:
@@ -90,7 +102,7 @@ class CheckpointHistory:
                 return
             value = {"number": note.checkpoint.number, "cosignatures": [line]}
             self._write([*self._new_signer(signer), value])
-            self._signers.add(_name_and_key(signer.document()))
+            self._signers[_name_and_key(signer.document())] = signer
             self.newest = self.newest_cosigned = self.newest.with_cosignatures([line])
 
     def _new_signer(self, signer: SignerKey) -> list[dict[str, Any]]:

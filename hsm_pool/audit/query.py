@@ -41,6 +41,7 @@ class Filter:
     operation_name: str = ""
     identity: str = ""
     result_type: str = ""
+    key_name: str = ""
 
     def admits(self, record: bytes) -> bool:
         """Return whether a record passes."""
@@ -53,6 +54,7 @@ class Filter:
             and self.operation_name in {"", fields.get("operationName")}
             and self.identity in {"", fields.get("identity")}
             and self.result_type in {"", fields.get("resultType")}
+            and (not self.key_name or fields.get("properties", {}).get("keyName") == self.key_name)
         )
 
 

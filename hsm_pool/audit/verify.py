@@ -26,11 +26,13 @@ from hsm_pool.audit.checkpoint import (
     origin,
     signer_of,
 )
+from hsm_pool.audit.comparison import Comparison
 from hsm_pool.audit.cosignatures import Cosignatures
 from hsm_pool.audit.files import Unreadable
 from hsm_pool.audit.lost_logs import Anchor, LostLog
 from hsm_pool.audit.mutations import Mutations
 from hsm_pool.audit.retention import Claims
+from hsm_pool.audit.signers import Signers
 from hsm_pool.audit.tree import Tree, leaf_hash
 from hsm_pool.audit.witness import read_peers
 from hsm_pool.core.membership import PARTITIONS
@@ -79,6 +81,8 @@ class Report:
     anchors_before: int = 0
     """Such that could not be: they are of before the oldest record that is kept."""
     findings: list[Finding] = field(default_factory=list)
+    beyond: set[str] = field(default_factory=set)
+    """Who holds checkpoints of more records than there are."""
     lost: list[LostLog] = field(default_factory=list)
     """Logs that are gone; whose loss is not known is a finding, too."""
     repeated_names: dict[str, int] = field(default_factory=dict)
@@ -100,9 +104,11 @@ class Verifier:
     """
 
     def __init__(self, pool_id: str, root: x509.Certificate, progress: Progress = lambda _: None) -> None:
-        self._pool_id, self._root, self._progress = pool_id, root, progress
+        self._pool_id, self._progress = pool_id, progress
         self._report = Report()
-        self._signers: dict[str, list[SignerKey]] = {}
+        self._signers = Signers(pool_id, root)
+        self._refused: dict[tuple[int, str], None] = {}
+        """Partition in whose files a signer stands, and why it is not believed."""
         self._mutations = Mutations(self._find)
         self._cosignatures = Cosignatures()
         self._claims = Claims()
@@ -124,6 +130,17 @@ class Verifier:
         """
         for partition, directory in sorted(directories.items()):
             self._collect_signers(partition, directory)
+        if self._refused and not self._signers.any():
+            # Otherwise each signature would be a finding.
+            _, why = next(iter(self._refused))
+            self._find(
+                -1,
+                f"{why}; nor is any other signer certified under this root. It is of another owner, "
+                f"or everything is forged; nothing else was verified",
+            )
+            return self._report
+        for partition, why in self._refused:
+            self._find(partition, why)
         anchors = [*self._witnessed(directories), *self._kept(kept)]
         for partition in range(PARTITIONS):
             mine = [anchor for anchor in anchors if anchor.checkpoint.partition == partition]
@@ -137,8 +154,7 @@ class Verifier:
                 self._find(lost.checkpoint.partition, lost.what)
         self._removals()
         self._forgotten(directories)
-        several = {name: len(keys) for name, keys in self._signers.items() if len(keys) > 1}
-        self._report.repeated_names = several
+        self._report.repeated_names = self._signers.repeated_names()
         self._mutations.compare_spans(log.sequences for log in self._report.logs)
         return self._report
 
@@ -160,34 +176,13 @@ class Verifier:
                     documents.extend(
                         key for entry in read_peers(directory / name) for key in entry["signers"]
                     )
-            for document in documents:
-                self._trust(SignerKey.from_document(document))
-        except (Unreadable, CheckpointInvalid, OSError, KeyError, TypeError) as error:
+        except (Unreadable, OSError, KeyError, TypeError) as error:
             self._find(partition, str(error))
-
-    def _trust(self, key: SignerKey) -> None:
-        known = self._signers.setdefault(key.name, [])
-        if key not in known:
-            key.check(self._root, self._pool_id)
-            known.append(key)
-
-    def _key(self, line: str) -> SignerKey:
-        """Return the key of a signature line: a name may have several, which the id tells apart."""
-        known = self._signers.get(signer_of(line))
-        if not known:
-            raise CheckpointInvalid(f"nothing certifies the signer {signer_of(line)[:100]}")
-        return next((key for key in known if key.is_named_by(line)), known[0])
-
-    def _check_note(self, note: Note, partition: int) -> None:
-        """Check the log's signature and all cosignatures."""
-        own = f"{self._pool_id}/partition/{partition}/"
-        if not note.signatures or not signer_of(note.signatures[0]).startswith(own):
-            raise CheckpointInvalid(f"checkpoint {note.checkpoint.number} is not signed by its partition")
-        self._key(note.signatures[0]).verify(note.checkpoint, note.signatures[0])
-        for line in note.signatures[1:]:
-            if signer_of(line).startswith(own):
-                raise CheckpointInvalid("a partition has cosigned its own checkpoint")
-            self._key(line).verify_cosignature(note.checkpoint, line)
+        for document in documents:
+            try:
+                self._signers.trust(SignerKey.from_document(document))
+            except CheckpointInvalid as error:
+                self._refused[partition, str(error)] = None
 
     def _witnessed(self, directories: dict[int, Path]) -> list[Anchor]:
         return [
@@ -204,7 +199,7 @@ class Verifier:
         try:
             for entry in read_peers(path):
                 note = Note.parse(entry["checkpoint"])
-                self._check_note(note, note.checkpoint.partition)
+                self._signers.check_note(note, note.checkpoint.partition)
                 found.append(note.checkpoint)
         except (Unreadable, CheckpointInvalid, OSError) as error:
             self._find(witness, f"{path.name}: {error}")
@@ -239,6 +234,7 @@ class Verifier:
                 self._find(partition, "there is no log")
             return
         self._present[partition] = None
+        comparison = Comparison()
         try:
             header = files.read_header(paths[0])
             report.log_id, report.first_record = header.log_id, header.first
@@ -247,9 +243,13 @@ class Verifier:
             checkpoints = self._checkpoints(report, directory, name)
             mine = [anchor for anchor in anchors if anchor.checkpoint.origin == name]
             self._missing(partition, checkpoints, mine)
-            self._records(report, paths, [Anchor(checkpoint, _OWN) for checkpoint in checkpoints] + mine)
+            roots = [Anchor(checkpoint, _OWN) for checkpoint in checkpoints] + mine
+            self._records(report, paths, roots, comparison)
         except (Unreadable, OSError) as error:
             self._find(partition, str(error))
+        for what in comparison.findings():
+            self._find(partition, what)
+        self._report.beyond |= comparison.sources_beyond()
 
     def _checkpoints(self, report: LogReport, directory: Path, name: str) -> list[Checkpoint]:
         """Check the chain of checkpoints and return them."""
@@ -299,8 +299,8 @@ class Verifier:
             elif checkpoint.number == 1 and checkpoint.previous != FIRST_PREVIOUS:
                 raise CheckpointInvalid("the first checkpoint names one before it")
             found.append(checkpoint)
-            self._check_note(note, partition)
-            self._cosignatures.signed(partition, self._key(note.signatures[0]))
+            self._signers.check_note(note, partition)
+            self._cosignatures.signed(partition, self._signers.of_line(note.signatures[0]))
         elif "cosignatures" in value:
             if not found or value["number"] != found[-1].number:
                 raise CheckpointInvalid("a cosignature stands at the wrong checkpoint")
@@ -308,7 +308,7 @@ class Verifier:
             cosigned.add(found[-1].number)
         elif "signer" in value:
             # A log that is still written has more of them now than when the keys were collected.
-            self._trust(SignerKey.from_document(value["signer"]))
+            self._signers.trust(SignerKey.from_document(value["signer"]))
         else:
             raise CheckpointInvalid("a line is neither checkpoint nor cosignature nor signer")
 
@@ -318,11 +318,13 @@ class Verifier:
         for line in lines:
             if signer_of(line).startswith(f"{self._pool_id}/partition/{partition}/"):
                 raise CheckpointInvalid("a partition has cosigned its own checkpoint")
-            key = self._key(line)
+            key = self._signers.of_line(line)
             key.verify_cosignature(checkpoint, line)
             self._cosignatures.cosigned(checkpoint, key)
 
-    def _records(self, report: LogReport, paths: list[Path], roots: list[Anchor]) -> None:
+    def _records(
+        self, report: LogReport, paths: list[Path], roots: list[Anchor], comparison: Comparison
+    ) -> None:
         """Hash all records and compare the roots on the way."""
         partition = report.partition
         first = files.read_header(paths[0])
@@ -333,7 +335,7 @@ class Verifier:
         self._report.anchors_before += _elsewhere(pending[:position])
         begin = position
         mutations = self._mutations.of_log(partition, first.sequence)
-        position = self._compare(tree, pending, position, partition)
+        position = _compare(tree, pending, position, comparison)
         covered_sequence = first.sequence
         for path in paths:
             header = files.read_header(path)
@@ -351,16 +353,12 @@ class Verifier:
                 elif not record.startswith(b'{"'):
                     self._find(partition, f"record {tree.size - 1} is not a record")
                 before = position
-                position = self._compare(tree, pending, before, partition)
+                position = _compare(tree, pending, before, comparison)
                 if _OWN in (anchor.source for anchor in pending[before:position]):
                     covered_sequence = mutations.span[1]
             tree.forget(tree.size)
         for anchor in pending[position:]:
-            self._find(
-                partition,
-                f"the log was cut: it has {tree.size} records, a checkpoint that {anchor.source} "
-                f"holds covers {anchor.checkpoint.size}",
-            )
+            comparison.beyond(anchor, tree.size)
         compared = pending[begin:position]
         self._report.anchors += _elsewhere(compared)
         report.covered = max((own.checkpoint.size for own in compared if own.source == _OWN), default=0)
@@ -380,18 +378,13 @@ class Verifier:
                 what = f"checkpoints {kept.first_checkpoint} to {log.first_checkpoint - 1} were removed"
                 self._find(log.partition, what)
 
-    def _compare(self, tree: Tree, pending: list[Anchor], position: int, partition: int) -> int:
-        """Compare every root that is due at this size; return how many were."""
-        while position < len(pending) and pending[position].checkpoint.size == tree.size:
-            anchor = pending[position]
-            if anchor.checkpoint.root != tree.root():
-                self._find(
-                    partition,
-                    f"the first {tree.size} records are not those of checkpoint {anchor.checkpoint.number} "
-                    f"that {anchor.source} holds: records were changed, reordered, added or removed",
-                )
-            position += 1
-        return position
+
+def _compare(tree: Tree, pending: list[Anchor], position: int, comparison: Comparison) -> int:
+    """Compare every root that is due at this size; return how many were."""
+    while position < len(pending) and pending[position].checkpoint.size == tree.size:
+        comparison.compare(pending[position], tree.root())
+        position += 1
+    return position
 
 
 def _elsewhere(anchors: list[Anchor]) -> int:

@@ -8,17 +8,26 @@ import time
 from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
+from heapq import merge
+from itertools import repeat
 from pathlib import Path
 from typing import Any
 
 import click
-from cryptography import x509
 from rich.console import Console
 from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn
 
-from hsm_pool.audit.checkpoint import CheckpointInvalid, Note
+from hsm_pool.audit.checkpoint import Note
 from hsm_pool.audit.files import parse_json
 from hsm_pool.audit.verify import Report, Verifier
+from hsm_pool.cli.audit_files import (
+    FILE_BYTES_MAX,
+    kept_checkpoints,
+    load_root,
+    owner_root_option,
+    root_file,
+)
+from hsm_pool.cli.audit_proof_commands import prove, verify_proof
 from hsm_pool.cli.files import refuse_existing
 from hsm_pool.cli.output import VERIFICATION, common_options, connect, fail, read_bounded, report
 from hsm_pool.client import audit_calls
@@ -30,15 +39,20 @@ from mhsm.audit.v1 import audit_pb2
 
 _POLL_SECONDS = 0.5
 _PAGE_RECORDS = 1000
-_ANCHOR_BYTES_MAX = 16 * 1024 * 1024
-_ROOT_BYTES_MAX = 64 * 1024
 _PARTITIONS = range(PARTITIONS)
 _partition = click.option("--partition", type=click.IntRange(0, 2), help="Only the log of this partition.")
 
 
 @click.group("audit")
 def audit_group() -> None:
-    """Audit logs: who did what, in logs that cannot be rewritten unnoticed. Administrators only."""
+    """Audit logs: who did what, in logs that cannot be rewritten unnoticed.
+
+    For whoever has the data action securitydomain/upload/read; of the built-in roles Administrator has it.
+    """
+
+
+audit_group.add_command(prove)
+audit_group.add_command(verify_proof)
 
 
 @audit_group.command("tail")
@@ -86,28 +100,29 @@ def _follow(pool: Pool, index: int, following: dict[int, int], *, as_json: bool)
 @click.option(
     "--caller", "identity", default="", help="As shown, such as client/application, or the whole URI."
 )
+@click.option("--key", "key_name", default="", help="Name of a key.")
 @click.option("--result", "result_type", type=click.Choice(["Success", "Failed"]), default=None)
 @click.option("--limit", type=click.IntRange(1, 1_000_000), default=1000, show_default=True)
 @_partition
 @common_options
 def query(limit: int, partition: int | None, result_type: str | None, **options: Any) -> None:
-    """Show the records that pass all filters, partition by partition; with --json one object a line."""
-    names = ("from_time", "until_time", "operation_name", "identity")
+    """Show the records of all partitions that pass all filters, by time; with --json one object a line."""
+    names = ("from_time", "until_time", "operation_name", "identity", "key_name")
     filters = {name: options.pop(name) for name in names} | {"result_type": result_type or ""}
     left = limit
     with connect(options, client="administrator") as pool:
         if filters["identity"] and "://" not in filters["identity"]:
             filters["identity"] = f"spiffe://{pool.connection.pool_id}/{filters['identity']}"
-        for index in _partitions(pool, partition):
-            request = audit_pb2.QueryRecordsRequest(**filters)
-            for record in _read(pool, index, request):
-                if not left:
-                    click.echo(
-                        f"mhsm: more than {limit} records; narrow the filters or raise --limit", err=True
-                    )
-                    return
-                left -= 1
-                _show(index, record, as_json=options["as_json"])
+        logs = [
+            zip(repeat(index), _read(pool, index, audit_pb2.QueryRecordsRequest(**filters)))
+            for index in _partitions(pool, partition)
+        ]
+        for index, record in merge(*logs, key=lambda entry: entry[1]["time"]):
+            if not left:
+                click.echo(f"mhsm: more than {limit} records; narrow the filters or raise --limit", err=True)
+                return
+            left -= 1
+            _show(index, record, as_json=options["as_json"])
     if left == limit:
         click.echo("mhsm: no record passes the filters", err=True)
 
@@ -119,8 +134,8 @@ def export(output: Path, **common: Any) -> None:
     """Write the logs of all partitions, with checkpoints, into a directory that verify takes."""
     refuse_existing(output)
     with connect(common, client="administrator") as pool, _progress("export", common) as shown:
-        root_file = _root_file(Path(pool.connection.data_directory))
-        partitions = audit_calls.export_pool(pool, output, root_file, shown)
+        pool_root = root_file(Path(pool.connection.data_directory))
+        partitions = audit_calls.export_pool(pool, output, pool_root, shown)
     octets = sum(path.stat().st_size for path in output.rglob("*") if path.is_file())
     report(
         {"output": str(output), "partitions": partitions, "bytes": octets},
@@ -139,11 +154,7 @@ def export(output: Path, **common: Any) -> None:
     type=click.Path(path_type=Path, exists=True, dir_okay=False),
     help="A backup's manifest, a ceremony's record or a checkpoint that was kept elsewhere.",
 )
-@click.option(
-    "--owner-root",
-    type=click.Path(path_type=Path, exists=True, dir_okay=False),
-    help="Root certificate of the pool's owner (PEM) from a source that you trust.",
-)
+@owner_root_option
 @click.option(
     "--known-lost",
     multiple=True,
@@ -164,17 +175,18 @@ def verify(
     Exit code 1: an anchor is of another pool, a file is no anchor or export at all, or a log that is
     said to be lost is not.
     """
-    kept = [(text, path.name) for path in anchors for text in _anchor(path)]
+    kept = [(text, path.name) for path in anchors for text in kept_checkpoints(path)]
     if directory is not None:
         result = _verify(directory, kept, owner_root, known_lost, common)
     else:
         with tempfile.TemporaryDirectory(prefix="mhsm-audit-") as scratch:
             output = Path(scratch) / "export"
             with connect(common, client="administrator") as pool, _progress("read", common) as shown:
-                root_file = _root_file(Path(pool.connection.data_directory))
-                audit_calls.export_pool(pool, output, root_file, shown)
+                pool_root = root_file(Path(pool.connection.data_directory))
+                audit_calls.export_pool(pool, output, pool_root, shown)
             result = _verify(output, kept, owner_root, known_lost, common)
-    _report(result, known_lost, common)
+    newer = sorted(result.beyond & {path.name for path in anchors}) if directory else []
+    _report(result, known_lost, common, newer)
 
 
 def _verify(
@@ -184,19 +196,13 @@ def _verify(
     known_lost: tuple[str, ...],
     common: dict[str, Any],
 ) -> Report:
-    pool_id, directories, root_file, noted = _layout(directory)
+    pool_id, directories, pool_root, noted = _layout(directory)
     kept = [*anchors, *((text, "the pool's chain") for text in noted)]
-    root_file = owner_root or root_file
-    if not root_file.is_file():
-        fail("the root certificate of the pool's owner is not at hand", "give it with --owner-root")
+    root = load_root(owner_root or pool_root)
     for text, source in anchors:
         anchored = Note.parse(text).checkpoint.pool_id
         if anchored != pool_id:
             fail(f"the anchor {source} is of pool {anchored}, this log is of pool {pool_id}")
-    try:
-        root = x509.load_pem_x509_certificate(read_bounded(root_file, _ROOT_BYTES_MAX))
-    except ValueError:
-        fail(f"{root_file} is no certificate", "give the one of the pool's owner with --owner-root")
     total = sum(
         path.stat().st_size
         for place in directories.values()
@@ -222,13 +228,13 @@ def _layout(directory: Path) -> tuple[str, dict[int, Path], Path, list[str]]:
     """
     try:
         if (directory / EXPORT_FILE).is_file():
-            document = parse_json(read_bounded(directory / EXPORT_FILE, _ANCHOR_BYTES_MAX))
+            document = parse_json(read_bounded(directory / EXPORT_FILE, FILE_BYTES_MAX))
             # Which partitions there are is not the export's to say: then it could leave one out.
             logs = {index: partition_directory(directory, index) for index in _PARTITIONS}
             return _pool_id(document), logs, directory / ROOT_FILE, list(document["audit_checkpoints"])
-        document = parse_json(read_bounded(directory / "pool.json", _ANCHOR_BYTES_MAX))
+        document = parse_json(read_bounded(directory / "pool.json", FILE_BYTES_MAX))
         logs = {index: _on_disk(directory, index) for index in _PARTITIONS}
-        return _pool_id(document), logs, _root_file(directory), []
+        return _pool_id(document), logs, root_file(directory), []
     except (OSError, ValueError, LookupError, TypeError):
         fail(f"{directory} is neither an export of audit logs nor a pool", "mhsm audit export --help")
 
@@ -240,44 +246,11 @@ def _pool_id(document: dict[str, Any]) -> str:
 
 
 def _on_disk(directory: Path, index: int) -> Path:
-    settings = parse_json(
-        read_bounded(directory / "nodes" / str(index) / "partition.json", _ANCHOR_BYTES_MAX)
-    )
+    settings = parse_json(read_bounded(directory / "nodes" / str(index) / "partition.json", FILE_BYTES_MAX))
     return Path(settings["audit_directory"])
 
 
-def _root_file(data_directory: Path) -> Path:
-    return data_directory / "nodes" / "0" / "owner" / "root.crt"
-
-
-def _anchor(path: Path) -> list[str]:
-    """Return the checkpoints in a file: a note, or JSON with the field audit_checkpoints somewhere."""
-    content = read_bounded(path, _ANCHOR_BYTES_MAX)
-    try:
-        texts = _texts(parse_json(content))
-    except (ValueError, RecursionError):
-        texts = [content.decode(errors="replace")]
-    try:
-        for text in texts:
-            Note.parse(text)
-    except CheckpointInvalid:
-        texts = []
-    if not texts:
-        fail(f"{path} holds no checkpoint of an audit log", "")
-    return texts
-
-
-def _texts(value: Any) -> list[str]:
-    if isinstance(value, list):
-        return [text for entry in value for text in _texts(entry)]
-    if not isinstance(value, dict):
-        return []
-    found = value.get("audit_checkpoints")
-    own = [text for text in found if isinstance(text, str)] if isinstance(found, list) else []
-    return own + [text for entry in value.values() for text in _texts(entry)]
-
-
-def _report(result: Report, known_lost: tuple[str, ...], common: dict[str, Any]) -> None:
+def _report(result: Report, known_lost: tuple[str, ...], common: dict[str, Any], newer: list[str]) -> None:
     if common["as_json"]:
         document = {
             "ok": result.ok,
@@ -346,9 +319,12 @@ def _report(result: Report, known_lost: tuple[str, ...], common: dict[str, Any])
     # An id stands in files of anybody, and goes to a terminal.
     ids = [lost.log_id for lost in result.lost if not lost.known and lost.log_id.isalnum()]
     unknown = " ".join(f"--known-lost {log_id}" for log_id in ids)
+    hints = [f"if you know why a log is gone: {unknown}"] if unknown else []
+    hints += [f"if {name} was made after what is verified here: take a newer export" for name in newer]
+    count = len(result.findings)
     fail(
-        f"the audit logs do not verify: {len(result.findings)} findings",
-        f"if you know why a log is gone: {unknown}" if unknown else "",
+        f"the audit logs do not verify: {count} finding{'s' if count > 1 else ''}",
+        "\n".join(hints),
         exit_code=VERIFICATION,
     )
 
@@ -387,9 +363,8 @@ def _show(index: int, record: dict[str, Any], *, as_json: bool) -> None:
         record["resultType"] if record["resultType"] == "Success" else record.get("resultDescription", "")
     )
     details = " ".join(str(part) for part in (key, properties.get("algorithm", "")) if part)
-    click.echo(
-        f"{record['time']}  {index}  {record['operationName']:<24} {caller:<22} {outcome} {details}".rstrip()
-    )
+    where = f"{record['time']}  {index} {record['index']:>7}"
+    click.echo(f"{where}  {record['operationName']:<24} {caller:<22} {outcome} {details}".rstrip())
 
 
 @contextmanager

@@ -30,7 +30,7 @@ class AuditService(audit_pb2_grpc.AuditServiceServicer):
         request: audit_pb2.QueryRecordsRequest,
         context: grpc.ServicerContext,  # noqa: ARG002
     ) -> audit_pb2.QueryRecordsResponse:
-        for field in ("operation_name", "identity", "result_type"):
+        for field in ("operation_name", "identity", "result_type", "key_name"):
             if not _TEXT.fullmatch(getattr(request, field)):
                 raise InvalidField("a filter has at most 200 printable characters", field=field)
         if request.page_size > limits.AUDIT_PAGE_RECORDS_MAX:
@@ -42,6 +42,7 @@ class AuditService(audit_pb2_grpc.AuditServiceServicer):
             request.operation_name,
             request.identity,
             request.result_type,
+            request.key_name,
         )
         size = request.page_size or _PAGE_RECORDS
         found = query.page(log.directory, _start(request), log.size, size, wanted)
@@ -60,7 +61,7 @@ class AuditService(audit_pb2_grpc.AuditServiceServicer):
         context: grpc.ServicerContext,  # noqa: ARG002
     ) -> audit_pb2.GetCheckpointResponse:
         trail = self._trail
-        newest = trail.history.newest
+        newest, signers = trail.history.newest_and_signers()
         return audit_pb2.GetCheckpointResponse(
             checkpoint=newest.text if newest else "",
             size=trail.log.size,
@@ -68,6 +69,7 @@ class AuditService(audit_pb2_grpc.AuditServiceServicer):
             failure=trail.failure(),
             first_index=query.first_index(trail.log.directory),
             noted_checkpoints=self._partition.noted_checkpoints(),
+            signers=[signer.message() for signer in signers],
         )
 
     def GetInclusionProof(  # noqa: N802, D102

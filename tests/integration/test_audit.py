@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import hashlib
 import json
 import os
@@ -198,6 +199,45 @@ def test_proofs_verify_against_a_cosigned_checkpoint(pool: RunningPool) -> None:
         verify_inclusion(leaf, record.index, new.size, list(proof.proof), new.root)
 
 
+def test_the_commands_prove_a_record_and_that_the_log_continues_a_checkpoint(
+    pool: RunningPool, tmp_path: Path
+) -> None:
+    """What the first one writes the second one verifies without the pool; nothing is overwritten."""
+    directory = ("--data-dir", str(pool.directory))
+    (tmp_path / "kept").write_text(_note(pool, 1).text)
+    with pool.client(partition=1) as client, pytest.raises(KeyNotFound):
+        client.get_key("keys/to-be-proved")
+    # At once: the command waits for the checkpoint that covers the record.
+    (found,) = (n for n, r in enumerate(records(pool, 1)) if r["properties"].get("keyName") == "to-be-proved")
+    root = shutil.copyfile(pool.directory / "nodes/0/owner/root.crt", tmp_path / "root.crt")
+    of_record, of_log = str(tmp_path / "record.json"), str(tmp_path / "log.json")
+    arguments = ("audit", "prove", str(found), "--partition", "1", "--output", of_record, *directory)
+    made = json.loads(mhsm(*arguments, "--json").stdout)
+    assert [entry["partition"] for entry in made["cosigned"]] == [0, 2]
+    assert mhsm(*arguments, check=False).returncode == 1
+    kept = ("--old-checkpoint", str(tmp_path / "kept"))
+    mhsm("audit", "prove", *kept, "--partition", "1", "--output", of_log, *directory)
+    offline = ("--owner-root", str(root), "--data-dir", str(tmp_path / "no pool"), "--json")
+    shown = json.loads(mhsm("audit", "verify-proof", of_record, *offline).stdout)
+    assert json.loads(shown["record"])["properties"]["keyName"] == "to-be-proved"
+    assert json.loads(mhsm("audit", "verify-proof", of_log, *kept, *offline).stdout)["ok"]
+    output = ("--output", str(tmp_path / "refused.json"), *directory)
+    for refused in (("1000000000", "--partition", "1"), (*kept, "--partition", "2")):
+        assert mhsm("audit", "prove", *refused, *output, check=False).returncode == 1
+    # A checkpoint of a longer log, or of another history: what there is now was cut, or rewritten.
+    checkpoint = Note.parse((tmp_path / "kept").read_text()).checkpoint
+    longer, another = (
+        dataclasses.replace(checkpoint, size=10**9),
+        dataclasses.replace(checkpoint, root=bytes(32)),
+    )
+    for other in (longer, another):
+        (tmp_path / "kept").write_text(Note(other, ("\u2014 nobody AAAA",)).text)
+        contradicted = mhsm("audit", "prove", *kept, "--partition", "1", *output, check=False)
+        assert contradicted.returncode == 6
+        assert f"next: mhsm audit verify --anchor {kept[1]}" in contradicted.stderr
+    assert not (tmp_path / "refused.json").exists()
+
+
 def test_the_command_shows_exports_and_verifies(pool: RunningPool, tmp_path: Path) -> None:
     directory = ("--data-dir", str(pool.directory))
     with pool.client(partition=2) as client, pytest.raises(KeyNotFound):
@@ -206,6 +246,11 @@ def test_the_command_shows_exports_and_verifies(pool: RunningPool, tmp_path: Pat
     asked = [json.loads(line) for line in found.splitlines()]
     assert any(record["properties"].get("keyName") == "asked-for" for record in asked)
     assert {record["operationName"] for record in asked} == {"KeyGet"}
+    of_key = mhsm("audit", "query", "--key", "asked-for", *directory, "--json").stdout.splitlines()
+    assert {json.loads(line)["properties"]["keyName"] for line in of_key} == {"asked-for"}
+    everything = mhsm("audit", "query", *directory, "--json").stdout.splitlines()
+    of_logs = [json.loads(line)["partition"] for line in everything]
+    assert of_logs != sorted(of_logs), "one log after the other"
     tail = mhsm("audit", "tail", "--lines", "5", *directory, "--json").stdout.splitlines()
     assert len(tail) == 5
     output = tmp_path / "export"

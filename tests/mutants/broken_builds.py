@@ -57,6 +57,7 @@ _HOSTILE_LOGS = "tests/unit/audit/test_hostile_files.py"
 _VERIFY = "tests/unit/audit/test_verify.py"
 _SIGNATURES = "tests/unit/audit/test_signatures.py"
 _REMOVAL = "tests/unit/audit/test_removal.py"
+_PROOF = "tests/unit/audit/test_proof.py"
 _REVOKED = "tests/unit/store/test_revoked_epochs.py"
 _ROTATION = "tests/integration/test_share_rotation.py"
 _REST = "tests/integration/test_rest_security_domain.py"
@@ -1014,9 +1015,9 @@ BROKEN_BUILDS: tuple[BrokenBuild, ...] = (
     BrokenBuild(
         "verify does not compare a checkpoint with the records",
         "G7",
-        "hsm_pool/audit/verify.py",
-        "            if anchor.checkpoint.root != tree.root():\n",
-        "            if False:\n",
+        "hsm_pool/audit/comparison.py",
+        "        if anchor.checkpoint.root != root:\n",
+        "        if False:\n",
         ("tests/unit/audit/test_verify.py::test_a_rewritten_record_is_detected",),
     ),
     BrokenBuild(
@@ -1149,7 +1150,7 @@ BROKEN_BUILDS: tuple[BrokenBuild, ...] = (
     BrokenBuild(
         "verify takes the first key of a name for the only one",
         "G7",
-        "hsm_pool/audit/verify.py",
+        "hsm_pool/audit/signers.py",
         "        return next((key for key in known if key.is_named_by(line)), known[0])\n",
         "        return known[0]\n",
         (f"{_VERIFY}::test_two_honest_keys_of_one_name_are_no_finding",),
@@ -1165,7 +1166,7 @@ BROKEN_BUILDS: tuple[BrokenBuild, ...] = (
     BrokenBuild(
         "a checkpoint may be signed by any partition",
         "G7",
-        "hsm_pool/audit/verify.py",
+        "hsm_pool/audit/signers.py",
         "        if not note.signatures or not signer_of(note.signatures[0]).startswith(own):\n",
         "        if not note.signatures:\n",
         (f"{_SIGNATURES}::test_a_checkpoint_of_another_signer_is_detected",),
@@ -1213,10 +1214,53 @@ BROKEN_BUILDS: tuple[BrokenBuild, ...] = (
     BrokenBuild(
         "verify does not check the signature of a log",
         "G7",
-        "hsm_pool/audit/verify.py",
-        "        self._key(note.signatures[0]).verify(note.checkpoint, note.signatures[0])\n",
+        "hsm_pool/audit/signers.py",
+        "        self.of_line(note.signatures[0]).verify(note.checkpoint, note.signatures[0])\n",
         "",
         (f"{_EACH_SIGNATURE}::test_verify_checks_each_signature",),
+    ),
+    BrokenBuild(
+        "a proof is believed whoever certified its signers",
+        "G7",
+        "hsm_pool/audit/signers.py",
+        "            key.check(self._root, self._pool_id)\n",
+        "",
+        (f"{_PROOF}::test_a_proof_of_another_pool_is_refused",),
+    ),
+    BrokenBuild(
+        "a proof's record need not be in the tree of its checkpoint",
+        "G7",
+        "hsm_pool/audit/proof.py",
+        "        self.shown.check(checkpoint)\n",
+        "",
+        (
+            f"{_PROOF}::test_what_a_proof_does_not_show_is_refused",
+            f"{_PROOF}::test_no_byte_of_a_proof_can_be_changed",
+        ),
+    ),
+    BrokenBuild(
+        "a proof does without a witness",
+        "G7",
+        "hsm_pool/audit/proof.py",
+        "        if not cosigned:\n",
+        "        if False:\n",
+        (f"{_PROOF}::test_a_checkpoint_that_no_other_partition_cosigned_proves_nothing",),
+    ),
+    BrokenBuild(
+        "a proof may say one thing to its reader and another one to verify-proof",
+        "G7",
+        "hsm_pool/audit/proof.py",
+        "            if proof.render() != octets:\n",
+        "            if False:\n",
+        (f"{_PROOF}::test_a_proof_has_one_form",),
+    ),
+    BrokenBuild(
+        "a proof of consistency may begin with another checkpoint than the one that was kept",
+        "G7",
+        "hsm_pool/cli/audit_proof_commands.py",
+        "    if roots != {shown.old_root}:\n",
+        "    if False:\n",
+        (f"{_PROOF}::test_a_proof_of_consistency_begins_with_the_checkpoint_that_was_kept",),
     ),
     BrokenBuild(
         "a witness cosigns for one partition what another one signed",

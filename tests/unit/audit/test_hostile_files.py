@@ -252,3 +252,15 @@ def test_a_log_that_is_there_is_not_lost(export: Path) -> None:
     result = run(export, "--known-lost", "0" * 32)
     assert result.exit_code == 1
     assert result.stderr.startswith(f"mhsm: log {'0' * 32} is not lost")
+
+
+def test_an_anchor_that_is_newer_than_the_export_may_be_no_cut(export: Path, tmp_path: Path) -> None:
+    """Nothing tells it from a cut but when both were made; whoever gave it knows, and is asked."""
+    document = json.loads((export / "export.json").read_bytes())
+    lines = document["audit_checkpoints"][0].split("\n")
+    anchor = tmp_path / "manifest.json"
+    newer = "\n".join([lines[0], "999", lines[2], "number 999", *lines[4:]])
+    anchor.write_text(json.dumps({"audit_checkpoints": [newer]}))
+    result = run(export, "--anchor", str(anchor))
+    assert any("was cut" in what for what in findings(result))
+    assert "if manifest.json was made after what is verified here: take a newer export" in result.stderr

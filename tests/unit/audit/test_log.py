@@ -268,6 +268,16 @@ def test_a_query_filters_and_pages(tmp_path: Path) -> None:
     assert query.page(tmp_path, 0, 31, 9, Filter(until_time=query.instant("2020-01-01"))).records == []
 
 
+def test_a_key_filters_by_its_whole_name() -> None:
+    """Records without a key are let through by no name."""
+    admitted = []
+    for name in ("signer", "signer2", None):
+        operation = Operation("KeySign", "spiffe://pool/client/one")
+        operation.key_name = name or ""
+        admitted.append(Filter(key_name="signer").admits(operation.record()))
+    assert admitted == [True, False, False]
+
+
 @pytest.mark.parametrize(
     "text", ["05", "05Z", "05:00Z", "05:00:00", "05:00:00Z", "05:00:00.0Z", "05:00:00.000"]
 )

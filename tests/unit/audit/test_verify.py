@@ -78,6 +78,41 @@ def test_a_rewritten_record_is_detected(copied: Path, honest: Honest) -> None:
     assert "2: the first" in _texts(verify(copied, honest.pool_id))
 
 
+def test_one_change_is_one_finding_of_each_holder_of_checkpoints(tmp_path: Path) -> None:
+    """It is named with its place; all roots after it differ, too, and say no more."""
+    logs = ThreeLogs(tmp_path / "pool")
+    for _ in range(5):
+        logs.read(0, 2)
+        logs.checkpoint()
+    logs.close()
+    path = _records(logs.directory, 0)
+    before = path.read_bytes()
+
+    def rewrite(lines: list[bytes]) -> list[bytes]:
+        lines[6] = lines[6].replace(b"client/one", b"client/two")
+        return lines
+
+    _change(path, rewrite)
+    found = [finding.what for finding in verify(logs.directory, logs.pool_id).findings]
+    assert len(found) == 3, found
+    (own,) = (what for what in found if "that the log holds" in what)
+    assert "the first 7 records are not those of checkpoint 3" in own
+    assert "after record 4 records were changed" in own
+    assert "2 later ones" in own
+    path.write_bytes(b"".join(before.splitlines(keepends=True)[:6]))
+    cut = [finding.what for finding in verify(logs.directory, logs.pool_id).findings]
+    assert len(cut) == 3, cut
+
+
+def test_a_root_of_another_owner_is_one_finding(copied: Path, honest: Honest, tmp_path: Path) -> None:
+    another = ThreeLogs(tmp_path / "another")
+    another.close()
+    directories = {index: copied / f"nodes/{index}/audit" for index in range(3)}
+    report = Verifier(honest.pool_id, owner_root(another.directory)).verify(directories)
+    assert len(report.findings) == 1, _texts(report)
+    assert "nothing else was verified" in _texts(report)
+
+
 def test_reordered_records_are_detected(copied: Path, honest: Honest) -> None:
     def reorder(lines: list[bytes]) -> list[bytes]:
         lines[3], lines[10] = lines[10], lines[3]

@@ -8,6 +8,7 @@ from google.protobuf import descriptor as _descriptor
 from google.protobuf import message as _message
 from google.protobuf.internal import containers as _containers
 from google.protobuf.internal import enum_type_wrapper as _enum_type_wrapper
+from mhsm.peer.v1 import peer_pb2 as _peer_pb2
 import builtins as _builtins
 import sys
 import typing as _typing
@@ -57,6 +58,7 @@ class QueryRecordsRequest(_message.Message):
     OPERATION_NAME_FIELD_NUMBER: _builtins.int
     IDENTITY_FIELD_NUMBER: _builtins.int
     RESULT_TYPE_FIELD_NUMBER: _builtins.int
+    KEY_NAME_FIELD_NUMBER: _builtins.int
     start_index: _builtins.int
     """Number of the first record to look at, from 0."""
     page_token: _builtins.str
@@ -73,6 +75,8 @@ class QueryRecordsRequest(_message.Message):
     """The caller's whole URI."""
     result_type: _builtins.str
     """"Success" or "Failed"."""
+    key_name: _builtins.str
+    """Name of a key, without "keys/"."""
     def __init__(
         self,
         *,
@@ -84,10 +88,11 @@ class QueryRecordsRequest(_message.Message):
         operation_name: _builtins.str = ...,
         identity: _builtins.str = ...,
         result_type: _builtins.str = ...,
+        key_name: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["from_time", b"from_time", "identity", b"identity", "operation_name", b"operation_name", "page_size", b"page_size", "page_token", b"page_token", "result_type", b"result_type", "start_index", b"start_index", "until_time", b"until_time"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["from_time", b"from_time", "identity", b"identity", "key_name", b"key_name", "operation_name", b"operation_name", "page_size", b"page_size", "page_token", b"page_token", "result_type", b"result_type", "start_index", b"start_index", "until_time", b"until_time"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -180,6 +185,7 @@ class GetCheckpointResponse(_message.Message):
     FAILURE_FIELD_NUMBER: _builtins.int
     FIRST_INDEX_FIELD_NUMBER: _builtins.int
     NOTED_CHECKPOINTS_FIELD_NUMBER: _builtins.int
+    SIGNERS_FIELD_NUMBER: _builtins.int
     checkpoint: _builtins.str
     """A signed note (C2SP tlog-checkpoint); empty before the first second."""
     size: _builtins.int
@@ -194,6 +200,10 @@ class GetCheckpointResponse(_message.Message):
     def noted_checkpoints(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
         """Checkpoints of all partitions' logs that the pool's chain has taken note of."""
 
+    @_builtins.property
+    def signers(self) -> _containers.RepeatedCompositeFieldContainer[_peer_pb2.CheckpointSigner]:
+        """Keys that signed and cosigned the checkpoint, each certified by its partition's owner-certified key."""
+
     def __init__(
         self,
         *,
@@ -203,10 +213,11 @@ class GetCheckpointResponse(_message.Message):
         failure: _builtins.str = ...,
         first_index: _builtins.int = ...,
         noted_checkpoints: _abc.Iterable[_builtins.str] | None = ...,
+        signers: _abc.Iterable[_peer_pb2.CheckpointSigner] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["checkpoint", b"checkpoint", "failure", b"failure", "first_index", b"first_index", "lost_records", b"lost_records", "noted_checkpoints", b"noted_checkpoints", "size", b"size"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["checkpoint", b"checkpoint", "failure", b"failure", "first_index", b"first_index", "lost_records", b"lost_records", "noted_checkpoints", b"noted_checkpoints", "signers", b"signers", "size", b"size"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
