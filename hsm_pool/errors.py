@@ -71,7 +71,7 @@ class DigestLength(RequestError):
 
 
 class PayloadTooLarge(RequestError):
-    """The payload or the batch exceeds its bound."""
+    """The payload or the batch exceeds its bound; metadata names the field, if it is one."""
 
     reason = "PAYLOAD_TOO_LARGE"
 

@@ -55,6 +55,7 @@ def _kind(found: keys_pb2.Key) -> str:
 def show_key(found: keys_pb2.Key, options: dict[str, Any], text: str, following: str) -> None:
     """Report a key version."""
     attributes = found.attributes
+    content: dict[str, Any] = {"key": MessageToDict(found)}
     lines = [text] if text else [found.name]
     lines.append(f"  {_kind(found)}, {'enabled' if attributes.enabled else 'disabled'}")
     lines.append("  " + ", ".join(_OPERATION_NAMES[operation] for operation in found.key_operations))
@@ -67,10 +68,10 @@ def show_key(found: keys_pb2.Key, options: dict[str, Any], text: str, following:
         lines.append(
             f"  {'exportable' if attributes.exportable else 'not exportable'}, {policy} release policy"
         )
+        content["release_policy"] = json.loads(found.release_policy.data)
+        lines.append(f"  {json.dumps(content['release_policy'])}")
     lines.extend(f"  {name}={value}" for name, value in sorted(found.tags.items()))
-    report(
-        {"key": MessageToDict(found)}, as_json=options["as_json"], text="\n".join(lines), following=following
-    )
+    report(content, as_json=options["as_json"], text="\n".join(lines), following=following)
 
 
 def show_deleted_key(deleted: keys_pb2.DeletedKey, common: dict[str, Any], following: str) -> None:

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import AsyncIterator, Iterable, Sequence
+from collections.abc import AsyncIterator, Callable, Iterable, Sequence
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Self, TypeVar
+from typing import Any, Self, TypeVar, Unpack
 
 import grpc
 from grpc_health.v1 import health_pb2, health_pb2_grpc
@@ -15,7 +15,16 @@ from grpc_health.v1 import health_pb2, health_pb2_grpc
 from hsm_pool.client import backup_calls, calls, channels, role_calls
 from hsm_pool.client.calls import ATTEMPT_SECONDS, CALL_SECONDS, Call, Made
 from hsm_pool.client.connection import Connection, load_connection
-from hsm_pool.client.errors import PoolUnreachable, from_rpc
+from hsm_pool.client.errors import CallIndefinite, PoolClosed, PoolUnreachable, from_rpc
+from hsm_pool.client.fields import (
+    CreateKeyFields,
+    ImportKeyFields,
+    PoolOptions,
+    RoleAssignmentFields,
+    RoleDefinitionFields,
+    RotationPolicyFields,
+    UpdateKeyFields,
+)
 from hsm_pool.client.retry import Attempts, RetryCounts, Rotation
 from hsm_pool.errors import MHSMError
 from mhsm.crypto.v1 import crypto_pb2, crypto_pb2_grpc
@@ -48,9 +57,10 @@ class AsyncPool:
         self._rotation = Rotation(len(self._channels))
         self.retry_counts = RetryCounts()
         """What this client met so far."""
+        self._closed = False
 
     @staticmethod
-    def connect(path: Path | str, client: str = "application", **options: Any) -> AsyncPool:
+    def connect(path: Path | str, client: str = "application", **options: Unpack[PoolOptions]) -> AsyncPool:
         """Connect by a connection file or a data directory.
 
         Raises:
@@ -59,7 +69,8 @@ class AsyncPool:
         return AsyncPool(load_connection(Path(path)), client, **options)
 
     async def close(self) -> None:
-        """Close all channels."""
+        """Close all channels: later calls are PoolClosed, mutations under way end as CallIndefinite."""
+        self._closed = True
         for channel in self._channels:
             await channel.close()
 
@@ -71,11 +82,11 @@ class AsyncPool:
     ) -> None:
         await self.close()
 
-    async def create_key(self, key_id: str, **fields: Any) -> keys_pb2.Key:
+    async def create_key(self, key_id: str, **fields: Unpack[CreateKeyFields]) -> keys_pb2.Key:
         """Create a key or a version."""
         return await self._run(calls.create_key(key_id, **fields))
 
-    async def import_key(self, key_id: str, **fields: Any) -> keys_pb2.Key:
+    async def import_key(self, key_id: str, **fields: Unpack[ImportKeyFields]) -> keys_pb2.Key:
         """Import key material."""
         return await self._run(calls.import_key(key_id, **fields))
 
@@ -116,7 +127,7 @@ class AsyncPool:
             if not token:
                 return
 
-    async def update_key(self, name: str, **fields: Any) -> keys_pb2.Key:
+    async def update_key(self, name: str, **fields: Unpack[UpdateKeyFields]) -> keys_pb2.Key:
         """Change a version."""
         return await self._run(calls.update_key(name, **fields))
 
@@ -154,7 +165,9 @@ class AsyncPool:
         """Read a key's rotation policy; one that says nothing when it has none."""
         return await self._run(calls.get_key_rotation_policy(name))
 
-    async def update_key_rotation_policy(self, name: str, **fields: Any) -> keys_pb2.KeyRotationPolicy:
+    async def update_key_rotation_policy(
+        self, name: str, **fields: Unpack[RotationPolicyFields]
+    ) -> keys_pb2.KeyRotationPolicy:
         """Set a policy."""
         return await self._run(calls.update_key_rotation_policy(name, **fields))
 
@@ -242,18 +255,21 @@ class AsyncPool:
     ) -> AsyncIterator[crypto_pb2.StreamOperationsResponse]:
         """Send batches on one stream to one partition and yield the answers, in order."""
         index = partition if partition is not None else self._pinned or 0
-        stub: Any = crypto_pb2_grpc.CryptoServiceStub(self._channels[index])
-        stream = stub.StreamOperations(iter(requests))
+        stream = self._stub(crypto_pb2_grpc.CryptoServiceStub, index).StreamOperations(iter(requests))
         try:
             async for response in stream:
                 yield response
         except grpc.RpcError as error:
             raise from_rpc(error) from None
+        except asyncio.CancelledError:
+            if self._ended_by_close():
+                raise CallIndefinite("the client was closed; the outcome is not known") from None
+            raise
         finally:
             stream.cancel()
 
     async def create_role_definition(
-        self, role_name: str, data_actions: Sequence[str], **fields: Any
+        self, role_name: str, data_actions: Sequence[str], **fields: Unpack[RoleDefinitionFields]
     ) -> roles_pb2.RoleDefinition:
         """Make a custom role; fields as in :func:`hsm_pool.client.role_calls.create_role_definition`."""
         return await self._run(role_calls.create_role_definition(role_name, data_actions, **fields))
@@ -280,7 +296,11 @@ class AsyncPool:
         return await self._run(role_calls.delete_role_definition(role_definition_id, request_id))
 
     async def create_role_assignment(
-        self, principal_id: str, role_definition_id: str, scope: str = "/", **fields: Any
+        self,
+        principal_id: str,
+        role_definition_id: str,
+        scope: str = "/",
+        **fields: Unpack[RoleAssignmentFields],
     ) -> roles_pb2.RoleAssignment:
         """Give a role to a principal."""
         return await self._run(
@@ -419,15 +439,29 @@ class AsyncPool:
         return await self._once(call, at, self._timeout_seconds or ATTEMPT_SECONDS[call.kind])
 
     async def _once(self, call: Call[T], index: int, seconds: float) -> T:
-        method = getattr(call.stub(self._channels[index]), call.method)
+        method = getattr(self._stub(call.stub, index), call.method)
         try:
             response = await method(call.request, timeout=seconds)
         except grpc.RpcError as error:
             raise from_rpc(error) from None
+        except asyncio.CancelledError:
+            if self._ended_by_close():
+                raise CallIndefinite("the client was closed; the outcome is not known") from None
+            raise
         return call.answer(response)
 
+    def _stub(self, kind: Callable[[Any], Any], index: int) -> Any:
+        if self._closed:
+            raise PoolClosed
+        return kind(self._channels[index])
+
+    def _ended_by_close(self) -> bool:
+        # grpc tells both in the same way: that close() ended a call, and that its task was cancelled.
+        task = asyncio.current_task()
+        return self._closed and not (task and task.cancelling())
+
     async def _check_health(self, index: int) -> None:
-        stub: Any = health_pb2_grpc.HealthStub(self._channels[index])
+        stub = self._stub(health_pb2_grpc.HealthStub, index)
         try:
             await stub.Check(health_pb2.HealthCheckRequest(), timeout=_HEALTH_SECONDS)
         except grpc.RpcError:

@@ -7,6 +7,7 @@ from collections.abc import Callable
 from typing import Any, TypeVar
 
 from hsm_pool.client.calls import Call, Kind
+from hsm_pool.client.messages import message
 from mhsm.backup.v1 import backup_pb2, backup_pb2_grpc
 from mhsm.keys.v1 import keys_pb2, keys_pb2_grpc
 
@@ -23,48 +24,54 @@ def _restore(method: str, request: Any, kind: Kind = "ceremony") -> Call[backup_
 
 def start_backup(backup_id: str) -> Call[backup_pb2.StartBackupResponse]:
     """StartBackup."""
-    request = backup_pb2.StartBackupRequest(backup_id=backup_id)
+    request = message(backup_pb2.StartBackupRequest, backup_id=backup_id)
     return _backup("StartBackup", request, "ceremony", lambda response: response)
 
 
 def read_backup_part(backup_id: str, index: int) -> Call[bytes]:
     """ReadBackupPart."""
-    request = backup_pb2.ReadBackupPartRequest(backup_id=backup_id, index=index)
+    request = message(backup_pb2.ReadBackupPartRequest, backup_id=backup_id, index=index)
     return _backup("ReadBackupPart", request, "ceremony", lambda response: response.content)
 
 
 def finish_backup(backup_id: str) -> Call[bytes]:
     """FinishBackup."""
-    request = backup_pb2.FinishBackupRequest(backup_id=backup_id)
+    request = message(backup_pb2.FinishBackupRequest, backup_id=backup_id)
     return _backup("FinishBackup", request, "ceremony", lambda response: response.manifest)
 
 
 def check_restore(manifest: bytes) -> Call[backup_pb2.CheckRestoreResponse]:
     """CheckRestore."""
-    request = backup_pb2.CheckRestoreRequest(manifest=manifest)
+    request = message(backup_pb2.CheckRestoreRequest, manifest=manifest)
     return _backup("CheckRestore", request, "read", lambda response: response)
 
 
 def start_restore(manifest: bytes, request_id: str | None = None) -> Call[backup_pb2.Restore]:
     """StartRestore."""
-    request = backup_pb2.StartRestoreRequest(manifest=manifest, request_id=request_id or str(uuid.uuid4()))
+    request = message(
+        backup_pb2.StartRestoreRequest, manifest=manifest, request_id=request_id or str(uuid.uuid4())
+    )
     return _restore("StartRestore", request, "mutation")
 
 
 def stage_restore_part(restore_id: str, index: int, content: bytes) -> Call[backup_pb2.Restore]:
     """StageRestorePart; a repeat does no harm."""
-    request = backup_pb2.StageRestorePartRequest(restore_id=restore_id, index=index, content=content)
+    request = message(backup_pb2.StageRestorePartRequest, restore_id=restore_id, index=index, content=content)
     return _restore("StageRestorePart", request)
 
 
 def commit_restore(restore_id: str) -> Call[backup_pb2.Restore]:
     """CommitRestore; a repeat does no harm."""
-    return _restore("CommitRestore", backup_pb2.CommitRestoreRequest(restore_id=restore_id), "mutation")
+    return _restore(
+        "CommitRestore", message(backup_pb2.CommitRestoreRequest, restore_id=restore_id), "mutation"
+    )
 
 
 def cancel_restore(restore_id: str) -> Call[backup_pb2.Restore]:
     """CancelRestore; a repeat does no harm."""
-    return _restore("CancelRestore", backup_pb2.CancelRestoreRequest(restore_id=restore_id), "mutation")
+    return _restore(
+        "CancelRestore", message(backup_pb2.CancelRestoreRequest, restore_id=restore_id), "mutation"
+    )
 
 
 def get_restore() -> Call[backup_pb2.Restore | None]:
@@ -81,8 +88,13 @@ def restore_key_from_part(
     manifest: bytes, index: int, content: bytes, name: str, request_id: str
 ) -> Call[keys_pb2.Key | None]:
     """RestoreKeyFromPart."""
-    request = backup_pb2.RestoreKeyFromPartRequest(
-        manifest=manifest, index=index, content=content, name=name, request_id=request_id
+    request = message(
+        backup_pb2.RestoreKeyFromPartRequest,
+        manifest=manifest,
+        index=index,
+        content=content,
+        name=name,
+        request_id=request_id,
     )
     return _backup(
         "RestoreKeyFromPart",
@@ -94,13 +106,13 @@ def restore_key_from_part(
 
 def backup_key(name: str) -> Call[bytes]:
     """BackupKey."""
-    request = keys_pb2.BackupKeyRequest(name=name)
+    request = message(keys_pb2.BackupKeyRequest, name=name)
     stub = keys_pb2_grpc.KeyServiceStub
     return Call(stub, "BackupKey", request, "read", lambda response: response.backup)
 
 
 def restore_key(backup: bytes, request_id: str | None = None) -> Call[keys_pb2.Key]:
     """RestoreKey."""
-    request = keys_pb2.RestoreKeyRequest(backup=backup, request_id=request_id or str(uuid.uuid4()))
+    request = message(keys_pb2.RestoreKeyRequest, backup=backup, request_id=request_id or str(uuid.uuid4()))
     stub = keys_pb2_grpc.KeyServiceStub
     return Call(stub, "RestoreKey", request, "mutation", lambda response: response.key)

@@ -6,6 +6,7 @@
     └── ClientError
         ├── CallIndefinite      sent; whether it took effect is not known
         ├── PoolUnreachable     nothing was sent
+        ├── PoolClosed          nothing was sent: this client was closed
         └── SignatureInvalid    the pool says that a signature does not verify
 """
 
@@ -35,6 +36,15 @@ class PoolUnreachable(ClientError):
     """No partition could be reached; nothing was sent."""
 
     code = "UNAVAILABLE"
+
+
+class PoolClosed(ClientError):
+    """The client was closed before the call; nothing was sent by it."""
+
+    code = "FAILED_PRECONDITION"
+
+    def __init__(self) -> None:
+        super().__init__("this client of the pool is closed")
 
 
 class CallRefused(ClientError):

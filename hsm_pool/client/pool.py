@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Self, TypeVar
+from typing import Any, Self, TypeVar, Unpack
 
 import grpc
 from grpc_health.v1 import health_pb2, health_pb2_grpc
@@ -15,7 +15,16 @@ from grpc_health.v1 import health_pb2, health_pb2_grpc
 from hsm_pool.client import backup_calls, calls, channels, role_calls
 from hsm_pool.client.calls import ATTEMPT_SECONDS, CALL_SECONDS, Call, Made
 from hsm_pool.client.connection import Connection, load_connection
-from hsm_pool.client.errors import PoolUnreachable, from_rpc
+from hsm_pool.client.errors import PoolClosed, PoolUnreachable, from_rpc
+from hsm_pool.client.fields import (
+    CreateKeyFields,
+    ImportKeyFields,
+    PoolOptions,
+    RoleAssignmentFields,
+    RoleDefinitionFields,
+    RotationPolicyFields,
+    UpdateKeyFields,
+)
 from hsm_pool.client.retry import Attempts, RetryCounts, Rotation
 from hsm_pool.errors import MHSMError
 from mhsm.crypto.v1 import crypto_pb2, crypto_pb2_grpc
@@ -61,9 +70,10 @@ class Pool:
         self.retry_counts = RetryCounts()
         """What this client met so far."""
         self._lock = threading.Lock()
+        self._closed = False
 
     @staticmethod
-    def connect(path: Path | str, client: str = "application", **options: Any) -> Pool:
+    def connect(path: Path | str, client: str = "application", **options: Unpack[PoolOptions]) -> Pool:
         """Connect by a connection file or a data directory.
 
         Raises:
@@ -72,7 +82,9 @@ class Pool:
         return Pool(load_connection(Path(path)), client, **options)
 
     def close(self) -> None:
-        """Close all channels."""
+        """Close all channels: later calls are PoolClosed, mutations under way end as CallIndefinite."""
+        with self._lock:
+            self._closed = True
         for channel in self._channels:
             channel.close()
 
@@ -86,11 +98,11 @@ class Pool:
 
     # -- keys ----------------------------------------------------------------------------
 
-    def create_key(self, key_id: str, **fields: Any) -> keys_pb2.Key:
+    def create_key(self, key_id: str, **fields: Unpack[CreateKeyFields]) -> keys_pb2.Key:
         """Create a key or a version; fields as in :func:`hsm_pool.client.calls.create_key`."""
         return self._run(calls.create_key(key_id, **fields))
 
-    def import_key(self, key_id: str, **fields: Any) -> keys_pb2.Key:
+    def import_key(self, key_id: str, **fields: Unpack[ImportKeyFields]) -> keys_pb2.Key:
         """Import key material; fields as in :func:`hsm_pool.client.calls.import_key`."""
         return self._run(calls.import_key(key_id, **fields))
 
@@ -128,7 +140,7 @@ class Pool:
             if not token:
                 return
 
-    def update_key(self, name: str, **fields: Any) -> keys_pb2.Key:
+    def update_key(self, name: str, **fields: Unpack[UpdateKeyFields]) -> keys_pb2.Key:
         """Change a version; fields as in :func:`hsm_pool.client.calls.update_key`."""
         return self._run(calls.update_key(name, **fields))
 
@@ -166,7 +178,9 @@ class Pool:
         """Read a key's rotation policy; one that says nothing when it has none."""
         return self._run(calls.get_key_rotation_policy(name))
 
-    def update_key_rotation_policy(self, name: str, **fields: Any) -> keys_pb2.KeyRotationPolicy:
+    def update_key_rotation_policy(
+        self, name: str, **fields: Unpack[RotationPolicyFields]
+    ) -> keys_pb2.KeyRotationPolicy:
         """Set a policy; fields as in :func:`hsm_pool.client.calls.update_key_rotation_policy`."""
         return self._run(calls.update_key_rotation_policy(name, **fields))
 
@@ -252,7 +266,9 @@ class Pool:
         answered with a status. A broken stream raises; nothing is retried.
         """
         index = partition if partition is not None else self._pinned or 0
-        stream = crypto_pb2_grpc.CryptoServiceStub(self._channels[index]).StreamOperations(iter(requests))
+        stream = self._start(
+            self._stub(crypto_pb2_grpc.CryptoServiceStub, index).StreamOperations, iter(requests)
+        )
         try:
             yield from stream
         except grpc.RpcError as error:
@@ -264,7 +280,7 @@ class Pool:
     # -- roles ---------------------------------------------------------------------------
 
     def create_role_definition(
-        self, role_name: str, data_actions: Sequence[str], **fields: Any
+        self, role_name: str, data_actions: Sequence[str], **fields: Unpack[RoleDefinitionFields]
     ) -> roles_pb2.RoleDefinition:
         """Make a custom role; fields as in :func:`hsm_pool.client.role_calls.create_role_definition`."""
         return self._run(role_calls.create_role_definition(role_name, data_actions, **fields))
@@ -290,7 +306,11 @@ class Pool:
         return self._run(role_calls.delete_role_definition(role_definition_id, request_id))
 
     def create_role_assignment(
-        self, principal_id: str, role_definition_id: str, scope: str = "/", **fields: Any
+        self,
+        principal_id: str,
+        role_definition_id: str,
+        scope: str = "/",
+        **fields: Unpack[RoleAssignmentFields],
     ) -> roles_pb2.RoleAssignment:
         """Give a role to a principal."""
         return self._run(role_calls.create_role_assignment(principal_id, role_definition_id, scope, **fields))
@@ -431,22 +451,34 @@ class Pool:
         return self._once(call, at, self._timeout_seconds or ATTEMPT_SECONDS[call.kind])
 
     def _once(self, call: Call[T], index: int, seconds: float) -> T:
-        method = self._method(call, index)
+        method = getattr(self._stub(call.stub, index), call.method)
         try:
-            response = method(call.request, timeout=seconds)
+            response = self._start(method, call.request, timeout=seconds)
         except grpc.RpcError as error:
             raise from_rpc(error) from None
         return call.answer(response)
 
-    def _method(self, call: Call[T], index: int) -> Any:
-        stub = self._stubs.get((call.stub, index))
-        if stub is None:
-            stub = self._stubs[call.stub, index] = call.stub(self._channels[index])
-        return getattr(stub, call.method)
+    def _stub(self, kind: Callable[[Any], Any], index: int) -> Any:
+        # grpc ends the process (a segmentation fault) when a stub is made on a closed channel.
+        with self._lock:
+            if self._closed:
+                raise PoolClosed
+            stub = self._stubs.get((kind, index))
+            if stub is None:
+                stub = self._stubs[kind, index] = kind(self._channels[index])
+        return stub
+
+    @staticmethod
+    def _start(method: Callable[..., Any], request: Any, **options: Any) -> Any:
+        try:
+            return method(request, **options)
+        except ValueError:
+            # The channel was closed since the stub was asked for.
+            raise PoolClosed from None
 
     def _check_health(self, index: int) -> None:
-        stub = health_pb2_grpc.HealthStub(self._channels[index])
+        stub = self._stub(health_pb2_grpc.HealthStub, index)
         try:
-            stub.Check(health_pb2.HealthCheckRequest(), timeout=_HEALTH_SECONDS)
+            self._start(stub.Check, health_pb2.HealthCheckRequest(), timeout=_HEALTH_SECONDS)
         except grpc.RpcError:
             raise PoolUnreachable(f"partition {index} does not answer") from None

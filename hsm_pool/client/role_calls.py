@@ -7,6 +7,7 @@ from collections.abc import Callable, Sequence
 from typing import Any, TypeVar
 
 from hsm_pool.client.calls import Call, Kind
+from hsm_pool.client.messages import message, named_fields
 from mhsm.roles.v1 import roles_pb2, roles_pb2_grpc
 
 T = TypeVar("T")
@@ -24,6 +25,7 @@ def _assignment(method: str, request: Any, kind: Kind) -> Call[roles_pb2.RoleAss
     return _role(method, request, kind, lambda response: response.role_assignment)
 
 
+@named_fields
 def create_role_definition(
     role_name: str,
     data_actions: Sequence[str],
@@ -34,7 +36,8 @@ def create_role_definition(
     request_id: str | None = None,
 ) -> Call[roles_pb2.RoleDefinition]:
     """CreateRoleDefinition."""
-    request = roles_pb2.CreateRoleDefinitionRequest(
+    request = message(
+        roles_pb2.CreateRoleDefinitionRequest,
         role_definition_id=role_definition_id,
         role_name=role_name,
         description=description,
@@ -47,13 +50,13 @@ def create_role_definition(
 
 def get_role_definition(role_definition_id: str) -> Call[roles_pb2.RoleDefinition]:
     """GetRoleDefinition."""
-    request = roles_pb2.GetRoleDefinitionRequest(role_definition_id=role_definition_id)
+    request = message(roles_pb2.GetRoleDefinitionRequest, role_definition_id=role_definition_id)
     return _definition("GetRoleDefinition", request, "read")
 
 
 def list_role_definitions(page_size: int, page_token: str) -> Call[roles_pb2.ListRoleDefinitionsResponse]:
     """ListRoleDefinitions, one page."""
-    request = roles_pb2.ListRoleDefinitionsRequest(page_size=page_size, page_token=page_token)
+    request = message(roles_pb2.ListRoleDefinitionsRequest, page_size=page_size, page_token=page_token)
     return _role("ListRoleDefinitions", request, "read", lambda response: response)
 
 
@@ -61,12 +64,15 @@ def delete_role_definition(
     role_definition_id: str, request_id: str | None = None
 ) -> Call[roles_pb2.RoleDefinition]:
     """DeleteRoleDefinition."""
-    request = roles_pb2.DeleteRoleDefinitionRequest(
-        role_definition_id=role_definition_id, request_id=request_id or str(uuid.uuid4())
+    request = message(
+        roles_pb2.DeleteRoleDefinitionRequest,
+        role_definition_id=role_definition_id,
+        request_id=request_id or str(uuid.uuid4()),
     )
     return _definition("DeleteRoleDefinition", request, "mutation")
 
 
+@named_fields
 def create_role_assignment(
     principal_id: str,
     role_definition_id: str,
@@ -76,7 +82,8 @@ def create_role_assignment(
     request_id: str | None = None,
 ) -> Call[roles_pb2.RoleAssignment]:
     """CreateRoleAssignment."""
-    request = roles_pb2.CreateRoleAssignmentRequest(
+    request = message(
+        roles_pb2.CreateRoleAssignmentRequest,
         name=name,
         scope=scope,
         role_definition_id=role_definition_id,
@@ -88,7 +95,7 @@ def create_role_assignment(
 
 def get_role_assignment(name: str, scope: str = "/") -> Call[roles_pb2.RoleAssignment]:
     """GetRoleAssignment."""
-    request = roles_pb2.GetRoleAssignmentRequest(name=name, scope=scope)
+    request = message(roles_pb2.GetRoleAssignmentRequest, name=name, scope=scope)
     return _assignment("GetRoleAssignment", request, "read")
 
 
@@ -96,8 +103,12 @@ def list_role_assignments(
     scope: str, principal_id: str, page_size: int, page_token: str
 ) -> Call[roles_pb2.ListRoleAssignmentsResponse]:
     """ListRoleAssignments, one page."""
-    request = roles_pb2.ListRoleAssignmentsRequest(
-        scope=scope, principal_id=principal_id, page_size=page_size, page_token=page_token
+    request = message(
+        roles_pb2.ListRoleAssignmentsRequest,
+        scope=scope,
+        principal_id=principal_id,
+        page_size=page_size,
+        page_token=page_token,
     )
     return _role("ListRoleAssignments", request, "read", lambda response: response)
 
@@ -106,7 +117,10 @@ def delete_role_assignment(
     name: str, scope: str = "/", request_id: str | None = None
 ) -> Call[roles_pb2.RoleAssignment]:
     """DeleteRoleAssignment."""
-    request = roles_pb2.DeleteRoleAssignmentRequest(
-        name=name, scope=scope, request_id=request_id or str(uuid.uuid4())
+    request = message(
+        roles_pb2.DeleteRoleAssignmentRequest,
+        name=name,
+        scope=scope,
+        request_id=request_id or str(uuid.uuid4()),
     )
     return _assignment("DeleteRoleAssignment", request, "mutation")

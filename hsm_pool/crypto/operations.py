@@ -151,7 +151,7 @@ def encrypt(
             or of another length; nothing to encrypt with CBC.
         AlgorithmNotSupported: The algorithm does not do this, or the key is of another type.
     """
-    _check_payload(plaintext, additional_data)
+    _check_payload("plaintext", plaintext, additional_data)
     if algorithm.scheme in _CBC and isinstance(key, OctKey):
         _check_absent(algorithm, additional_data, "additional_data")
         vector = initialization_vector or os.urandom(AES_BLOCK_BYTES)
@@ -161,7 +161,7 @@ def encrypt(
     if algorithm.scheme in _RSA_ENCRYPTIONS and isinstance(key, RSAKey):
         _check_absent(algorithm, additional_data, "additional_data")
         _check_absent(algorithm, initialization_vector, "initialization_vector")
-        return EncryptedData(_rsa_encrypt(key, algorithm, plaintext))
+        return EncryptedData(_rsa_encrypt(key, algorithm, plaintext, "plaintext"))
     if algorithm.scheme is Scheme.AES_GCM and isinstance(key, OctKey):
         _check_absent(algorithm, initialization_vector, "initialization_vector")
         nonce = os.urandom(GCM_NONCE_BYTES)
@@ -184,7 +184,7 @@ def decrypt(key: LoadedKey, algorithm: Algorithm, data: EncryptedData, additiona
         AlgorithmNotSupported: The algorithm does not do this, or the key is of another type.
     """
     block = AES_BLOCK_BYTES if algorithm.scheme is Scheme.AES_CBC_PADDED else 0
-    _check_payload(data.ciphertext, additional_data, block)
+    _check_payload("ciphertext", data.ciphertext, additional_data, block)
     try:
         if algorithm.scheme in _RSA_ENCRYPTIONS and isinstance(key, RSAKey):
             _check_absent(algorithm, additional_data, "additional_data")
@@ -212,7 +212,7 @@ def wrap_key(key: LoadedKey, algorithm: Algorithm, target: bytes) -> bytes:
         AlgorithmNotSupported: The algorithm does not do this, or the key is of another type.
     """
     if algorithm.scheme in _RSA_ENCRYPTIONS and isinstance(key, RSAKey):
-        return _rsa_encrypt(key, algorithm, target)
+        return _rsa_encrypt(key, algorithm, target, "keys")
     if algorithm.scheme in _KEY_WRAPS and isinstance(key, OctKey):
         if algorithm.scheme is Scheme.AES_KW_PADDED:
             _check_wrappable(target)
@@ -269,7 +269,8 @@ def _kem_unwrap(key: MLKEMKey, algorithm: Algorithm, wrapped: bytes) -> bytes:
 
 def _check_wrappable(target: bytes) -> None:
     if len(target) > limits.WRAPPED_KEY_BYTES_MAX:
-        raise PayloadTooLarge(f"a key to wrap has at most {limits.WRAPPED_KEY_BYTES_MAX} bytes")
+        text = f"a key to wrap has at most {limits.WRAPPED_KEY_BYTES_MAX} bytes"
+        raise PayloadTooLarge(text, field="keys")
 
 
 def _aes_key_wrap(key: SecretBytes, target: bytes) -> bytes:
@@ -302,11 +303,11 @@ def _encryption_padding(algorithm: Algorithm) -> padding.PKCS1v15 | padding.OAEP
     return padding.OAEP(padding.MGF1(algorithm.hash), algorithm.hash, None)
 
 
-def _rsa_encrypt(key: RSAKey, algorithm: Algorithm, plaintext: bytes) -> bytes:
+def _rsa_encrypt(key: RSAKey, algorithm: Algorithm, plaintext: bytes, field: str) -> bytes:
     added = _PKCS1V15_BYTES if algorithm.hash is None else 2 * algorithm.digest_bytes + 2
     allowed = key.public.key_size // 8 - added
     if len(plaintext) > allowed:
-        raise PayloadTooLarge(f"{algorithm.name} with this key takes at most {allowed} bytes")
+        raise PayloadTooLarge(f"{algorithm.name} with this key takes at most {allowed} bytes", field=field)
     return key.public.encrypt(plaintext, _encryption_padding(algorithm))
 
 
@@ -353,10 +354,11 @@ def _checked_hash(algorithm: Algorithm, digest: bytes) -> hashes.HashAlgorithm:
     return algorithm.hash
 
 
-def _check_payload(payload: bytes, additional_data: bytes, added_bytes: int = 0) -> None:
+def _check_payload(field: str, payload: bytes, additional_data: bytes, added_bytes: int = 0) -> None:
     allowed = limits.PAYLOAD_BYTES_MAX
-    if len(payload) > allowed + added_bytes or len(additional_data) > allowed:
-        raise PayloadTooLarge(f"a payload has at most {allowed} bytes")
+    for name, size in ((field, len(payload) - added_bytes), ("additional_data", len(additional_data))):
+        if size > allowed:
+            raise PayloadTooLarge(f"a payload has at most {allowed} bytes", field=name)
 
 
 def _check_absent(algorithm: Algorithm, value: bytes, field: str) -> None:

@@ -255,4 +255,4 @@ class CryptoService(crypto_pb2_grpc.CryptoServiceServicer):
 def _check_batch(version: KeyVersionRecord, count: int) -> None:
     allowed = limits.BATCH_ITEMS_RSA_MAX if version.key_type is KeyType.RSA else limits.BATCH_ITEMS_MAX
     if count > allowed:
-        raise PayloadTooLarge(f"a batch with this key has at most {allowed} items")
+        raise PayloadTooLarge(f"a batch with this key has at most {allowed} items", field="items")

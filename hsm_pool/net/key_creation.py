@@ -149,5 +149,5 @@ def _transferred(serving: Serving, document: bytes, until: float) -> KeyMaterial
 
 def _bounded(octets: bytes) -> bytes:
     if len(octets) > IMPORT_BYTES_MAX:
-        raise PayloadTooLarge(f"key material has at most {IMPORT_BYTES_MAX} bytes")
+        raise PayloadTooLarge(f"key material has at most {IMPORT_BYTES_MAX} bytes", field="material")
     return octets

@@ -919,6 +919,8 @@ def test_the_client_raises_the_typed_error(watched: Watched, name: str) -> None:
         call(client)
     assert type(caught.value) is expected
     assert caught.value.definite
+    if expected in {errors.InvalidField, errors.PayloadTooLarge, errors.DigestLength}:
+        assert caught.value.metadata.keys() == {"field"}
     assert not INTERNAL_TEXT.search(str(caught.value))
     assert watched.snapshot() == before
 

@@ -6,8 +6,10 @@ import asyncio
 import hashlib
 import itertools
 import os
+import re
 import signal
 import subprocess
+import sys
 import uuid
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -33,7 +35,7 @@ from mhsm.crypto.v1 import crypto_pb2
 from mhsm.keys.v1 import keys_pb2
 from tests.identities import Clients
 from tests.role_tables import GUIDS
-from tests.running_pool import RunningPool, changes, until
+from tests.running_pool import ROOT, RunningPool, changes, until
 
 pytestmark = pytest.mark.pool
 
@@ -618,3 +620,31 @@ def test_what_a_version_made_names_it(pool: RunningPool) -> None:
         with pytest.raises(SignatureInvalid):
             client.verify("keys/signed", "ES256", bytes(32), signature)
         client.verify(signature.key_name, "ES256", bytes(32), signature)
+
+
+def test_the_code_of_the_python_page_runs(pool: RunningPool, tmp_path: Path) -> None:
+    """docs/python.md: its blocks, one after the other, as one program of a user; and README's."""
+    page = (ROOT / "docs/python.md").read_text()
+    (from_readme,) = blocks((ROOT / "README.md").read_text())
+    assert len(blocks(page)) == page.count("```python") > 8
+    program = "\n\n".join([*blocks(page), from_readme]).replace("/path/to/data-dir", str(pool.directory))
+    (tmp_path / "program.py").write_text(program)
+    done = subprocess.run(
+        [sys.executable, "program.py"],
+        cwd=tmp_path,
+        env={"PATH": os.environ["PATH"], "TMPDIR": str(tmp_path)},
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    assert done.stderr == ""
+    assert "another version made it" in done.stdout
+    assert "KEY_NOT_FOUND" in done.stdout
+    with pool.client() as client:
+        assert len(list(client.list_key_versions("keys/signer"))) == 2
+
+
+def blocks(page: str) -> list[str]:
+    return re.findall(r"^```python\n(.*?)^```", page, re.DOTALL | re.MULTILINE)

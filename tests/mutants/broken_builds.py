@@ -1909,4 +1909,20 @@ BROKEN_BUILDS: tuple[BrokenBuild, ...] = (
         "        except KeyError as error:\n            _log.warning",
         (f"{_PROCESSES}::test_a_child_whose_log_cannot_be_written_is_tried_again",),
     ),
+    BrokenBuild(
+        "what a caller passes in a wrong type is an error of protobuf",
+        "G8",
+        "hsm_pool/client/messages.py",
+        "    except (TypeError, ValueError):\n        # protobuf's own",
+        "    except KeyError:\n        # protobuf's own",
+        ("tests/unit/client/test_fields.py::test_what_does_not_fit_is_refused_by_name",),
+    ),
+    BrokenBuild(
+        "a mutation that close() ends under asyncio looks like a cancelled task",
+        "G1",
+        "hsm_pool/client/aio.py",
+        "        return self._closed and not (task and task.cancelling())\n",
+        "        return task is None\n",
+        ("tests/unit/client/test_fields.py::test_close_ends_a_mutation_as_indefinite_with_asyncio",),
+    ),
 )

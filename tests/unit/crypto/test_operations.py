@@ -395,11 +395,23 @@ def test_payload_bounds(keys) -> None:
     gcm = next(a for a in ALGORITHMS if a.name == "A128GCM")
     key_wrap = next(a for a in ALGORITHMS if a.name == "A128KW")
     operations.encrypt(rsa_key, oaep, bytes(256 - 66))
-    with pytest.raises(errors.PayloadTooLarge):
+    with pytest.raises(errors.PayloadTooLarge) as refused:
         operations.encrypt(rsa_key, oaep, bytes(256 - 65))
+    assert refused.value.metadata == {"field": "plaintext"}
     operations.encrypt(oct_key, gcm, bytes(limits.PAYLOAD_BYTES_MAX))
-    with pytest.raises(errors.PayloadTooLarge):
+    with pytest.raises(errors.PayloadTooLarge) as refused:
         operations.encrypt(oct_key, gcm, bytes(limits.PAYLOAD_BYTES_MAX + 1))
+    assert refused.value.metadata == {"field": "plaintext"}
+    with pytest.raises(errors.PayloadTooLarge) as refused:
+        operations.encrypt(oct_key, gcm, b"x", bytes(limits.PAYLOAD_BYTES_MAX + 1))
+    assert refused.value.metadata == {"field": "additional_data"}
+    with pytest.raises(errors.PayloadTooLarge) as refused:
+        too_long = operations.EncryptedData(bytes(limits.PAYLOAD_BYTES_MAX + 17), bytes(12), bytes(16))
+        operations.decrypt(oct_key, gcm, too_long)
+    assert refused.value.metadata == {"field": "ciphertext"}
+    with pytest.raises(errors.PayloadTooLarge) as refused:
+        operations.wrap_key(rsa_key, oaep, bytes(256 - 65))
+    assert refused.value.metadata == {"field": "keys"}
     with pytest.raises(errors.InvalidField):
         operations.encrypt(rsa_key, oaep, b"x", b"RSA has no additional data")
     with pytest.raises(errors.InvalidField):
@@ -407,8 +419,9 @@ def test_payload_bounds(keys) -> None:
     for length in (0, 8, 17):
         with pytest.raises(errors.InvalidField):
             operations.wrap_key(oct_key, key_wrap, bytes(length))
-    with pytest.raises(errors.PayloadTooLarge):
+    with pytest.raises(errors.PayloadTooLarge) as refused:
         operations.wrap_key(oct_key, key_wrap, bytes(limits.WRAPPED_KEY_BYTES_MAX + 8))
+    assert refused.value.metadata == {"field": "keys"}
 
 
 @pytest.mark.parametrize("kind", ML_KEM_KINDS.values(), ids=ML_KEM_KINDS)
