@@ -15,8 +15,8 @@ from cryptography.hazmat.primitives.asymmetric.mldsa import MLDSAMuHasher
 from cryptography.hazmat.primitives.asymmetric.utils import decode_dss_signature, encode_dss_signature
 
 from hsm_pool.cli.files import refuse_existing, write_new
-from hsm_pool.cli.key_output import resource
-from hsm_pool.cli.output import common_options, connect, fail, read_bounded, report
+from hsm_pool.cli.key_output import as_application, resource
+from hsm_pool.cli.output import connect, fail, read_bounded, report
 from hsm_pool.client.calls import Made
 from hsm_pool.client.pool import Pool
 from hsm_pool.core.model import KeyOperation
@@ -98,7 +98,7 @@ def _argument(made: Made) -> str:
 @click.option("--file", "file", type=_IN_FILE, required=True)
 @click.option("--output", type=_OUT_FILE, required=True)
 @click.option("--der", is_flag=True, help="EC: write DER instead of r || s, as openssl needs it.")
-@common_options
+@as_application
 def sign(name: str, algorithm: str, file: Path, output: Path, der: bool, **common: Any) -> None:
     """Sign a file; the file is hashed here, only the digest travels."""
     refuse_existing(output)
@@ -126,7 +126,7 @@ def sign(name: str, algorithm: str, file: Path, output: Path, der: bool, **commo
 @click.option("--file", "file", type=_IN_FILE, required=True)
 @click.option("--signature", type=_IN_FILE, required=True)
 @click.option("--der", is_flag=True)
-@common_options
+@as_application
 def verify(name: str, algorithm: str, file: Path, signature: Path, der: bool, **common: Any) -> None:
     """Verify a file's signature; exit code 6 when it does not verify."""
     octets = read_bounded(signature, PAYLOAD_BYTES_MAX)
@@ -142,7 +142,7 @@ def verify(name: str, algorithm: str, file: Path, signature: Path, der: bool, **
 @_algorithm_option(KeyOperation.ENCRYPT)
 @click.option("--file", "file", type=_IN_FILE, required=True, help="At most 64 KiB.")
 @click.option("--output", type=_OUT_FILE, required=True)
-@common_options
+@as_application
 def encrypt(name: str, algorithm: str, file: Path, output: Path, **common: Any) -> None:
     """Encrypt a small file into a JSON file that decrypt takes."""
     refuse_existing(output)
@@ -169,7 +169,7 @@ def encrypt(name: str, algorithm: str, file: Path, output: Path, **common: Any) 
 @crypto.command()
 @click.option("--file", "file", type=_IN_FILE, required=True, help="What encrypt wrote.")
 @click.option("--output", type=_OUT_FILE, required=True)
-@common_options
+@as_application
 def decrypt(file: Path, output: Path, **common: Any) -> None:
     """Decrypt what encrypt wrote."""
     refuse_existing(output)
@@ -194,7 +194,7 @@ def decrypt(file: Path, output: Path, **common: Any) -> None:
 @_algorithm_option(KeyOperation.WRAP_KEY)
 @click.option("--file", "file", type=_IN_FILE, required=True, help="The raw key to wrap.")
 @click.option("--output", type=_OUT_FILE, required=True)
-@common_options
+@as_application
 def wrap(name: str, algorithm: str, file: Path, output: Path, **common: Any) -> None:
     """Wrap a raw key in a file."""
     refuse_existing(output)
@@ -216,7 +216,7 @@ def wrap(name: str, algorithm: str, file: Path, output: Path, **common: Any) -> 
 @_algorithm_option(KeyOperation.UNWRAP_KEY)
 @click.option("--file", "file", type=_IN_FILE, required=True)
 @click.option("--output", type=_OUT_FILE, required=True)
-@common_options
+@as_application
 def unwrap(name: str, algorithm: str, file: Path, output: Path, **common: Any) -> None:
     """Unwrap a wrapped key."""
     refuse_existing(output)
@@ -229,7 +229,7 @@ def unwrap(name: str, algorithm: str, file: Path, output: Path, **common: Any) -
 @crypto.command()
 @click.argument("count", type=click.IntRange(1, 128))
 @click.option("--output", type=_OUT_FILE, required=True)
-@common_options
+@as_application
 def random(count: int, output: Path, **common: Any) -> None:
     """Write random bytes from the pool to a file."""
     refuse_existing(output)

@@ -13,9 +13,17 @@ from google.protobuf.json_format import MessageToDict
 
 from hsm_pool.cli.files import refuse_existing, write_new
 from hsm_pool.cli.key_attestation_commands import attestation, verify_attestation
-from hsm_pool.cli.key_output import CURVES, OPERATIONS, TYPES, resource, show_deleted_key, show_key, show_keys
+from hsm_pool.cli.key_output import (
+    CURVES,
+    OPERATIONS,
+    TYPES,
+    as_application,
+    resource,
+    show_deleted_key,
+    show_key,
+    show_keys,
+)
 from hsm_pool.cli.output import (
-    common_options,
     confirmed_by_name,
     connect,
     fail,
@@ -113,7 +121,7 @@ key.add_command(verify_attestation)
 @release_policy_options
 @request_id_option
 @_attribute_options
-@common_options
+@as_application
 def create(name: str, type_name: str, curve: str | None, size: int | None, **options: Any) -> None:
     """Create a key, or a new version of it."""
     attributes = calls.attributes(
@@ -176,7 +184,7 @@ def _material(file: Path) -> dict[str, bytes]:
 @release_policy_options
 @request_id_option
 @_attribute_options
-@common_options
+@as_application
 def import_(name: str, file: Path | None, byok: Path | None, **options: Any) -> None:
     """Import key material as a key, or as a new version of it."""
     if byok is not None and file is None:
@@ -206,7 +214,7 @@ def import_(name: str, file: Path | None, byok: Path | None, **options: Any) -> 
 
 @key.command()
 @click.argument("name")
-@common_options
+@as_application
 def show(name: str, **common: Any) -> None:
     """Show a key's newest version, or keys/NAME/versions/VERSION."""
     with connect(common) as pool:
@@ -215,7 +223,7 @@ def show(name: str, **common: Any) -> None:
 
 
 @key.command("list")
-@common_options
+@as_application
 def list_(**common: Any) -> None:
     """List the keys."""
     with connect(common) as pool:
@@ -224,7 +232,7 @@ def list_(**common: Any) -> None:
 
 @key.command()
 @click.argument("name")
-@common_options
+@as_application
 def versions(name: str, **common: Any) -> None:
     """List the versions of a key, oldest first."""
     with connect(common) as pool:
@@ -240,7 +248,7 @@ def versions(name: str, **common: Any) -> None:
 @release_policy_options
 @request_id_option
 @_attribute_options
-@common_options
+@as_application
 def update(name: str, enabled: bool | None, **options: Any) -> None:
     """Change attributes, operations or tags; what is not named stays."""
     attributes = calls.attributes(
@@ -264,7 +272,7 @@ def update(name: str, enabled: bool | None, **options: Any) -> None:
 @key.command()
 @click.argument("name")
 @request_id_option
-@common_options
+@as_application
 def delete(name: str, request_id: str | None, **common: Any) -> None:
     """Soft-delete a key with all its versions."""
     with connect(common) as pool:
@@ -274,7 +282,7 @@ def delete(name: str, request_id: str | None, **common: Any) -> None:
 
 @key.command("show-deleted")
 @click.argument("name")
-@common_options
+@as_application
 def show_deleted(name: str, **common: Any) -> None:
     """Show a soft-deleted key."""
     with connect(common) as pool:
@@ -283,7 +291,7 @@ def show_deleted(name: str, **common: Any) -> None:
 
 
 @key.command("list-deleted")
-@common_options
+@as_application
 def list_deleted(**common: Any) -> None:
     """List soft-deleted keys."""
     with connect(common) as pool:
@@ -300,7 +308,7 @@ def list_deleted(**common: Any) -> None:
 @key.command()
 @click.argument("name")
 @request_id_option
-@common_options
+@as_application
 def recover(name: str, request_id: str | None, **common: Any) -> None:
     """Recover a soft-deleted key."""
     with connect(common) as pool:
@@ -312,7 +320,7 @@ def recover(name: str, request_id: str | None, **common: Any) -> None:
 @click.argument("name")
 @click.option("--yes", is_flag=True, help="Do not ask.")
 @request_id_option
-@common_options
+@as_application
 def purge(name: str, yes: bool, request_id: str | None, **common: Any) -> None:
     """Destroy a soft-deleted key for good."""
     question = "type the key's name to destroy it for good"
@@ -329,7 +337,7 @@ def purge(name: str, yes: bool, request_id: str | None, **common: Any) -> None:
 @key.command("public-key")
 @click.argument("name")
 @click.option("--output", type=click.Path(path_type=Path), required=True, help="PEM; - for standard output.")
-@common_options
+@as_application
 def public_key(name: str, output: Path, **common: Any) -> None:
     """Write a key's public half as PEM."""
     to_file = str(output) != "-"
@@ -360,7 +368,7 @@ def public_key(name: str, output: Path, **common: Any) -> None:
 @key.command()
 @click.argument("name")
 @click.option("--output", type=click.Path(path_type=Path), required=True)
-@common_options
+@as_application
 def backup(name: str, output: Path, **common: Any) -> None:
     """Write a key with all its versions, encrypted to the security domain."""
     refuse_existing(output)
@@ -377,7 +385,7 @@ def backup(name: str, output: Path, **common: Any) -> None:
 @key.command()
 @click.option("--file", type=click.Path(exists=True, dir_okay=False, path_type=Path), required=True)
 @request_id_option
-@common_options
+@as_application
 def restore(file: Path, request_id: str, **common: Any) -> None:
     """Restore a backed-up key, which must not exist, in a pool of the same security domain."""
     octets = read_bounded(file, KEY_BACKUP_BYTES_MAX)

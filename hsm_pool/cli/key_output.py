@@ -10,7 +10,7 @@ from google.protobuf.json_format import MessageToDict
 from rich.console import Console
 from rich.table import Table
 
-from hsm_pool.cli.output import report
+from hsm_pool.cli.output import caller_options, report
 from mhsm.keys.v1 import keys_pb2
 
 TYPES = {
@@ -36,6 +36,8 @@ OPERATIONS = {
     "secureWrapKey": keys_pb2.KEY_OPERATION_SECURE_WRAP_KEY,
     "secureUnwrapKey": keys_pb2.KEY_OPERATION_SECURE_UNWRAP_KEY,
 }
+as_application = caller_options("application")
+"""Options of a command that uses keys."""
 _TYPE_NAMES = {value: name for name, value in TYPES.items()}
 _CURVE_NAMES = {value: name for name, value in CURVES.items()}
 _OPERATION_NAMES = {value: name for name, value in OPERATIONS.items()}

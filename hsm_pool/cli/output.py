@@ -131,28 +131,38 @@ def say_next(following: str) -> None:
 
 
 def at_the_same_pool(following: str) -> str:
-    """Return suggested commands, one a line, each with the --data-dir that was given, if it takes one."""
+    """Return suggested commands, one a line, each for the pool and the client that were named, if any was."""
     return "\n".join(_at_the_same_pool(line) for line in following.splitlines())
 
 
 def _at_the_same_pool(following: str) -> str:
     context = click.get_current_context(silent=True)
-    given = context and context.get_parameter_source("data_dir") is ParameterSource.COMMANDLINE
-    if not context or not given or following.endswith("--help"):
+    if not context or not _COMMAND.match(following) or following.endswith("--help"):
         return following
-    with_directory = f"{following} --data-dir {shlex.quote(str(context.params['data_dir']))}"
-    if following.startswith("mhsm-fabric "):
-        return with_directory
-    if not following.startswith("mhsm "):
-        return following
+    named = "".join(
+        f" {option} {shlex.quote(str(context.params[name]))}"
+        for name, option in (("data_dir", "--data-dir"), ("client", "--as"))
+        if context.get_parameter_source(name) is ParameterSource.COMMANDLINE
+        and _takes(context, following.split(), name)
+    )
+    return following + named
+
+
+def _takes(context: click.Context, words: list[str], name: str) -> bool:
+    """Return whether a suggested command takes what was given to this one.
+
+    A client is meant for its neighbours: whoever uses a key need not be the one who manages its roles.
+    """
+    if words[0] == "mhsm-fabric":
+        return name == "data_dir"
+    if words[0] != "mhsm" or (name == "client" and words[1] not in context.command_path.split()):
+        return False
     command: click.Command | None = context.find_root().command
-    for word in following.split()[1:]:
+    for word in words[1:]:
         if not isinstance(command, click.Group):
             break
         command = command.get_command(context, word)
-    if command is None or all(parameter.name != "data_dir" for parameter in command.params):
-        return following
-    return with_directory
+    return command is not None and any(parameter.name == name for parameter in command.params)
 
 
 @contextmanager
@@ -260,11 +270,38 @@ def common_options(function: F) -> F:
     return json_option(data_directory_option(with_token))
 
 
-def connect(common: dict[str, Any], client: str = "application") -> Pool:
-    """Connect to the pool of the common options, as a client or with the token they name."""
+def caller_options(default: str) -> Callable[[F], F]:
+    """Return a decorator that adds the common options, and --as: which client calls the pool.
+
+    Args:
+        default: The client that calls when nobody is named.
+    """
+    as_client = click.option(
+        "--as",
+        "client",
+        metavar="NAME",
+        default=default,
+        show_default=True,
+        help="Client whose certificate is used; mhsm client create makes more.",
+    )
+
+    def decorate(function: F) -> F:
+        return as_client(common_options(function))
+
+    return decorate
+
+
+def connect(common: dict[str, Any], client: str = "") -> Pool:
+    """Connect to the pool of the common options, with the token they name or as a client.
+
+    Args:
+        common: The options.
+        client: Who calls; "" for the one of --as.
+    """
     file = common["token_file"]
     token = read_bounded(file, TOKEN_BYTES_MAX).decode(errors="replace").strip() if file else None
-    return Pool.connect(common["data_dir"], client, token=token, timeout_seconds=common["timeout"])
+    caller = client or common["client"]
+    return Pool.connect(common["data_dir"], caller, token=token, timeout_seconds=common["timeout"])
 
 
 def failure_of(error: Exception, request_id: str | None = None) -> Failure:

@@ -8,7 +8,7 @@ from typing import Any
 import click
 from google.protobuf.json_format import MessageToDict
 
-from hsm_pool.cli.output import common_options, connect, fail, report, request_id_option
+from hsm_pool.cli.output import caller_options, connect, fail, report, request_id_option
 from hsm_pool.client.pool import Pool
 from mhsm.roles.v1 import roles_pb2
 
@@ -17,9 +17,7 @@ _PREFIX = "Managed HSM "
 _scope = click.option(
     "--scope", default="/", show_default=True, help="/ or /keys for the whole pool, /keys/NAME for one key."
 )
-_client = click.option(
-    "--as", "client", default="administrator", show_default=True, help="Client certificate to use."
-)
+_as_administrator = caller_options("administrator")
 
 
 @click.group("role")
@@ -38,11 +36,10 @@ def assignment_group() -> None:
 
 
 @definition_group.command("list")
-@_client
-@common_options
-def list_definitions(client: str, **common: Any) -> None:
+@_as_administrator
+def list_definitions(**common: Any) -> None:
     """List all roles."""
-    with connect(common, client) as pool:
+    with connect(common) as pool:
         found = list(pool.list_role_definitions())
     report(
         {"role_definitions": [MessageToDict(entry) for entry in found]},
@@ -54,11 +51,10 @@ def list_definitions(client: str, **common: Any) -> None:
 
 @definition_group.command("show")
 @click.argument("role")
-@_client
-@common_options
-def show_definition(role: str, client: str, **common: Any) -> None:
+@_as_administrator
+def show_definition(role: str, **common: Any) -> None:
     """Show a role, by name or GUID, with its data actions."""
-    with connect(common, client) as pool:
+    with connect(common) as pool:
         found = _find(pool, role)
     _report_definition(found, common, f"{found.role_name} ({found.role_definition_id})", "")
 
@@ -70,13 +66,12 @@ def show_definition(role: str, client: str, **common: Any) -> None:
 @click.option("--description", default="")
 @click.option("--id", "role_definition_id", default="", help="GUID; replaces the custom role of that id.")
 @request_id_option
-@_client
-@common_options
+@_as_administrator
 def create_definition(
     name: str, data_actions: tuple[str, ...], not_data_actions: tuple[str, ...], **options: Any
 ) -> None:
     """Create a custom role, e.g. --data-action keys/sign/action."""
-    with connect(options, options["client"]) as pool:
+    with connect(options) as pool:
         made = pool.create_role_definition(
             name,
             data_actions,
@@ -92,11 +87,10 @@ def create_definition(
 @definition_group.command("delete")
 @click.argument("role")
 @request_id_option
-@_client
-@common_options
-def delete_definition(role: str, request_id: str, client: str, **common: Any) -> None:
+@_as_administrator
+def delete_definition(role: str, request_id: str, **common: Any) -> None:
     """Delete a custom role; what it was assigned to is then allowed nothing by it."""
-    with connect(common, client) as pool:
+    with connect(common) as pool:
         deleted = pool.delete_role_definition(_find(pool, role).role_definition_id, request_id)
     _report_definition(deleted, common, f"deleted {deleted.role_name}", "mhsm role definition list")
 
@@ -107,11 +101,10 @@ def delete_definition(role: str, request_id: str, client: str, **common: Any) ->
 @_scope
 @click.option("--name", default="", help="GUID of the assignment; a new one by default.")
 @request_id_option
-@_client
-@common_options
+@_as_administrator
 def create_assignment(role: str, assignee: str, scope: str, **options: Any) -> None:
     """Give a role to a principal."""
-    with connect(options, options["client"]) as pool:
+    with connect(options) as pool:
         found = None if _GUID.fullmatch(role) else _find(pool, role)
         role_definition_id = found.role_definition_id if found else role
         made = pool.create_role_assignment(
@@ -125,11 +118,10 @@ def create_assignment(role: str, assignee: str, scope: str, **options: Any) -> N
 @assignment_group.command("list")
 @_scope
 @click.option("--assignee", default="", help="Only this principal's.")
-@_client
-@common_options
-def list_assignments(scope: str, assignee: str, client: str, **common: Any) -> None:
+@_as_administrator
+def list_assignments(scope: str, assignee: str, **common: Any) -> None:
     """List the role assignments at a scope."""
-    with connect(common, client) as pool:
+    with connect(common) as pool:
         found = list(pool.list_role_assignments(scope, assignee))
     lines = [
         f"{entry.name}  {entry.principal_id}  {entry.role_definition_id}  {entry.scope}" for entry in found
@@ -145,11 +137,10 @@ def list_assignments(scope: str, assignee: str, client: str, **common: Any) -> N
 @assignment_group.command("show")
 @click.argument("name")
 @_scope
-@_client
-@common_options
-def show_assignment(name: str, scope: str, client: str, **common: Any) -> None:
+@_as_administrator
+def show_assignment(name: str, scope: str, **common: Any) -> None:
     """Show a role assignment, by its GUID."""
-    with connect(common, client) as pool:
+    with connect(common) as pool:
         found = pool.get_role_assignment(name, scope)
     text = f"{found.principal_id} has {found.role_definition_id} at {found.scope}"
     _report_assignment(found, common, text, f"mhsm role definition show {found.role_definition_id}")
@@ -159,11 +150,10 @@ def show_assignment(name: str, scope: str, client: str, **common: Any) -> None:
 @click.argument("name")
 @_scope
 @request_id_option
-@_client
-@common_options
-def delete_assignment(name: str, scope: str, request_id: str, client: str, **common: Any) -> None:
+@_as_administrator
+def delete_assignment(name: str, scope: str, request_id: str, **common: Any) -> None:
     """Take a role away, by the GUID of the assignment; no partition uses it afterwards."""
-    with connect(common, client) as pool:
+    with connect(common) as pool:
         deleted = pool.delete_role_assignment(name, scope, request_id)
     text = f"{deleted.principal_id} no longer has the role at {deleted.scope}"
     _report_assignment(deleted, common, text, _list_command(scope))

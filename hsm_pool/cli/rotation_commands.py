@@ -7,8 +7,8 @@ from typing import Any
 import click
 from google.protobuf.json_format import MessageToDict
 
-from hsm_pool.cli.key_output import resource, show_key
-from hsm_pool.cli.output import common_options, connect, fail, report, request_id_option
+from hsm_pool.cli.key_output import as_application, resource, show_key
+from hsm_pool.cli.output import connect, fail, report, request_id_option
 from hsm_pool.errors import RotationPolicyMissing
 from mhsm.keys.v1 import keys_pb2
 
@@ -16,7 +16,7 @@ from mhsm.keys.v1 import keys_pb2
 @click.command()
 @click.argument("name")
 @request_id_option
-@common_options
+@as_application
 def rotate(name: str, request_id: str, **common: Any) -> None:
     """Make a new version of the same kind; the key needs a rotation policy."""
     with connect(common) as pool:
@@ -34,7 +34,7 @@ def rotation_policy() -> None:
 
 @rotation_policy.command("show")
 @click.argument("name")
-@common_options
+@as_application
 def show_policy(name: str, **common: Any) -> None:
     """Show a key's rotation policy."""
     with connect(common) as pool:
@@ -51,7 +51,7 @@ def show_policy(name: str, **common: Any) -> None:
 @click.option("--expiry-time", default="", help="Life of each new version; ISO 8601, e.g. P2Y.")
 @click.option("--remove", is_flag=True, help="Remove the policy.")
 @request_id_option
-@common_options
+@as_application
 def update_policy(
     name: str, time_after_create: str, time_before_expiry: str, expiry_time: str, remove: bool, **options: Any
 ) -> None:
