@@ -42,12 +42,14 @@ from hsm_pool.cli.release_commands import (
 from hsm_pool.cli.rotation_commands import rotate, rotation_policy
 from hsm_pool.cli.secure_wrap_commands import secure_unwrap, secure_wrap
 from hsm_pool.client import calls, jwk
+from hsm_pool.core.model import Curve, KeyType
 from hsm_pool.crypto.algorithms import AKP_SIZES_BITS, ALGORITHMS, RSA_EXPONENT, RSA_EXPONENTS
 from hsm_pool.errors import PurgeProtected
 from hsm_pool.limits import IMPORT_BYTES_MAX, KEY_BACKUP_BYTES_MAX
-from mhsm.keys.v1 import keys_pb2
 
-_DEFAULT_SIZES = {"RSA": 3072, "oct": 256, "EC": 0, "AKP": AKP_SIZES_BITS[1]}
+# Azure's, but for AKP.
+_DEFAULT_SIZES = {KeyType.RSA: 2048, KeyType.OCT: 256, KeyType.EC: 0, KeyType.AKP: AKP_SIZES_BITS[1]}
+_DEFAULT_CURVES = {KeyType.EC: Curve.P256}
 _AKP_SIZES = ", ".join(f"{a.size_bits} {a.name}" for a in ALGORITHMS if a.preview)
 _TIME = click.DateTime(["%Y-%m-%dT%H:%M:%SZ", "%Y-%m-%d"])
 
@@ -101,13 +103,21 @@ key.add_command(verify_attestation)
 
 @key.command()
 @click.argument("name")
-@click.option("--type", "type_name", type=click.Choice(list(TYPES)), required=True)
-@click.option("--curve", type=click.Choice(list(CURVES)), default=None)
+@click.option(
+    "--type",
+    "type_name",
+    type=click.Choice(list(TYPES)),
+    required=True,
+    help="Each with or without -HSM: all keys are in the pool.",
+)
+@click.option(
+    "--curve", type=click.Choice(list(CURVES)), default=None, help="Of an EC key; by default P-256."
+)
 @click.option(
     "--size",
     type=click.IntRange(1, 65_536),
     default=None,
-    help=f"Bits: RSA (default 3072), oct (256); PREVIEW, AKP: {_AKP_SIZES}.",
+    help=f"Bits: RSA (default 2048), oct (256); PREVIEW, AKP: {_AKP_SIZES}.",
 )
 @click.option(
     "--public-exponent",
@@ -131,12 +141,13 @@ def create(name: str, type_name: str, curve: str | None, size: int | None, **opt
         exportable=options["exportable"],
     )
     policy = release_policy_of(options)
+    key_type = TYPES[type_name]
     with connect(options) as pool:
         made = pool.create_key(
             name,
-            key_type=TYPES[type_name],
-            curve=CURVES[curve] if curve else keys_pb2.CURVE_UNSPECIFIED,
-            size_bits=_DEFAULT_SIZES[type_name] if size is None else size,
+            key_type=key_type,
+            curve=CURVES[curve] if curve else _DEFAULT_CURVES.get(key_type, Curve.NONE),
+            size_bits=_DEFAULT_SIZES[key_type] if size is None else size,
             key_operations=[OPERATIONS[operation] for operation in options["operations"]],
             key_attributes=attributes,
             tags=options["tags"],

@@ -11,36 +11,16 @@ from rich.console import Console
 from rich.table import Table
 
 from hsm_pool.cli.output import caller_options, report
+from hsm_pool.core.model import Curve, KeyOperation, KeyType
+from hsm_pool.crypto import algorithms
 from mhsm.keys.v1 import keys_pb2
 
-TYPES = {
-    "RSA": keys_pb2.KEY_TYPE_RSA,
-    "EC": keys_pb2.KEY_TYPE_EC,
-    "oct": keys_pb2.KEY_TYPE_OCT,
-    "AKP": keys_pb2.KEY_TYPE_AKP,
-}
-CURVES = {
-    "P-256": keys_pb2.CURVE_P256,
-    "P-384": keys_pb2.CURVE_P384,
-    "P-521": keys_pb2.CURVE_P521,
-    "P-256K": keys_pb2.CURVE_P256K,
-}
-OPERATIONS = {
-    "encrypt": keys_pb2.KEY_OPERATION_ENCRYPT,
-    "decrypt": keys_pb2.KEY_OPERATION_DECRYPT,
-    "sign": keys_pb2.KEY_OPERATION_SIGN,
-    "verify": keys_pb2.KEY_OPERATION_VERIFY,
-    "wrapKey": keys_pb2.KEY_OPERATION_WRAP_KEY,
-    "unwrapKey": keys_pb2.KEY_OPERATION_UNWRAP_KEY,
-    "import": keys_pb2.KEY_OPERATION_IMPORT,
-    "secureWrapKey": keys_pb2.KEY_OPERATION_SECURE_WRAP_KEY,
-    "secureUnwrapKey": keys_pb2.KEY_OPERATION_SECURE_UNWRAP_KEY,
-}
+TYPES = {f"{key_type.azure_name}{suffix}": key_type for suffix in ("", "-HSM") for key_type in KeyType}
+"""As on Managed HSM, where each key is an HSM's, the names with and without -HSM mean the same."""
+CURVES = {curve.azure_name: curve for curve in Curve if curve is not Curve.NONE}
+OPERATIONS = {operation.azure_name: operation for operation in KeyOperation}
 as_application = caller_options("application")
 """Options of a command that uses keys."""
-_TYPE_NAMES = {value: name for name, value in TYPES.items()}
-_CURVE_NAMES = {value: name for name, value in CURVES.items()}
-_OPERATION_NAMES = {value: name for name, value in OPERATIONS.items()}
 
 
 def resource(name: str) -> str:
@@ -49,9 +29,11 @@ def resource(name: str) -> str:
 
 
 def _kind(found: keys_pb2.Key) -> str:
-    if found.key_type == keys_pb2.KEY_TYPE_EC:
-        return f"EC {_CURVE_NAMES[found.curve]}"
-    return f"{_TYPE_NAMES[found.key_type]}-{found.size_bits}"
+    return algorithms.kind(KeyType(found.key_type), Curve(found.curve), found.size_bits)
+
+
+def _operations(found: keys_pb2.Key) -> list[str]:
+    return [KeyOperation(operation).azure_name for operation in found.key_operations]
 
 
 def show_key(found: keys_pb2.Key, options: dict[str, Any], text: str, following: str) -> None:
@@ -59,7 +41,7 @@ def show_key(found: keys_pb2.Key, options: dict[str, Any], text: str, following:
     attributes = found.attributes
     lines = [text] if text else [found.name]
     lines.append(f"  {_kind(found)}, {'enabled' if attributes.enabled else 'disabled'}")
-    lines.append("  " + ", ".join(_OPERATION_NAMES[operation] for operation in found.key_operations))
+    lines.append("  " + ", ".join(_operations(found)))
     if attributes.HasField("not_before"):
         lines.append(f"  not before {attributes.not_before.ToJsonString()}")
     if attributes.HasField("expires"):
@@ -99,7 +81,7 @@ def show_keys(found: list[keys_pb2.Key], common: dict[str, Any]) -> None:
             entry.name,
             _kind(entry),
             "yes" if entry.attributes.enabled else "no",
-            " ".join(_OPERATION_NAMES[operation] for operation in entry.key_operations),
+            " ".join(_operations(entry)),
             entry.attributes.created.ToJsonString(),
         )
     Console(width=None if Console().is_terminal else 200).print(table)

@@ -19,6 +19,11 @@ class KeyType(IntEnum):
     OCT = 3
     AKP = 4
 
+    @property
+    def azure_name(self) -> str:
+        """Azure's name of it, without "-HSM"."""
+        return "oct" if self is KeyType.OCT else self.name
+
 
 class Curve(IntEnum):
     """Curve of an EC key; numbers as in mhsm.keys.v1.Curve."""
@@ -28,6 +33,11 @@ class Curve(IntEnum):
     P384 = 2
     P521 = 3
     P256K = 4
+
+    @property
+    def azure_name(self) -> str:
+        """Azure's name of it, such as P-256; "" for none."""
+        return "" if self is Curve.NONE else f"P-{self.name[1:]}"
 
 
 class KeyOperation(IntEnum):
@@ -42,6 +52,12 @@ class KeyOperation(IntEnum):
     IMPORT = 7
     SECURE_WRAP_KEY = 8
     SECURE_UNWRAP_KEY = 9
+
+    @property
+    def azure_name(self) -> str:
+        """Azure's name of it: wrapKey."""
+        first, *others = self.name.lower().split("_")
+        return first + "".join(word.title() for word in others)
 
 
 class KeyOrigin(IntEnum):

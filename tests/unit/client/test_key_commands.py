@@ -14,6 +14,7 @@ import pytest
 from click.testing import CliRunner, Result
 
 from hsm_pool.cli.main import mhsm
+from hsm_pool.core.model import Curve, KeyType
 from tests.unit.client.protocol_server import POOL_ID, Servers
 
 
@@ -86,3 +87,26 @@ def test_a_client_that_is_none_is_an_answer(servers: Servers) -> None:
     assert ended.exit_code == 1
     assert "the pool has no client nobody" in ended.stderr
     assert sum(servers.count("GetRandomBytes")) == 0
+
+
+# -- what is made -------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("arguments", "key_type", "curve", "size_bits"),
+    [
+        (("RSA-HSM",), KeyType.RSA, Curve.NONE, 2048),
+        (("RSA", "--size", "4096"), KeyType.RSA, Curve.NONE, 4096),
+        (("EC-HSM",), KeyType.EC, Curve.P256, 0),
+        (("EC", "--curve", "P-521"), KeyType.EC, Curve.P521, 0),
+        (("oct-HSM",), KeyType.OCT, Curve.NONE, 256),
+        (("AKP-HSM",), KeyType.AKP, Curve.NONE, 15_616),
+    ],
+)
+def test_azure_s_types_and_defaults(
+    servers: Servers, arguments: tuple[str, ...], key_type: KeyType, curve: Curve, size_bits: int
+) -> None:
+    """What scripts for Managed HSM say makes what it makes there."""
+    assert run(servers, "key", "create", "k", "--type", *arguments).exit_code == 0
+    (sent,) = [request for p in servers.partitions for request in p.requests("CreateKey")]
+    assert (sent.key_type, sent.curve, sent.size_bits) == (key_type, curve, size_bits)
