@@ -44,7 +44,6 @@ from hsm_pool.cli.secure_wrap_commands import secure_unwrap, secure_wrap
 from hsm_pool.client import calls, jwk
 from hsm_pool.core.model import Curve, KeyType
 from hsm_pool.crypto.algorithms import AKP_SIZES_BITS, ALGORITHMS, RSA_EXPONENT, RSA_EXPONENTS
-from hsm_pool.errors import PurgeProtected
 from hsm_pool.limits import IMPORT_BYTES_MAX, KEY_BACKUP_BYTES_MAX
 
 # Azure's, but for AKP.
@@ -338,10 +337,7 @@ def purge(name: str, yes: bool, request_id: str | None, **common: Any) -> None:
     if not yes and not confirmed_by_name(question, name, f"mhsm key purge {name} --yes"):
         fail("the name does not fit; nothing was done", "")
     with connect(common) as pool:
-        try:
-            pool.purge_deleted_key(resource(name), request_id)
-        except PurgeProtected as error:
-            fail(error.message, f"mhsm key show-deleted {name}")
+        pool.purge_deleted_key(resource(name), request_id)
     report({"purged": name}, as_json=common["as_json"], text=f"purged {name}", following="mhsm key list")
 
 

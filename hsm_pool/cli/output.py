@@ -4,7 +4,7 @@ Exit codes: 0 done · 1 failed · 2 usage · 3 not activated, or locked · 4 sha
 5 unreachable · 6 a signature or evidence does not verify · 7 outcome unknown (repeat with the same
 request id) · 130 interrupted. Results go to standard output, everything else to standard error: with --json
 an error as one object in the last line, ``{"error": {"message", "reason", "definite", "exit_code", "next",
-"hints"}}``.
+"hints"}}``, and ``"retry_seconds"`` where the pool says it.
 """
 
 from __future__ import annotations
@@ -12,8 +12,6 @@ from __future__ import annotations
 import functools
 import json
 import os
-import re
-import shlex
 import sys
 import uuid
 from collections.abc import Callable, Iterator
@@ -22,8 +20,8 @@ from pathlib import Path
 from typing import Any, NoReturn, TypeVar
 
 import click
-from click.core import ParameterSource
 
+from hsm_pool.cli.suggestions import COMMAND, after_refusal, at_the_same_pool, say_next
 from hsm_pool.client.connection import NoClient, NoConnection, default_data_directory
 from hsm_pool.client.errors import PoolUnreachable, SignatureInvalid
 from hsm_pool.client.pool import Pool
@@ -36,9 +34,11 @@ from hsm_pool.errors import (
     InvalidField,
     MHSMError,
     NotActivated,
+    Overloaded,
     PoolLocked,
     RestoreState,
     ShareRefused,
+    Unauthenticated,
 )
 from hsm_pool.limits import TOKEN_BYTES_MAX
 from security_domain.errors import (
@@ -56,8 +56,6 @@ T = TypeVar("T")
 
 FAILED, USAGE, LOCKED, QUORUM, UNREACHABLE, VERIFICATION, UNKNOWN, INTERRUPTED = 1, 2, 3, 4, 5, 6, 7, 130
 
-
-_COMMAND = re.compile(r"(?:mhsm|mhsm-fabric|openssl|apt-get) [a-z]")
 
 _SHARE_REFUSED = "mhsm security-domain status\nthe officer named submits his own share, once"
 _SHARE_REFUSED_BECAUSE = {
@@ -79,11 +77,22 @@ _OTHER_MEASUREMENT = (
     "it runs another version than this machine: --firmware-repository, a copy that you have from the "
     f"publisher, or --policy\nif it is not published there, {_STOP}"
 )
-_STATUS: dict[type[Exception], str] = {
-    AlreadyActivated: "mhsm status",
-    CeremonyState: "mhsm security-domain status\nmhsm status",
-    RestoreState: "mhsm backup status",
+_ALWAYS: dict[type[Exception], tuple[str, int]] = {
+    NoConnection: ("--data-dir names the pool\nmhsm up", UNREACHABLE),
+    NoClient: ("mhsm client create --help", FAILED),
+    PoolLocked: ("mhsm security-domain init-recovery --output attempt.json", LOCKED),
+    QuorumMissing: ("mhsm security-domain submit-share --help", QUORUM),
+    SubmissionRefused: ("each officer's own certificate and key, once", QUORUM),  # on this machine
+    AlreadyActivated: ("mhsm status", FAILED),
+    CeremonyState: ("mhsm security-domain status\nmhsm status", FAILED),
+    RestoreState: ("mhsm backup status", FAILED),
+    SignatureInvalid: ("", VERIFICATION),
+    Unauthenticated: (
+        "mhsm token --as NAME --output FILE\nthe development issuer has a new key after each start",
+        FAILED,
+    ),
 }
+"""Next step and exit code of errors that have the same in each case."""
 
 
 POLL = "poll the download: GET /securitydomain/download/pending at any partition (docs/ceremonies.md)"
@@ -97,6 +106,8 @@ class Failure(click.ClickException):
     """Reason of the pool's error, as gRPC clients get it; "" for what this machine found."""
     definite = True
     """Whether nothing was done."""
+    retry_seconds: float | None = None
+    """After how long the pool wants the next try, if it says so."""
 
     def __init__(self, message: str, following: str = "", exit_code: int = FAILED) -> None:
         super().__init__(message)
@@ -122,47 +133,6 @@ def report(value: dict[str, Any], *, as_json: bool, text: str, following: str) -
         return
     click.echo(text)
     say_next(at_the_same_pool(following))
-
-
-def say_next(following: str) -> None:
-    """Print what to do next, one a line: "next:" before a whole command, "hint:" before words."""
-    for line in following.splitlines():
-        click.echo(f"{'next' if _COMMAND.match(line) else 'hint'}: {line}", err=True)
-
-
-def at_the_same_pool(following: str) -> str:
-    """Return suggested commands, one a line, each for the pool and the client that were named, if any was."""
-    return "\n".join(_at_the_same_pool(line) for line in following.splitlines())
-
-
-def _at_the_same_pool(following: str) -> str:
-    context = click.get_current_context(silent=True)
-    if not context or not _COMMAND.match(following) or following.endswith("--help"):
-        return following
-    named = "".join(
-        f" {option} {shlex.quote(str(context.params[name]))}"
-        for name, option in (("data_dir", "--data-dir"), ("client", "--as"))
-        if context.get_parameter_source(name) is ParameterSource.COMMANDLINE
-        and _takes(context, following.split(), name)
-    )
-    return following + named
-
-
-def _takes(context: click.Context, words: list[str], name: str) -> bool:
-    """Return whether a suggested command takes what was given to this one.
-
-    A client is meant for its neighbours: whoever uses a key need not be the one who manages its roles.
-    """
-    if words[0] == "mhsm-fabric":
-        return name == "data_dir"
-    if words[0] != "mhsm" or (name == "client" and words[1] not in context.command_path.split()):
-        return False
-    command: click.Command | None = context.find_root().command
-    for word in words[1:]:
-        if not isinstance(command, click.Group):
-            break
-        command = command.get_command(context, word)
-    return command is not None and any(parameter.name == name for parameter in command.params)
 
 
 @contextmanager
@@ -251,7 +221,7 @@ def typed_errors(function: F) -> F:
         except BrokenPipeError:
             raise  # click ends quietly when nobody reads
         except (MHSMError, SecurityDomainError, NoConnection, NoClient, OSError) as error:
-            raise failure_of(error, options.get("request_id")) from None
+            raise failure_of(error, options.get("request_id"), options.get("name") or "NAME") from None
 
     return guarded  # type: ignore[return-value]
 
@@ -304,53 +274,50 @@ def connect(common: dict[str, Any], client: str = "") -> Pool:
     return Pool.connect(common["data_dir"], caller, token=token, timeout_seconds=common["timeout"])
 
 
-def failure_of(error: Exception, request_id: str | None = None) -> Failure:
+def failure_of(error: Exception, request_id: str | None = None, key: str = "NAME") -> Failure:
     """Return the failure, exit code and next step of an error.
 
     Args:
         error: A typed error of the pool or the security domain, or of the machine's files.
         request_id: Of the mutation that failed, if it was one.
+        key: The key that the command was about, if it was.
     """
-    failure = _failure_of(error, request_id)
+    failure = _failure_of(error, request_id, key)
     if isinstance(error, MHSMError):
         failure.reason, failure.definite = error.reason, error.definite
+    if isinstance(error, Overloaded):
+        failure.retry_seconds = error.retry_seconds
     return failure
 
 
-def _failure_of(error: Exception, request_id: str | None) -> Failure:
+def _failure_of(error: Exception, request_id: str | None, key: str) -> Failure:
     text = error.message if isinstance(error, MHSMError) else str(error)
     repeat = f"repeat with --request-id {request_id}" if request_id else "repeat the command"
+    always = next((_ALWAYS[kind] for kind in _ALWAYS if isinstance(error, kind)), None)
+    if always:
+        return Failure(text, *always)
     match error:
-        case NoConnection():
-            return Failure(text, "--data-dir names the pool\nmhsm up", UNREACHABLE)
-        case NoClient():
-            return Failure(text, "mhsm client create --help")
         case NotActivated():
             polled = DOWNLOADED_OVER_REST in text
             return Failure(text, POLL if polled else _NOT_ACTIVATED, LOCKED)
-        case PoolLocked():
-            return Failure(text, "mhsm security-domain init-recovery --help", LOCKED)
-        case QuorumMissing():
-            return Failure(text, "mhsm security-domain submit-share --help", QUORUM)
-        case SubmissionRefused():  # on this machine
-            return Failure(text, "each officer's own certificate and key, once", QUORUM)
         case ShareRefused():
             because = (hint for why, hint in _SHARE_REFUSED_BECAUSE.items() if why in text)
             return Failure(text, next(because, _SHARE_REFUSED), QUORUM)
         case EvidenceRefused():
             following = _OTHER_MEASUREMENT if "mhsm.measurement" in text else _STOP
             return Failure(text, following, VERIFICATION)
-        case AlreadyActivated() | CeremonyState() | RestoreState():
-            return Failure(text, _STATUS[type(error)])
-        case SignatureInvalid():
-            return Failure(text, "", VERIFICATION)
         case MHSMError(definite=False):
             return Failure(text, f"mhsm status\n{repeat}", UNKNOWN)
+        case Overloaded():
+            later = f"come back in {error.retry_seconds:g} s, or give a longer --timeout"
+            return Failure(text, later, UNREACHABLE)
         case PoolUnreachable() | AvailabilityError():
             return Failure(text, "mhsm status", UNREACHABLE)
         case OSError():
             said = error.strerror or text
             return Failure(f"{error.filename}: {said}" if error.filename else said)
+        case MHSMError():
+            return Failure(text, after_refusal(error, key))
         case _:
             return Failure(text)
 
@@ -377,9 +344,11 @@ def _show(error: click.ClickException) -> None:
         "reason": failure.reason,
         "definite": failure.definite,
         "exit_code": failure.exit_code,
-        "next": [line for line in failure.following.splitlines() if _COMMAND.match(line)],
-        "hints": [line for line in failure.following.splitlines() if not _COMMAND.match(line)],
+        "next": [line for line in failure.following.splitlines() if COMMAND.match(line)],
+        "hints": [line for line in failure.following.splitlines() if not COMMAND.match(line)],
     }
+    if failure.retry_seconds is not None:
+        told["retry_seconds"] = failure.retry_seconds
     click.echo(json.dumps({"error": told}), err=True)
 
 

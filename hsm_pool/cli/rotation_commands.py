@@ -8,8 +8,7 @@ import click
 from google.protobuf.json_format import MessageToDict
 
 from hsm_pool.cli.key_output import as_application, resource, show_key
-from hsm_pool.cli.output import connect, fail, report, request_id_option
-from hsm_pool.errors import RotationPolicyMissing
+from hsm_pool.cli.output import connect, report, request_id_option
 from mhsm.keys.v1 import keys_pb2
 
 
@@ -20,10 +19,7 @@ from mhsm.keys.v1 import keys_pb2
 def rotate(name: str, request_id: str, **common: Any) -> None:
     """Make a new version of the same kind; the key needs a rotation policy."""
     with connect(common) as pool:
-        try:
-            made = pool.rotate_key(resource(name), request_id)
-        except RotationPolicyMissing as error:
-            fail(error.message, f"mhsm key rotation-policy update {name} --time-after-create P90D")
+        made = pool.rotate_key(resource(name), request_id)
     show_key(made, common, f"made {made.name}", f"mhsm key versions {name}")
 
 

@@ -22,12 +22,11 @@ from hsm_pool.cli.output import (
     LOCKED,
     POLL,
     UNREACHABLE,
-    at_the_same_pool,
     data_directory_option,
     failure_of,
     json_option,
-    say_next,
 )
+from hsm_pool.cli.suggestions import at_the_same_pool, say_next
 from hsm_pool.client.connection import Connection, NoConnection
 from hsm_pool.client.errors import PoolUnreachable
 from hsm_pool.client.pool import Pool

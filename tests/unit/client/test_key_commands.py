@@ -5,6 +5,8 @@ The servers are no pool (see protocol_server.py); tests/cli runs the commands on
 
 from __future__ import annotations
 
+import json
+import sys
 from collections.abc import Iterator
 from typing import Any
 
@@ -12,10 +14,15 @@ import click
 import grpc
 import pytest
 from click.testing import CliRunner, Result
+from grpc_status import rpc_status
 
+from hsm_pool import errors
+from hsm_pool.cli import output
 from hsm_pool.cli.main import mhsm
 from hsm_pool.core.model import Curve, KeyType
-from tests.unit.client.protocol_server import POOL_ID, Servers
+from hsm_pool.errors import MHSMError
+from hsm_pool.net.interceptors import error_status
+from tests.unit.client.protocol_server import POOL_ID, Script, Servers
 
 
 def run(servers: Servers, *arguments: str) -> Result:
@@ -110,3 +117,71 @@ def test_azure_s_types_and_defaults(
     assert run(servers, "key", "create", "k", "--type", *arguments).exit_code == 0
     (sent,) = [request for p in servers.partitions for request in p.requests("CreateKey")]
     assert (sent.key_type, sent.curve, sent.size_bits) == (key_type, curve, size_bits)
+
+
+# -- what is said after a refusal ---------------------------------------------------------
+
+
+def refuse(error: MHSMError) -> Script:
+    """Answer every call but the health check with this very error."""
+
+    def script(method: str, _: Any, context: grpc.ServicerContext) -> None:
+        if method != "Check":
+            context.abort_with_status(rpc_status.to_status(error_status(error)))
+
+    return script
+
+
+@pytest.mark.parametrize(
+    ("error", "following"),
+    [
+        (errors.KeyNotUsable("why", cause="disabled"), ["next: mhsm key update k --enable"]),
+        (errors.KeyNotUsable("why", cause="expires"), ["next: mhsm key show k"]),
+        (errors.KeySoftDeleted("why"), ["next: mhsm key recover k", "next: mhsm key purge k"]),
+        (errors.KeyExists("why", state="deleted"), ["next: mhsm key recover k", "next: mhsm key purge k"]),
+        (errors.KeyExists("why", state="active"), ["next: mhsm key show k"]),
+        (errors.KeyNotFound("why"), ["next: mhsm key list"]),
+        (
+            errors.DeletedKeyNotFound("why"),
+            ["next: mhsm key list-deleted", "hint: a key is deleted before it is purged"],
+        ),
+        (errors.OperationNotPermitted("why"), ["next: mhsm key show k"]),
+        (errors.PurgeProtected("why"), ["next: mhsm key show-deleted k"]),
+        (
+            errors.LimitExceeded("why", limit="keys"),
+            ["next: mhsm key list-deleted", "next: mhsm key purge NAME"],
+        ),
+        (errors.LimitExceeded("why", limit="versions"), []),
+        (errors.PoolLocked("why"), ["next: mhsm security-domain init-recovery --output attempt.json"]),
+    ],
+)
+def test_a_refusal_says_what_to_do(servers: Servers, error: MHSMError, following: list[str]) -> None:
+    """The way out is a command, and not words alone."""
+    servers.script(refuse(error))
+    ended = run(servers, "key", "show", "k")
+    assert ended.exit_code in {1, 3}
+    at = f" --data-dir {servers.directory}"
+    wanted = [line + at * line.startswith("next") for line in following]
+    assert ended.stderr.splitlines() == ["mhsm: why", *wanted]
+
+
+def test_a_refusal_of_a_version_names_the_key_where_only_keys_are(servers: Servers) -> None:
+    servers.script(refuse(errors.KeySoftDeleted("why")))
+    shown = run(servers, "key", "show", f"k/versions/{'0' * 32}").stderr
+    assert "next: mhsm key recover k " in shown
+
+
+def test_overload_says_when_to_come_back(
+    servers: Servers, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The pool serves: to look at its status would not help, to wait does."""
+    servers.write_connection_file()
+    servers.script(refuse(errors.Overloaded("too many calls").retry_after(2.0)))
+    command = ["mhsm", "key", "show", "k", "--timeout", "0.3", "--data-dir", str(servers.directory), "--json"]
+    monkeypatch.setattr(sys, "argv", command)
+    with pytest.raises(SystemExit) as ended:
+        output.main(mhsm)
+    error = json.loads(capsys.readouterr().err)["error"]
+    assert ended.value.code == 5
+    assert (error["reason"], error["retry_seconds"], error["next"]) == ("OVERLOADED", 2.0, [])
+    assert error["hints"] == ["come back in 2 s, or give a longer --timeout"]
