@@ -18,6 +18,7 @@ from hsm_pool.cli.key_output import (
     OPERATIONS,
     TYPES,
     as_application,
+    has_expired,
     resource,
     show_deleted_key,
     show_key,
@@ -50,6 +51,15 @@ from hsm_pool.limits import IMPORT_BYTES_MAX, KEY_BACKUP_BYTES_MAX
 _DEFAULT_SIZES = {KeyType.RSA: 2048, KeyType.OCT: 256, KeyType.EC: 0, KeyType.AKP: AKP_SIZES_BITS[1]}
 _DEFAULT_CURVES = {KeyType.EC: Curve.P256}
 _AKP_SIZES = ", ".join(f"{a.size_bits} {a.name}" for a in ALGORITHMS if a.preview)
+_CHANGES = (
+    "not_before",
+    "expires",
+    "operations",
+    "tags",
+    "clear_not_before",
+    "clear_expires",
+    "clear_tags",
+)
 _TIME = click.DateTime(["%Y-%m-%dT%H:%M:%SZ", "%Y-%m-%d"])
 
 
@@ -156,6 +166,10 @@ def create(name: str, type_name: str, curve: str | None, size: int | None, **opt
             request_id=options["request_id"],
         )
     following = f"mhsm key public-key {name} --output {name}.pem" if made.public_key_der else "mhsm key list"
+    if has_expired(made.attributes):
+        following = (
+            f"it has expired already: it only verifies, decrypts, unwraps and is released\n{following}"
+        )
     show_key(made, options, f"made {made.name}", following)
 
 
@@ -265,6 +279,8 @@ def update(name: str, enabled: bool | None, **options: Any) -> None:
         enabled=enabled, not_before=_utc(options["not_before"]), expires=_utc(options["expires"])
     )
     policy = release_policy_of(options)
+    if enabled is None and policy is None and not any(options[name] for name in _CHANGES):
+        raise click.UsageError("nothing to change: say what")
     with connect(options) as pool:
         changed = pool.update_key(
             resource(name),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from datetime import UTC, datetime
 from typing import Any
 
 import click
@@ -36,11 +37,29 @@ def _operations(found: keys_pb2.Key) -> list[str]:
     return [KeyOperation(operation).azure_name for operation in found.key_operations]
 
 
+def _state(attributes: keys_pb2.KeyAttributes) -> str:
+    """Return whether a version can be used now, by this machine's clock."""
+    if not attributes.enabled:
+        return "disabled"
+    if attributes.HasField("not_before") and _now() < attributes.not_before.ToDatetime(UTC):
+        return "not valid yet"
+    return "expired" if has_expired(attributes) else "enabled"
+
+
+def has_expired(attributes: keys_pb2.KeyAttributes) -> bool:
+    """Return whether a version is used no more for what makes something, by this machine's clock."""
+    return attributes.HasField("expires") and attributes.expires.ToDatetime(UTC) <= _now()
+
+
+def _now() -> datetime:
+    return datetime.now(UTC)
+
+
 def show_key(found: keys_pb2.Key, options: dict[str, Any], text: str, following: str) -> None:
     """Report a key version."""
     attributes = found.attributes
     lines = [text] if text else [found.name]
-    lines.append(f"  {_kind(found)}, {'enabled' if attributes.enabled else 'disabled'}")
+    lines.append(f"  {_kind(found)}, {_state(attributes)}")
     lines.append("  " + ", ".join(_operations(found)))
     if attributes.HasField("not_before"):
         lines.append(f"  not before {attributes.not_before.ToJsonString()}")
@@ -74,13 +93,13 @@ def show_keys(found: list[keys_pb2.Key], common: dict[str, Any]) -> None:
         click.echo(json.dumps({"keys": [MessageToDict(entry) for entry in found]}))
         return
     table = Table(box=None, pad_edge=False)
-    for column in ("name", "kind", "enabled", "operations", "created"):
+    for column in ("name", "kind", "state", "operations", "created"):
         table.add_column(column)
     for entry in found:
         table.add_row(
             entry.name,
             _kind(entry),
-            "yes" if entry.attributes.enabled else "no",
+            _state(entry.attributes),
             " ".join(_operations(entry)),
             entry.attributes.created.ToJsonString(),
         )

@@ -22,6 +22,7 @@ from hsm_pool.cli.main import mhsm
 from hsm_pool.core.model import Curve, KeyType
 from hsm_pool.errors import MHSMError
 from hsm_pool.net.interceptors import error_status
+from mhsm.keys.v1 import keys_pb2
 from tests.unit.client.protocol_server import POOL_ID, Script, Servers
 
 
@@ -117,6 +118,34 @@ def test_azure_s_types_and_defaults(
     assert run(servers, "key", "create", "k", "--type", *arguments).exit_code == 0
     (sent,) = [request for p in servers.partitions for request in p.requests("CreateKey")]
     assert (sent.key_type, sent.curve, sent.size_bits) == (key_type, curve, size_bits)
+
+
+def test_an_update_of_nothing_is_wrong_usage(servers: Servers) -> None:
+    ended = run(servers, "key", "update", "k")
+    assert (ended.exit_code, "nothing to change" in ended.stderr) == (2, True)
+    assert all(not p.calls for p in servers.partitions)
+
+
+def test_a_key_that_is_made_expired_is_said_to_be(servers: Servers) -> None:
+    """Azure takes the date, too: the person who mistyped the year hears of it."""
+
+    def expiring(method: str, request: Any, _: grpc.ServicerContext) -> keys_pb2.CreateKeyResponse | None:
+        if method != "CreateKey":
+            return None
+        key = keys_pb2.Key(name="keys/k/versions/1", key_type=KeyType.OCT, size_bits=256)
+        key.attributes.CopyFrom(request.attributes)
+        key.attributes.enabled = True
+        return keys_pb2.CreateKeyResponse(key=key)
+
+    servers.script(expiring)
+    create = ("key", "create", "k", "--type", "oct")
+    dead, alive = (run(servers, *create, "--expires", date) for date in ("2020-01-01", "2999-01-01"))
+    assert "oct-256, expired\n" in dead.stdout
+    assert "hint: it has expired already" in dead.stderr
+    assert "oct-256, enabled\n" in alive.stdout
+    assert "hint" not in alive.stderr
+    early = run(servers, *create, "--not-before", "2999-01-01")
+    assert "oct-256, not valid yet\n" in early.stdout
 
 
 # -- what is said after a refusal ---------------------------------------------------------
