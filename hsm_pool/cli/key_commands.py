@@ -384,7 +384,8 @@ def public_key(name: str, output: Path, **common: Any) -> None:
         {"name": found.name, "public_key_file": str(output)},
         as_json=common["as_json"],
         text=f"wrote the public key of {found.name} to {output}",
-        following=f"openssl pkey -pubin -in {output} -text -noout",
+        following=("openssl 3.5 or newer reads it\n" if KeyType(found.key_type) is KeyType.AKP else "")
+        + f"openssl pkey -pubin -in {output} -text -noout",
     )
 
 

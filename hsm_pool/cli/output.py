@@ -68,9 +68,14 @@ _SHARE_REFUSED_BECAUSE = {
     OTHER_SHARE: "the file may be one of before a change of officers: compare its words with the status\n"
     "mhsm security-domain status\nmhsm security-domain fetch-file --output FILE",
 }
+DOWNLOAD = (
+    "mhsm security-domain download --required 2 --output security-domain.json "
+    "--attempt-output activation.json --officer FILE --officer FILE --officer FILE"
+)
+"""How a pool is activated."""
 _NOT_ACTIVATED = (
-    "mhsm security-domain status\nmhsm security-domain download --help\n"
-    "to recover a lost pool do not download: mhsm security-domain init-recovery --security-domain FILE"
+    f"mhsm security-domain status\n{DOWNLOAD}\nto recover a lost pool do not download: "
+    "mhsm security-domain init-recovery --security-domain FILE --output attempt.json"
 )
 _STOP = "stop: find out who made it; docs/ceremonies.md"
 _OTHER_MEASUREMENT = (

@@ -9,6 +9,7 @@ from google.protobuf.json_format import MessageToDict
 
 from hsm_pool.cli.key_output import as_application, resource, show_key
 from hsm_pool.cli.output import connect, report, request_id_option
+from hsm_pool.core.rotation import duration_days
 from mhsm.keys.v1 import keys_pb2
 
 
@@ -64,7 +65,17 @@ def update_policy(
             expiry_time=expiry_time,
             request_id=options["request_id"],
         )
-    _show_policy(name, policy, options, f"mhsm key rotation-policy show {name}")
+    following = f"mhsm key rotation-policy show {name}"
+    if expires_before_it_is_rotated(time_after_create, expiry_time):
+        following = f"each version expires before the next one is made\n{following}"
+    _show_policy(name, policy, options, following)
+
+
+def expires_before_it_is_rotated(time_after_create: str, expiry_time: str) -> bool:
+    """Return whether a policy of these durations leaves a key without a valid version for a time."""
+    if not (time_after_create and expiry_time):
+        return False
+    return duration_days(time_after_create, "time_after_create") > duration_days(expiry_time, "expiry_time")
 
 
 def _show_policy(

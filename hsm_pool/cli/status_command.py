@@ -19,6 +19,7 @@ from rich.text import Text
 from hsm_pool.cli import ceremony_progress, process_facts
 from hsm_pool.cli.attempts import described, purpose
 from hsm_pool.cli.output import (
+    DOWNLOAD,
     LOCKED,
     POLL,
     UNREACHABLE,
@@ -173,7 +174,7 @@ def status(context: click.Context, watch: bool, data_dir: Path, as_json: bool) -
             say_next(at_the_same_pool(line))
         polled = any(row["reason"] == DOWNLOADED_OVER_REST for row in rows)
         following = {
-            "PROVISIONED": POLL if polled else "mhsm security-domain download --help",
+            "PROVISIONED": POLL if polled else DOWNLOAD,
             "LOCKED": "mhsm security-domain init-recovery --output attempt.json",
         }
         states = {row["state"] for row in rows}

@@ -10,6 +10,7 @@ from click.core import ParameterSource
 
 from hsm_pool.errors import (
     DeletedKeyNotFound,
+    InvalidField,
     KeyExists,
     KeyNotFound,
     KeyNotUsable,
@@ -67,7 +68,7 @@ def _takes(context: click.Context, words: list[str], name: str) -> bool:
 
 
 def after_refusal(error: MHSMError, named: str) -> str:
-    """Return what to do when the pool refused a command because of a key's state; "" for nothing.
+    """Return what to do when the pool refused a command for its keys and roles; "" for nothing.
 
     Args:
         error: The refusal.
@@ -91,5 +92,7 @@ def after_refusal(error: MHSMError, named: str) -> str:
             return f"mhsm key rotation-policy update {key} --time-after-create P90D"
         case LimitExceeded(metadata={"limit": "keys"}):
             return "mhsm key list-deleted\nmhsm key purge NAME"
+        case InvalidField(metadata={"field": "data_actions" | "not_data_actions"}):
+            return 'mhsm role definition show "Crypto User"\nall data actions: docs/roles.md'
         case _:
             return ""

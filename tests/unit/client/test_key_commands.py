@@ -8,16 +8,18 @@ from __future__ import annotations
 import json
 import sys
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import click
 import grpc
 import pytest
 from click.testing import CliRunner, Result
+from cryptography.hazmat.primitives.asymmetric.utils import encode_dss_signature
 from grpc_status import rpc_status
 
 from hsm_pool import errors
-from hsm_pool.cli import output
+from hsm_pool.cli import output, rotation_commands
 from hsm_pool.cli.main import mhsm
 from hsm_pool.core.model import Curve, KeyType
 from hsm_pool.errors import MHSMError
@@ -181,6 +183,10 @@ def refuse(error: MHSMError) -> Script:
             ["next: mhsm key list-deleted", "next: mhsm key purge NAME"],
         ),
         (errors.LimitExceeded("why", limit="versions"), []),
+        (
+            errors.InvalidField("why", field="data_actions"),
+            ['next: mhsm role definition show "Crypto User"', "hint: all data actions: docs/roles.md"],
+        ),
         (errors.PoolLocked("why"), ["next: mhsm security-domain init-recovery --output attempt.json"]),
     ],
 )
@@ -214,3 +220,56 @@ def test_overload_says_when_to_come_back(
     assert ended.value.code == 5
     assert (error["reason"], error["retry_seconds"], error["next"]) == ("OVERLOADED", 2.0, [])
     assert error["hints"] == ["come back in 2 s, or give a longer --timeout"]
+
+
+# -- files --------------------------------------------------------------------------------
+
+
+def test_a_file_that_is_no_signature_accuses_nobody(servers: Servers, tmp_path: Path) -> None:
+    """Exit code 6 is kept for what can be a signature: a forgotten --der is another thing."""
+    text, signature = tmp_path / "text", tmp_path / "signature"
+    text.write_text("text")
+    verify = ("crypto", "verify", "k", "--file", str(text), "--signature", str(signature), "--algorithm")
+    for octets, algorithm, hint in (
+        (encode_dss_signature(2**255, 2**254), "ES256", "DER\nhint: give --der"),
+        (encode_dss_signature(2**500, 2**500), "ES512", "DER\nhint: give --der"),
+        (bytes(63), "ES256", "63 bytes"),
+        (bytes(64), "ES384", "64 bytes"),
+    ):
+        signature.write_bytes(octets)
+        ended = run(servers, *verify, algorithm)
+        assert (ended.exit_code, hint in ended.stderr) == (1, True), ended.stderr
+    assert sum(servers.count("Verify")) == 0
+    signature.write_bytes(bytes(64))
+    assert run(servers, *verify, "ES256").exit_code == 6
+    signature.write_bytes(encode_dss_signature(2**255, 2**254))
+    assert run(servers, *verify, "ES256", "--der").exit_code == 6
+    signature.write_bytes(bytes(64))
+    ended = run(servers, *verify, "ES256", "--der")
+    assert (ended.exit_code, "hint: leave --der away" in ended.stderr) == (1, True)
+
+
+@pytest.mark.parametrize(
+    ("algorithm", "octets", "warned"),
+    [("A256CBC", 11, True), ("A256CBC", 32, False), ("A256CBCPAD", 11, False), ("A256GCM", 11, False)],
+)
+def test_zeros_that_stay_are_said(
+    servers: Servers, tmp_path: Path, algorithm: str, octets: int, warned: bool
+) -> None:
+    """What A*CBC decrypts to is longer than what was encrypted: Azure's too, and a surprise there."""
+    plain, sealed, opened = tmp_path / "plain", tmp_path / "sealed", tmp_path / "opened"
+    plain.write_bytes(bytes(octets))
+    encrypt = ("crypto", "encrypt", "k", "--algorithm", algorithm, "--file", str(plain))
+    assert ("A*CBCPAD takes them off" in run(servers, *encrypt, "--output", str(sealed)).stderr) == warned
+    decrypted = run(servers, "crypto", "decrypt", "--file", str(sealed), "--output", str(opened))
+    assert ("A*CBCPAD takes them off" in decrypted.stderr) == (algorithm == "A256CBC")
+
+
+# -- rotation policies --------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(("age", "life", "warned"), [("P400D", "P1Y", True), ("P90D", "P1Y", False)])
+def test_a_policy_that_leaves_a_gap_is_said(age: str, life: str, warned: bool) -> None:
+    assert rotation_commands.expires_before_it_is_rotated(age, life) == warned
+    assert not rotation_commands.expires_before_it_is_rotated(age, "")
+    assert not rotation_commands.expires_before_it_is_rotated("", life)
