@@ -72,15 +72,16 @@ def after_refusal(error: MHSMError, named: str) -> str:
 
     Args:
         error: The refusal.
-        named: The key, or its version, that the command was given; NAME if it was given none.
+        named: The key, or its version, that the command was given; NAME if it was given a file.
     """
+    named = error.metadata.get("key", named)
     key = named.removeprefix("keys/").partition("/")[0]
     match error:
         case KeyNotUsable(metadata={"cause": "disabled"}):
             return f"mhsm key update {named} --enable"
         case KeySoftDeleted() | KeyExists(metadata={"state": "deleted"}):
             return f"mhsm key recover {key}\nmhsm key purge {key}"
-        case KeyNotUsable() | KeyExists() | OperationNotPermitted():
+        case KeyNotUsable() | KeyExists(metadata={"state": "active"}) | OperationNotPermitted():
             return f"mhsm key show {named}"
         case KeyNotFound():
             return "mhsm key list"

@@ -171,6 +171,8 @@ def refuse(error: MHSMError) -> Script:
         (errors.KeySoftDeleted("why"), ["next: mhsm key recover k", "next: mhsm key purge k"]),
         (errors.KeyExists("why", state="deleted"), ["next: mhsm key recover k", "next: mhsm key purge k"]),
         (errors.KeyExists("why", state="active"), ["next: mhsm key show k"]),
+        (errors.KeyExists("why", state="active", key="of-a-file"), ["next: mhsm key show of-a-file"]),
+        (errors.KeyExists("why"), []),
         (errors.KeyNotFound("why"), ["next: mhsm key list"]),
         (
             errors.DeletedKeyNotFound("why"),
