@@ -126,7 +126,7 @@ def list_assignments(scope: str, assignee: str, **common: Any) -> None:
     with connect(common) as pool:
         found = list(pool.list_role_assignments(scope, assignee))
         names = _names(pool)
-    rows = [("ASSIGNMENT", "PRINCIPAL", "ROLE", "SCOPE", "ROLE'S GUID")] + [
+    rows = [("assignment", "principal", "role", "scope", "role's GUID")] + [
         (entry.name, entry.principal_id, _name(entry, names) or "-", entry.scope, entry.role_definition_id)
         for entry in found
     ]
