@@ -15,8 +15,8 @@ from cryptography.hazmat.primitives.asymmetric.mldsa import MLDSAMuHasher
 from cryptography.hazmat.primitives.asymmetric.utils import decode_dss_signature, encode_dss_signature
 
 from hsm_pool.cli.files import refuse_existing, write_new
-from hsm_pool.cli.key_output import resource
-from hsm_pool.cli.output import common_options, connect, fail, read_bounded, report
+from hsm_pool.cli.key_output import as_application, resource
+from hsm_pool.cli.output import connect, fail, read_bounded, report
 from hsm_pool.client.calls import Made
 from hsm_pool.client.pool import Pool
 from hsm_pool.core.model import KeyOperation
@@ -29,6 +29,8 @@ Command = TypeVar("Command", bound=Callable[..., Any])
 
 _IN_FILE = click.Path(exists=True, dir_okay=False, path_type=Path)
 _OUT_FILE = click.Path(path_type=Path)
+_BLOCK_BYTES = 16
+_ZEROS = "A*CBC adds zeros up to 16 bytes, and decrypt leaves them there: A*CBCPAD takes them off"
 
 
 def _algorithm_option(operation: KeyOperation) -> Callable[[Command], Command]:
@@ -78,13 +80,36 @@ def _to_der(signature: bytes) -> bytes:
     )
 
 
+def _width(algorithm: str) -> int:
+    """Return the bytes of r, and of s."""
+    return (algorithms.CURVE_BITS[algorithms.named(algorithm).curve] + 7) // 8
+
+
+def _check_raw(signature: bytes, algorithm: str) -> None:
+    """End the command where a file cannot be an EC signature: exit code 6 would accuse somebody."""
+    if len(signature) == 2 * _width(algorithm):
+        return
+    try:
+        decode_dss_signature(signature)
+    except ValueError:
+        found = f"{len(signature)} bytes"
+    else:
+        found = "DER"
+    wanted = f"a signature of {algorithm} is r || s, {2 * _width(algorithm)} bytes"
+    fail(f"{wanted}: this is {found}", "give --der" if found == "DER" else "")
+
+
 def _from_der(signature: bytes, algorithm: str) -> bytes:
-    width = (algorithms.CURVE_BITS[algorithms.named(algorithm).curve] + 7) // 8
+    width = _width(algorithm)
     try:
         r, s = decode_dss_signature(signature)
         return r.to_bytes(width, "big") + s.to_bytes(width, "big")
     except (ValueError, OverflowError):
         fail("the signature is not DER", "leave --der away for r || s")
+
+
+def _adds_zeros(algorithm: str) -> bool:
+    return algorithms.named(algorithm).scheme is algorithms.Scheme.AES_CBC
 
 
 def _argument(made: Made) -> str:
@@ -98,7 +123,7 @@ def _argument(made: Made) -> str:
 @click.option("--file", "file", type=_IN_FILE, required=True)
 @click.option("--output", type=_OUT_FILE, required=True)
 @click.option("--der", is_flag=True, help="EC: write DER instead of r || s, as openssl needs it.")
-@common_options
+@as_application
 def sign(name: str, algorithm: str, file: Path, output: Path, der: bool, **common: Any) -> None:
     """Sign a file; the file is hashed here, only the digest travels."""
     refuse_existing(output)
@@ -125,13 +150,16 @@ def sign(name: str, algorithm: str, file: Path, output: Path, der: bool, **commo
 @_algorithm_option(KeyOperation.VERIFY)
 @click.option("--file", "file", type=_IN_FILE, required=True)
 @click.option("--signature", type=_IN_FILE, required=True)
-@click.option("--der", is_flag=True)
-@common_options
+@click.option("--der", is_flag=True, help="EC: the signature is DER, not r || s.")
+@as_application
 def verify(name: str, algorithm: str, file: Path, signature: Path, der: bool, **common: Any) -> None:
     """Verify a file's signature; exit code 6 when it does not verify."""
     octets = read_bounded(signature, PAYLOAD_BYTES_MAX)
-    if der and _is_ecdsa(algorithm):
-        octets = _from_der(octets, algorithm)
+    if _is_ecdsa(algorithm):
+        if der:
+            octets = _from_der(octets, algorithm)
+        else:
+            _check_raw(octets, algorithm)
     with connect(common) as pool:
         pool.verify(resource(name), algorithm, _digest(pool, name, algorithm, file), octets)
     report({"valid": True}, as_json=common["as_json"], text="the signature verifies", following="")
@@ -142,7 +170,7 @@ def verify(name: str, algorithm: str, file: Path, signature: Path, der: bool, **
 @_algorithm_option(KeyOperation.ENCRYPT)
 @click.option("--file", "file", type=_IN_FILE, required=True, help="At most 64 KiB.")
 @click.option("--output", type=_OUT_FILE, required=True)
-@common_options
+@as_application
 def encrypt(name: str, algorithm: str, file: Path, output: Path, **common: Any) -> None:
     """Encrypt a small file into a JSON file that decrypt takes."""
     refuse_existing(output)
@@ -162,14 +190,15 @@ def encrypt(name: str, algorithm: str, file: Path, output: Path, **common: Any) 
         {"output": str(output), "key": key_name},
         as_json=common["as_json"],
         text=f"encrypted {file}: {output}",
-        following=f"mhsm crypto decrypt --file {output} --output FILE",
+        following=f"mhsm crypto decrypt --file {output} --output FILE"
+        + (f"\n{_ZEROS}" if _adds_zeros(algorithm) and len(plaintext) % _BLOCK_BYTES else ""),
     )
 
 
 @crypto.command()
 @click.option("--file", "file", type=_IN_FILE, required=True, help="What encrypt wrote.")
 @click.option("--output", type=_OUT_FILE, required=True)
-@common_options
+@as_application
 def decrypt(file: Path, output: Path, **common: Any) -> None:
     """Decrypt what encrypt wrote."""
     refuse_existing(output)
@@ -186,7 +215,12 @@ def decrypt(file: Path, output: Path, **common: Any) -> None:
         fail(f"{file} was not written by mhsm crypto encrypt", "")
     with connect(common) as pool:
         write_new(output, pool.decrypt(name, algorithm, sealed))
-    report({"output": str(output)}, as_json=common["as_json"], text=f"decrypted: {output}", following="")
+    report(
+        {"output": str(output)},
+        as_json=common["as_json"],
+        text=f"decrypted: {output}",
+        following=_ZEROS if _adds_zeros(algorithm) else "",
+    )
 
 
 @crypto.command()
@@ -194,7 +228,7 @@ def decrypt(file: Path, output: Path, **common: Any) -> None:
 @_algorithm_option(KeyOperation.WRAP_KEY)
 @click.option("--file", "file", type=_IN_FILE, required=True, help="The raw key to wrap.")
 @click.option("--output", type=_OUT_FILE, required=True)
-@common_options
+@as_application
 def wrap(name: str, algorithm: str, file: Path, output: Path, **common: Any) -> None:
     """Wrap a raw key in a file."""
     refuse_existing(output)
@@ -216,7 +250,7 @@ def wrap(name: str, algorithm: str, file: Path, output: Path, **common: Any) -> 
 @_algorithm_option(KeyOperation.UNWRAP_KEY)
 @click.option("--file", "file", type=_IN_FILE, required=True)
 @click.option("--output", type=_OUT_FILE, required=True)
-@common_options
+@as_application
 def unwrap(name: str, algorithm: str, file: Path, output: Path, **common: Any) -> None:
     """Unwrap a wrapped key."""
     refuse_existing(output)
@@ -229,7 +263,7 @@ def unwrap(name: str, algorithm: str, file: Path, output: Path, **common: Any) -
 @crypto.command()
 @click.argument("count", type=click.IntRange(1, 128))
 @click.option("--output", type=_OUT_FILE, required=True)
-@common_options
+@as_application
 def random(count: int, output: Path, **common: Any) -> None:
     """Write random bytes from the pool to a file."""
     refuse_existing(output)

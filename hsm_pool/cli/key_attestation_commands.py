@@ -13,9 +13,8 @@ from cryptography.hazmat.primitives import serialization
 
 from hsm_pool.cli.evidence_files import load_roots, root_options
 from hsm_pool.cli.files import refuse_existing, write_new
-from hsm_pool.cli.key_output import resource
+from hsm_pool.cli.key_output import as_application, resource
 from hsm_pool.cli.output import (
-    common_options,
     connect,
     data_directory_option,
     fail,
@@ -34,7 +33,7 @@ _FILE_BYTES_MAX = 64 * 1024
 @click.command()
 @click.argument("name")
 @click.option("--output", type=click.Path(path_type=Path), required=True, help="File for the attestation.")
-@common_options
+@as_application
 def attestation(name: str, output: Path, **common: Any) -> None:
     """Write proof that a key is one of this pool, and of which kind; nothing in it is secret."""
     refuse_existing(output)

@@ -13,9 +13,18 @@ from google.protobuf.json_format import MessageToDict
 
 from hsm_pool.cli.files import refuse_existing, write_new
 from hsm_pool.cli.key_attestation_commands import attestation, verify_attestation
-from hsm_pool.cli.key_output import CURVES, OPERATIONS, TYPES, resource, show_deleted_key, show_key, show_keys
+from hsm_pool.cli.key_output import (
+    CURVES,
+    OPERATIONS,
+    TYPES,
+    as_application,
+    has_expired,
+    resource,
+    show_deleted_key,
+    show_key,
+    show_keys,
+)
 from hsm_pool.cli.output import (
-    common_options,
     confirmed_by_name,
     connect,
     fail,
@@ -34,13 +43,23 @@ from hsm_pool.cli.release_commands import (
 from hsm_pool.cli.rotation_commands import rotate, rotation_policy
 from hsm_pool.cli.secure_wrap_commands import secure_unwrap, secure_wrap
 from hsm_pool.client import calls, jwk
+from hsm_pool.core.model import Curve, KeyType
 from hsm_pool.crypto.algorithms import AKP_SIZES_BITS, ALGORITHMS, RSA_EXPONENT, RSA_EXPONENTS
-from hsm_pool.errors import PurgeProtected
 from hsm_pool.limits import IMPORT_BYTES_MAX, KEY_BACKUP_BYTES_MAX
-from mhsm.keys.v1 import keys_pb2
 
-_DEFAULT_SIZES = {"RSA": 3072, "oct": 256, "EC": 0, "AKP": AKP_SIZES_BITS[1]}
+# Azure's, but for AKP.
+_DEFAULT_SIZES = {KeyType.RSA: 2048, KeyType.OCT: 256, KeyType.EC: 0, KeyType.AKP: AKP_SIZES_BITS[1]}
+_DEFAULT_CURVES = {KeyType.EC: Curve.P256}
 _AKP_SIZES = ", ".join(f"{a.size_bits} {a.name}" for a in ALGORITHMS if a.preview)
+_CHANGES = (
+    "not_before",
+    "expires",
+    "operations",
+    "tags",
+    "clear_not_before",
+    "clear_expires",
+    "clear_tags",
+)
 _TIME = click.DateTime(["%Y-%m-%dT%H:%M:%SZ", "%Y-%m-%d"])
 
 
@@ -93,13 +112,21 @@ key.add_command(verify_attestation)
 
 @key.command()
 @click.argument("name")
-@click.option("--type", "type_name", type=click.Choice(list(TYPES)), required=True)
-@click.option("--curve", type=click.Choice(list(CURVES)), default=None)
+@click.option(
+    "--type",
+    "type_name",
+    type=click.Choice(list(TYPES)),
+    required=True,
+    help="Each with or without -HSM: all keys are in the pool.",
+)
+@click.option(
+    "--curve", type=click.Choice(list(CURVES)), default=None, help="Of an EC key; by default P-256."
+)
 @click.option(
     "--size",
     type=click.IntRange(1, 65_536),
     default=None,
-    help=f"Bits: RSA (default 3072), oct (256); PREVIEW, AKP: {_AKP_SIZES}.",
+    help=f"Bits: RSA (default 2048), oct (256); PREVIEW, AKP: {_AKP_SIZES}.",
 )
 @click.option(
     "--public-exponent",
@@ -113,7 +140,7 @@ key.add_command(verify_attestation)
 @release_policy_options
 @request_id_option
 @_attribute_options
-@common_options
+@as_application
 def create(name: str, type_name: str, curve: str | None, size: int | None, **options: Any) -> None:
     """Create a key, or a new version of it."""
     attributes = calls.attributes(
@@ -123,12 +150,13 @@ def create(name: str, type_name: str, curve: str | None, size: int | None, **opt
         exportable=options["exportable"],
     )
     policy = release_policy_of(options)
+    key_type = TYPES[type_name]
     with connect(options) as pool:
         made = pool.create_key(
             name,
-            key_type=TYPES[type_name],
-            curve=CURVES[curve] if curve else keys_pb2.CURVE_UNSPECIFIED,
-            size_bits=_DEFAULT_SIZES[type_name] if size is None else size,
+            key_type=key_type,
+            curve=CURVES[curve] if curve else _DEFAULT_CURVES.get(key_type, Curve.NONE),
+            size_bits=_DEFAULT_SIZES[key_type] if size is None else size,
             key_operations=[OPERATIONS[operation] for operation in options["operations"]],
             key_attributes=attributes,
             tags=options["tags"],
@@ -138,6 +166,10 @@ def create(name: str, type_name: str, curve: str | None, size: int | None, **opt
             request_id=options["request_id"],
         )
     following = f"mhsm key public-key {name} --output {name}.pem" if made.public_key_der else "mhsm key list"
+    if has_expired(made.attributes):
+        following = (
+            f"it has expired already: it only verifies, decrypts, unwraps and is released\n{following}"
+        )
     show_key(made, options, f"made {made.name}", following)
 
 
@@ -176,7 +208,7 @@ def _material(file: Path) -> dict[str, bytes]:
 @release_policy_options
 @request_id_option
 @_attribute_options
-@common_options
+@as_application
 def import_(name: str, file: Path | None, byok: Path | None, **options: Any) -> None:
     """Import key material as a key, or as a new version of it."""
     if byok is not None and file is None:
@@ -206,7 +238,7 @@ def import_(name: str, file: Path | None, byok: Path | None, **options: Any) -> 
 
 @key.command()
 @click.argument("name")
-@common_options
+@as_application
 def show(name: str, **common: Any) -> None:
     """Show a key's newest version, or keys/NAME/versions/VERSION."""
     with connect(common) as pool:
@@ -215,7 +247,7 @@ def show(name: str, **common: Any) -> None:
 
 
 @key.command("list")
-@common_options
+@as_application
 def list_(**common: Any) -> None:
     """List the keys."""
     with connect(common) as pool:
@@ -224,7 +256,7 @@ def list_(**common: Any) -> None:
 
 @key.command()
 @click.argument("name")
-@common_options
+@as_application
 def versions(name: str, **common: Any) -> None:
     """List the versions of a key, oldest first."""
     with connect(common) as pool:
@@ -240,13 +272,15 @@ def versions(name: str, **common: Any) -> None:
 @release_policy_options
 @request_id_option
 @_attribute_options
-@common_options
+@as_application
 def update(name: str, enabled: bool | None, **options: Any) -> None:
     """Change attributes, operations or tags; what is not named stays."""
     attributes = calls.attributes(
         enabled=enabled, not_before=_utc(options["not_before"]), expires=_utc(options["expires"])
     )
     policy = release_policy_of(options)
+    if enabled is None and policy is None and not any(options[name] for name in _CHANGES):
+        raise click.UsageError("nothing to change: say what")
     with connect(options) as pool:
         changed = pool.update_key(
             resource(name),
@@ -264,7 +298,7 @@ def update(name: str, enabled: bool | None, **options: Any) -> None:
 @key.command()
 @click.argument("name")
 @request_id_option
-@common_options
+@as_application
 def delete(name: str, request_id: str | None, **common: Any) -> None:
     """Soft-delete a key with all its versions."""
     with connect(common) as pool:
@@ -274,7 +308,7 @@ def delete(name: str, request_id: str | None, **common: Any) -> None:
 
 @key.command("show-deleted")
 @click.argument("name")
-@common_options
+@as_application
 def show_deleted(name: str, **common: Any) -> None:
     """Show a soft-deleted key."""
     with connect(common) as pool:
@@ -283,7 +317,7 @@ def show_deleted(name: str, **common: Any) -> None:
 
 
 @key.command("list-deleted")
-@common_options
+@as_application
 def list_deleted(**common: Any) -> None:
     """List soft-deleted keys."""
     with connect(common) as pool:
@@ -300,7 +334,7 @@ def list_deleted(**common: Any) -> None:
 @key.command()
 @click.argument("name")
 @request_id_option
-@common_options
+@as_application
 def recover(name: str, request_id: str | None, **common: Any) -> None:
     """Recover a soft-deleted key."""
     with connect(common) as pool:
@@ -312,24 +346,21 @@ def recover(name: str, request_id: str | None, **common: Any) -> None:
 @click.argument("name")
 @click.option("--yes", is_flag=True, help="Do not ask.")
 @request_id_option
-@common_options
+@as_application
 def purge(name: str, yes: bool, request_id: str | None, **common: Any) -> None:
     """Destroy a soft-deleted key for good."""
     question = "type the key's name to destroy it for good"
     if not yes and not confirmed_by_name(question, name, f"mhsm key purge {name} --yes"):
         fail("the name does not fit; nothing was done", "")
     with connect(common) as pool:
-        try:
-            pool.purge_deleted_key(resource(name), request_id)
-        except PurgeProtected as error:
-            fail(error.message, f"mhsm key show-deleted {name}")
+        pool.purge_deleted_key(resource(name), request_id)
     report({"purged": name}, as_json=common["as_json"], text=f"purged {name}", following="mhsm key list")
 
 
 @key.command("public-key")
 @click.argument("name")
 @click.option("--output", type=click.Path(path_type=Path), required=True, help="PEM; - for standard output.")
-@common_options
+@as_application
 def public_key(name: str, output: Path, **common: Any) -> None:
     """Write a key's public half as PEM."""
     to_file = str(output) != "-"
@@ -353,14 +384,15 @@ def public_key(name: str, output: Path, **common: Any) -> None:
         {"name": found.name, "public_key_file": str(output)},
         as_json=common["as_json"],
         text=f"wrote the public key of {found.name} to {output}",
-        following=f"openssl pkey -pubin -in {output} -text -noout",
+        following=("openssl 3.5 or newer reads it\n" if KeyType(found.key_type) is KeyType.AKP else "")
+        + f"openssl pkey -pubin -in {output} -text -noout",
     )
 
 
 @key.command()
 @click.argument("name")
 @click.option("--output", type=click.Path(path_type=Path), required=True)
-@common_options
+@as_application
 def backup(name: str, output: Path, **common: Any) -> None:
     """Write a key with all its versions, encrypted to the security domain."""
     refuse_existing(output)
@@ -377,7 +409,7 @@ def backup(name: str, output: Path, **common: Any) -> None:
 @key.command()
 @click.option("--file", type=click.Path(exists=True, dir_okay=False, path_type=Path), required=True)
 @request_id_option
-@common_options
+@as_application
 def restore(file: Path, request_id: str, **common: Any) -> None:
     """Restore a backed-up key, which must not exist, in a pool of the same security domain."""
     octets = read_bounded(file, KEY_BACKUP_BYTES_MAX)

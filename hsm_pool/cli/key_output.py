@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from datetime import UTC, datetime
 from typing import Any
 
 import click
@@ -10,35 +11,17 @@ from google.protobuf.json_format import MessageToDict
 from rich.console import Console
 from rich.table import Table
 
-from hsm_pool.cli.output import report
+from hsm_pool.cli.output import caller_options, report
+from hsm_pool.core.model import Curve, KeyOperation, KeyType
+from hsm_pool.crypto import algorithms
 from mhsm.keys.v1 import keys_pb2
 
-TYPES = {
-    "RSA": keys_pb2.KEY_TYPE_RSA,
-    "EC": keys_pb2.KEY_TYPE_EC,
-    "oct": keys_pb2.KEY_TYPE_OCT,
-    "AKP": keys_pb2.KEY_TYPE_AKP,
-}
-CURVES = {
-    "P-256": keys_pb2.CURVE_P256,
-    "P-384": keys_pb2.CURVE_P384,
-    "P-521": keys_pb2.CURVE_P521,
-    "P-256K": keys_pb2.CURVE_P256K,
-}
-OPERATIONS = {
-    "encrypt": keys_pb2.KEY_OPERATION_ENCRYPT,
-    "decrypt": keys_pb2.KEY_OPERATION_DECRYPT,
-    "sign": keys_pb2.KEY_OPERATION_SIGN,
-    "verify": keys_pb2.KEY_OPERATION_VERIFY,
-    "wrapKey": keys_pb2.KEY_OPERATION_WRAP_KEY,
-    "unwrapKey": keys_pb2.KEY_OPERATION_UNWRAP_KEY,
-    "import": keys_pb2.KEY_OPERATION_IMPORT,
-    "secureWrapKey": keys_pb2.KEY_OPERATION_SECURE_WRAP_KEY,
-    "secureUnwrapKey": keys_pb2.KEY_OPERATION_SECURE_UNWRAP_KEY,
-}
-_TYPE_NAMES = {value: name for name, value in TYPES.items()}
-_CURVE_NAMES = {value: name for name, value in CURVES.items()}
-_OPERATION_NAMES = {value: name for name, value in OPERATIONS.items()}
+TYPES = {f"{key_type.azure_name}{suffix}": key_type for suffix in ("", "-HSM") for key_type in KeyType}
+"""As on Managed HSM, where each key is an HSM's, the names with and without -HSM mean the same."""
+CURVES = {curve.azure_name: curve for curve in Curve if curve is not Curve.NONE}
+OPERATIONS = {operation.azure_name: operation for operation in KeyOperation}
+as_application = caller_options("application")
+"""Options of a command that uses keys."""
 
 
 def resource(name: str) -> str:
@@ -47,9 +30,29 @@ def resource(name: str) -> str:
 
 
 def _kind(found: keys_pb2.Key) -> str:
-    if found.key_type == keys_pb2.KEY_TYPE_EC:
-        return f"EC {_CURVE_NAMES[found.curve]}"
-    return f"{_TYPE_NAMES[found.key_type]}-{found.size_bits}"
+    return algorithms.kind(KeyType(found.key_type), Curve(found.curve), found.size_bits)
+
+
+def _operations(found: keys_pb2.Key) -> list[str]:
+    return [KeyOperation(operation).azure_name for operation in found.key_operations]
+
+
+def _state(attributes: keys_pb2.KeyAttributes) -> str:
+    """Return whether a version can be used now, by this machine's clock."""
+    if not attributes.enabled:
+        return "disabled"
+    if attributes.HasField("not_before") and _now() < attributes.not_before.ToDatetime(UTC):
+        return "not valid yet"
+    return "expired" if has_expired(attributes) else "enabled"
+
+
+def has_expired(attributes: keys_pb2.KeyAttributes) -> bool:
+    """Return whether a version is used no more for what makes something, by this machine's clock."""
+    return attributes.HasField("expires") and attributes.expires.ToDatetime(UTC) <= _now()
+
+
+def _now() -> datetime:
+    return datetime.now(UTC)
 
 
 def show_key(found: keys_pb2.Key, options: dict[str, Any], text: str, following: str) -> None:
@@ -57,8 +60,8 @@ def show_key(found: keys_pb2.Key, options: dict[str, Any], text: str, following:
     attributes = found.attributes
     content: dict[str, Any] = {"key": MessageToDict(found)}
     lines = [text] if text else [found.name]
-    lines.append(f"  {_kind(found)}, {'enabled' if attributes.enabled else 'disabled'}")
-    lines.append("  " + ", ".join(_OPERATION_NAMES[operation] for operation in found.key_operations))
+    lines.append(f"  {_kind(found)}, {_state(attributes)}")
+    lines.append("  " + ", ".join(_operations(found)))
     if attributes.HasField("not_before"):
         lines.append(f"  not before {attributes.not_before.ToJsonString()}")
     if attributes.HasField("expires"):
@@ -91,14 +94,14 @@ def show_keys(found: list[keys_pb2.Key], common: dict[str, Any]) -> None:
         click.echo(json.dumps({"keys": [MessageToDict(entry) for entry in found]}))
         return
     table = Table(box=None, pad_edge=False)
-    for column in ("name", "kind", "enabled", "operations", "created"):
+    for column in ("name", "kind", "state", "operations", "created"):
         table.add_column(column)
     for entry in found:
         table.add_row(
             entry.name,
             _kind(entry),
-            "yes" if entry.attributes.enabled else "no",
-            " ".join(_OPERATION_NAMES[operation] for operation in entry.key_operations),
+            _state(entry.attributes),
+            " ".join(_operations(entry)),
             entry.attributes.created.ToJsonString(),
         )
     Console(width=None if Console().is_terminal else 200).print(table)

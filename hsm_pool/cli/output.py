@@ -4,7 +4,7 @@ Exit codes: 0 done · 1 failed · 2 usage · 3 not activated, or locked · 4 sha
 5 unreachable · 6 a signature or evidence does not verify · 7 outcome unknown (repeat with the same
 request id) · 130 interrupted. Results go to standard output, everything else to standard error: with --json
 an error as one object in the last line, ``{"error": {"message", "reason", "definite", "exit_code", "next",
-"hints"}}``.
+"hints"}}``, and ``"retry_seconds"`` where the pool says it.
 """
 
 from __future__ import annotations
@@ -12,8 +12,6 @@ from __future__ import annotations
 import functools
 import json
 import os
-import re
-import shlex
 import sys
 import uuid
 from collections.abc import Callable, Iterator
@@ -22,8 +20,8 @@ from pathlib import Path
 from typing import Any, NoReturn, TypeVar
 
 import click
-from click.core import ParameterSource
 
+from hsm_pool.cli.suggestions import COMMAND, after_refusal, at_the_same_pool, say_next
 from hsm_pool.client.connection import NoClient, NoConnection, default_data_directory
 from hsm_pool.client.errors import PoolUnreachable, SignatureInvalid
 from hsm_pool.client.pool import Pool
@@ -36,9 +34,11 @@ from hsm_pool.errors import (
     InvalidField,
     MHSMError,
     NotActivated,
+    Overloaded,
     PoolLocked,
     RestoreState,
     ShareRefused,
+    Unauthenticated,
 )
 from hsm_pool.limits import TOKEN_BYTES_MAX
 from security_domain.errors import (
@@ -57,8 +57,6 @@ T = TypeVar("T")
 FAILED, USAGE, LOCKED, QUORUM, UNREACHABLE, VERIFICATION, UNKNOWN, INTERRUPTED = 1, 2, 3, 4, 5, 6, 7, 130
 
 
-_COMMAND = re.compile(r"(?:mhsm|mhsm-fabric|openssl|apt-get) [a-z]")
-
 _SHARE_REFUSED = "mhsm security-domain status\nthe officer named submits his own share, once"
 _SHARE_REFUSED_BECAUSE = {
     SUBMITTED_BEFORE: "another officer submits his share",
@@ -70,20 +68,36 @@ _SHARE_REFUSED_BECAUSE = {
     OTHER_SHARE: "the file may be one of before a change of officers: compare its words with the status\n"
     "mhsm security-domain status\nmhsm security-domain fetch-file --output FILE",
 }
+DOWNLOAD = (
+    "mhsm security-domain download --required 2 --output security-domain.json "
+    "--attempt-output activation.json --officer FILE --officer FILE --officer FILE"
+)
+"""How a pool is activated."""
 _NOT_ACTIVATED = (
-    "mhsm security-domain status\nmhsm security-domain download --help\n"
-    "to recover a lost pool do not download: mhsm security-domain init-recovery --security-domain FILE"
+    f"mhsm security-domain status\n{DOWNLOAD}\nto recover a lost pool do not download: "
+    "mhsm security-domain init-recovery --security-domain FILE --output attempt.json"
 )
 _STOP = "stop: find out who made it; docs/ceremonies.md"
 _OTHER_MEASUREMENT = (
     "it runs another version than this machine: --firmware-repository, a copy that you have from the "
     f"publisher, or --policy\nif it is not published there, {_STOP}"
 )
-_STATUS: dict[type[Exception], str] = {
-    AlreadyActivated: "mhsm status",
-    CeremonyState: "mhsm security-domain status\nmhsm status",
-    RestoreState: "mhsm backup status",
+_ALWAYS: dict[type[Exception], tuple[str, int]] = {
+    NoConnection: ("--data-dir names the pool\nmhsm up", UNREACHABLE),
+    NoClient: ("mhsm client create --help", FAILED),
+    PoolLocked: ("mhsm security-domain init-recovery --output attempt.json", LOCKED),
+    QuorumMissing: ("mhsm security-domain submit-share --help", QUORUM),
+    SubmissionRefused: ("each officer's own certificate and key, once", QUORUM),  # on this machine
+    AlreadyActivated: ("mhsm status", FAILED),
+    CeremonyState: ("mhsm security-domain status\nmhsm status", FAILED),
+    RestoreState: ("mhsm backup status", FAILED),
+    SignatureInvalid: ("", VERIFICATION),
+    Unauthenticated: (
+        "mhsm token --as NAME --output FILE\nthe development issuer has a new key after each start",
+        FAILED,
+    ),
 }
+"""Next step and exit code of errors that have the same in each case."""
 
 
 POLL = "poll the download: GET /securitydomain/download/pending at any partition (docs/ceremonies.md)"
@@ -97,6 +111,8 @@ class Failure(click.ClickException):
     """Reason of the pool's error, as gRPC clients get it; "" for what this machine found."""
     definite = True
     """Whether nothing was done."""
+    retry_seconds: float | None = None
+    """After how long the pool wants the next try, if it says so."""
 
     def __init__(self, message: str, following: str = "", exit_code: int = FAILED) -> None:
         super().__init__(message)
@@ -122,37 +138,6 @@ def report(value: dict[str, Any], *, as_json: bool, text: str, following: str) -
         return
     click.echo(text)
     say_next(at_the_same_pool(following))
-
-
-def say_next(following: str) -> None:
-    """Print what to do next, one a line: "next:" before a whole command, "hint:" before words."""
-    for line in following.splitlines():
-        click.echo(f"{'next' if _COMMAND.match(line) else 'hint'}: {line}", err=True)
-
-
-def at_the_same_pool(following: str) -> str:
-    """Return suggested commands, one a line, each with the --data-dir that was given, if it takes one."""
-    return "\n".join(_at_the_same_pool(line) for line in following.splitlines())
-
-
-def _at_the_same_pool(following: str) -> str:
-    context = click.get_current_context(silent=True)
-    given = context and context.get_parameter_source("data_dir") is ParameterSource.COMMANDLINE
-    if not context or not given or following.endswith("--help"):
-        return following
-    with_directory = f"{following} --data-dir {shlex.quote(str(context.params['data_dir']))}"
-    if following.startswith("mhsm-fabric "):
-        return with_directory
-    if not following.startswith("mhsm "):
-        return following
-    command: click.Command | None = context.find_root().command
-    for word in following.split()[1:]:
-        if not isinstance(command, click.Group):
-            break
-        command = command.get_command(context, word)
-    if command is None or all(parameter.name != "data_dir" for parameter in command.params):
-        return following
-    return with_directory
 
 
 @contextmanager
@@ -241,7 +226,7 @@ def typed_errors(function: F) -> F:
         except BrokenPipeError:
             raise  # click ends quietly when nobody reads
         except (MHSMError, SecurityDomainError, NoConnection, NoClient, OSError) as error:
-            raise failure_of(error, options.get("request_id")) from None
+            raise failure_of(error, options.get("request_id"), options.get("name") or "NAME") from None
 
     return guarded  # type: ignore[return-value]
 
@@ -260,60 +245,84 @@ def common_options(function: F) -> F:
     return json_option(data_directory_option(with_token))
 
 
-def connect(common: dict[str, Any], client: str = "application") -> Pool:
-    """Connect to the pool of the common options, as a client or with the token they name."""
+def caller_options(default: str) -> Callable[[F], F]:
+    """Return a decorator that adds the common options, and --as: which client calls the pool.
+
+    Args:
+        default: The client that calls when nobody is named.
+    """
+    as_client = click.option(
+        "--as",
+        "client",
+        metavar="NAME",
+        default=default,
+        show_default=True,
+        help="Client whose certificate is used; mhsm client create makes more.",
+    )
+
+    def decorate(function: F) -> F:
+        return as_client(common_options(function))
+
+    return decorate
+
+
+def connect(common: dict[str, Any], client: str = "") -> Pool:
+    """Connect to the pool of the common options, with the token they name or as a client.
+
+    Args:
+        common: The options.
+        client: Who calls; "" for the one of --as.
+    """
     file = common["token_file"]
     token = read_bounded(file, TOKEN_BYTES_MAX).decode(errors="replace").strip() if file else None
-    return Pool.connect(common["data_dir"], client, token=token, timeout_seconds=common["timeout"])
+    caller = client or common["client"]
+    return Pool.connect(common["data_dir"], caller, token=token, timeout_seconds=common["timeout"])
 
 
-def failure_of(error: Exception, request_id: str | None = None) -> Failure:
+def failure_of(error: Exception, request_id: str | None = None, key: str = "NAME") -> Failure:
     """Return the failure, exit code and next step of an error.
 
     Args:
         error: A typed error of the pool or the security domain, or of the machine's files.
         request_id: Of the mutation that failed, if it was one.
+        key: The key that the command was about, if it was.
     """
-    failure = _failure_of(error, request_id)
+    failure = _failure_of(error, request_id, key)
     if isinstance(error, MHSMError):
         failure.reason, failure.definite = error.reason, error.definite
+    if isinstance(error, Overloaded):
+        failure.retry_seconds = error.retry_seconds
     return failure
 
 
-def _failure_of(error: Exception, request_id: str | None) -> Failure:
+def _failure_of(error: Exception, request_id: str | None, key: str) -> Failure:
     text = error.message if isinstance(error, MHSMError) else str(error)
     repeat = f"repeat with --request-id {request_id}" if request_id else "repeat the command"
+    always = next((_ALWAYS[kind] for kind in _ALWAYS if isinstance(error, kind)), None)
+    if always:
+        return Failure(text, *always)
     match error:
-        case NoConnection():
-            return Failure(text, "--data-dir names the pool\nmhsm up", UNREACHABLE)
-        case NoClient():
-            return Failure(text, "mhsm client create --help")
         case NotActivated():
             polled = DOWNLOADED_OVER_REST in text
             return Failure(text, POLL if polled else _NOT_ACTIVATED, LOCKED)
-        case PoolLocked():
-            return Failure(text, "mhsm security-domain init-recovery --help", LOCKED)
-        case QuorumMissing():
-            return Failure(text, "mhsm security-domain submit-share --help", QUORUM)
-        case SubmissionRefused():  # on this machine
-            return Failure(text, "each officer's own certificate and key, once", QUORUM)
         case ShareRefused():
             because = (hint for why, hint in _SHARE_REFUSED_BECAUSE.items() if why in text)
             return Failure(text, next(because, _SHARE_REFUSED), QUORUM)
         case EvidenceRefused():
             following = _OTHER_MEASUREMENT if "mhsm.measurement" in text else _STOP
             return Failure(text, following, VERIFICATION)
-        case AlreadyActivated() | CeremonyState() | RestoreState():
-            return Failure(text, _STATUS[type(error)])
-        case SignatureInvalid():
-            return Failure(text, "", VERIFICATION)
         case MHSMError(definite=False):
             return Failure(text, f"mhsm status\n{repeat}", UNKNOWN)
+        case Overloaded():
+            later = f"come back in {error.retry_seconds:g} s, or give a longer --timeout"
+            return Failure(text, later, UNREACHABLE)
         case PoolUnreachable() | AvailabilityError():
             return Failure(text, "mhsm status", UNREACHABLE)
         case OSError():
             said = error.strerror or text
             return Failure(f"{error.filename}: {said}" if error.filename else said)
+        case MHSMError():
+            return Failure(text, after_refusal(error, key))
         case _:
             return Failure(text)
 
@@ -340,9 +349,11 @@ def _show(error: click.ClickException) -> None:
         "reason": failure.reason,
         "definite": failure.definite,
         "exit_code": failure.exit_code,
-        "next": [line for line in failure.following.splitlines() if _COMMAND.match(line)],
-        "hints": [line for line in failure.following.splitlines() if not _COMMAND.match(line)],
+        "next": [line for line in failure.following.splitlines() if COMMAND.match(line)],
+        "hints": [line for line in failure.following.splitlines() if not COMMAND.match(line)],
     }
+    if failure.retry_seconds is not None:
+        told["retry_seconds"] = failure.retry_seconds
     click.echo(json.dumps({"error": told}), err=True)
 
 

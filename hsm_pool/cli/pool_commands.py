@@ -15,6 +15,7 @@ from typing import Any, Literal
 import click
 from rich.console import Console
 
+from hsm_pool.cli.ceremony_progress import download_command
 from hsm_pool.cli.output import FAILED, UNREACHABLE, data_directory_option, fail, json_option, report
 from hsm_pool.cli.process_facts import running_pool, signal_own, supervisor_process_id
 from hsm_pool.client.connection import NoConnection, load_connection
@@ -25,6 +26,8 @@ from hsm_pool.provisioning import etcd_binary, layout, users
 from hsm_pool.settings import AttestationAuthority, TraceSettings
 from mhsm.enclave.v1 import enclave_pb2
 
+_OFFICERS = [Path("officers") / f"officer-{number}.crt" for number in (1, 2, 3)]
+"""What the command makes that up suggests first."""
 _UP_SECONDS = 90.0
 _DOWN_SECONDS = 40.0
 _POLL_SECONDS = 0.1
@@ -179,7 +182,7 @@ def up(
     rest = [f"https://localhost:{port}" for port in _rest_ports(directory)]
     metrics = [f"http://{entry.metrics_endpoint}/metrics" for entry in load_connection(directory).partitions]
     following = {
-        "PROVISIONED": "mhsm officers make --output-dir officers\nmhsm security-domain download --help",
+        "PROVISIONED": f"mhsm officers make --output-dir officers\n{download_command(_OFFICERS, 2)}",
         "LOCKED": "mhsm security-domain init-recovery --output attempt.json",
     }.get(names[0], "mhsm status")
     report(

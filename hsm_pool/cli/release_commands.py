@@ -11,10 +11,9 @@ from cryptography.hazmat.primitives import serialization
 from cryptography.hazmat.primitives.asymmetric import rsa
 
 from hsm_pool.cli.files import refuse_existing, write_new
-from hsm_pool.cli.key_output import resource
+from hsm_pool.cli.key_output import as_application, resource
 from hsm_pool.cli.output import (
     UNREACHABLE,
-    common_options,
     connect,
     data_directory_option,
     fail,
@@ -195,7 +194,7 @@ def _nested(claims: dict[str, Any]) -> dict[str, Any]:
 )
 @click.option("--nonce", default="", help="Comes back in the answer.")
 @click.option("--output", type=click.Path(path_type=Path), required=True, help="File for the JWS.")
-@common_options
+@as_application
 def release(
     name: str,
     attestation_token: Path,

@@ -8,8 +8,10 @@ from typing import Any
 import click
 from google.protobuf.json_format import MessageToDict
 
-from hsm_pool.cli.output import common_options, connect, fail, report, request_id_option
+from hsm_pool.cli.output import caller_options, connect, fail, report, request_id_option
 from hsm_pool.client.pool import Pool
+from hsm_pool.core.roles import BUILT_IN_ROLES
+from hsm_pool.errors import PermissionDenied
 from mhsm.roles.v1 import roles_pb2
 
 _GUID = re.compile(r"[0-9a-fA-F]{8}(-[0-9a-fA-F]{4}){3}-[0-9a-fA-F]{12}")
@@ -17,9 +19,7 @@ _PREFIX = "Managed HSM "
 _scope = click.option(
     "--scope", default="/", show_default=True, help="/ or /keys for the whole pool, /keys/NAME for one key."
 )
-_client = click.option(
-    "--as", "client", default="administrator", show_default=True, help="Client certificate to use."
-)
+_as_administrator = caller_options("administrator")
 
 
 @click.group("role")
@@ -38,11 +38,10 @@ def assignment_group() -> None:
 
 
 @definition_group.command("list")
-@_client
-@common_options
-def list_definitions(client: str, **common: Any) -> None:
+@_as_administrator
+def list_definitions(**common: Any) -> None:
     """List all roles."""
-    with connect(common, client) as pool:
+    with connect(common) as pool:
         found = list(pool.list_role_definitions())
     report(
         {"role_definitions": [MessageToDict(entry) for entry in found]},
@@ -54,11 +53,10 @@ def list_definitions(client: str, **common: Any) -> None:
 
 @definition_group.command("show")
 @click.argument("role")
-@_client
-@common_options
-def show_definition(role: str, client: str, **common: Any) -> None:
+@_as_administrator
+def show_definition(role: str, **common: Any) -> None:
     """Show a role, by name or GUID, with its data actions."""
-    with connect(common, client) as pool:
+    with connect(common) as pool:
         found = _find(pool, role)
     _report_definition(found, common, f"{found.role_name} ({found.role_definition_id})", "")
 
@@ -70,13 +68,12 @@ def show_definition(role: str, client: str, **common: Any) -> None:
 @click.option("--description", default="")
 @click.option("--id", "role_definition_id", default="", help="GUID; replaces the custom role of that id.")
 @request_id_option
-@_client
-@common_options
+@_as_administrator
 def create_definition(
     name: str, data_actions: tuple[str, ...], not_data_actions: tuple[str, ...], **options: Any
 ) -> None:
     """Create a custom role, e.g. --data-action keys/sign/action."""
-    with connect(options, options["client"]) as pool:
+    with connect(options) as pool:
         made = pool.create_role_definition(
             name,
             data_actions,
@@ -92,11 +89,10 @@ def create_definition(
 @definition_group.command("delete")
 @click.argument("role")
 @request_id_option
-@_client
-@common_options
-def delete_definition(role: str, request_id: str, client: str, **common: Any) -> None:
+@_as_administrator
+def delete_definition(role: str, request_id: str, **common: Any) -> None:
     """Delete a custom role; what it was assigned to is then allowed nothing by it."""
-    with connect(common, client) as pool:
+    with connect(common) as pool:
         deleted = pool.delete_role_definition(_find(pool, role).role_definition_id, request_id)
     _report_definition(deleted, common, f"deleted {deleted.role_name}", "mhsm role definition list")
 
@@ -107,37 +103,39 @@ def delete_definition(role: str, request_id: str, client: str, **common: Any) ->
 @_scope
 @click.option("--name", default="", help="GUID of the assignment; a new one by default.")
 @request_id_option
-@_client
-@common_options
+@_as_administrator
 def create_assignment(role: str, assignee: str, scope: str, **options: Any) -> None:
     """Give a role to a principal."""
-    with connect(options, options["client"]) as pool:
-        found = None if _GUID.fullmatch(role) else _find(pool, role)
-        role_definition_id = found.role_definition_id if found else role
+    with connect(options) as pool:
+        names = _names(pool)
+        role_definition_id = role if _GUID.fullmatch(role) else _find(pool, role).role_definition_id
         made = pool.create_role_assignment(
             assignee, role_definition_id, scope, name=options["name"], request_id=options["request_id"]
         )
-    _report_assignment(
-        made, options, f"{assignee} has {found.role_name if found else role} at {scope}", _list_command(scope)
-    )
+    _report_assignment(made, names, options, "has", _list_command(scope))
 
 
 @assignment_group.command("list")
-@_scope
+@click.option(
+    "--scope", default="", help="/ or /keys for the whole pool, /keys/NAME for one key; all by default."
+)
 @click.option("--assignee", default="", help="Only this principal's.")
-@_client
-@common_options
-def list_assignments(scope: str, assignee: str, client: str, **common: Any) -> None:
-    """List the role assignments at a scope."""
-    with connect(common, client) as pool:
+@_as_administrator
+def list_assignments(scope: str, assignee: str, **common: Any) -> None:
+    """List the role assignments, at a scope or all."""
+    with connect(common) as pool:
         found = list(pool.list_role_assignments(scope, assignee))
-    lines = [
-        f"{entry.name}  {entry.principal_id}  {entry.role_definition_id}  {entry.scope}" for entry in found
+        names = _names(pool)
+    rows = [("assignment", "principal", "role", "scope", "role's GUID")] + [
+        (entry.name, entry.principal_id, _name(entry, names) or "-", entry.scope, entry.role_definition_id)
+        for entry in found
     ]
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    lines = ("  ".join(map(str.ljust, row, widths)).rstrip() for row in rows)
     report(
-        {"role_assignments": [MessageToDict(entry) for entry in found]},
+        {"role_assignments": [_assignment(entry, names) for entry in found]},
         as_json=common["as_json"],
-        text="\n".join(lines) if lines else f"no role assignment at {scope}",
+        text="\n".join(lines) if found else f"no role assignment{f' at {scope}' if scope else ''}",
         following="mhsm role definition list",
     )
 
@@ -145,28 +143,27 @@ def list_assignments(scope: str, assignee: str, client: str, **common: Any) -> N
 @assignment_group.command("show")
 @click.argument("name")
 @_scope
-@_client
-@common_options
-def show_assignment(name: str, scope: str, client: str, **common: Any) -> None:
+@_as_administrator
+def show_assignment(name: str, scope: str, **common: Any) -> None:
     """Show a role assignment, by its GUID."""
-    with connect(common, client) as pool:
+    with connect(common) as pool:
         found = pool.get_role_assignment(name, scope)
-    text = f"{found.principal_id} has {found.role_definition_id} at {found.scope}"
-    _report_assignment(found, common, text, f"mhsm role definition show {found.role_definition_id}")
+        names = _names(pool)
+    following = f"mhsm role definition show {found.role_definition_id}"
+    _report_assignment(found, names, common, "has", following)
 
 
 @assignment_group.command("delete")
 @click.argument("name")
 @_scope
 @request_id_option
-@_client
-@common_options
-def delete_assignment(name: str, scope: str, request_id: str, client: str, **common: Any) -> None:
+@_as_administrator
+def delete_assignment(name: str, scope: str, request_id: str, **common: Any) -> None:
     """Take a role away, by the GUID of the assignment; no partition uses it afterwards."""
-    with connect(common, client) as pool:
+    with connect(common) as pool:
+        names = _names(pool)
         deleted = pool.delete_role_assignment(name, scope, request_id)
-    text = f"{deleted.principal_id} no longer has the role at {deleted.scope}"
-    _report_assignment(deleted, common, text, _list_command(scope))
+    _report_assignment(deleted, names, common, "no longer has", _list_command(scope))
 
 
 def _find(pool: Pool, role: str) -> roles_pb2.RoleDefinition:
@@ -178,6 +175,14 @@ def _find(pool: Pool, role: str) -> roles_pb2.RoleDefinition:
         if wanted.casefold() in by_name:
             return by_name[wanted.casefold()]
     fail(f"no role is named {role}", "mhsm role definition list")
+
+
+def _names(pool: Pool) -> dict[str, str]:
+    """Return the names of roles by GUID: of all, or of the built-in ones if the caller may not list them."""
+    try:
+        return {found.role_definition_id: found.role_name for found in pool.list_role_definitions()}
+    except PermissionDenied:
+        return {role.role_definition_id: role.role_name for role in BUILT_IN_ROLES.values()}
 
 
 def _list_command(scope: str) -> str:
@@ -193,9 +198,22 @@ def _report_definition(
     report(value, as_json=common["as_json"], text="\n".join(lines), following=following)
 
 
+def _name(found: roles_pb2.RoleAssignment, names: dict[str, str]) -> str | None:
+    """Return the name of an assignment's role; None when it was deleted, or is not known."""
+    return names.get(found.role_definition_id)
+
+
+def _assignment(found: roles_pb2.RoleAssignment, names: dict[str, str]) -> dict[str, Any]:
+    return {**MessageToDict(found), "roleName": _name(found, names)}
+
+
 def _report_assignment(
-    found: roles_pb2.RoleAssignment, common: dict[str, Any], text: str, following: str
+    found: roles_pb2.RoleAssignment, names: dict[str, str], common: dict[str, Any], has: str, following: str
 ) -> None:
-    lines = [text, f"  assignment {found.name}"]
-    value = {"role_assignment": MessageToDict(found)}
+    role = _name(found, names) or "a role that is not known"
+    lines = [
+        f"{found.principal_id} {has} {role} ({found.role_definition_id}) at {found.scope}",
+        f"  assignment {found.name}",
+    ]
+    value = {"role_assignment": _assignment(found, names)}
     report(value, as_json=common["as_json"], text="\n".join(lines), following=following)

@@ -7,23 +7,20 @@ from typing import Any
 import click
 from google.protobuf.json_format import MessageToDict
 
-from hsm_pool.cli.key_output import resource, show_key
-from hsm_pool.cli.output import common_options, connect, fail, report, request_id_option
-from hsm_pool.errors import RotationPolicyMissing
+from hsm_pool.cli.key_output import as_application, resource, show_key
+from hsm_pool.cli.output import connect, report, request_id_option
+from hsm_pool.core.rotation import duration_days
 from mhsm.keys.v1 import keys_pb2
 
 
 @click.command()
 @click.argument("name")
 @request_id_option
-@common_options
+@as_application
 def rotate(name: str, request_id: str, **common: Any) -> None:
     """Make a new version of the same kind; the key needs a rotation policy."""
     with connect(common) as pool:
-        try:
-            made = pool.rotate_key(resource(name), request_id)
-        except RotationPolicyMissing as error:
-            fail(error.message, f"mhsm key rotation-policy update {name} --time-after-create P90D")
+        made = pool.rotate_key(resource(name), request_id)
     show_key(made, common, f"made {made.name}", f"mhsm key versions {name}")
 
 
@@ -34,7 +31,7 @@ def rotation_policy() -> None:
 
 @rotation_policy.command("show")
 @click.argument("name")
-@common_options
+@as_application
 def show_policy(name: str, **common: Any) -> None:
     """Show a key's rotation policy."""
     with connect(common) as pool:
@@ -51,7 +48,7 @@ def show_policy(name: str, **common: Any) -> None:
 @click.option("--expiry-time", default="", help="Life of each new version; ISO 8601, e.g. P2Y.")
 @click.option("--remove", is_flag=True, help="Remove the policy.")
 @request_id_option
-@common_options
+@as_application
 def update_policy(
     name: str, time_after_create: str, time_before_expiry: str, expiry_time: str, remove: bool, **options: Any
 ) -> None:
@@ -68,7 +65,17 @@ def update_policy(
             expiry_time=expiry_time,
             request_id=options["request_id"],
         )
-    _show_policy(name, policy, options, f"mhsm key rotation-policy show {name}")
+    following = f"mhsm key rotation-policy show {name}"
+    if expires_before_it_is_rotated(time_after_create, expiry_time):
+        following = f"each version expires before the next one is made\n{following}"
+    _show_policy(name, policy, options, following)
+
+
+def expires_before_it_is_rotated(time_after_create: str, expiry_time: str) -> bool:
+    """Return whether a policy of these durations leaves a key without a valid version for a time."""
+    if not (time_after_create and expiry_time):
+        return False
+    return duration_days(time_after_create, "time_after_create") > duration_days(expiry_time, "expiry_time")
 
 
 def _show_policy(

@@ -8,8 +8,8 @@ from typing import Any
 import click
 
 from hsm_pool.cli.files import refuse_existing, write_new
-from hsm_pool.cli.key_output import resource
-from hsm_pool.cli.output import common_options, connect, read_bounded, report
+from hsm_pool.cli.key_output import as_application, resource
+from hsm_pool.cli.output import connect, read_bounded, report
 from hsm_pool.core.model import KeyOperation
 from hsm_pool.crypto import algorithms
 from hsm_pool.limits import PAYLOAD_BYTES_MAX, TOKEN_BYTES_MAX
@@ -24,7 +24,7 @@ _algorithm_option = click.option(
 @click.argument("name")
 @_algorithm_option
 @click.option("--output", type=click.Path(path_type=Path), required=True, help="File for the wrapped key.")
-@common_options
+@as_application
 def secure_wrap(name: str, algorithm: str, output: Path, **common: Any) -> None:
     """Have the pool make an AES key of 256 bits; only an attested environment will see it."""
     refuse_existing(output)
@@ -46,7 +46,7 @@ def secure_wrap(name: str, algorithm: str, output: Path, **common: Any) -> None:
 @click.option("--file", "file", type=_FILE, required=True, help="What secure-wrap wrote.")
 @click.option("--attestation-token", type=_FILE, required=True, help="JWT of an attestation authority.")
 @click.option("--output", type=click.Path(path_type=Path), required=True, help="File for the JWS.")
-@common_options
+@as_application
 def secure_unwrap(
     name: str, algorithm: str, file: Path, attestation_token: Path, output: Path, **common: Any
 ) -> None:

@@ -19,15 +19,15 @@ from rich.text import Text
 from hsm_pool.cli import ceremony_progress, process_facts
 from hsm_pool.cli.attempts import described, purpose
 from hsm_pool.cli.output import (
+    DOWNLOAD,
     LOCKED,
     POLL,
     UNREACHABLE,
-    at_the_same_pool,
     data_directory_option,
     failure_of,
     json_option,
-    say_next,
 )
+from hsm_pool.cli.suggestions import at_the_same_pool, say_next
 from hsm_pool.client.connection import Connection, NoConnection
 from hsm_pool.client.errors import PoolUnreachable
 from hsm_pool.client.pool import Pool
@@ -156,7 +156,7 @@ def status(context: click.Context, watch: bool, data_dir: Path, as_json: bool) -
             say_next(at_the_same_pool(line))
         polled = any(row["reason"] == DOWNLOADED_OVER_REST for row in rows)
         following = {
-            "PROVISIONED": POLL if polled else "mhsm security-domain download --help",
+            "PROVISIONED": POLL if polled else DOWNLOAD,
             "LOCKED": "mhsm security-domain init-recovery --output attempt.json",
         }
         states = {row["state"] for row in rows}

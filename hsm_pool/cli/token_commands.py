@@ -27,6 +27,7 @@ def token(name: str, groups: tuple[str, ...], output: Path, data_dir: Path, as_j
     except NoIssuer as error:
         fail(str(error), "mhsm status", UNREACHABLE)
     write_new(output, made["access_token"].encode())
+    assignee = [made["oid"], *made["groups"]][-1]  # whoever names groups gives roles to them
     report(
         {
             "principal_id": made["oid"],
@@ -35,6 +36,11 @@ def token(name: str, groups: tuple[str, ...], output: Path, data_dir: Path, as_j
             "output": str(output),
         },
         as_json=as_json,
-        text=f"wrote a token of {name} to {output}; principal {made['oid']}",
-        following=f'mhsm role assignment create --role "Crypto User" --assignee {made["oid"]}',
+        text="\n".join(
+            [
+                f"wrote a token of {name} to {output}; principal {made['oid']}",
+                *(f"  group {group} {found}" for group, found in zip(groups, made["groups"], strict=True)),
+            ]
+        ),
+        following=f'mhsm role assignment create --role "Crypto User" --assignee {assignee}',
     )

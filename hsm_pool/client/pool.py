@@ -322,7 +322,7 @@ class Pool:
     def list_role_assignments(
         self, scope: str = "/", principal_id: str = "", page_size: int = 0
     ) -> Iterator[roles_pb2.RoleAssignment]:
-        """Yield the role assignments at a scope, of one principal or of all."""
+        """Yield the role assignments at a scope, or with "" at all, of one principal or of all."""
         token = ""
         while True:
             page = self._run(role_calls.list_role_assignments(scope, principal_id, page_size, token))

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from datetime import UTC, datetime
+
 from hsm_pool.core.model import KeyOperation, KeyVersionRecord
 from hsm_pool.errors import KeyNotUsable, OperationNotPermitted
 
@@ -14,6 +16,10 @@ Azure's page does not name secureUnwrapKey: it is taken for an unwrap. It names 
 disabled version, and the service refuses to decrypt, sign and unwrap with one (KeyDisabled;
 Azure/azure-sdk-for-python issue 45342): to disable a key is how its owner stops it at once.
 """
+
+
+def _utc(time_ms: int) -> str:
+    return datetime.fromtimestamp(time_ms // 1000, UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
 
 
 def check_enabled(version: KeyVersionRecord) -> None:
@@ -35,13 +41,16 @@ def check_use(version: KeyVersionRecord, operation: KeyOperation, time_ms: int) 
     """
     if operation not in version.key_operations:
         raise OperationNotPermitted(
-            f"key {version.key_id} does not permit {operation.name.lower()}",
+            f"key {version.key_id} does not permit {operation.azure_name}, only "
+            + ", ".join(permitted.azure_name for permitted in version.key_operations),
             operation=operation.name,
         )
     check_enabled(version)
     if operation in _EXEMPT_FROM_TIME:
         return
     if version.not_before_ms and time_ms < version.not_before_ms:
-        raise KeyNotUsable(f"key {version.key_id} is not valid yet", cause="not_before")
+        raise KeyNotUsable(
+            f"key {version.key_id} is not valid before {_utc(version.not_before_ms)}", cause="not_before"
+        )
     if version.expires_ms and time_ms >= version.expires_ms:
-        raise KeyNotUsable(f"key {version.key_id} has expired", cause="expires")
+        raise KeyNotUsable(f"key {version.key_id} has expired at {_utc(version.expires_ms)}", cause="expires")

@@ -16,7 +16,7 @@ def check_keys(view: View, added: int = 1) -> None:
     """
     most = _pool(view).keys_max or limits.KEYS_MAX
     if view.key_count() + added > most:
-        raise LimitExceeded(f"the pool holds at most {most} keys")
+        raise LimitExceeded(f"the pool holds at most {most} keys, soft-deleted ones included", limit="keys")
 
 
 def check_versions(view: View, key_id: str, versions: int) -> None:
@@ -27,7 +27,10 @@ def check_versions(view: View, key_id: str, versions: int) -> None:
     """
     most = _pool(view).versions_per_key_max or limits.VERSIONS_PER_KEY_MAX
     if versions > most:
-        raise LimitExceeded(f"key {key_id} has at most {most} versions")
+        raise LimitExceeded(
+            f"key {key_id} has at most {most} versions, and a version is never removed: make another key",
+            limit="versions",
+        )
 
 
 def check_bytes(view: View, changes: Changes) -> None:

@@ -178,7 +178,11 @@ def restore_key(command: RestoreKey, view: View) -> Changes:
     if isinstance(existing, KeyRecord):
         state = "deleted" if existing.deleted else "active"
         why = "is soft-deleted, recover or purge it" if existing.deleted else "exists"
-        raise KeyExists(f"key {command.key.key_id} {why}: a restore never overwrites it", state=state)
+        raise KeyExists(
+            f"key {command.key.key_id} {why}: a restore never overwrites it",
+            state=state,
+            key=command.key.key_id,
+        )
     pool_limits.check_keys(view)
     pool_limits.check_versions(view, command.key.key_id, len(command.versions))
     changes: dict[RecordName, Record | None] = {key_name(command.key.key_id): command.key}

@@ -218,6 +218,9 @@ WHOLE_POOL: Final = "/"
 _WHOLE_POOL_SCOPES = frozenset({WHOLE_POOL, "/keys"})
 _KEY_SCOPE = re.compile(rf"/keys/[0-9a-zA-Z-]{{1,{limits.KEY_ID_LENGTH_MAX}}}")
 
+_SHOWABLE = re.compile(r"[!-~]{1,100}")
+"""Of what a caller sent, what his refusal repeats."""
+
 # Restores and ceremonies go on while a restore is under way; their own rules say when not.
 _WHILE_RESTORING = frozenset(
     {
@@ -351,6 +354,7 @@ def parse_data_actions(names: Iterable[str], field: str) -> tuple[str, ...]:
     """
     known = {action.value for action in DataAction}
     found = {name.removeprefix(PREFIX) for name in names}
-    if not found <= known:
-        raise InvalidField("a data action is not known; they have no wildcards", field=field)
+    for name in sorted(found - known):
+        shown = name if _SHOWABLE.fullmatch(name) else "one of them"
+        raise InvalidField(f"{shown} is no data action; there are no wildcards", field=field)
     return tuple(sorted(found))

@@ -73,7 +73,8 @@ def checked(policy: RotationPolicy) -> RotationPolicy | None:
     expiry = duration_days(policy.expiry_time, "policy.expiry_time") if policy.expiry_time else 0
     if expiry and expiry < limits.ROTATION_DAYS_MIN:
         raise InvalidField(
-            f"expiry_time is at least {limits.ROTATION_DAYS_MIN} days", field="policy.expiry_time"
+            f"a version lives {limits.ROTATION_DAYS_MIN} days at least before it expires",
+            field="policy.expiry_time",
         )
     if policy.time_after_create and policy.time_before_expiry:
         raise InvalidField("a rotation has one trigger", field="policy.lifetime_actions")
@@ -81,15 +82,15 @@ def checked(policy: RotationPolicy) -> RotationPolicy | None:
         age = duration_days(policy.time_after_create, "policy.lifetime_actions")
         if age < limits.ROTATION_DAYS_MIN:
             raise InvalidField(
-                f"time_after_create is at least {limits.ROTATION_DAYS_MIN} days",
+                f"a version is {limits.ROTATION_DAYS_MIN} days old at least when it is rotated",
                 field="policy.lifetime_actions",
             )
     if policy.time_before_expiry:
         before = duration_days(policy.time_before_expiry, "policy.lifetime_actions")
         if before + limits.ROTATION_DAYS_MIN > expiry:
             raise InvalidField(
-                f"time_before_expiry needs an expiry_time that is at least {limits.ROTATION_DAYS_MIN} "
-                "days longer",
+                f"a rotation before expiry needs versions that live {limits.ROTATION_DAYS_MIN} days longer "
+                "at least",
                 field="policy.lifetime_actions",
             )
     if not (policy.expiry_time or policy.time_after_create or policy.time_before_expiry):

@@ -152,17 +152,38 @@ def find(name: str, key_type: KeyType, curve: Curve, size_bits: int, operation: 
         AlgorithmNotSupported: It does not exist or does not fit.
     """
     algorithm = named(name)
-    fits = (
+    if operation not in algorithm.operations or not _fits(algorithm, key_type, curve, size_bits):
+        fitting = (
+            a for a in ALGORITHMS if operation in a.operations and _fits(a, key_type, curve, size_bits)
+        )
+        taken = ", ".join(a.name for a in fitting) or "no algorithm"
+        raise AlgorithmNotSupported(
+            f"the key is {kind(key_type, curve, size_bits)}: for {operation.azure_name} it takes {taken}, "
+            f"not {name}",
+            field="algorithm",
+        )
+    return algorithm
+
+
+def _fits(algorithm: Algorithm, key_type: KeyType, curve: Curve, size_bits: int) -> bool:
+    return (
         algorithm.key_type is key_type
         and algorithm.curve in {Curve.NONE, curve}
         and algorithm.size_bits in {0, size_bits}
-        and operation in algorithm.operations
     )
-    if not fits:
-        raise AlgorithmNotSupported(
-            f"{name} does not {operation.name.lower()} with a key of this type and size", field="algorithm"
-        )
-    return algorithm
+
+
+def kind(key_type: KeyType, curve: Curve, size_bits: int) -> str:
+    """Return how people name a kind of key: "EC P-256", "RSA-2048"."""
+    if key_type is KeyType.EC:
+        return f"EC {curve.azure_name}"
+    return f"{key_type.azure_name}-{_size(key_type, size_bits)}"
+
+
+def _size(key_type: KeyType, size_bits: int) -> str:
+    """Return a size, of an AKP key with the parameter set that it stands for."""
+    sets = (a.name for a in ALGORITHMS if key_type is KeyType.AKP and a.size_bits == size_bits)
+    return " ".join([str(size_bits), *(f"({name})" for name in sets)])
 
 
 def _served(key_type: KeyType, size_bits: int) -> frozenset[KeyOperation]:
@@ -191,7 +212,8 @@ def check_key_operations(key_type: KeyType, size_bits: int, operations: Iterable
     for operation in listed:
         if operation not in possible:
             raise InvalidField(
-                f"{operation.name.lower()} does not fit a key of type {key_type.name}", field="key_operations"
+                f"{operation.azure_name} does not fit a key of type {key_type.azure_name}",
+                field="key_operations",
             )
 
 
@@ -203,7 +225,7 @@ def check_key_size(key_type: KeyType, curve: Curve, size_bits: int) -> None:
     """
     if key_type is KeyType.EC:
         if curve is Curve.NONE:
-            raise InvalidField("an EC key needs a curve", field="curve")
+            raise InvalidField("an EC key needs a curve: P-256, P-384, P-521 or P-256K", field="curve")
         if size_bits not in {0, CURVE_BITS[curve]}:
             raise InvalidField("the curve gives the size of an EC key", field="size_bits")
         return
@@ -211,8 +233,8 @@ def check_key_size(key_type: KeyType, curve: Curve, size_bits: int) -> None:
         raise InvalidField("only an EC key has a curve", field="curve")
     sizes = _SIZES_BITS[key_type]
     if size_bits not in sizes:
-        allowed = ", ".join(map(str, sizes))
-        raise InvalidField(f"a key of type {key_type.name} has {allowed} bits", field="size_bits")
+        allowed = ", ".join(_size(key_type, size) for size in sizes)
+        raise InvalidField(f"a key of type {key_type.azure_name} has {allowed} bits", field="size_bits")
 
 
 def check_public_exponent(key_type: KeyType, public_exponent: int) -> None:

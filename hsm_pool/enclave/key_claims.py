@@ -40,14 +40,8 @@ class Part(StrEnum):
     PUBLIC = "public"
 
 
-_KEY_TYPES = {KeyType.RSA: "RSA", KeyType.EC: "EC", KeyType.OCT: "oct", KeyType.AKP: "AKP"}
-_CURVES = {
-    Curve.NONE: "",
-    Curve.P256: "P-256",
-    Curve.P384: "P-384",
-    Curve.P521: "P-521",
-    Curve.P256K: "P-256K",
-}
+_KEY_TYPES = {key_type: key_type.azure_name for key_type in KeyType}
+_CURVES = {curve: curve.azure_name for curve in Curve}
 _PARTS = {part: part.value for part in Part}
 _ORIGINS = {origin: origin.name.lower() for origin in KeyOrigin}
 

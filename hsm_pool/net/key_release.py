@@ -10,7 +10,7 @@ from cryptography.hazmat.primitives.asymmetric import ec, rsa
 from hsm_pool import limits
 from hsm_pool.audit.record import note
 from hsm_pool.core import key_release, lifecycle, roles
-from hsm_pool.core.model import Curve, KeyOperation, KeyReleasePolicy, KeyVersionRecord, Retention
+from hsm_pool.core.model import KeyReleasePolicy, KeyVersionRecord, Retention
 from hsm_pool.core.state import View
 from hsm_pool.crypto import key_transport
 from hsm_pool.crypto.secret import SecretBytes
@@ -26,18 +26,6 @@ _SCHEMA_VERSION = "1.0"
 API_VERSION = "mhsm.keys.v1"
 """Stands where Azure's answers have the version of its API."""
 
-_OPERATIONS = {
-    KeyOperation.ENCRYPT: "encrypt",
-    KeyOperation.DECRYPT: "decrypt",
-    KeyOperation.SIGN: "sign",
-    KeyOperation.VERIFY: "verify",
-    KeyOperation.WRAP_KEY: "wrapKey",
-    KeyOperation.UNWRAP_KEY: "unwrapKey",
-    KeyOperation.IMPORT: "import",
-    KeyOperation.SECURE_WRAP_KEY: "secureWrapKey",
-    KeyOperation.SECURE_UNWRAP_KEY: "secureUnwrapKey",
-}
-_CURVES = {Curve.P256: "P-256", Curve.P384: "P-384", Curve.P521: "P-521", Curve.P256K: "P-256K"}
 _LEVELS = {
     keys_pb2.RECOVERY_LEVEL_RECOVERABLE_PURGEABLE: "Recoverable+Purgeable",
     keys_pb2.RECOVERY_LEVEL_CUSTOMIZED_RECOVERABLE_PURGEABLE: "CustomizedRecoverable+Purgeable",
@@ -132,7 +120,7 @@ def _payload(
     released = {
         **_public(version),
         "key_hsm": key_hsm,
-        "key_ops": [_OPERATIONS[operation] for operation in version.key_operations],
+        "key_ops": [operation.azure_name for operation in version.key_operations],
         "kid": key.name,
     }
     answer = {"attributes": attributes, "key": released, "release_policy": policy}
@@ -151,7 +139,7 @@ def _public(version: KeyVersionRecord) -> dict[str, str]:
     width, point = (key.key_size + 7) // 8, key.public_numbers()
     return {
         "kty": "EC",
-        "crv": _CURVES[version.curve],
+        "crv": version.curve.azure_name,
         "x": encode(point.x.to_bytes(width, "big")),
         "y": encode(point.y.to_bytes(width, "big")),
     }

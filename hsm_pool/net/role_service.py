@@ -38,6 +38,7 @@ R = TypeVar("R", bound=Message)
 T = TypeVar("T", RoleAssignment, RoleDefinitionRecord)
 
 _GUID = re.compile(r"[0-9a-fA-F]{8}(-[0-9a-fA-F]{4}){3}-[0-9a-fA-F]{12}")
+_ALL_SCOPES = ""
 _CLIENT = re.compile(rf"client/[!-~]{{1,{limits.PRINCIPAL_ID_LENGTH_MAX - len('client/')}}}")
 
 
@@ -133,7 +134,8 @@ class RoleService(roles_pb2_grpc.RoleServiceServicer):
     def ListRoleAssignments(  # noqa: N802, D102
         self, request: roles_pb2.ListRoleAssignmentsRequest, context: grpc.ServicerContext
     ) -> roles_pb2.ListRoleAssignmentsResponse:
-        scope, size = roles.parse_scope(request.scope), convert.page_size(request.page_size)
+        scope = roles.parse_scope(request.scope) if request.scope else _ALL_SCOPES
+        size = convert.page_size(request.page_size)
         principal_id = _principal(request.principal_id) if request.principal_id else ""
 
         def decide(state: State) -> tuple[list[RoleAssignment], str]:
@@ -146,7 +148,7 @@ class RoleService(roles_pb2_grpc.RoleServiceServicer):
             return _page(found, positions, size, request.page_token)
 
         replica = self._partition.serving().replica
-        access = current_access(scope)
+        access = current_access(scope or roles.WHOLE_POOL)
         page, token = replica.consult_all(roles.permitted(access, decide), deadline(context))
         return roles_pb2.ListRoleAssignmentsResponse(
             role_assignments=map(_assignment_message, page), next_page_token=token
@@ -183,7 +185,9 @@ class RoleService(roles_pb2_grpc.RoleServiceServicer):
 
 def _listed_at(assigned: str, listed: str) -> bool:
     """Azure lists the assignments of the whole pool together, and not those of keys."""
-    return assigned == listed or (roles.is_whole_pool(assigned) and roles.is_whole_pool(listed))
+    return listed in {_ALL_SCOPES, assigned} or (
+        roles.is_whole_pool(assigned) and roles.is_whole_pool(listed)
+    )
 
 
 def _page(found: list[T], positions: list[str], size: int, token: str) -> tuple[list[T], str]:

@@ -657,7 +657,19 @@ def test_the_command_manages_roles(pool: RunningPool) -> None:
     given = run(
         "assignment", "create", "--role", "cli signers", "--assignee", "client/cli", "--scope", "/keys/cli"
     )["role_assignment"]  # fmt: skip
+    assert given["roleName"] == "cli signers"
     assert run("assignment", "list", "--scope", "/keys/cli")["role_assignments"] == [given]
+    everything = run("assignment", "list")["role_assignments"]
+    assert {entry["scope"] for entry in everything} >= {"/", "/keys/cli"}
+    assert run("assignment", "list", "--assignee", "client/cli")["role_assignments"] == [given]
+    assert given not in run("assignment", "list", "--scope", "/")["role_assignments"]
+    of_key = run(
+        "assignment", "create", "--role", "Crypto Auditor", "--assignee", "client/cli", "--scope", "/keys/cli"
+    )["role_assignment"]  # fmt: skip
+    assert len(run("assignment", "list", "--scope", "/keys/cli", "--as", "cli")["role_assignments"]) == 2
+    all_of_them = mhsm("role", "assignment", "list", "--as", "cli", *at, check=False)
+    assert (all_of_them.returncode, "not authorized" in all_of_them.stderr) == (1, True)
+    run("assignment", "delete", of_key["name"], "--scope", "/keys/cli")
     assert run("assignment", "show", given["name"], "--scope", "/keys/cli")["role_assignment"] == given
     again = mhsm("role", "assignment", "delete", given["name"], *at, check=False)
     assert again.returncode == 1  # not at the scope "/"

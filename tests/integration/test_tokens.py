@@ -6,6 +6,7 @@ import asyncio
 import base64
 import json
 import os
+import re
 import signal
 import ssl
 import urllib.error
@@ -222,6 +223,17 @@ def test_a_token_by_commands(pool: RunningPool, tmp_path: Path) -> None:
     mhsm(*use)
     file.write_text("junk")
     assert mhsm(*use, check=False).returncode == 1
+
+
+def test_a_group_s_guid_is_shown_where_its_role_is_suggested(pool: RunningPool, tmp_path: Path) -> None:
+    """Its name is in no token: the example of docs/roles.md gives the role to the GUID."""
+    at, file = ("--data-dir", str(pool.directory)), tmp_path / "token"
+    shown = mhsm("token", "--as", "dora", "--group", "cli-signers", "--output", str(file), *at)
+    found = re.search("group cli-signers ([0-9a-f-]{36})", shown.stdout)
+    assert found
+    assert f'--role "Crypto User" --assignee {found[1]} ' in shown.stderr
+    mhsm("role", "assignment", "create", "--role", "Crypto User", "--assignee", found[1], *at)
+    mhsm("key", "list", "--token-file", str(file), *at)
 
 
 def test_the_asyncio_client_takes_a_token(pool: RunningPool, administrator: Pool) -> None:

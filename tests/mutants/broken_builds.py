@@ -814,6 +814,14 @@ BROKEN_BUILDS: tuple[BrokenBuild, ...] = (
         ("tests/unit/test_roles.py::test_no_access_without_its_data_action_at_its_scope",),
     ),
     BrokenBuild(
+        "whoever reads the roles of one key lists those of all",
+        "G8",
+        "hsm_pool/net/role_service.py",
+        "consult_all(roles.permitted(access, decide), deadline(context))",
+        "consult_all(decide, deadline(context))",
+        ("tests/integration/test_roles.py::test_the_command_manages_roles",),
+    ),
+    BrokenBuild(
         "firmware below the pool's security version is activated",
         "G5",
         "hsm_pool/core/membership.py",

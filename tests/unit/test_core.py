@@ -165,7 +165,7 @@ def test_use_of_disabled_and_expired_versions(operation: KeyOperation) -> None:
         if exempt:
             key_use.check_use(version, operation, time_ms)
         else:
-            with pytest.raises(errors.KeyNotUsable):
+            with pytest.raises(errors.KeyNotUsable, match="1970-01-01T00:00:00Z"):
                 key_use.check_use(version, operation, time_ms)
     run(state, UpdateKeyVersion(3, "a", enabled=False))
     disabled = lifecycle.version_of(state, lifecycle.active_key(state, "a"))

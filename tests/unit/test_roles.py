@@ -223,6 +223,11 @@ def test_data_actions_are_known_and_have_no_wildcards() -> None:
     for junk in ("*", "keys/*", "keys/sign", "", "KEYS/SIGN/ACTION", "keys/sign/action "):
         with pytest.raises(errors.InvalidField):
             roles.parse_data_actions([junk], "f")
+    with pytest.raises(errors.InvalidField, match=r"^keys/sign is no data action;"):
+        roles.parse_data_actions(["keys/create", "keys/sign"], "f")
+    for hostile in ("a\nb", "\x1b[2J", "x" * 10_000):
+        with pytest.raises(errors.InvalidField, match=r"^one of them is no data action;"):
+            roles.parse_data_actions([hostile], "f")
 
 
 # -- role assignments ---------------------------------------------------------------------

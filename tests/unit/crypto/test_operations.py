@@ -155,6 +155,20 @@ def test_find_accepts_what_fits_and_nothing_else() -> None:
             algorithms.find(unknown, KeyType.RSA, Curve.NONE, 2048, KeyOperation.SIGN)
 
 
+def test_a_refusal_says_what_the_key_is_and_what_fits() -> None:
+    """In Azure's words, so that the next try can be right."""
+    with pytest.raises(errors.AlgorithmNotSupported, match=r"EC P-256: for sign it takes ES256, not RS256"):
+        algorithms.find("RS256", KeyType.EC, Curve.P256, 256, KeyOperation.SIGN)
+    with pytest.raises(errors.AlgorithmNotSupported, match=r"oct-256: for wrapKey it takes A256KW, CKM_"):
+        algorithms.find("A128KW", KeyType.OCT, Curve.NONE, 256, KeyOperation.WRAP_KEY)
+    with pytest.raises(errors.InvalidField, match="type oct has 128, 192, 256 bits"):
+        algorithms.check_key_size(KeyType.OCT, Curve.NONE, 512)
+    with pytest.raises(errors.InvalidField, match=r"AKP has 10496 \(ML-DSA-44\), "):
+        algorithms.check_key_size(KeyType.AKP, Curve.NONE, 100)
+    with pytest.raises(errors.InvalidField, match="a curve: P-256, "):
+        algorithms.check_key_size(KeyType.EC, Curve.NONE, 256)
+
+
 def test_functions_refuse_what_does_not_fit(keys) -> None:
     """By enumeration: an algorithm of another operation, or a key of another type (defence behind find)."""
     functions = {

@@ -468,7 +468,9 @@ class ListRoleAssignmentsRequest(_message.Message):
     PAGE_SIZE_FIELD_NUMBER: _builtins.int
     PAGE_TOKEN_FIELD_NUMBER: _builtins.int
     scope: _builtins.str
-    """Scope: "/", "/keys" or "/keys/{key}"."""
+    """Scope: "/", "/keys" or "/keys/{key}"; empty for all, which needs the data
+    action at the whole pool.
+    """
     principal_id: _builtins.str
     """Only this principal's; empty for all."""
     page_size: _builtins.int

@@ -126,8 +126,8 @@ class RoleServiceServicer:
         raise NotImplementedError('Method not implemented!')
 
     def ListRoleAssignments(self, request, context):
-        """Lists the role assignments at a scope. Those of the whole pool ("/" and
-        "/keys") are listed together, without those of single keys.
+        """Lists the role assignments at a scope, or all of them. Those of the whole
+        pool ("/" and "/keys") are listed together, without those of single keys.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

@@ -48,8 +48,8 @@ class RoleServiceStub:
     GetRoleAssignment: _grpc.UnaryUnaryMultiCallable[_roles_pb2.GetRoleAssignmentRequest, _roles_pb2.GetRoleAssignmentResponse]
     """Reads a role assignment."""
     ListRoleAssignments: _grpc.UnaryUnaryMultiCallable[_roles_pb2.ListRoleAssignmentsRequest, _roles_pb2.ListRoleAssignmentsResponse]
-    """Lists the role assignments at a scope. Those of the whole pool ("/" and
-    "/keys") are listed together, without those of single keys.
+    """Lists the role assignments at a scope, or all of them. Those of the whole
+    pool ("/" and "/keys") are listed together, without those of single keys.
     """
     DeleteRoleAssignment: _grpc.UnaryUnaryMultiCallable[_roles_pb2.DeleteRoleAssignmentRequest, _roles_pb2.DeleteRoleAssignmentResponse]
     """Takes a role from a principal: once it is acknowledged, no partition uses it."""
@@ -74,8 +74,8 @@ class RoleServiceAsyncStub(RoleServiceStub):
     GetRoleAssignment: _aio.UnaryUnaryMultiCallable[_roles_pb2.GetRoleAssignmentRequest, _roles_pb2.GetRoleAssignmentResponse]  # type: ignore[assignment]
     """Reads a role assignment."""
     ListRoleAssignments: _aio.UnaryUnaryMultiCallable[_roles_pb2.ListRoleAssignmentsRequest, _roles_pb2.ListRoleAssignmentsResponse]  # type: ignore[assignment]
-    """Lists the role assignments at a scope. Those of the whole pool ("/" and
-    "/keys") are listed together, without those of single keys.
+    """Lists the role assignments at a scope, or all of them. Those of the whole
+    pool ("/" and "/keys") are listed together, without those of single keys.
     """
     DeleteRoleAssignment: _aio.UnaryUnaryMultiCallable[_roles_pb2.DeleteRoleAssignmentRequest, _roles_pb2.DeleteRoleAssignmentResponse]  # type: ignore[assignment]
     """Takes a role from a principal: once it is acknowledged, no partition uses it."""
@@ -139,8 +139,8 @@ class RoleServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _roles_pb2.ListRoleAssignmentsRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_roles_pb2.ListRoleAssignmentsResponse, _abc.Awaitable[_roles_pb2.ListRoleAssignmentsResponse]]:
-        """Lists the role assignments at a scope. Those of the whole pool ("/" and
-        "/keys") are listed together, without those of single keys.
+        """Lists the role assignments at a scope, or all of them. Those of the whole
+        pool ("/" and "/keys") are listed together, without those of single keys.
         """
 
     @_abc_1.abstractmethod
