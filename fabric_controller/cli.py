@@ -35,7 +35,7 @@ from fabric_controller.console import (
     suggest,
     with_settings,
 )
-from fabric_controller.journal import JournalDamaged
+from fabric_controller.journal import JournalDamaged, JournalHeld
 
 if TYPE_CHECKING:
     from fabric_controller.observe import Picture
@@ -209,6 +209,8 @@ def main() -> None:
         sys.exit(error.exit_code)
     except BrokenPipeError:
         sys.exit(EXIT_FAILED)  # nobody reads
+    except JournalHeld:
+        fail("another process holds the journal, and hangs", HUNG, EXIT_UNREACHABLE)
     except JournalDamaged as error:  # while the command ran
         fail(str(error), JOURNAL_DAMAGED)
     except OSError as error:  # of standard output

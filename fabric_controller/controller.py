@@ -27,7 +27,7 @@ import structlog
 from fabric_controller.enclave_client import EnclaveClient, EnclaveError
 from fabric_controller.hardening import harden, in_force
 from fabric_controller.issuing import issue
-from fabric_controller.journal import Journal
+from fabric_controller.journal import Journal, JournalHeld
 from fabric_controller.observe import Picture, as_document, blank, observe
 from fabric_controller.own_files import open_own_file
 from fabric_controller.planner import Act, Done, Halt, plan
@@ -46,6 +46,9 @@ SILENCE_SECONDS: Final = 20.0
 
 STATUS_BYTES_MAX: Final = 64 * 1024
 """Bytes that are read of a status file; a real one has about 3 KiB."""
+
+_JOURNAL_SECONDS: Final = 2.0
+"""How long a round waits for an operator's command; meanwhile it does not show itself."""
 
 STATUS_FILE: Final = "status.json"
 LOCK_FILE: Final = "controller.lock"
@@ -185,7 +188,7 @@ def take_step(journal: Journal, client: EnclaveClient, picture: Picture, counter
     command comes before or after, never in between. ``counter`` is that of the newest command
     before the picture was taken: after a later one the pool is looked at again.
     """
-    with journal.exclusive() as work:
+    with journal.exclusive(_JOURNAL_SECONDS) as work:
         if work.counter != counter:
             return False
         decision = plan(picture, work, time.time_ns() // 1_000_000)
@@ -250,7 +253,10 @@ def run(
             logger.warning("status_file", failure=failure)
             write_failure = failure
         if work.goal is not None:
-            take_step(journal, client, picture, counter, logger)
+            try:
+                take_step(journal, client, picture, counter, logger)
+            except JournalHeld:  # by an operator's command, that may hang: the next round tries again
+                logger.warning("the journal is held")
         stop.wait(WORK_SECONDS if work.running else POLL_SECONDS)
 
 

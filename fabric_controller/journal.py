@@ -12,6 +12,7 @@ from __future__ import annotations
 import fcntl
 import json
 import os
+import threading
 import time
 import zlib
 from collections.abc import Collection, Iterator
@@ -29,6 +30,16 @@ JOURNAL_BYTES_MAX: Final = 1024 * 1024
 """Beyond this, a journal without an open goal is put aside and a new one begun."""
 
 _READ_BYTES_MAX: Final = 64 * JOURNAL_BYTES_MAX
+
+
+LOCK_SECONDS: Final = 15.0
+"""How long a command waits for the journal; whoever has it sends a command meanwhile, for 10 s at most."""
+
+_LOCK_POLL_SECONDS = 0.05
+
+
+class JournalHeld(Exception):
+    """Another process does not give the journal back."""
 
 
 class JournalDamaged(Exception):
@@ -115,10 +126,15 @@ class Journal:
         return self.work
 
     @contextmanager
-    def exclusive(self) -> Iterator[Work]:
-        """Hold the journal, as it is now: nobody else appends or sends a command meanwhile."""
+    def exclusive(self, wait_seconds: float = LOCK_SECONDS) -> Iterator[Work]:
+        """Hold the journal, as it is now: nobody else appends or sends a command meanwhile.
+
+        Raises:
+            JournalHeld: Another process has held it for longer than any command takes: it hangs.
+        """
+        deadline = time.monotonic() + wait_seconds
         while True:
-            fcntl.flock(self._descriptor, fcntl.LOCK_EX)
+            self._lock(deadline)
             if os.fstat(self._descriptor).st_nlink:
                 break
             self.refresh()
@@ -129,6 +145,16 @@ class Journal:
             yield self.work
         finally:
             fcntl.flock(self._descriptor, fcntl.LOCK_UN)
+
+    def _lock(self, deadline: float) -> None:
+        pause = threading.Event()
+        while True:
+            try:
+                return fcntl.flock(self._descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                if time.monotonic() >= deadline:
+                    raise JournalHeld("another process holds the journal") from None
+                pause.wait(_LOCK_POLL_SECONDS)
 
     def append(self, entry: Entry) -> Work:
         """Append an entry with the time of now; returns when it is on disk. Hold :meth:`exclusive`."""

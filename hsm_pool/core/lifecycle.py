@@ -364,7 +364,8 @@ def _rotate(command: RotateKey, view: View) -> Outcome:
     newest = rotatable_version(view, command.key_id)
     key = active_key(view, command.key_id)
     if command.replaces and (
-        command.replaces != newest.version_id or not rotation.rotation_due(key, newest, command.time_ms)
+        command.replaces != newest.version_id
+        or not rotation.rotation_due(key, newest, command.time_ms, pool_limits.versions_per_key_max(view))
     ):
         raise KeyChanged(f"the rotation of key {key.key_id} is not due any more")
     if (newest.key_type, newest.curve, newest.size_bits) != (

@@ -19,13 +19,18 @@ def check_keys(view: View, added: int = 1) -> None:
         raise LimitExceeded(f"the pool holds at most {most} keys, soft-deleted ones included", limit="keys")
 
 
+def versions_per_key_max(view: View) -> int:
+    """Return how many versions a key of this pool has at most."""
+    return _pool(view).versions_per_key_max or limits.VERSIONS_PER_KEY_MAX
+
+
 def check_versions(view: View, key_id: str, versions: int) -> None:
     """Check how many versions a key is to have.
 
     Raises:
         LimitExceeded: More than a key of this pool has.
     """
-    most = _pool(view).versions_per_key_max or limits.VERSIONS_PER_KEY_MAX
+    most = versions_per_key_max(view)
     if versions > most:
         raise LimitExceeded(
             f"key {key_id} has at most {most} versions, and a version is never removed: make another key",

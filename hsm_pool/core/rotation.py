@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from typing import Final
 
 from hsm_pool import limits
+from hsm_pool.core import pool_limits
 from hsm_pool.core.model import (
     RESTORE,
     KeyRecord,
@@ -105,14 +106,14 @@ def expires_ms(policy: RotationPolicy | None, created_ms: int) -> int:
     return created_ms + duration_days(policy.expiry_time, "policy.expiry_time") * DAY_MS
 
 
-def rotation_due(key: KeyRecord, newest: KeyVersionRecord, now_ms: int) -> bool:
+def rotation_due(key: KeyRecord, newest: KeyVersionRecord, now_ms: int, versions_max: int) -> bool:
     """Return whether a key is to be rotated by its policy.
 
     A disabled version is not: its successor would be a key in use that nobody switched on. Nor is one
     that is not valid yet, or has as many successors as a key can have.
     """
     policy = key.rotation_policy
-    if policy is None or key.deleted or len(key.version_ids) >= limits.VERSIONS_PER_KEY_MAX:
+    if policy is None or key.deleted or len(key.version_ids) >= versions_max:
         return False
     if not newest.enabled or newest.not_before_ms > now_ms:
         return False
@@ -146,6 +147,7 @@ def due_work(state: State, now_ms: int, after: str = "") -> tuple[list[DueAction
     under_way = state.get(RESTORE)
     if isinstance(under_way, RestoreRecord) and not under_way.phase.over:
         return actions, after
+    versions_max = pool_limits.versions_per_key_max(state)
     key_ids = state.key_ids_after(after, limits.DUE_KEYS_PER_PASS)
     for key_id in key_ids:
         key = state.get(key_name(key_id))
@@ -154,7 +156,7 @@ def due_work(state: State, now_ms: int, after: str = "") -> tuple[list[DueAction
         newest = state.get(version_name(key_id, key.version_ids[-1]))
         if purge_due(key, now_ms):
             actions.append(PurgeDue(key_id))
-        elif isinstance(newest, KeyVersionRecord) and rotation_due(key, newest, now_ms):
+        elif isinstance(newest, KeyVersionRecord) and rotation_due(key, newest, now_ms, versions_max):
             actions.append(RotationDue(key_id, newest))
         if len(actions) == limits.DUE_ACTIONS_PER_PASS:
             return actions, key_id

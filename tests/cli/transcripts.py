@@ -75,6 +75,7 @@ RULES: tuple[tuple[str, str], ...] = (
     (r'"bubblewrap": <sandbox>', r'"bubblewrap": (?:true|false)'),
     (r'"bubblewrap_reason": <sandbox>', r'"bubblewrap_reason": "[^"]*"'),
     # On a busy machine a process may not come up at its first start.
+    (r'"silent_seconds": <seconds>', r'"silent_seconds": (?:\d+|null)'),
     (r'"failures": <failures>', r'"failures": \{[^}]*\}'),
     # Who started the pool, and which users are free.
     ("users: <users>", r"users: .*"),

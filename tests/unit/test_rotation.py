@@ -191,6 +191,12 @@ def test_a_key_has_at_most_a_hundred_versions_however_they_were_made(
     state = with_policy(RotationPolicy(time_after_create="P28D"))
     run(state, rotate("a", 2, START_MS))
     assert due(state, START_MS + 365 * DAY_MS) == [], "a full key is not tried for ever"
+    pool = state.pool()
+    with monkeypatch.context() as more:
+        more.setattr(limits, "VERSIONS_PER_KEY_MAX", 100)
+        assert due(state, START_MS + 365 * DAY_MS)
+        state.apply({POOL: replace(pool, versions_per_key_max=2)})
+        assert due(state, START_MS + 365 * DAY_MS) == [], "nor one that is full by the pool's own bound"
     with pytest.raises(errors.LimitExceeded):
         run(state, rotate("a", 3, START_MS))
 

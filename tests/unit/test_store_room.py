@@ -346,6 +346,29 @@ def test_a_full_store_refuses_what_grows_answers_repeats_and_takes_deletions() -
         committer.close()
 
 
+def test_a_large_answer_forgets_no_more_than_a_transaction_holds(monkeypatch: pytest.MonkeyPatch) -> None:
+    """G1, G8: etcd refuses a longer one, as often as it is sent: no answer of that size would be given."""
+    monkeypatch.setattr(limits, "REQUESTS_BYTES_MAX", 400_000)
+    replica = Replica(PoolKeys.generate("0" * 32, 1, SecretBytes(bytes(32))), 0, 1)
+    committer = Committer(None, replica)  # type: ignore[arg-type]  # nothing is sent here
+    longest = 0
+    try:
+        run(replica.state, create("a"))
+        for number in range(904):
+            octets = bytes(100 if number < 900 else 300_000)
+            command = UpdateKeyVersion(1, "a", tags={"n": str(number)})
+            request = number.to_bytes(2, "big")
+            mutation = Mutation(command, None, lambda _, octets=octets: octets, request, b"d", number)  # type: ignore[misc]
+            submission = _Submission(mutation, Operation("KeyUpdate", "spiffe://pool/client/one"))
+            accepted, _, changes = committer._decide([submission])
+            assert accepted
+            longest = max(longest, len(changes) + 2)
+            replica.state.apply(changes)
+        assert 100 < longest <= limits.OPERATIONS_PER_TRANSACTION_MAX, "it is the bound that was met"
+    finally:
+        committer.close()
+
+
 def test_the_committer_weighs_the_answers_that_it_keeps(monkeypatch: pytest.MonkeyPatch) -> None:
     """A flood of fat answers through the committer's own batches stays below the bound."""
     monkeypatch.setattr(limits, "REQUESTS_BYTES_MAX", 400_000)

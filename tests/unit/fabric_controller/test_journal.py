@@ -6,6 +6,7 @@ import multiprocessing
 import os
 import stat
 import zlib
+from contextlib import closing
 from pathlib import Path
 
 import pytest
@@ -13,7 +14,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from fabric_controller import journal as journal_module
-from fabric_controller.journal import JOURNAL_FILE, OLD_JOURNAL_FILE, Journal, JournalDamaged
+from fabric_controller.journal import JOURNAL_FILE, OLD_JOURNAL_FILE, Journal, JournalDamaged, JournalHeld
 from fabric_controller.work import (
     Attempt,
     EntryRefused,
@@ -343,3 +344,17 @@ def test_the_history_calls_a_goal_as_its_command(version: int, name: str) -> Non
     assert entry["goal"] == name
     assert fold(Work(), entry, {0, 1, 2}).goal == goal
     assert fold(Work(), {**entry, "goal": "restart"}, {0, 1, 2}).goal == goal, "as older journals have it"
+
+
+def test_a_journal_that_is_not_given_back_is_not_waited_for_without_end(tmp_path: Path) -> None:
+    """G8: a controller that was stopped within a command; `halt` has to end, too."""
+    with (
+        closing(Journal(tmp_path, POOL)) as held,
+        held.exclusive(),
+        closing(Journal(tmp_path, POOL)) as other,
+        pytest.raises(JournalHeld),
+        other.exclusive(wait_seconds=0.2),
+    ):
+        raise AssertionError
+    with closing(Journal(tmp_path, POOL)) as other, other.exclusive(wait_seconds=0.2) as work:
+        assert work == Work()
