@@ -1383,6 +1383,34 @@ BROKEN_BUILDS: tuple[BrokenBuild, ...] = (
         (f"{_ADMISSION}::test_a_call_that_finds_no_place_is_refused_before_its_request_is_read",),
     ),
     BrokenBuild(
+        "the gate reads what it will refuse",
+        "G8",
+        "hsm_pool/net/interceptors.py",
+        "            self._admission.check(caller.uri, kind)\n",
+        "            pass\n",
+        (f"{_ADMISSION}::test_the_gate_asks_for_a_place_before_it_reads",),
+    ),
+    BrokenBuild(
+        "halted work resumes what an operator drained",
+        "G5",
+        "fabric_controller/planner.py",
+        "            if out and few and view.index not in work.drained:\n",
+        "            if out and few:\n",
+        (
+            "tests/unit/fabric_controller/test_planner.py::test_halted_work_resumes_nothing_that_an_operator_drained",
+        ),
+    ),
+    BrokenBuild(
+        "firmware that is given up resumes what an operator drained",
+        "G5",
+        "fabric_controller/planner.py",
+        "            if failed and index in work.drained:\n                return failed\n",
+        "",
+        (
+            "tests/unit/fabric_controller/test_planner.py::test_firmware_that_is_given_up_resumes_nothing_that_an_operator_drained",
+        ),
+    ),
+    BrokenBuild(
         "a refusal does not say when to come back",
         "G8",
         "hsm_pool/net/interceptors.py",

@@ -6,6 +6,8 @@ import random
 import threading
 import time
 from contextlib import ExitStack, suppress
+from types import SimpleNamespace
+from typing import Any, cast
 
 import pytest
 
@@ -13,9 +15,11 @@ from hsm_pool import limits, waiting
 from hsm_pool.core.admission import Admission, Bounds, Standing, Ticket
 from hsm_pool.errors import Overloaded
 from hsm_pool.net.admission import BOUNDS, THREADS, CallAdmission, CallKind, kind_of
-from hsm_pool.net.authorization import DATA_ACTIONS, FREE_OF_DATA
+from hsm_pool.net.authorization import DATA_ACTIONS, FREE_OF_DATA, Caller, Kind
+from hsm_pool.net.interceptors import Gate
 from hsm_pool.store.replica import boot_time
 
+CALLER = Caller("spiffe://pool/client/greedy", Kind.CLIENT)
 BOUNDS_HERE = Bounds(running=4, running_of_principal=3, waiting=6)
 
 
@@ -261,6 +265,27 @@ def test_a_call_that_finds_no_place_is_refused_before_its_request_is_read() -> N
         admission.check("greedy", CallKind.CONTROL)
     for waiter in waiters:
         waiter.join(60)
+
+
+def test_the_gate_asks_for_a_place_before_it_reads() -> None:
+    """G8: whoever is refused anyway has cost neither memory nor a thread that waits for his request."""
+    refuses = cast("CallAdmission", SimpleNamespace(check=_refuse))
+    answers = SimpleNamespace(check=lambda _: None)
+    gate = Gate(*cast("Any", (0, None, None, None, None, None, _Unread(), answers)), admission=refuses)
+    with pytest.raises(Overloaded):
+        gate._request(CALLER, CallKind.OPERATION, iter(()), cast("Any", None))
+
+
+class _Unread:
+    """Stands for the reader of requests, which must not be asked."""
+
+    def read(self, *_: object) -> bytes:
+        raise AssertionError("it was read")
+
+
+def _refuse(principal: str, kind: CallKind) -> None:
+    assert (principal, kind) == (CALLER.uri, CallKind.OPERATION)
+    raise Overloaded("no place")
 
 
 def _wait_in(admission: CallAdmission) -> None:

@@ -290,6 +290,34 @@ def test_capacity_comes_first_also_for_halted_work(by: str, put_back: bool) -> N
     assert isinstance(controller.step(), Idle)
 
 
+def drained_by_operator(controller: Controller, index: int) -> None:
+    """Have an operator take a partition out of service."""
+    controller.note(kind="command", counter=1, verb="DRAIN", partition=index, by="operator")
+    controller.pool.obey(Verb.DRAIN, index)
+    controller.note(kind="result", counter=1, code="OK")
+
+
+def test_halted_work_resumes_nothing_that_an_operator_drained() -> None:
+    """He may look for what is wrong with it; capacity is his affair then."""
+    controller = Controller(Pool())
+    drained_by_operator(controller, 0)
+    controller.note(**goal_entry(RollOut((0,), {0: 1})))
+    controller.note(kind="halt", by="controller", reason="x")
+    controller.pool.end(1, rounds=1000)
+    assert isinstance(controller.step(), Idle)
+    assert controller.pool.partitions[0].drained
+
+
+def test_firmware_that_is_given_up_resumes_nothing_that_an_operator_drained() -> None:
+    pool = Pool()
+    pool.refuses_activation = "PERMISSION_DENIED"
+    controller = Controller(pool)
+    drained_by_operator(controller, 0)
+    controller.note(**goal_entry(RollOut((0,), {0: 1}, 3)))
+    assert isinstance(run(controller, 2 * PATIENCE_MS // STEP_MS), Halt)
+    assert pool.partitions[0].drained
+
+
 @pytest.mark.parametrize("goal", [RollOut((1,), {1: 1}), Replacement(1, 1)])
 def test_a_drain_that_was_never_obeyed_leaves_nothing_out(goal: RollOut | Replacement) -> None:
     """No answer, and it serves: when the controller takes it out itself, it puts it back."""
