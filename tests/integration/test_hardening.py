@@ -334,7 +334,7 @@ SEEN_BY = {
     "partition": [*OF_PARTITION, *PUBLIC],
     "store_member": ["nodes/?/store*", "nodes/?/pki/store-server*", "nodes/?/pki/store-peer*", *PUBLIC],
     "node_agent": [
-        *("nodes/?", "nodes/?/node.json", "nodes/?/logs*", "nodes/?/pki/agent*"),
+        *("nodes/?", "nodes/?/node.json", "nodes/?/store-member.json", "nodes/?/logs*", "nodes/?/pki/agent*"),
         *("nodes/?/partition/incarnation", "nodes/?/partition/lock", "nodes/?/partition.json", *PUBLIC),
     ],
 }
