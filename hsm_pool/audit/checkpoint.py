@@ -25,7 +25,7 @@ from hsm_pool.audit.tree import HASH_BYTES
 from hsm_pool.enclave.evidence import Attester
 from hsm_pool.enclave.verifier import verified_statement
 from hsm_pool.errors import EvidenceRefused
-from mhsm.peer.v1 import peer_pb2
+from mhsm.audit.v1 import audit_pb2
 
 _SIGNATURE_TYPE = b"\x01"
 _COSIGNATURE_TYPE = b"\x04"
@@ -164,13 +164,13 @@ class SignerKey:
     """COSE_Sign1 token (RFC 9052) of the partition's owner-certified key over name and public key."""
 
     @staticmethod
-    def from_message(message: peer_pb2.CheckpointSigner) -> SignerKey:
+    def from_message(message: audit_pb2.CheckpointSigner) -> SignerKey:
         """Return the key of a message."""
         return SignerKey(message.name, message.public_key, message.certificate)
 
-    def message(self) -> peer_pb2.CheckpointSigner:
+    def message(self) -> audit_pb2.CheckpointSigner:
         """Return the key as a message."""
-        return peer_pb2.CheckpointSigner(
+        return audit_pb2.CheckpointSigner(
             name=self.name, public_key=self.public_key, certificate=self.certificate
         )
 

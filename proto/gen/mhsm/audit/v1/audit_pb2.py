@@ -22,40 +22,41 @@ _runtime_version.ValidateProtobufRuntimeVersion(
 _sym_db = _symbol_database.Default()
 
 
-from mhsm.peer.v1 import peer_pb2 as mhsm_dot_peer_dot_v1_dot_peer__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x19mhsm/audit/v1/audit.proto\x12\rmhsm.audit.v1\x1a\x17mhsm/peer/v1/peer.proto\"\xc9\x01\n\x13QueryRecordsRequest\x12\x13\n\x0bstart_index\x18\x01 \x01(\x04\x12\x12\n\npage_token\x18\x02 \x01(\t\x12\x11\n\tpage_size\x18\x03 \x01(\r\x12\x11\n\tfrom_time\x18\x04 \x01(\t\x12\x12\n\nuntil_time\x18\x05 \x01(\t\x12\x16\n\x0eoperation_name\x18\x06 \x01(\t\x12\x10\n\x08identity\x18\x07 \x01(\t\x12\x13\n\x0bresult_type\x18\x08 \x01(\t\x12\x10\n\x08key_name\x18\t \x01(\t\"*\n\x0b\x41uditRecord\x12\r\n\x05index\x18\x01 \x01(\x04\x12\x0c\n\x04json\x18\x02 \x01(\t\"p\n\x14QueryRecordsResponse\x12+\n\x07records\x18\x01 \x03(\x0b\x32\x1a.mhsm.audit.v1.AuditRecord\x12\x17\n\x0fnext_page_token\x18\x02 \x01(\t\x12\x12\n\nnext_index\x18\x03 \x01(\x04\"\x16\n\x14GetCheckpointRequest\"\xc1\x01\n\x15GetCheckpointResponse\x12\x12\n\ncheckpoint\x18\x01 \x01(\t\x12\x0c\n\x04size\x18\x02 \x01(\x04\x12\x14\n\x0clost_records\x18\x03 \x01(\x04\x12\x0f\n\x07\x66\x61ilure\x18\x04 \x01(\t\x12\x13\n\x0b\x66irst_index\x18\x05 \x01(\x04\x12\x19\n\x11noted_checkpoints\x18\x06 \x03(\t\x12/\n\x07signers\x18\x07 \x03(\x0b\x32\x1e.mhsm.peer.v1.CheckpointSigner\"7\n\x18GetInclusionProofRequest\x12\r\n\x05index\x18\x01 \x01(\x04\x12\x0c\n\x04size\x18\x02 \x01(\x04\"Y\n\x19GetInclusionProofResponse\x12\x11\n\tleaf_hash\x18\x01 \x01(\x0c\x12\x0c\n\x04size\x18\x02 \x01(\x04\x12\x0c\n\x04root\x18\x03 \x01(\x0c\x12\r\n\x05proof\x18\x04 \x03(\x0c\"<\n\x1aGetConsistencyProofRequest\x12\x10\n\x08old_size\x18\x01 \x01(\x04\x12\x0c\n\x04size\x18\x02 \x01(\x04\"H\n\x1bGetConsistencyProofResponse\x12\x0c\n\x04size\x18\x01 \x01(\x04\x12\x0c\n\x04root\x18\x02 \x01(\x0c\x12\r\n\x05proof\x18\x03 \x03(\x0c\"Y\n\x14\x45xportRecordsRequest\x12-\n\x07\x63ontent\x18\x01 \x01(\x0e\x32\x1c.mhsm.audit.v1.ExportContent\x12\x12\n\npage_token\x18\x02 \x01(\t\"h\n\x15\x45xportRecordsResponse\x12\x11\n\tfile_name\x18\x01 \x01(\t\x12\x0f\n\x07\x63ontent\x18\x02 \x01(\x0c\x12\x17\n\x0fnext_page_token\x18\x03 \x01(\t\x12\x12\n\nbytes_left\x18\x04 \x01(\x04*a\n\rExportContent\x12\x1e\n\x1a\x45XPORT_CONTENT_UNSPECIFIED\x10\x00\x12\x18\n\x14\x45XPORT_CONTENT_PEERS\x10\x01\x12\x16\n\x12\x45XPORT_CONTENT_LOG\x10\x02\x32\xf5\x03\n\x0c\x41uditService\x12W\n\x0cQueryRecords\x12\".mhsm.audit.v1.QueryRecordsRequest\x1a#.mhsm.audit.v1.QueryRecordsResponse\x12Z\n\rGetCheckpoint\x12#.mhsm.audit.v1.GetCheckpointRequest\x1a$.mhsm.audit.v1.GetCheckpointResponse\x12\x66\n\x11GetInclusionProof\x12\'.mhsm.audit.v1.GetInclusionProofRequest\x1a(.mhsm.audit.v1.GetInclusionProofResponse\x12l\n\x13GetConsistencyProof\x12).mhsm.audit.v1.GetConsistencyProofRequest\x1a*.mhsm.audit.v1.GetConsistencyProofResponse\x12Z\n\rExportRecords\x12#.mhsm.audit.v1.ExportRecordsRequest\x1a$.mhsm.audit.v1.ExportRecordsResponseb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x19mhsm/audit/v1/audit.proto\x12\rmhsm.audit.v1\"\xc9\x01\n\x13QueryRecordsRequest\x12\x13\n\x0bstart_index\x18\x01 \x01(\x04\x12\x12\n\npage_token\x18\x02 \x01(\t\x12\x11\n\tpage_size\x18\x03 \x01(\r\x12\x11\n\tfrom_time\x18\x04 \x01(\t\x12\x12\n\nuntil_time\x18\x05 \x01(\t\x12\x16\n\x0eoperation_name\x18\x06 \x01(\t\x12\x10\n\x08identity\x18\x07 \x01(\t\x12\x13\n\x0bresult_type\x18\x08 \x01(\t\x12\x10\n\x08key_name\x18\t \x01(\t\"*\n\x0b\x41uditRecord\x12\r\n\x05index\x18\x01 \x01(\x04\x12\x0c\n\x04json\x18\x02 \x01(\t\"p\n\x14QueryRecordsResponse\x12+\n\x07records\x18\x01 \x03(\x0b\x32\x1a.mhsm.audit.v1.AuditRecord\x12\x17\n\x0fnext_page_token\x18\x02 \x01(\t\x12\x12\n\nnext_index\x18\x03 \x01(\x04\"\x16\n\x14GetCheckpointRequest\"I\n\x10\x43heckpointSigner\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x12\n\npublic_key\x18\x02 \x01(\x0c\x12\x13\n\x0b\x63\x65rtificate\x18\x03 \x01(\x0c\"\xc2\x01\n\x15GetCheckpointResponse\x12\x12\n\ncheckpoint\x18\x01 \x01(\t\x12\x0c\n\x04size\x18\x02 \x01(\x04\x12\x14\n\x0clost_records\x18\x03 \x01(\x04\x12\x0f\n\x07\x66\x61ilure\x18\x04 \x01(\t\x12\x13\n\x0b\x66irst_index\x18\x05 \x01(\x04\x12\x19\n\x11noted_checkpoints\x18\x06 \x03(\t\x12\x30\n\x07signers\x18\x07 \x03(\x0b\x32\x1f.mhsm.audit.v1.CheckpointSigner\"7\n\x18GetInclusionProofRequest\x12\r\n\x05index\x18\x01 \x01(\x04\x12\x0c\n\x04size\x18\x02 \x01(\x04\"Y\n\x19GetInclusionProofResponse\x12\x11\n\tleaf_hash\x18\x01 \x01(\x0c\x12\x0c\n\x04size\x18\x02 \x01(\x04\x12\x0c\n\x04root\x18\x03 \x01(\x0c\x12\r\n\x05proof\x18\x04 \x03(\x0c\"<\n\x1aGetConsistencyProofRequest\x12\x10\n\x08old_size\x18\x01 \x01(\x04\x12\x0c\n\x04size\x18\x02 \x01(\x04\"H\n\x1bGetConsistencyProofResponse\x12\x0c\n\x04size\x18\x01 \x01(\x04\x12\x0c\n\x04root\x18\x02 \x01(\x0c\x12\r\n\x05proof\x18\x03 \x03(\x0c\"Y\n\x14\x45xportRecordsRequest\x12-\n\x07\x63ontent\x18\x01 \x01(\x0e\x32\x1c.mhsm.audit.v1.ExportContent\x12\x12\n\npage_token\x18\x02 \x01(\t\"h\n\x15\x45xportRecordsResponse\x12\x11\n\tfile_name\x18\x01 \x01(\t\x12\x0f\n\x07\x63ontent\x18\x02 \x01(\x0c\x12\x17\n\x0fnext_page_token\x18\x03 \x01(\t\x12\x12\n\nbytes_left\x18\x04 \x01(\x04*a\n\rExportContent\x12\x1e\n\x1a\x45XPORT_CONTENT_UNSPECIFIED\x10\x00\x12\x18\n\x14\x45XPORT_CONTENT_PEERS\x10\x01\x12\x16\n\x12\x45XPORT_CONTENT_LOG\x10\x02\x32\xf5\x03\n\x0c\x41uditService\x12W\n\x0cQueryRecords\x12\".mhsm.audit.v1.QueryRecordsRequest\x1a#.mhsm.audit.v1.QueryRecordsResponse\x12Z\n\rGetCheckpoint\x12#.mhsm.audit.v1.GetCheckpointRequest\x1a$.mhsm.audit.v1.GetCheckpointResponse\x12\x66\n\x11GetInclusionProof\x12\'.mhsm.audit.v1.GetInclusionProofRequest\x1a(.mhsm.audit.v1.GetInclusionProofResponse\x12l\n\x13GetConsistencyProof\x12).mhsm.audit.v1.GetConsistencyProofRequest\x1a*.mhsm.audit.v1.GetConsistencyProofResponse\x12Z\n\rExportRecords\x12#.mhsm.audit.v1.ExportRecordsRequest\x1a$.mhsm.audit.v1.ExportRecordsResponseb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
 _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'mhsm.audit.v1.audit_pb2', _globals)
 if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
-  _globals['_EXPORTCONTENT']._serialized_start=1132
-  _globals['_EXPORTCONTENT']._serialized_end=1229
-  _globals['_QUERYRECORDSREQUEST']._serialized_start=70
-  _globals['_QUERYRECORDSREQUEST']._serialized_end=271
-  _globals['_AUDITRECORD']._serialized_start=273
-  _globals['_AUDITRECORD']._serialized_end=315
-  _globals['_QUERYRECORDSRESPONSE']._serialized_start=317
-  _globals['_QUERYRECORDSRESPONSE']._serialized_end=429
-  _globals['_GETCHECKPOINTREQUEST']._serialized_start=431
-  _globals['_GETCHECKPOINTREQUEST']._serialized_end=453
-  _globals['_GETCHECKPOINTRESPONSE']._serialized_start=456
-  _globals['_GETCHECKPOINTRESPONSE']._serialized_end=649
-  _globals['_GETINCLUSIONPROOFREQUEST']._serialized_start=651
-  _globals['_GETINCLUSIONPROOFREQUEST']._serialized_end=706
-  _globals['_GETINCLUSIONPROOFRESPONSE']._serialized_start=708
-  _globals['_GETINCLUSIONPROOFRESPONSE']._serialized_end=797
-  _globals['_GETCONSISTENCYPROOFREQUEST']._serialized_start=799
-  _globals['_GETCONSISTENCYPROOFREQUEST']._serialized_end=859
-  _globals['_GETCONSISTENCYPROOFRESPONSE']._serialized_start=861
-  _globals['_GETCONSISTENCYPROOFRESPONSE']._serialized_end=933
-  _globals['_EXPORTRECORDSREQUEST']._serialized_start=935
-  _globals['_EXPORTRECORDSREQUEST']._serialized_end=1024
-  _globals['_EXPORTRECORDSRESPONSE']._serialized_start=1026
-  _globals['_EXPORTRECORDSRESPONSE']._serialized_end=1130
-  _globals['_AUDITSERVICE']._serialized_start=1232
-  _globals['_AUDITSERVICE']._serialized_end=1733
+  _globals['_EXPORTCONTENT']._serialized_start=1183
+  _globals['_EXPORTCONTENT']._serialized_end=1280
+  _globals['_QUERYRECORDSREQUEST']._serialized_start=45
+  _globals['_QUERYRECORDSREQUEST']._serialized_end=246
+  _globals['_AUDITRECORD']._serialized_start=248
+  _globals['_AUDITRECORD']._serialized_end=290
+  _globals['_QUERYRECORDSRESPONSE']._serialized_start=292
+  _globals['_QUERYRECORDSRESPONSE']._serialized_end=404
+  _globals['_GETCHECKPOINTREQUEST']._serialized_start=406
+  _globals['_GETCHECKPOINTREQUEST']._serialized_end=428
+  _globals['_CHECKPOINTSIGNER']._serialized_start=430
+  _globals['_CHECKPOINTSIGNER']._serialized_end=503
+  _globals['_GETCHECKPOINTRESPONSE']._serialized_start=506
+  _globals['_GETCHECKPOINTRESPONSE']._serialized_end=700
+  _globals['_GETINCLUSIONPROOFREQUEST']._serialized_start=702
+  _globals['_GETINCLUSIONPROOFREQUEST']._serialized_end=757
+  _globals['_GETINCLUSIONPROOFRESPONSE']._serialized_start=759
+  _globals['_GETINCLUSIONPROOFRESPONSE']._serialized_end=848
+  _globals['_GETCONSISTENCYPROOFREQUEST']._serialized_start=850
+  _globals['_GETCONSISTENCYPROOFREQUEST']._serialized_end=910
+  _globals['_GETCONSISTENCYPROOFRESPONSE']._serialized_start=912
+  _globals['_GETCONSISTENCYPROOFRESPONSE']._serialized_end=984
+  _globals['_EXPORTRECORDSREQUEST']._serialized_start=986
+  _globals['_EXPORTRECORDSREQUEST']._serialized_end=1075
+  _globals['_EXPORTRECORDSRESPONSE']._serialized_start=1077
+  _globals['_EXPORTRECORDSRESPONSE']._serialized_end=1181
+  _globals['_AUDITSERVICE']._serialized_start=1283
+  _globals['_AUDITSERVICE']._serialized_end=1784
 # @@protoc_insertion_point(module_scope)

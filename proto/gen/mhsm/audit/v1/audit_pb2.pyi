@@ -8,7 +8,6 @@ from google.protobuf import descriptor as _descriptor
 from google.protobuf import message as _message
 from google.protobuf.internal import containers as _containers
 from google.protobuf.internal import enum_type_wrapper as _enum_type_wrapper
-from mhsm.peer.v1 import peer_pb2 as _peer_pb2
 import builtins as _builtins
 import sys
 import typing as _typing
@@ -174,6 +173,36 @@ class GetCheckpointRequest(_message.Message):
 Global___GetCheckpointRequest: _TypeAlias = GetCheckpointRequest  # noqa: Y015
 
 @_typing.final
+class CheckpointSigner(_message.Message):
+    """A key that signs checkpoints; it lives as long as one incarnation of a partition."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    NAME_FIELD_NUMBER: _builtins.int
+    PUBLIC_KEY_FIELD_NUMBER: _builtins.int
+    CERTIFICATE_FIELD_NUMBER: _builtins.int
+    name: _builtins.str
+    """<pool id>/partition/<index>/<incarnation>."""
+    public_key: _builtins.bytes
+    """Ed25519, 32 bytes."""
+    certificate: _builtins.bytes
+    """COSE_Sign1 of the partition's owner-certified key over name and public key."""
+    def __init__(
+        self,
+        *,
+        name: _builtins.str = ...,
+        public_key: _builtins.bytes = ...,
+        certificate: _builtins.bytes = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["certificate", b"certificate", "name", b"name", "public_key", b"public_key"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___CheckpointSigner: _TypeAlias = CheckpointSigner  # noqa: Y015
+
+@_typing.final
 class GetCheckpointResponse(_message.Message):
     """Response of GetCheckpoint."""
 
@@ -201,7 +230,7 @@ class GetCheckpointResponse(_message.Message):
         """Checkpoints of all partitions' logs that the pool's chain has taken note of."""
 
     @_builtins.property
-    def signers(self) -> _containers.RepeatedCompositeFieldContainer[_peer_pb2.CheckpointSigner]:
+    def signers(self) -> _containers.RepeatedCompositeFieldContainer[Global___CheckpointSigner]:
         """Keys that signed and cosigned the checkpoint, each certified by its partition's owner-certified key."""
 
     def __init__(
@@ -213,7 +242,7 @@ class GetCheckpointResponse(_message.Message):
         failure: _builtins.str = ...,
         first_index: _builtins.int = ...,
         noted_checkpoints: _abc.Iterable[_builtins.str] | None = ...,
-        signers: _abc.Iterable[_peer_pb2.CheckpointSigner] | None = ...,
+        signers: _abc.Iterable[Global___CheckpointSigner] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...

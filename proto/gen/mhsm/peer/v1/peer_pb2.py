@@ -22,30 +22,29 @@ _runtime_version.ValidateProtobufRuntimeVersion(
 _sym_db = _symbol_database.Default()
 
 
+from mhsm.audit.v1 import audit_pb2 as mhsm_dot_audit_dot_v1_dot_audit__pb2
 from mhsm.evidence.v1 import evidence_pb2 as mhsm_dot_evidence_dot_v1_dot_evidence__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x17mhsm/peer/v1/peer.proto\x12\x0cmhsm.peer.v1\x1a\x1fmhsm/evidence/v1/evidence.proto\"\x12\n\x10\x42\x65ginHealRequest\"<\n\x11\x42\x65ginHealResponse\x12\r\n\x05nonce\x18\x01 \x01(\x0c\x12\x18\n\x10\x66irmware_version\x18\x02 \x01(\r\"z\n\x0bHealRequest\x12\r\n\x05nonce\x18\x01 \x01(\x0c\x12\x15\n\rhealing_nonce\x18\x02 \x01(\x0c\x12\x17\n\x0fhpke_public_key\x18\x03 \x01(\x0c\x12,\n\x08\x65vidence\x18\x04 \x01(\x0b\x32\x1a.mhsm.evidence.v1.Evidence\"V\n\x0cHealResponse\x12\x18\n\x10sealed_pool_keys\x18\x01 \x01(\x0c\x12,\n\x08\x65vidence\x18\x02 \x01(\x0b\x32\x1a.mhsm.evidence.v1.Evidence\"I\n\x10\x43heckpointSigner\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x12\n\npublic_key\x18\x02 \x01(\x0c\x12\x13\n\x0b\x63\x65rtificate\x18\x03 \x01(\x0c\"\x80\x01\n\rCosignRequest\x12\x12\n\ncheckpoint\x18\x01 \x01(\t\x12.\n\x06signer\x18\x02 \x01(\x0b\x32\x1e.mhsm.peer.v1.CheckpointSigner\x12\x10\n\x08old_size\x18\x03 \x01(\x04\x12\x19\n\x11\x63onsistency_proof\x18\x04 \x03(\x0c\"i\n\x0e\x43osignResponse\x12\x13\n\x0b\x63osignature\x18\x01 \x01(\t\x12\x12\n\nknown_size\x18\x02 \x01(\x04\x12.\n\x06signer\x18\x03 \x01(\x0b\x32\x1e.mhsm.peer.v1.CheckpointSigner2\xdf\x01\n\x0bPeerService\x12L\n\tBeginHeal\x12\x1e.mhsm.peer.v1.BeginHealRequest\x1a\x1f.mhsm.peer.v1.BeginHealResponse\x12=\n\x04Heal\x12\x19.mhsm.peer.v1.HealRequest\x1a\x1a.mhsm.peer.v1.HealResponse\x12\x43\n\x06\x43osign\x12\x1b.mhsm.peer.v1.CosignRequest\x1a\x1c.mhsm.peer.v1.CosignResponseb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x17mhsm/peer/v1/peer.proto\x12\x0cmhsm.peer.v1\x1a\x19mhsm/audit/v1/audit.proto\x1a\x1fmhsm/evidence/v1/evidence.proto\"\x12\n\x10\x42\x65ginHealRequest\"<\n\x11\x42\x65ginHealResponse\x12\r\n\x05nonce\x18\x01 \x01(\x0c\x12\x18\n\x10\x66irmware_version\x18\x02 \x01(\r\"z\n\x0bHealRequest\x12\r\n\x05nonce\x18\x01 \x01(\x0c\x12\x15\n\rhealing_nonce\x18\x02 \x01(\x0c\x12\x17\n\x0fhpke_public_key\x18\x03 \x01(\x0c\x12,\n\x08\x65vidence\x18\x04 \x01(\x0b\x32\x1a.mhsm.evidence.v1.Evidence\"V\n\x0cHealResponse\x12\x18\n\x10sealed_pool_keys\x18\x01 \x01(\x0c\x12,\n\x08\x65vidence\x18\x02 \x01(\x0b\x32\x1a.mhsm.evidence.v1.Evidence\"\x81\x01\n\rCosignRequest\x12\x12\n\ncheckpoint\x18\x01 \x01(\t\x12/\n\x06signer\x18\x02 \x01(\x0b\x32\x1f.mhsm.audit.v1.CheckpointSigner\x12\x10\n\x08old_size\x18\x03 \x01(\x04\x12\x19\n\x11\x63onsistency_proof\x18\x04 \x03(\x0c\"j\n\x0e\x43osignResponse\x12\x13\n\x0b\x63osignature\x18\x01 \x01(\t\x12\x12\n\nknown_size\x18\x02 \x01(\x04\x12/\n\x06signer\x18\x03 \x01(\x0b\x32\x1f.mhsm.audit.v1.CheckpointSigner2\xdf\x01\n\x0bPeerService\x12L\n\tBeginHeal\x12\x1e.mhsm.peer.v1.BeginHealRequest\x1a\x1f.mhsm.peer.v1.BeginHealResponse\x12=\n\x04Heal\x12\x19.mhsm.peer.v1.HealRequest\x1a\x1a.mhsm.peer.v1.HealResponse\x12\x43\n\x06\x43osign\x12\x1b.mhsm.peer.v1.CosignRequest\x1a\x1c.mhsm.peer.v1.CosignResponseb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
 _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'mhsm.peer.v1.peer_pb2', _globals)
 if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
-  _globals['_BEGINHEALREQUEST']._serialized_start=74
-  _globals['_BEGINHEALREQUEST']._serialized_end=92
-  _globals['_BEGINHEALRESPONSE']._serialized_start=94
-  _globals['_BEGINHEALRESPONSE']._serialized_end=154
-  _globals['_HEALREQUEST']._serialized_start=156
-  _globals['_HEALREQUEST']._serialized_end=278
-  _globals['_HEALRESPONSE']._serialized_start=280
-  _globals['_HEALRESPONSE']._serialized_end=366
-  _globals['_CHECKPOINTSIGNER']._serialized_start=368
-  _globals['_CHECKPOINTSIGNER']._serialized_end=441
-  _globals['_COSIGNREQUEST']._serialized_start=444
-  _globals['_COSIGNREQUEST']._serialized_end=572
-  _globals['_COSIGNRESPONSE']._serialized_start=574
-  _globals['_COSIGNRESPONSE']._serialized_end=679
-  _globals['_PEERSERVICE']._serialized_start=682
-  _globals['_PEERSERVICE']._serialized_end=905
+  _globals['_BEGINHEALREQUEST']._serialized_start=101
+  _globals['_BEGINHEALREQUEST']._serialized_end=119
+  _globals['_BEGINHEALRESPONSE']._serialized_start=121
+  _globals['_BEGINHEALRESPONSE']._serialized_end=181
+  _globals['_HEALREQUEST']._serialized_start=183
+  _globals['_HEALREQUEST']._serialized_end=305
+  _globals['_HEALRESPONSE']._serialized_start=307
+  _globals['_HEALRESPONSE']._serialized_end=393
+  _globals['_COSIGNREQUEST']._serialized_start=396
+  _globals['_COSIGNREQUEST']._serialized_end=525
+  _globals['_COSIGNRESPONSE']._serialized_start=527
+  _globals['_COSIGNRESPONSE']._serialized_end=633
+  _globals['_PEERSERVICE']._serialized_start=636
+  _globals['_PEERSERVICE']._serialized_end=859
 # @@protoc_insertion_point(module_scope)

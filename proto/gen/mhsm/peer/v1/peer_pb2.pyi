@@ -7,6 +7,7 @@ from collections import abc as _abc
 from google.protobuf import descriptor as _descriptor
 from google.protobuf import message as _message
 from google.protobuf.internal import containers as _containers
+from mhsm.audit.v1 import audit_pb2 as _audit_pb2
 from mhsm.evidence.v1 import evidence_pb2 as _evidence_pb2
 import builtins as _builtins
 import sys
@@ -133,36 +134,6 @@ class HealResponse(_message.Message):
 Global___HealResponse: _TypeAlias = HealResponse  # noqa: Y015
 
 @_typing.final
-class CheckpointSigner(_message.Message):
-    """A key that signs checkpoints; it lives as long as one incarnation of a partition."""
-
-    DESCRIPTOR: _descriptor.Descriptor
-
-    NAME_FIELD_NUMBER: _builtins.int
-    PUBLIC_KEY_FIELD_NUMBER: _builtins.int
-    CERTIFICATE_FIELD_NUMBER: _builtins.int
-    name: _builtins.str
-    """<pool id>/partition/<index>/<incarnation>."""
-    public_key: _builtins.bytes
-    """Ed25519, 32 bytes."""
-    certificate: _builtins.bytes
-    """COSE_Sign1 of the partition's owner-certified key over name and public key."""
-    def __init__(
-        self,
-        *,
-        name: _builtins.str = ...,
-        public_key: _builtins.bytes = ...,
-        certificate: _builtins.bytes = ...,
-    ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
-    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["certificate", b"certificate", "name", b"name", "public_key", b"public_key"]  # noqa: Y015
-    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-    def WhichOneof(self, oneof_group: _Never) -> None: ...
-
-Global___CheckpointSigner: _TypeAlias = CheckpointSigner  # noqa: Y015
-
-@_typing.final
 class CosignRequest(_message.Message):
     """Request of Cosign."""
 
@@ -177,7 +148,7 @@ class CosignRequest(_message.Message):
     old_size: _builtins.int
     """Size that the proof starts from."""
     @_builtins.property
-    def signer(self) -> Global___CheckpointSigner:
+    def signer(self) -> _audit_pb2.CheckpointSigner:
         """Who signed it."""
 
     @_builtins.property
@@ -188,7 +159,7 @@ class CosignRequest(_message.Message):
         self,
         *,
         checkpoint: _builtins.str = ...,
-        signer: Global___CheckpointSigner | None = ...,
+        signer: _audit_pb2.CheckpointSigner | None = ...,
         old_size: _builtins.int = ...,
         consistency_proof: _abc.Iterable[_builtins.bytes] | None = ...,
     ) -> None: ...
@@ -214,7 +185,7 @@ class CosignResponse(_message.Message):
     known_size: _builtins.int
     """Size of the newest checkpoint of that log that was cosigned here."""
     @_builtins.property
-    def signer(self) -> Global___CheckpointSigner:
+    def signer(self) -> _audit_pb2.CheckpointSigner:
         """Who cosigned."""
 
     def __init__(
@@ -222,7 +193,7 @@ class CosignResponse(_message.Message):
         *,
         cosignature: _builtins.str = ...,
         known_size: _builtins.int = ...,
-        signer: Global___CheckpointSigner | None = ...,
+        signer: _audit_pb2.CheckpointSigner | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["signer", b"signer"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
