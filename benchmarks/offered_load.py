@@ -145,7 +145,7 @@ class _Sender:
         self._under_way[call.handle] = partition, call
         self._multi.add_handle(call.handle)
 
-    def work(self, answered: Callable[[int], None]) -> None:
+    def work(self, answered: Callable[[int], None] = lambda _partition: None) -> None:
         """Send and receive what there is, wait a moment if there is nothing; hears of each answer."""
         self._multi.perform()
         left = 1
@@ -190,10 +190,6 @@ def _closed(sender: _Sender, load: Load) -> None:
 def _open(sender: _Sender, load: Load) -> None:
     outcome, number = sender.outcome, 0
     began = time.monotonic()
-
-    def nothing(_partition: int) -> None:
-        pass
-
     while (now := time.monotonic()) < began + load.seconds:
         due = int((now - began) * load.calls_per_second)
         while number < due:
@@ -202,10 +198,10 @@ def _open(sender: _Sender, load: Load) -> None:
                 sender.send(number % PARTITIONS)
             else:
                 outcome.not_offered += 1
-        sender.work(nothing)
+        sender.work()
     done_in_time, outcome.seconds = outcome.done, time.monotonic() - began
     while sender.waiting:
-        sender.work(nothing)
+        sender.work()
     outcome.late, outcome.done = outcome.done - done_in_time, done_in_time
 
 
@@ -214,7 +210,7 @@ def _process(pipe: Pipe, directory: Path, load: Load) -> None:
     for partition in range(PARTITIONS):
         sender.send(partition)
     while sender.waiting:
-        sender.work(lambda _: None)
+        sender.work()
     sender.outcome = Outcome()
     pipe.send("ready")
     pipe.recv()

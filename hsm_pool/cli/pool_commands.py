@@ -349,7 +349,7 @@ def _start_supervisor(directory: Path) -> subprocess.Popen[bytes]:
     except (OSError, ValueError, layout.DirectoryRefused) as refused:
         fail(str(refused), "mhsm up --data-dir D with a new directory")
     for index in range(layout.PARTITIONS):
-        for file in ("node.json", "partition.json"):
+        for file in layout.NODE_SETTINGS:
             missing = directory / "nodes" / str(index) / file
             if not missing.is_file():
                 fail(

@@ -130,12 +130,13 @@ def run(
                         notices.send(last)
                 if not child.due():
                     continue
-                changed = True
                 if child is partition and disk.joining:
                     # Not before the new member knows its id: whoever sees the new partition may
                     # replace it again, and the member would take the id of the next one.
                     child.start_at = time.monotonic() + _JOINING_SECONDS
-                elif child is partition:
+                    continue
+                changed = True
+                if child is partition:
                     _prepare_partition(settings, users)
                     child.command = command()
                     version = active_version(settings)

@@ -158,10 +158,14 @@ def pool_settings(directory: Path) -> dict[str, Any]:
     return settings
 
 
+NODE_SETTINGS = ("node.json", "partition.json")
+"""Files of each node's directory without which no pool is started."""
+
+
 def lost_files(directory: Path, index: int) -> list[str]:
     """Return what is gone of a node's directory that nobody makes anew: its identities and settings."""
     node = directory / "nodes" / str(index)
-    needed = ["node.json", "partition.json", "pki", "platform", "owner"]
+    needed = [*NODE_SETTINGS, "pki", "platform", "owner"]
     if any(node.parent.glob("*/firmware")):
         needed.append("firmware/root.json")
     return [f"nodes/{index}/{name}" for name in needed if not (node / name).exists()]
